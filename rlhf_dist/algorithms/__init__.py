@@ -1,0 +1,1 @@
+"""Formulas on tensors: advantages, KL, losses. Imports torch and nothing of ours."""

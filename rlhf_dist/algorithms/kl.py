@@ -1,0 +1,58 @@
+"""KL estimators, the KL-shaped reward, and the adaptive coefficient."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from rlhf_dist.algorithms.ragged import last_positions
+
+
+def k1(log_probs: torch.Tensor, ref_log_probs: torch.Tensor) -> torch.Tensor:
+    """log p - log q on samples of p: unbiased estimate of KL(p, q) (Schulman 2020, "Approximating KL Divergence")."""
+    return log_probs - ref_log_probs
+
+
+def k3(log_probs: torch.Tensor, ref_log_probs: torch.Tensor) -> torch.Tensor:
+    """(r - 1) - log r with r = q / p on samples of p: unbiased, never negative, lower variance (same source)."""
+    log_ratio = ref_log_probs - log_probs
+    return torch.expm1(log_ratio) - log_ratio
+
+
+def shaped_rewards(
+    scores: torch.Tensor, kl: torch.Tensor, lengths: torch.Tensor, *, coefficient: float
+) -> torch.Tensor:
+    """Token rewards: -coefficient * kl_t on every token, plus the score on the last (arXiv:1909.08593, section 2.1).
+
+    Args:
+        scores: [sequences], one score per answer.
+        kl: [tokens], per-token KL to the reference.
+        lengths: [sequences], response tokens per sequence.
+        coefficient: weight of the KL penalty.
+    """
+    assert scores.shape == lengths.shape, (scores.shape, lengths.shape)
+    assert kl.shape == (int(lengths.sum()),), (kl.shape, lengths.sum())
+    rewards = -coefficient * kl
+    rewards[last_positions(lengths)] += scores
+    return rewards
+
+
+class AdaptiveKL:
+    """Proportional control of the KL coefficient (Ziegler et al. 2019, arXiv:1909.08593, section 2.2).
+
+    e = clip(KL / target - 1, -0.2, 0.2), coefficient *= 1 + e * samples / horizon. Without a target it stays fixed.
+    """
+
+    def __init__(self, coefficient: float, *, target: float | None, horizon: int) -> None:
+        """Start from `coefficient`; `target` in nats per sample, `horizon` in samples."""
+        self.coefficient = coefficient
+        self.target = target
+        self.horizon = horizon
+
+    def update(self, kl: float, samples: int) -> None:
+        """Move the coefficient after a batch with mean KL `kl` per sample."""
+        if self.target is None or not math.isfinite(kl):
+            return
+        error = min(max(kl / self.target - 1.0, -0.2), 0.2)
+        self.coefficient *= 1.0 + error * samples / self.horizon

@@ -1,0 +1,30 @@
+"""Ragged sequences, flat and padded. Flat: [tokens] with lengths [sequences]. Padded: [sequences, time] and a mask."""
+
+from __future__ import annotations
+
+import torch
+
+
+def padded(flat: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flat [tokens] to right-padded [sequences, time] with zeros, and the mask of real tokens."""
+    mask = mask_of(lengths)
+    out = flat.new_zeros(mask.shape)
+    out[mask] = flat
+    return out, mask
+
+
+def mask_of(lengths: torch.Tensor) -> torch.Tensor:
+    """Bool [sequences, time], true on the first `lengths[i]` positions of row i."""
+    time = int(lengths.max()) if len(lengths) else 0
+    return torch.arange(time, device=lengths.device)[None, :] < lengths[:, None]
+
+
+def last_positions(lengths: torch.Tensor) -> torch.Tensor:
+    """Index of each sequence's last token in the flat layout, [sequences]."""
+    return lengths.cumsum(0) - 1
+
+
+def segment_sums(flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Sum of each sequence's values, [sequences]."""
+    owner = torch.repeat_interleave(torch.arange(len(lengths), device=flat.device), lengths)
+    return flat.new_zeros(len(lengths)).index_add_(0, owner, flat)

@@ -1,0 +1,63 @@
+"""Checkpoints: each a folder that is complete or absent, with a digest of every file in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlhf_dist.errors import ModelError
+
+DIGESTS = "digests.json"
+
+
+@contextmanager
+def complete_or_absent(folder: Path) -> Iterator[Path]:
+    """Write a folder aside; on leaving the block without error it is synced to disk and takes its name.
+
+    The order is: files, their digests, fsync of all, rename, fsync of the parent (Pillai et al., OSDI 2014).
+    """
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield aside
+    digests = {str(file.relative_to(aside)): _digest(file) for file in sorted(aside.rglob("*")) if file.is_file()}
+    (aside / DIGESTS).write_text(json.dumps(digests, indent=1))
+    for path in [*aside.rglob("*"), aside]:
+        _sync(path)
+    if folder.exists():
+        shutil.rmtree(folder)
+    aside.rename(folder)
+    _sync(folder.parent)
+
+
+def verify(folder: Path) -> None:
+    """Check every file of a checkpoint against its digest.
+
+    Raises:
+        ModelError: names the file that is missing or has changed.
+    """
+    listing = folder / DIGESTS
+    if not listing.is_file():
+        raise ModelError(f"{folder}: no {DIGESTS}; expected a complete checkpoint")
+    for name, expected in json.loads(listing.read_text()).items():
+        file = folder / name
+        if not file.is_file() or _digest(file) != expected:
+            raise ModelError(f"{file}: missing or changed since it was written; expected BLAKE2b {expected}")
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

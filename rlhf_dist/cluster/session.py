@@ -1,0 +1,100 @@
+"""A Ray session: attached to a running cluster, or started here and stopped again."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rlhf_dist.config import Cluster
+from rlhf_dist.errors import EnvironmentProblem
+
+NAMESPACE = "rlhf_dist"
+
+
+@contextmanager
+def session(settings: Cluster, *, cpus: int, gpus: float) -> Iterator[None]:
+    """Be connected to Ray inside the block.
+
+    Args:
+        settings: which cluster.
+        cpus: CPU slots that the run's actors ask for.
+        gpus: GPUs that they ask for.
+
+    Raises:
+        EnvironmentProblem: the dashboard's port is taken, no cluster answers, or it is too small.
+    """
+    # The child processes of an actor (tensor-parallel engines) end with it, also when it is killed.
+    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if settings.address is None:
+        _start_local(settings, cpus)
+    else:
+        _attach(settings.address)
+    try:
+        _check_size(cpus, gpus)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local(settings: Cluster, cpus: int) -> None:
+    import ray
+
+    if settings.dashboard:
+        check_port_free(settings.dashboard_port)
+    ray.init(
+        num_cpus=max(cpus, os.cpu_count() or 1),
+        object_store_memory=settings.object_store_mib * 2**20,
+        include_dashboard=settings.dashboard,
+        dashboard_host="127.0.0.1",
+        dashboard_port=settings.dashboard_port if settings.dashboard else None,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        logging_level="ERROR",
+        configure_logging=False,
+    )
+
+
+def _attach(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False)
+    except ConnectionError as error:
+        raise EnvironmentProblem(
+            f"cluster.address is {address!r}, but no Ray cluster answers there: {error}. Start one with `ray start --head`, "
+            "or leave the address out to start one here"
+        ) from error
+
+
+def check_port_free(port: int) -> None:
+    """Refuse a port that someone listens on.
+
+    Raises:
+        EnvironmentProblem: names the key to change.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"cluster.dashboard_port {port} is busy ({error.strerror}); choose another, or stop what listens there"
+            ) from error
+
+
+def _check_size(cpus: int, gpus: float) -> None:
+    import ray
+
+    there = ray.cluster_resources()
+    for kind, wanted in (("CPU", cpus), ("GPU", gpus)):
+        if there.get(kind, 0) < wanted:
+            raise EnvironmentProblem(
+                f"the Ray cluster has {there.get(kind, 0):g} {kind}s; this run's actors ask for {wanted:g}. "
+                "Lower learner.ranks, rollout.workers or scoring.*_workers, or add nodes"
+            )

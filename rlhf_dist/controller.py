@@ -1,0 +1,136 @@
+"""The training loop.
+
+    prompts -> rollout workers -> store -> reward and reference workers -> learner -> weights -> rollout workers
+
+Read it as the algorithm. The concurrency is in what it calls: rollout workers pull prompts and weights, scoring workers pull
+finished rows, and the store says when a batch is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_dist.algorithms.kl import AdaptiveKL
+from rlhf_dist.cluster.watch import Watch
+from rlhf_dist.config import PPOConfig
+from rlhf_dist.data.prompts import PromptSampler
+from rlhf_dist.errors import WaitTimeout
+from rlhf_dist.learner.group import LearnerGroup
+from rlhf_dist.store.experience import RowView
+from rlhf_dist.store.reader import fetch
+from rlhf_dist.telemetry.metrics import batch_metrics
+from rlhf_dist.telemetry.timing import Timer
+
+Report = Callable[[int, Mapping[str, float], Any], None]
+"""Takes iteration, metrics, and the batch (`store.schema.EXPERIENCE`)."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The running system, wired by `cluster.wiring`."""
+
+    store: Any
+    rollouts: Mapping[str, Any]
+    """Rollout workers by name."""
+    learner: LearnerGroup
+    watch: Watch
+
+
+def train(
+    parts: Parts, prompts: PromptSampler, config: PPOConfig, *, probe_tokens: Sequence[int], report: Report
+) -> None:
+    """Run PPO: generate, score, update, publish, for every iteration.
+
+    With `max_staleness` 0 the store starts no sample of an iteration before the version it will be trained on is published,
+    so each iteration is strictly on-policy.
+
+    Args:
+        parts: the running system; weight version 0 is published already.
+        prompts: the batches of prompts.
+        config: the run's settings.
+        probe_tokens: the sequence on which engines are compared with the learner.
+        report: called after every iteration.
+    """
+    kl = AdaptiveKL(config.ppo.kl_coef, target=config.ppo.kl_target, horizon=config.ppo.kl_horizon)
+    for iteration, tasks in enumerate(prompts.batches(config.ppo.iterations)):
+        timer = Timer()
+        parts.store.submit.remote(tasks)
+        with timer.phase("experience"):
+            rows = take(parts, iteration, timeout_s=config.timeouts.batch)
+        with timer.phase("update"):
+            stats = parts.learner.update(
+                rows,
+                config.ppo,
+                kl_coef=kl.coefficient,
+                reuse_rollout_log_probs=ratio_is_one(config),
+                seed=config.seed + iteration,
+            )
+        with timer.phase("update_weights"):
+            version = iteration + 1
+            probe = probe_tokens if version % config.weights.probe_every == 0 else None
+            num_bytes = parts.learner.publish(parts.store, version, probe_tokens=probe)
+        batch = fetch(rows)
+        parts.store.consume.remote(iteration)
+        measured = worker_stats(parts, timeout_s=config.timeouts.call)
+        weights = {"weights/version": float(version), "weights/bytes": float(num_bytes)}
+        report(iteration, _join(timer, stats, batch_metrics(batch), measured, weights, kl.coefficient), batch)
+        kl.update(stats["objective/kl"], samples=len(rows))
+
+
+def take(parts: Parts, iteration: int, *, timeout_s: float) -> list[RowView]:
+    """Wait for the whole scored batch of an iteration.
+
+    Raises:
+        WaitTimeout: it is not whole in time; says how many rows are where.
+    """
+    ref = parts.store.take.remote(iteration, timeout_s)
+    doing = f"collecting the batch of iteration {iteration}"
+    rows: list[RowView] | None = parts.watch.one("store", ref, timeout_s=timeout_s + 10.0, doing=doing)
+    if rows is None:
+        status = parts.watch.one("store", parts.store.status.remote(), timeout_s=10.0, doing="telling its status")
+        raise WaitTimeout(f"store: no whole batch of iteration {iteration} within {timeout_s:g} s; rows are: {status}")
+    return rows
+
+
+def ratio_is_one(config: PPOConfig) -> bool:
+    """Whether the only optimiser step of an iteration sees the very policy that generated the samples, untruncated."""
+    single_step = config.ppo.epochs * config.ppo.mini_batches == 1
+    truncated = config.rollout.top_p < 1.0 or config.rollout.top_k > 0
+    return single_step and not truncated and config.experience.max_staleness == 0
+
+
+def worker_stats(parts: Parts, *, timeout_s: float) -> dict[str, float]:
+    """Slowest rollout worker's seconds of generating and pulling since the last call, and the largest probe difference."""
+    calls = {name: worker.take_stats.remote() for name, worker in parts.rollouts.items()}
+    stats = parts.watch.wait(calls, timeout_s=timeout_s, doing="telling its timings").values()
+    return {name: max(each[name] for each in stats) for name in ("gen_s", "pull_s", "probe_diff")}
+
+
+def _join(
+    timer: Timer,
+    stats: Mapping[str, float],
+    batch: Mapping[str, float],
+    measured: Mapping[str, float],
+    weights: Mapping[str, float],
+    kl_coef: float,
+) -> dict[str, float]:
+    times = timer.metrics()
+    gathering = times.pop("timing_s/experience")
+    gen, pull = measured["gen_s"], measured["pull_s"]
+    return {
+        **stats,
+        **batch,
+        **weights,
+        "critic/rewards/mean": stats["objective/rlhf_reward"],
+        "actor/reward_kl_penalty_coeff": kl_coef,
+        "weights/probe_diff": measured["probe_diff"],
+        "timing_s/gen": gen,
+        "timing_s/pull_weights": pull,
+        # What scoring added after the last sample was there: the part that did not overlap with generation.
+        "timing_s/score_wait": max(0.0, gathering - gen - pull),
+        **times,
+        "perf/throughput": batch["perf/total_num_tokens"] / times["timing_s/step"],
+        "perf/samples_per_second": batch["perf/num_samples"] / times["timing_s/step"],
+    }

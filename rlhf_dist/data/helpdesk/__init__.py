@@ -1,0 +1,87 @@
+"""The embedded demo task: a help desk whose answers should be kind, complete, correct and safe.
+
+Customers' messages come from a grammar, demonstrations and preferences from simulated people of mixed diligence, and a
+gold judge knows what a good answer is. Everything is deterministic and made from the train prompts only, except
+`held_out_prompts`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_dist.data.helpdesk.annotators import demonstrations, preferences
+from rlhf_dist.data.helpdesk.grammar import held_out_prompts, split, train_prompts
+from rlhf_dist.data.helpdesk.judge import explain, gold_score
+from rlhf_dist.data.helpdesk.tokenizer import build_tokenizer
+from rlhf_dist.errors import DataError
+
+__all__ = [
+    "Paths",
+    "Sizes",
+    "build_tokenizer",
+    "demonstrations",
+    "explain",
+    "gold_score",
+    "held_out_prompts",
+    "preferences",
+    "split",
+    "train_prompts",
+    "write",
+]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many rows `write` puts into each file."""
+
+    prompts: int = 4096
+    held_out: int = 256
+    demonstrations: int = 4096
+    preferences: int = 4096
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where `write` put the task."""
+
+    prompts: Path
+    held_out: Path
+    demonstrations: Path
+    preferences: Path
+    tokenizer: Path
+
+
+def write(folder: Path, *, sizes: Sizes, seed: int) -> Paths:
+    """Write the task's JSON-lines files and its tokenizer into a folder (made if need be).
+
+    Raises:
+        DataError: a size is below 1, or above the number of prompts that the grammar has.
+    """
+    train, held_out = split()
+    for name, size, most in (
+        ("prompts", sizes.prompts, len(train)),
+        ("held_out", sizes.held_out, len(held_out)),
+        ("demonstrations", sizes.demonstrations, None),
+        ("preferences", sizes.preferences, None),
+    ):
+        if size < 1 or (most is not None and size > most):
+            raise DataError(f"help desk: {name} is {size}, expected 1 to {most or 'any number'}")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = Paths(
+        prompts=folder / "prompts.jsonl",
+        held_out=folder / "held_out.jsonl",
+        demonstrations=folder / "demonstrations.jsonl",
+        preferences=folder / "preferences.jsonl",
+        tokenizer=folder / "tokenizer",
+    )
+    _write_rows(paths.prompts, ({"prompt": prompt} for prompt in train[: sizes.prompts]))
+    _write_rows(paths.held_out, ({"prompt": prompt} for prompt in held_out[: sizes.held_out]))
+    _write_rows(paths.demonstrations, demonstrations(sizes.demonstrations, seed))
+    _write_rows(paths.preferences, preferences(sizes.preferences, seed))
+    build_tokenizer().save_pretrained(paths.tokenizer)
+    return paths
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""DeepSpeed ZeRO ranks that turn scored samples into new weights."""

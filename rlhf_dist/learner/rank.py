@@ -1,0 +1,321 @@
+"""One data-parallel process of the learner group: it joins the others, holds the models, and trains on what it is told."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from rlhf_dist.config import PPO, Learner, Optimizer
+from rlhf_dist.data.packing import MicroBatch
+from rlhf_dist.learner.engine import TrainedModel
+from rlhf_dist.learner.ppo import Experience, Models, update
+from rlhf_dist.models import (
+    PackedBatch,
+    PolicyModel,
+    ValueModel,
+    load_policy,
+    load_value_model,
+    pack,
+    response_positions,
+)
+from rlhf_dist.store.weights import encode_bucket, plan_buckets
+
+Loss = Callable[[TrainedModel, PackedBatch], tuple[torch.Tensor, dict[str, float]]]
+"""A stage's loss on one micro-batch: a sum over its examples, and sums of further metrics."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model to train."""
+
+    path: str
+    kind: str
+    """`policy` (causal language model) or `value` (sequence classification, one label)."""
+    optimizer: Optimizer
+    total_steps: int
+    temperature: float = 1.0
+    value_head: bool = False
+
+
+@dataclass(frozen=True)
+class RankRows:
+    """Rows of a PPO batch on one rank, read from Arrow."""
+
+    sequences: list[np.ndarray[Any, Any]]
+    selections: list[range]
+    scores: np.ndarray[Any, Any]
+    rollout_log_probs: list[np.ndarray[Any, Any]]
+    ref_log_probs: list[np.ndarray[Any, Any]]
+
+
+class LearnerRank:
+    """A Ray actor; one per rank. Its calls are collective: the group makes them on all ranks at once."""
+
+    def __init__(self, rank: int, ranks: int, settings: Learner, *, seed: int) -> None:
+        """Prepare the process; nothing is loaded before `join`."""
+        self.rank, self.ranks, self.settings = rank, ranks, settings
+        self.models: dict[str, TrainedModel] = {}
+        self.buckets: list[list[str]] = []
+        torch.manual_seed(seed)
+        if not torch.cuda.is_available():
+            torch.set_num_threads(settings.threads)
+
+    def address(self) -> tuple[str, int]:
+        """A host and a free port of this process's machine, for the rendezvous."""
+        import ray
+
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return host, probe.getsockname()[1]
+
+    def join(self, host: str, port: int, timeout_s: float) -> None:
+        """Meet the other ranks. Waits for all of them; fails after `timeout_s` seconds."""
+        cuda = torch.cuda.is_available()
+        os.environ.update(
+            RANK=str(self.rank),
+            LOCAL_RANK="0",
+            WORLD_SIZE=str(self.ranks),
+            MASTER_ADDR=host,
+            MASTER_PORT=str(port),
+            LOCAL_SIZE="1",
+            DS_ACCELERATOR="cuda" if cuda else "cpu",
+        )
+        import deepspeed
+
+        # DeepSpeed's shared-memory collectives would be compiled here and now: they need g++ and ranks on one machine.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(
+            dist_backend="nccl" if cuda else "gloo",
+            auto_mpi_discovery=False,
+            timeout=timedelta(seconds=timeout_s),
+            verbose=False,
+        )
+
+    def load(self, specs: dict[str, ModelSpec]) -> int:
+        """Load and shard models by name; returns the first one's parameter count."""
+        for name, spec in specs.items():
+            self.models[name] = self._load(spec)
+        first = next(iter(self.models.values()))
+        return sum(int(np.prod(shape)) for _, shape in first.shapes())
+
+    def _load(self, spec: ModelSpec) -> TrainedModel:
+        settings = self.settings
+        dtype = torch.float32
+        module: PolicyModel | ValueModel
+        if spec.kind == "policy":
+            base = load_policy(spec.path, dtype=dtype, attention=settings.attention)
+            module, prefix = PolicyModel(base, temperature=spec.temperature, value_head=spec.value_head), "lm."
+        else:
+            base = load_value_model(spec.path, dtype=dtype, attention=settings.attention)
+            module, prefix = ValueModel(base), "classifier."
+        if settings.gradient_checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+        module.train()
+        return TrainedModel(
+            module,
+            spec.optimizer,
+            prefix=prefix,
+            total_steps=spec.total_steps,
+            zero_stage=settings.zero_stage,
+            bf16=settings.precision == "bf16",
+            cpu_offload=settings.cpu_offload,
+        )
+
+    def update(
+        self,
+        blocks: list[Any],
+        rows: list[dict[str, tuple[int, int]]],
+        mini_batches: list[list[MicroBatch]],
+        ppo: PPO,
+        kl_coef: float,
+        reuse_rollout_log_probs: bool,
+    ) -> dict[str, float]:
+        """One PPO update.
+
+        Args:
+            blocks: handles of the Arrow batches that hold this rank's rows.
+            rows: for each row, writer to (block number, position in it).
+            mini_batches: micro-batches of row numbers, for each mini-batch.
+            ppo: PPO's numbers.
+            kl_coef: weight of the KL penalty now.
+            reuse_rollout_log_probs: see `learner.ppo.update`.
+        """
+        import ray
+
+        data = read_rows(ray.get(blocks), rows, score_clip=ppo.score_clip, missing_eos_penalty=ppo.missing_eos_penalty)
+        models = Models(self.models["policy"], self.models.get("critic"))
+        device = models.policy.device
+        experience = [[to_experience(data, micro, device) for micro in mini] for mini in mini_batches]
+        return update(
+            models,
+            experience,
+            ppo,
+            kl_coef=kl_coef,
+            reuse_rollout_log_probs=reuse_rollout_log_probs,
+            ranks=self.ranks,
+            reduce=self._sum_over_ranks,
+        )
+
+    def train_step(
+        self,
+        name: str,
+        examples: pa.RecordBatch,
+        micros: list[MicroBatch],
+        loss: Loss,
+        denominator: float,
+        learn: bool,
+    ) -> dict[str, float]:
+        """One optimiser step of a supervised stage, or the same without learning.
+
+        Args:
+            name: which model.
+            examples: all examples of the stage, `data.examples.EXAMPLES`, in shared memory.
+            micros: this rank's micro-batches of example numbers.
+            loss: the stage's loss.
+            denominator: tokens or pairs over all ranks, by which the summed loss is divided.
+            learn: whether to update the model.
+        """
+        model = self.models[name]
+        sums: dict[str, float] = {"loss": 0.0}
+        for micro in micros:
+            with torch.set_grad_enabled(learn):
+                total, extra = loss(model, _pack_examples(examples, micro).to(model.device))
+            if learn:
+                model.backward(total * (self.ranks / denominator))
+            for key, value in {"loss": float(total.detach()), **extra}.items():
+                sums[key] = sums.get(key, 0.0) + value
+        facts = model.step() if learn else {}
+        keys = sorted(sums)
+        totals = self._sum_over_ranks(torch.tensor([sums[key] for key in keys], dtype=torch.float64))
+        return {**{key: float(value) / denominator for key, value in zip(keys, totals, strict=True)}, **facts}
+
+    def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str) -> int:
+        """Cut a model into buckets for publication; returns their number."""
+        self._published, self._wire = self.models[name], getattr(torch, wire_dtype)
+        sizes = [(key, int(np.prod(shape)) * self._wire.itemsize) for key, shape in self._published.shapes()]
+        self.buckets = plan_buckets(sizes, bucket_bytes=bucket_bytes)
+        return len(self.buckets)
+
+    def weight_bucket(self, bucket: int) -> tuple[pa.Table | None, dict[str, Any]]:
+        """One bucket of the published model, from the rank that owns it, and a report of what is in it."""
+        names = self.buckets[bucket]
+        with self._published.gathered(names):
+            if bucket % self.ranks != self.rank:
+                return None, {"names": [], "bytes": 0}
+            tensors = [(name, tensor.to(self._wire)) for name, tensor in self._published.tensors(names)]
+            table = encode_bucket(tensors)
+            return table, {"names": names, "bytes": sum(tensor.nbytes for _, tensor in tensors)}
+
+    @torch.no_grad()
+    def probe(self, tokens: Sequence[int]) -> list[float]:
+        """The policy's log-probs of tokens[1:], in nats, at temperature 1, from its training weights."""
+        model = self.models["policy"]
+        packed = pack([np.asarray(tokens)], [range(len(tokens) - 1)], [[0]]).to(model.device)
+        module = model.module
+        kept, module.temperature = module.temperature, 1.0
+        try:
+            log_probs: list[float] = model(packed)[0].tolist()
+        finally:
+            module.temperature = kept
+        return log_probs
+
+    def save(self, name: str, folder: Path) -> None:
+        """Write a model in Hugging Face layout (rank 0 writes; all take part in gathering)."""
+        model = self.models[name]
+        state = model.state_dict()
+        if self.rank == 0:
+            base = getattr(model.module, model.prefix.rstrip("."))
+            dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
+            base.save_pretrained(folder, state_dict={key: value.to(dtype) for key, value in state.items()})
+
+    def state(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
+        """The whole model as arrays, for comparison."""
+        return {key: value.float().numpy() for key, value in self.models[name].state_dict().items()}
+
+    def memory_bytes(self) -> int:
+        """Peak memory of this process: on the GPU where there is one, else resident."""
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def _sum_over_ranks(self, vector: torch.Tensor) -> torch.Tensor:
+        if self.ranks > 1:
+            device = next(iter(self.models.values())).device
+            moved = vector.to(device)
+            torch.distributed.all_reduce(moved)
+            return moved.cpu()
+        return vector
+
+
+def _pack_examples(examples: pa.RecordBatch, micro: MicroBatch) -> PackedBatch:
+    order = [index for row in micro for index in row]
+    tokens, start, stop = (examples.column(name) for name in ("tokens", "selected_from", "selected_to"))
+    sequences = [tokens[index].values.to_numpy() for index in order]
+    selections = [range(start[index].as_py(), stop[index].as_py()) for index in order]
+    numbers = iter(range(len(order)))
+    return pack(sequences, selections, [[next(numbers) for _ in row] for row in micro])
+
+
+def read_rows(
+    blocks: Sequence[pa.RecordBatch],
+    rows: Sequence[dict[str, tuple[int, int]]],
+    *,
+    score_clip: float | None,
+    missing_eos_penalty: float,
+) -> RankRows:
+    """Rows of Arrow blocks as numpy views; scores clipped to ± `score_clip` and, where cut short, penalised."""
+
+    def cell(row: dict[str, tuple[int, int]], writer: str, column: str) -> Any:
+        block, index = row[writer]
+        return blocks[block].column(column)[index]
+
+    def array(row: dict[str, tuple[int, int]], writer: str, column: str) -> np.ndarray[Any, Any]:
+        values: np.ndarray[Any, Any] = cell(row, writer, column).values.to_numpy()
+        return values
+
+    sequences, selections, scores = [], [], []
+    for row in rows:
+        prompt, response = array(row, "rollout", "prompt_tokens"), array(row, "rollout", "response_tokens")
+        sequences.append(np.concatenate([prompt, response]))
+        selections.append(response_positions(len(prompt), len(response)))
+        score = cell(row, "reward", "score").as_py()
+        score = max(-score_clip, min(score_clip, score)) if score_clip is not None else score
+        cut = cell(row, "rollout", "finish_reason").as_py() == "length"
+        scores.append(score - missing_eos_penalty * cut)
+    return RankRows(
+        sequences,
+        selections,
+        np.asarray(scores, dtype=np.float32),
+        [array(row, "rollout", "rollout_log_probs") for row in rows],
+        [array(row, "reference", "ref_log_probs") for row in rows],
+    )
+
+
+def to_experience(data: RankRows, micro: MicroBatch, device: torch.device) -> Experience:
+    """Pack the rows of one micro-batch, in its order."""
+    order = [index for row in micro for index in row]
+
+    def flat(parts: list[np.ndarray[Any, Any]]) -> torch.Tensor:
+        chosen = [parts[index] for index in order]
+        joined = np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.float32)
+        return torch.from_numpy(joined.astype(np.float32)).to(device)
+
+    return Experience(
+        packed=pack(data.sequences, data.selections, micro).to(device),
+        lengths=torch.tensor([len(data.selections[index]) for index in order], dtype=torch.int64, device=device),
+        scores=torch.from_numpy(data.scores[order] if order else data.scores[:0]).to(device),
+        rollout_log_probs=flat(data.rollout_log_probs),
+        ref_log_probs=flat(data.ref_log_probs),
+    )

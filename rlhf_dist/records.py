@@ -1,0 +1,82 @@
+"""What travels between the parts: plain, small, frozen values. Bulk data travels as Arrow (`store/schema.py`)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class RowKey(NamedTuple):
+    """Names one sample for the whole run. Sorting by it gives the canonical order of a batch."""
+
+    iteration: int
+    prompt_id: int
+    sample_index: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of the data set."""
+
+    id: int
+    """Position in the data set."""
+    tokens: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class PromptTask:
+    """A prompt that waits for `samples` answers in one iteration."""
+
+    iteration: int
+    prompt_id: int
+    tokens: tuple[int, ...]
+    samples: int
+    first_sample: int = 0
+
+    def keys(self) -> list[RowKey]:
+        """The rows that this task becomes."""
+        indices = range(self.first_sample, self.first_sample + self.samples)
+        return [RowKey(self.iteration, self.prompt_id, index) for index in indices]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The distribution that answers are drawn from, and where they end."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    stop: tuple[str, ...]
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One answer to generate."""
+
+    key: RowKey
+    prompt_tokens: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One finished answer."""
+
+    key: RowKey
+    prompt_tokens: tuple[int, ...]
+    response_tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    """Log-probability of each response token under the distribution it was drawn from, in nats."""
+    finish_reason: str
+    """`stop`: an end token or stop string; `length`: cut at max_new_tokens."""
+    policy_version: int
+
+
+def sample_seed(run_seed: int, key: RowKey) -> int:
+    """A 63-bit seed that depends on nothing but its arguments, so workers and their order change no sample."""
+    text = f"{run_seed}/{key.iteration}/{key.prompt_id}/{key.sample_index}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1

@@ -1,0 +1,1 @@
+"""Prompts to samples: engines, the worker around them, the vLLM weight plugin."""

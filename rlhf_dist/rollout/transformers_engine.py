@@ -1,0 +1,163 @@
+"""transformers behind `RolloutEngine`: for machines without vLLM, and the oracle that vLLM is tested against.
+
+Samples are decoded in groups: those added while a group runs wait for its end. Each sample draws from a generator of its
+own seed, so its tokens do not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from rlhf_dist.errors import WeightError
+from rlhf_dist.models import load_policy, load_tokenizer
+from rlhf_dist.records import Sample, SampleRequest, Sampling
+from rlhf_dist.store.weights import decode_bucket
+
+
+@dataclass
+class _Running:
+    request: SampleRequest
+    generator: torch.Generator
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+
+
+class TransformersEngine:
+    """A plain decoding loop with a KV cache."""
+
+    def __init__(
+        self, model: str, sampling: Sampling, *, dtype: str, max_concurrent: int, device: str = "cpu"
+    ) -> None:
+        """Load the model's shape; a version must be loaded before the first sample."""
+        self.version = -1
+        self._sampling = sampling
+        self._max_concurrent = max_concurrent
+        self._device = torch.device(device)
+        self._lm: Any = load_policy(model, dtype=getattr(torch, dtype)).to(self._device).eval()
+        self._tokenizer = load_tokenizer(model) if sampling.stop else None
+        self._waiting: list[SampleRequest] = []
+        self._group: list[_Running] = []
+        self._cache: Any = None
+        self._mask = torch.zeros(0)
+        self._next: torch.Tensor = torch.zeros(0)
+
+    @property
+    def running(self) -> int:
+        """Samples added and not finished."""
+        return len(self._waiting) + len(self._group)
+
+    def add(self, request: SampleRequest) -> None:
+        """Start one more sample."""
+        self._waiting.append(request)
+
+    @torch.no_grad()
+    def step(self) -> list[Sample]:
+        """One more token for every sample of the group; returns those that ended."""
+        if not self._group:
+            self._start_group()
+        logits = self._forward()
+        finished: list[Sample] = []
+        keep = []
+        for number, running in enumerate(self._group):
+            log_probs = truncated_log_probs(logits[number].float(), self._sampling)
+            token = int(torch.multinomial(log_probs.exp().cpu(), 1, generator=running.generator))
+            running.tokens.append(token)
+            running.log_probs.append(float(log_probs[token]))
+            reason = self._end(running)
+            if reason is None:
+                keep.append(number)
+            else:
+                finished.append(self._sample(running, reason))
+        self._shrink(keep)
+        return finished
+
+    def _start_group(self) -> None:
+        chosen, self._waiting = self._waiting[: self._max_concurrent], self._waiting[self._max_concurrent :]
+        self._group = [_Running(r, torch.Generator().manual_seed(r.seed)) for r in chosen]
+        width = max(len(r.prompt_tokens) for r in chosen)
+        ids = np.zeros((len(chosen), width), dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, request in enumerate(chosen):
+            ids[row, width - len(request.prompt_tokens) :] = request.prompt_tokens
+            mask[row, width - len(request.prompt_tokens) :] = 1
+        self._next, self._mask = (torch.from_numpy(array).to(self._device) for array in (ids, mask))
+        self._cache = None
+
+    def _forward(self) -> torch.Tensor:
+        positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -self._next.shape[1] :]
+        out = self._lm(
+            input_ids=self._next,
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._cache = out.past_key_values
+        logits: torch.Tensor = out.logits[:, -1]
+        return logits
+
+    def _shrink(self, keep: list[int]) -> None:
+        self._group = [self._group[number] for number in keep]
+        if not keep:
+            return
+        rows = torch.tensor(keep, device=self._device)
+        if len(keep) < len(self._mask):
+            self._cache.batch_select_indices(rows)
+        mask = self._mask[rows]
+        self._mask = torch.cat([mask, mask.new_ones(len(keep), 1)], dim=1)
+        self._next = torch.tensor([[running.tokens[-1]] for running in self._group], device=self._device)
+
+    def _end(self, running: _Running) -> str | None:
+        if running.tokens[-1] in self._sampling.eos_token_ids:
+            return "stop"
+        if self._tokenizer is not None:
+            text = self._tokenizer.decode(running.tokens)
+            if any(stop in text for stop in self._sampling.stop):
+                return "stop"
+        return "length" if len(running.tokens) == self._sampling.max_new_tokens else None
+
+    def _sample(self, running: _Running, reason: str) -> Sample:
+        request = running.request
+        tokens, log_probs = tuple(running.tokens), tuple(running.log_probs)
+        return Sample(request.key, request.prompt_tokens, tokens, log_probs, reason, self.version)
+
+    def load_weights(self, tables: Sequence[pa.Table], names: Sequence[str], *, version: int) -> None:
+        """Replace all weights; see `RolloutEngine`."""
+        found = {name: tensor for table in tables for name, tensor in decode_bucket(table)}
+        own = dict(self._lm.named_parameters())
+        if set(found) != set(names) or set(found) != set(own):
+            odd = sorted(set(found) ^ set(own) | set(found) ^ set(names))
+            raise WeightError(f"weight version {version} does not fit the model: {len(odd)} names differ, e.g. {odd[0]}")
+        with torch.no_grad():
+            for name, tensor in found.items():
+                own[name].copy_(tensor)
+        self.version = version
+
+    @torch.no_grad()
+    def probe(self, tokens: Sequence[int]) -> list[float]:
+        """Log-probs of tokens[1:]; see `RolloutEngine`."""
+        ids = torch.tensor([list(tokens)], device=self._device)
+        log_probs = torch.log_softmax(self._lm(input_ids=ids).logits[0, :-1].float(), dim=-1)
+        values: list[float] = log_probs.gather(1, ids[0, 1:, None])[:, 0].tolist()
+        return values
+
+
+def truncated_log_probs(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Log-probs [vocab] after temperature, then top-k, then top-p (Holtzman et al. 2020, arXiv:1904.09751), renormalised."""
+    logits = logits / sampling.temperature
+    if sampling.top_k:
+        kth = torch.topk(logits, min(sampling.top_k, len(logits))).values[-1]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if sampling.top_p < 1.0:
+        ordered, order = torch.sort(logits, descending=True)
+        before = torch.softmax(ordered, -1).cumsum(-1) - torch.softmax(ordered, -1)
+        logits = logits.index_fill(0, order[before >= sampling.top_p], -torch.inf)
+    return torch.log_softmax(logits, dim=-1)
+

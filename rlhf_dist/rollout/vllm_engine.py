@@ -1,0 +1,184 @@
+"""vLLM behind `RolloutEngine`. Everything that touches vLLM's API is here and in `vllm_weight_plugin.py`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from rlhf_dist.errors import EnvironmentProblem, WeightError
+from rlhf_dist.records import Sample, SampleRequest, Sampling
+from rlhf_dist.rollout import vllm_weight_plugin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ENVIRONMENT = {
+    "VLLM_PLUGINS": "rlhf_dist_arrow",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    # The engine runs inside the actor's process: no orphan can outlive the actor, and weights are handed over by pointer.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+REFUSED = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE")
+
+
+class VLLMEngine:
+    """One vLLM engine in this process (its tensor-parallel workers in processes of their own)."""
+
+    def __init__(
+        self,
+        model: str,
+        sampling: Sampling,
+        *,
+        dtype: str,
+        max_sequence: int,
+        max_concurrent: int,
+        tensor_parallel: int = 1,
+        engine_options: dict[str, Any] | None = None,
+    ) -> None:
+        """Build the engine with random weights; a version must be loaded before the first sample.
+
+        Args:
+            model: Hugging Face folder, for its config (and tokenizer where stop strings are given).
+            sampling: distribution and end of answers.
+            dtype: `float32` or `bfloat16`.
+            max_sequence: longest prompt plus answer, in tokens.
+            max_concurrent: samples decoded at once.
+            tensor_parallel: processes that share the model.
+            engine_options: further keyword arguments of `vllm.LLM`.
+
+        Raises:
+            EnvironmentProblem: a dangerous variable is set, or the KV cache does not fit.
+        """
+        for name in REFUSED:
+            if os.environ.get(name, "0") not in ("", "0"):
+                raise EnvironmentProblem(f"{name} is set, which lets anyone who reaches vLLM run code; unset it")
+        from vllm import LLM
+
+        vllm_weight_plugin.register()
+        self.version = -1
+        self._sampling = sampling
+        self._requests: dict[str, SampleRequest] = {}
+        with _kv_cache_errors_explained(max_sequence):
+            self._llm = LLM(
+                model,
+                dtype=dtype,
+                load_format="dummy",
+                skip_tokenizer_init=not sampling.stop,
+                max_model_len=max_sequence,
+                max_num_seqs=max_concurrent,
+                tensor_parallel_size=tensor_parallel,
+                distributed_executor_backend="uni" if tensor_parallel == 1 else "mp",
+                weight_transfer_config={"backend": vllm_weight_plugin.BACKEND},
+                logprobs_mode="processed_logprobs",
+                disable_log_stats=True,
+                trust_remote_code=False,
+                **(engine_options or {}),
+            )
+        self._in_process = tensor_parallel == 1
+        self._llm.init_weight_transfer_engine({"init_info": {}})
+
+    @property
+    def running(self) -> int:
+        """Samples added and not finished."""
+        return len(self._requests)
+
+    def add(self, request: SampleRequest) -> None:
+        """Start one more sample."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = self._sampling
+        params = SamplingParams(
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            stop=list(sampling.stop),
+            include_stop_str_in_output=True,
+            stop_token_ids=list(sampling.eos_token_ids),
+            seed=request.seed,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=bool(sampling.stop),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        name = "/".join(map(str, request.key))
+        self._requests[name] = request
+        self._llm.llm_engine.add_request(name, {"prompt_token_ids": list(request.prompt_tokens)}, params)
+
+    def step(self) -> list[Sample]:
+        """Advance by one scheduler step; returns the samples that ended in it."""
+        finished = [output for output in self._llm.llm_engine.step() if output.finished]
+        return [self._sample(output) for output in finished]
+
+    def _sample(self, output: Any) -> Sample:
+        request = self._requests.pop(output.request_id)
+        answer = output.outputs[0]
+        return Sample(
+            key=request.key,
+            prompt_tokens=request.prompt_tokens,
+            response_tokens=tuple(answer.token_ids),
+            log_probs=tuple(answer.logprobs.logprobs),
+            finish_reason=answer.finish_reason,
+            policy_version=self.version,
+        )
+
+    def load_weights(self, tables: Sequence[pa.Table], names: Sequence[str], *, version: int) -> None:
+        """Replace all weights; see `RolloutEngine`."""
+        arrived = [name for table in tables for name in table.column("name").to_pylist()]
+        if sorted(arrived) != sorted(names):
+            raise WeightError(f"weight version {version} has {len(arrived)} tensors; its manifest names {len(names)}")
+        with self._announced(tables, version) as sources:
+            self._llm.start_weight_update()
+            self._llm.update_weights({"update_info": {"sources": sources}})
+            self._llm.finish_weight_update(str(version))
+        self._llm.reset_prefix_cache()
+        self.version = version
+
+    @contextmanager
+    def _announced(self, tables: Sequence[pa.Table], version: int) -> Iterator[list[str]]:
+        """Names under which the engine's processes find the tables: this process's memory, or files in shared memory."""
+        if self._in_process:
+            handed = {f"version-{version}-bucket-{number}": table for number, table in enumerate(tables)}
+            vllm_weight_plugin.HANDED_OVER.update(handed)
+            try:
+                yield list(handed)
+            finally:
+                vllm_weight_plugin.HANDED_OVER.clear()
+            return
+        with tempfile.TemporaryDirectory(prefix="rlhf_dist-", dir="/dev/shm") as folder:
+            yield [_write(table, Path(folder) / f"{number}.arrow") for number, table in enumerate(tables)]
+
+    def probe(self, tokens: Sequence[int]) -> list[float]:
+        """Log-probs of tokens[1:]; see `RolloutEngine`."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
+        (output,) = self._llm.generate([{"prompt_token_ids": list(tokens)}], params, use_tqdm=False)
+        return [found[token].logprob for token, found in zip(tokens[1:], output.prompt_logprobs[1:], strict=True)]
+
+
+def _write(table: pa.Table, path: Path) -> str:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    return str(path)
+
+
+@contextmanager
+def _kv_cache_errors_explained(max_sequence: int) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "KV cache" not in str(error):
+            raise
+        raise EnvironmentProblem(
+            f"no room for the KV cache of one sample of {max_sequence} tokens: {error}. Raise rollout.kv_cache_gib (CPU) "
+            "or rollout.gpu_memory_fraction (GPU), or lower prompts.max_tokens or rollout.max_new_tokens"
+        ) from error

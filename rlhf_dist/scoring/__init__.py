@@ -1,0 +1,1 @@
+"""Reward model and reference policy: columns added to finished samples."""

@@ -1,0 +1,1 @@
+"""What each command trains, driven by one learner."""

@@ -1,0 +1,1 @@
+"""The experience index, the weight versions, and the Arrow schema of both."""

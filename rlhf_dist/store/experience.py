@@ -1,0 +1,247 @@
+"""The index of experience: which rows exist, which columns each has, who works on it, who has consumed it.
+
+A row's way:  submitted -> leased to a rollout worker -> written -> scored (one lease per scorer) -> taken -> consumed
+A lease goes back to the pool when its holder is released, so every row is consumed exactly once whoever dies.
+
+This is plain Python without Ray; `store/actor.py` puts it into a process. Blocks are opaque handles to Arrow batches.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from rlhf_dist.errors import StoreError
+from rlhf_dist.records import PromptTask, RowKey
+from rlhf_dist.store.admission import room
+from rlhf_dist.store.schema import SCORERS
+
+ROLLOUT_WRITER = "rollout"
+
+
+class Slice(NamedTuple):
+    """Where one row's columns lie: a block and a position in it."""
+
+    block: Any
+    index: int
+
+
+class RowView(NamedTuple):
+    """A row as others see it: its key, its length in tokens, and a slice per writer."""
+
+    key: RowKey
+    tokens: int
+    slices: dict[str, Slice]
+
+
+@dataclass
+class _Row:
+    tokens: int
+    slices: dict[str, Slice]
+    taken: bool = False
+
+
+@dataclass
+class _ScoringQueue:
+    waiting: deque[RowKey] = field(default_factory=deque)
+    leased: dict[RowKey, str] = field(default_factory=dict)
+
+
+class ExperienceIndex:
+    """Bounded, exactly-once bookkeeping of prompts and rows."""
+
+    def __init__(self, *, batch_rows: int, max_staleness: int = 0, capacity_rows: int | None = None) -> None:
+        """Set the bounds.
+
+        Raises:
+            StoreError: the capacity is below what one batch (and its staleness) needs, which would deadlock.
+        """
+        needed = (max_staleness + 1) * batch_rows
+        if capacity_rows is not None and capacity_rows < needed:
+            raise StoreError(f"capacity of {capacity_rows} rows; expected at least {needed}")
+        self.batch_rows = batch_rows
+        self.max_staleness = max_staleness
+        self.capacity_rows = capacity_rows or needed
+        self.version = -1
+        self.accepted = 0
+        self.consumed = 0
+        self._prompts: deque[PromptTask] = deque()
+        self._running: dict[RowKey, tuple[str, PromptTask]] = {}
+        self._rows: dict[RowKey, _Row] = {}
+        self._scoring = {scorer: _ScoringQueue() for scorer in SCORERS}
+        self._submitted: Counter[int] = Counter()
+
+    def submit(self, tasks: Iterable[PromptTask]) -> None:
+        """Queue prompts for generation."""
+        for task in tasks:
+            self._prompts.append(task)
+            self._submitted[task.iteration] += task.samples
+
+    def publish(self, version: int) -> None:
+        """Tell which weight version workers can have from now on."""
+        if version <= self.version:
+            raise StoreError(f"version {version} published after version {self.version}")
+        self.version = version
+
+    def room(self) -> int:
+        """Rows that may start now: the staleness rule, and the capacity (back-pressure)."""
+        admitted = room(
+            granted=self.accepted + len(self._running),
+            version=self.version,
+            batch_rows=self.batch_rows,
+            max_staleness=self.max_staleness,
+        )
+        return min(admitted, self.capacity_rows - len(self._rows) - len(self._running))
+
+    def lease_prompts(self, worker: str, limit: int) -> list[PromptTask]:
+        """Prompts for `worker`, at most `limit` samples together (a single larger prompt is granted alone)."""
+        granted: list[PromptTask] = []
+        samples = 0
+        while self._prompts and self._prompts[0].samples <= self.room():
+            if granted and samples + self._prompts[0].samples > limit:
+                break
+            task = self._prompts.popleft()
+            granted.append(task)
+            samples += task.samples
+            self._running.update({key: (worker, task) for key in task.keys()})
+        return granted
+
+    def append(self, worker: str, block: Any, keys: Sequence[RowKey], tokens: Sequence[int]) -> None:
+        """Accept finished rows from the worker that leased them; a row from anyone else is refused whole.
+
+        Raises:
+            StoreError: a key that `worker` does not hold, so the row is a duplicate or came after its lease ended.
+        """
+        for key in keys:
+            if self._running.get(key, ("", None))[0] != worker:
+                raise StoreError(f"{worker} wrote {key}, which is not leased to it")
+        for position, (key, length) in enumerate(zip(keys, tokens, strict=True)):
+            del self._running[key]
+            self._rows[key] = _Row(length, {ROLLOUT_WRITER: Slice(block, position)})
+            for queue in self._scoring.values():
+                queue.waiting.append(key)
+        self.accepted += len(keys)
+
+    def lease_rows(self, worker: str, scorer: str, max_tokens: int) -> list[RowView]:
+        """Rows that still lack `scorer`'s column, at most `max_tokens` together (a longer one is granted alone)."""
+        queue = self._scoring[scorer]
+        granted: list[RowView] = []
+        total = 0
+        while queue.waiting:
+            row = self._rows[queue.waiting[0]]
+            if granted and total + row.tokens > max_tokens:
+                break
+            key = queue.waiting.popleft()
+            queue.leased[key] = worker
+            granted.append(self._view(key))
+            total += row.tokens
+        return granted
+
+    def add_column(self, worker: str, scorer: str, block: Any, keys: Sequence[RowKey]) -> None:
+        """Accept a scorer's column for rows that `worker` leased.
+
+        Raises:
+            StoreError: a key that `worker` does not hold.
+        """
+        leased = self._scoring[scorer].leased
+        for key in keys:
+            if leased.get(key) != worker:
+                raise StoreError(f"{worker} scored {key} for {scorer}, which is not leased to it")
+        for position, key in enumerate(keys):
+            del leased[key]
+            self._rows[key].slices[scorer] = Slice(block, position)
+
+    def complete(self, iteration: int) -> bool:
+        """Whether every submitted row of the iteration is there with all its columns."""
+        return 0 < self._submitted[iteration] == len(self._scored(iteration))
+
+    def take(self, iteration: int) -> list[RowView]:
+        """The whole batch in canonical order, once; `consume` it when it is trained on, `give_back` when it is not.
+
+        Raises:
+            StoreError: the batch is incomplete or already taken.
+        """
+        keys = self._scored(iteration)
+        if not self.complete(iteration) or any(self._rows[key].taken for key in keys):
+            raise StoreError(f"iteration {iteration} is not complete or already taken")
+        for key in keys:
+            self._rows[key].taken = True
+        return [self._view(key) for key in sorted(keys)]
+
+    def give_back(self, iteration: int) -> None:
+        """Return a taken batch to the pool, because its consumer died."""
+        for key in self._scored(iteration):
+            self._rows[key].taken = False
+
+    def consume(self, iteration: int) -> None:
+        """Forget a trained batch; its blocks are freed with the last reference.
+
+        Raises:
+            StoreError: the batch was not taken.
+        """
+        keys = self._scored(iteration)
+        if not keys or not all(self._rows[key].taken for key in keys):
+            raise StoreError(f"iteration {iteration} was consumed but not taken")
+        for key in keys:
+            del self._rows[key]
+        del self._submitted[iteration]
+        self.consumed += len(keys)
+
+    def release(self, worker: str) -> None:
+        """Return everything that a lost worker held; unfinished samples of a prompt are generated again."""
+        lost = [(key, task) for key, (holder, task) in self._running.items() if holder == worker]
+        for key, task in reversed(lost):
+            del self._running[key]
+            self._prompts.appendleft(_only(task, key))
+        for queue in self._scoring.values():
+            back = [key for key, holder in queue.leased.items() if holder == worker]
+            for key in reversed(back):
+                del queue.leased[key]
+                queue.waiting.appendleft(key)
+
+    def status(self) -> dict[str, int]:
+        """Counts for logs and error messages."""
+        waiting = {f"waiting_for_{scorer}": len(queue.waiting) + len(queue.leased) for scorer, queue in self._scoring.items()}
+        queued = sum(task.samples for task in self._prompts)
+        return {"queued": queued, "generating": len(self._running), "rows": len(self._rows), **waiting}
+
+    def check_valid(self) -> None:
+        """Raise if a law of the index is broken; tests call this after every step.
+
+        Raises:
+            StoreError: names the law.
+        """
+        laws: dict[str, Callable[[], bool]] = {
+            "every accepted row is held or consumed": lambda: self.accepted == len(self._rows) + self.consumed,
+            "no more rows than the capacity": lambda: len(self._rows) + len(self._running) <= self.capacity_rows,
+            "no row is both running and written": lambda: not self._running.keys() & self._rows.keys(),
+            "staleness is bounded": lambda: (
+                self.accepted + len(self._running) <= (self.max_staleness + self.version + 1) * self.batch_rows
+            ),
+            "every row is waiting, leased or scored, once": lambda: all(
+                (queue.waiting.count(key) + (key in queue.leased) + (scorer in row.slices)) == 1
+                for scorer, queue in self._scoring.items()
+                for key, row in self._rows.items()
+            ),
+        }
+        for law, holds in laws.items():
+            if not holds():
+                raise StoreError(f"broken law: {law}; {self.status()}")
+
+    def _scored(self, iteration: int) -> list[RowKey]:
+        return [
+            key
+            for key, row in self._rows.items()
+            if key.iteration == iteration and all(scorer in row.slices for scorer in SCORERS)
+        ]
+
+    def _view(self, key: RowKey) -> RowView:
+        row = self._rows[key]
+        return RowView(key, row.tokens, dict(row.slices))
+
+
+def _only(task: PromptTask, key: RowKey) -> PromptTask:
+    """The part of a task that yields one row."""
+    return PromptTask(task.iteration, task.prompt_id, task.tokens, 1, first_sample=key.sample_index)

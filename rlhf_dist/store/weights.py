@@ -1,0 +1,148 @@
+"""Weight versions: buckets of tensors as Arrow tables, and the manifests that name them.
+
+One table is one bucket, one row is one tensor. The data column refers to the tensors' own memory, so the only copy on the
+way out is the one into shared memory, and on the way in the tensors are views of that shared memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from rlhf_dist.errors import StoreError, WeightError
+
+if TYPE_CHECKING:
+    import torch
+
+BUCKET = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False, metadata={"meaning": "parameter's name in the Hugging Face model"}),
+        pa.field("dtype", pa.string(), nullable=False, metadata={"meaning": "torch's name of the element type"}),
+        pa.field("shape", pa.list_(pa.int64()), nullable=False, metadata={"unit": "elements"}),
+        pa.field("checksum", pa.uint64(), nullable=False, metadata={"meaning": "XXH3-64 of the bytes"}),
+        pa.field("data", pa.large_binary(), nullable=False, metadata={"unit": "bytes", "meaning": "row-major elements"}),
+    ],
+    metadata={"schema": "rlhf_dist.weights", "version": "1"},
+)
+
+KEPT_VERSIONS = 2
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A sequence and the learner's log-probs of its tokens, for engines to compare theirs with."""
+
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    """Of tokens[1:], in nats, at temperature 1."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One complete weight version."""
+
+    version: int
+    names: tuple[str, ...]
+    num_bytes: int
+    buckets: tuple[Any, ...]
+    """Handles to the tables: object references on a cluster, tables in tests."""
+    probe: Probe | None = None
+
+
+def plan_buckets(sizes: Sequence[tuple[str, int]], *, bucket_bytes: int) -> list[list[str]]:
+    """Cut named tensors, in order, into buckets of at most `bucket_bytes` (a larger tensor is a bucket of its own)."""
+    buckets: list[list[str]] = []
+    filled = bucket_bytes + 1
+    for name, size in sizes:
+        if filled + size > bucket_bytes:
+            buckets.append([])
+            filled = 0
+        buckets[-1].append(name)
+        filled += size
+    return buckets
+
+
+def encode_bucket(tensors: Iterable[tuple[str, torch.Tensor]]) -> pa.Table:
+    """Tensors as one bucket that refers to their memory (CPU tensors) or to a CPU copy of it."""
+    return pa.Table.from_batches([_encode(name, tensor) for name, tensor in tensors], schema=BUCKET)
+
+
+def _encode(name: str, tensor: torch.Tensor) -> pa.RecordBatch:
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    offsets = pa.py_buffer(np.array([0, flat.nbytes], dtype=np.int64))
+    data = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(flat)])
+    head = ([name], [str(tensor.dtype).removeprefix("torch.")], [list(tensor.shape)], [xxhash.xxh3_64_intdigest(flat)])
+    columns = [pa.array(value, BUCKET.field(index).type) for index, value in enumerate(head)]
+    return pa.RecordBatch.from_arrays([*columns, data], schema=BUCKET)
+
+
+def decode_bucket(table: pa.Table) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a bucket as read-only views of its memory, each checked first.
+
+    Raises:
+        WeightError: the bytes of a tensor do not have the checksum that was taken when they were published.
+    """
+    for batch in table.to_batches():
+        for row in range(batch.num_rows):
+            yield _decode(batch, row)
+
+
+def _decode(batch: pa.RecordBatch, row: int) -> tuple[str, torch.Tensor]:
+    import torch
+
+    name = batch.column("name")[row].as_py()
+    buffer = batch.column("data")[row].as_buffer()
+    found, expected = xxhash.xxh3_64_intdigest(buffer), batch.column("checksum")[row].as_py()
+    if found != expected:
+        raise WeightError(f"weight {name}: checksum {found:016x}; expected {expected:016x}: its bytes changed on the way")
+    dtype = getattr(torch, batch.column("dtype")[row].as_py())
+    shape = batch.column("shape")[row].as_py()
+    # torch has no read-only tensors: it would warn, and nobody writes here. numpy's view is made first to say so once.
+    array = np.frombuffer(buffer, dtype=np.uint8)
+    return name, _view(array, dtype).view(shape)
+
+
+def _view(array: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
+        return torch.from_numpy(array).view(dtype)
+
+
+class WeightIndex:
+    """The newest versions; older ones are forgotten, and freed with their last reader."""
+
+    def __init__(self) -> None:
+        """Start without any version."""
+        self._manifests: dict[int, Manifest] = {}
+
+    @property
+    def newest(self) -> Manifest | None:
+        """The manifest of the newest version."""
+        return self._manifests[max(self._manifests)] if self._manifests else None
+
+    def add(self, manifest: Manifest) -> None:
+        """Make a complete version visible.
+
+        Raises:
+            StoreError: the version is not newer than the newest.
+        """
+        if self.newest is not None and manifest.version <= self.newest.version:
+            raise StoreError(f"weight version {manifest.version} published after version {self.newest.version}")
+        self._manifests[manifest.version] = manifest
+        for version in sorted(self._manifests)[:-KEPT_VERSIONS]:
+            del self._manifests[version]
+
+    def versions(self) -> list[int]:
+        """Versions held, oldest first."""
+        return sorted(self._manifests)

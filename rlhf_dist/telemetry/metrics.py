@@ -1,0 +1,28 @@
+"""What a batch of experience says by itself. Names are verl's, so that its users read them at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def batch_metrics(batch: pa.RecordBatch) -> dict[str, float]:
+    """Lengths, scores and end reasons of a scored batch (`store.schema.EXPERIENCE`)."""
+    responses = pc.list_value_length(batch.column("response_tokens")).to_numpy()
+    prompts = pc.list_value_length(batch.column("prompt_tokens")).to_numpy()
+    scores = batch.column("score").to_numpy()
+    cut = np.asarray(batch.column("finish_reason").to_pylist()) == "length"
+    return {
+        **_spread("response_length", responses),
+        "response_length/clip_ratio": float(cut.mean()),
+        **_spread("prompt_length", prompts),
+        **_spread("critic/score", scores),
+        "critic/score/std": float(scores.std()),
+        "perf/num_samples": float(batch.num_rows),
+        "perf/total_num_tokens": float(responses.sum() + prompts.sum()),
+    }
+
+
+def _spread(name: str, values: np.ndarray) -> dict[str, float]:  # type: ignore[type-arg]
+    return {f"{name}/mean": float(values.mean()), f"{name}/max": float(values.max()), f"{name}/min": float(values.min())}
