@@ -122,6 +122,33 @@ class PPO(Section):
     )
 
 
+class Supervised(Section):
+    """A supervised stage: fine-tuning, or a reward model."""
+
+    examples: int = Field(4096, ge=8, description="demonstrations or preference pairs")
+    held_out: int = Field(256, ge=1, description="of these, how many are only for evaluation")
+    batch_size: int = Field(64, ge=1, description="demonstrations or pairs of one optimiser step")
+    epochs: int = Field(1, ge=1, le=1000, description="passes over the data")
+    optimizer: Optimizer = Field(Optimizer(lr=1e-5), description="the stage's optimiser")
+
+    @model_validator(mode="after")
+    def _leaves_a_batch(self) -> Supervised:
+        if self.examples - self.held_out < self.batch_size:
+            raise ValueError(
+                f"examples {self.examples} less held_out {self.held_out} is below one batch_size of {self.batch_size}"
+            )
+        return self
+
+
+class ModelShape(Section):
+    """The small Llama that the demo makes from nothing."""
+
+    hidden: int = Field(160, ge=16, multiple_of=8, description="hidden size")
+    layers: int = Field(4, ge=1, le=64, description="decoder layers")
+    heads: int = Field(4, ge=1, description="attention heads")
+    positions: int = Field(256, ge=32, description="longest sequence, in tokens")
+
+
 class Experience(Section):
     """The experience store."""
 
@@ -244,6 +271,18 @@ class PPOConfig(Section):
         if self.learner.critic == "value_head" and self.critic is not None:
             raise ValueError("critic names a model but learner.critic is value_head; expected one of the two")
         return self
+
+
+class DemoConfig(PPOConfig):
+    """The demo: fine-tuning, a reward model and PPO on the embedded help desk. The PPO models are the earlier stages'."""
+
+    policy: str = Field("", description="made by the demo")
+    reward: str = Field("", description="made by the demo")
+    prompts: Prompts = Field(Prompts(path=""), description="made by the demo")
+    model: ModelShape = ModelShape()
+    sft: Supervised = Supervised()
+    reward_model: Supervised = Supervised()
+    prompt_count: int = Field(4096, ge=64, description="most prompts that PPO trains on")
 
 
 def load(kind: type[C], path: Path, overrides: list[str] | None = None) -> C:

@@ -1,0 +1,120 @@
+"""The demo: SFT, reward model and PPO on the embedded help desk, from random weights to a judged policy."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rlhf_dist.cluster.session import session
+from rlhf_dist.config import DemoConfig, PPOConfig, Prompts, Supervised
+from rlhf_dist.data import helpdesk
+from rlhf_dist.data.prompts import read_rows
+from rlhf_dist.learner.rank import ModelSpec
+from rlhf_dist.stages.ppo import run as run_ppo
+from rlhf_dist.stages.supervised import (
+    LearnerPlace,
+    SupervisedData,
+    demonstrations,
+    fit,
+    preference_pairs,
+    reward_loss,
+    sft_loss,
+    steps_of,
+)
+from rlhf_dist.telemetry.console import Console
+from rlhf_dist.telemetry.run_folder import RunFolder, write_aside
+
+GOLD_JUDGE = "rlhf_dist.data.helpdesk:gold_score"
+
+
+def run(config: DemoConfig, path: Path, console: Console) -> RunFolder:
+    """Run the three stages; the folder holds the PPO run, and the earlier stages under `stages/`."""
+    console.say("[bold]The help desk:[/] writing prompts, demonstrations and preferences")
+    sizes = helpdesk.Sizes(
+        prompts=config.prompt_count,
+        held_out=config.prompts.held_out_limit,
+        demonstrations=config.sft.examples,
+        preferences=config.reward_model.examples,
+    )
+    data = helpdesk.write(path / "data", sizes=sizes, seed=config.seed)
+    done = []
+    with session(config.cluster, cpus=config.learner.ranks, gpus=0):
+        tokenizer = helpdesk.build_tokenizer()
+        start = make_policy(config, tokenizer, path / "stages" / "start")
+        demos = demonstrations(read_rows(str(data.demonstrations)), tokenizer)
+        sft = path / "stages" / "sft"
+        done.append(_stage(config, console, "sft", "policy", start, demos, config.sft, sft, tokenizer))
+        pairs = preference_pairs(read_rows(str(data.preferences)), tokenizer)
+        reward = path / "stages" / "reward"
+        done.append(_stage(config, console, "reward", "value", sft, pairs, config.reward_model, reward, tokenizer))
+    write_aside(path / "stages.json", json.dumps(done, indent=2))
+    ppo = ppo_config(config, path, policy=sft, reward=reward, data=data)
+    folder = RunFolder(path, ppo, console=console)
+    with console.progress("PPO against the reward model", ppo.ppo.iterations):
+        run_ppo(ppo, folder)
+    return folder
+
+
+def make_policy(config: DemoConfig, tokenizer: Any, folder: Path) -> Path:
+    """Write a small Llama with random weights and its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = config.model
+    torch.manual_seed(config.seed)
+    llama = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden,
+        intermediate_size=8 * shape.hidden // 3 // 8 * 8,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=shape.positions,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(llama).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def ppo_config(config: DemoConfig, path: Path, *, policy: Path, reward: Path, data: helpdesk.Paths) -> PPOConfig:
+    """The demo's PPO part as a config of its own, so that `rlhf-dist ppo RUN/config.yaml` runs it again."""
+    kept = {name: getattr(config, name) for name in PPOConfig.model_fields}
+    prompts = Prompts(
+        **{**config.prompts.model_dump(), "path": str(data.prompts), "held_out": str(data.held_out), "column": "prompt"}
+    )
+    made = {"policy": str(policy), "reward": str(reward), "prompts": prompts, "run_dir": str(path)}
+    return PPOConfig(**{**kept, **made, "gold_judge": GOLD_JUDGE})
+
+
+def _stage(
+    config: DemoConfig,
+    console: Console,
+    name: str,
+    kind: str,
+    start: Path,
+    data: SupervisedData,
+    settings: Supervised,
+    folder: Path,
+    tokenizer: Any,
+) -> dict[str, Any]:
+    """Train one supervised stage; returns what the report says about it."""
+    began = time.perf_counter()
+    total = steps_of(settings, len(data.units))
+    spec = ModelSpec(str(start), kind, settings.optimizer, total)
+    place = LearnerPlace(config.learner, config.model.hidden, 0.0, config.seed, config.timeouts)
+    loss = sft_loss if kind == "policy" else reward_loss
+    title = "SFT on demonstrations" if kind == "policy" else "Reward model from preference pairs"
+    with console.progress(title, total):
+        facts = fit(
+            spec, data, loss, settings, placed=place, save_to=folder, tokenizer=tokenizer, progress=console.advance
+        )
+    seconds = time.perf_counter() - began
+    shown = {key: value for key, value in facts.items() if key in ("loss", "accuracy", "margin", "entropy")}
+    console.say(f"  held out: {', '.join(f'{key} {value:.3f}' for key, value in shown.items())} ({seconds:.0f} s)")
+    return {"stage": name, "seconds": seconds, "metrics": shown}
