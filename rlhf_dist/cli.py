@@ -108,7 +108,9 @@ def _show_plan(console: Console, config: PPOConfig, prepared: Prepared) -> None:
         total = _size(sum(plan.memory.values()))
         table.add_row(plan.role, str(plan.count), str(plan.cpus), f"{plan.gpus:g}", f"{total} ({parts})")
     console.rich.print(table)
-    console.say(f"{len(prepared.prompts)} prompts; policy of {prepared.sizes['policy'].parameters / 1e6:.1f} M parameters")
+    console.say(
+        f"{len(prepared.prompts)} prompts; policy of {prepared.sizes['policy'].parameters / 1e6:.1f} M parameters"
+    )
 
 
 def _size(num_bytes: float) -> str:
@@ -128,7 +130,9 @@ def _tell(console: Console, path: Path) -> None:
             table.add_row(*(sample[key].strip() for key in ("prompt", "before", "after")))
         console.rich.print(table, markup=False)
     if summary["gold_win_rate"] is not None:
-        console.say(f"Gold judge prefers the trained policy on [bold]{summary['gold_win_rate']:.1%}[/] of held-out prompts")
+        console.say(
+            f"Gold judge prefers the trained policy on [bold]{summary['gold_win_rate']:.1%}[/] of held-out prompts"
+        )
     console.say(f"Reward {summary['reward_start']:.3f} -> {summary['reward_end']:.3f}, KL {summary['kl_end']:.2f} nats")
     console.say(f"Report: [bold]{path / 'report.html'}[/]   policy: {path / 'policy'}")
 

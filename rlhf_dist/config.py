@@ -109,7 +109,9 @@ class PPO(Section):
     gae_lambda: float = Field(0.95, ge=0, le=1, description="GAE's bias and variance trade-off")
     kl_coef: float = Field(0.05, ge=0, description="weight of the KL penalty in the reward")
     kl_target: float | None = Field(
-        None, gt=0, description="KL per sample, in nats, that an adaptive coefficient steers to; null: fixed coefficient"
+        None,
+        gt=0,
+        description="KL per sample, in nats, that an adaptive coefficient steers to; null: fixed coefficient",
     )
     kl_horizon: int = Field(10_000, ge=1, description="samples over which the adaptive coefficient reacts")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
@@ -154,7 +156,9 @@ class Experience(Section):
 
     max_staleness: Literal[0] = Field(0, description="weight versions that a sample may lag; 0: strictly on-policy")
     keep: bool = Field(False, description="write every iteration's samples as Arrow files into the run folder")
-    capacity_rows: int | None = Field(None, ge=1, description="most samples held at once; null: what the schedule needs")
+    capacity_rows: int | None = Field(
+        None, ge=1, description="most samples held at once; null: what the schedule needs"
+    )
 
 
 class Weights(Section):
@@ -200,7 +204,9 @@ class PPOConfig(Section):
     """One PPO run."""
 
     policy: str = Field(description="Hugging Face folder or name of the policy to train")
-    reward: str = Field(description="Hugging Face folder or name of the reward model (sequence classification, 1 label)")
+    reward: str = Field(
+        description="Hugging Face folder or name of the reward model (sequence classification, 1 label)"
+    )
     reference: str | None = Field(None, description="the reference policy; null: the policy as it starts")
     critic: str | None = Field(None, description="the critic's start; null: the reward model")
     prompts: Prompts = Field(description="prompts")

@@ -1,17 +1,17 @@
 """Every failure that this package raises on purpose.
 
-    RlhfDistError
-    ├── UserError              stops before anything expensive; one message that says what to change
-    │   ├── ConfigError        a setting: names file, key, value and what was expected
-    │   ├── DataError          a prompt, demonstration or preference: names file and line
-    │   ├── ModelError         a model or tokenizer folder
-    │   └── EnvironmentProblem the machine: a busy port, no room for a KV cache, a missing package
-    └── RunError               a run that had started
-        ├── WorkerDied         a process is gone or raised; carries its own traceback
-        ├── WaitTimeout        a wait ran out; names the actor and what it was doing
-        ├── RewardError        a reward that is not a finite number
-        ├── WeightError        weights that failed their check: names, checksum or probe
-        └── StoreError         a broken rule of the experience store
+RlhfDistError
+├── UserError              stops before anything expensive; one message that says what to change
+│   ├── ConfigError        a setting: names file, key, value and what was expected
+│   ├── DataError          a prompt, demonstration or preference: names file and line
+│   ├── ModelError         a model or tokenizer folder
+│   └── EnvironmentProblem the machine: a busy port, no room for a KV cache, a missing package
+└── RunError               a run that had started
+    ├── WorkerDied         a process is gone or raised; carries its own traceback
+    ├── WaitTimeout        a wait ran out; names the actor and what it was doing
+    ├── RewardError        a reward that is not a finite number
+    ├── WeightError        weights that failed their check: names, checksum or probe
+    └── StoreError         a broken rule of the experience store
 """
 
 from __future__ import annotations

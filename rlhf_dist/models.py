@@ -190,7 +190,9 @@ def load_value_model(path: str, *, dtype: torch.dtype, attention: str = "sdpa") 
 
     model = _load(AutoModelForSequenceClassification, path, dtype=dtype, attn_implementation=attention, num_labels=1)
     if not isinstance(getattr(model, "score", None), nn.Linear):
-        raise ModelError(f"{path}: {type(model).__name__} has no linear `score` head; expected one, as Llama's or Qwen's has")
+        raise ModelError(
+            f"{path}: {type(model).__name__} has no linear `score` head; expected one, as Llama's or Qwen's has"
+        )
     return model
 
 

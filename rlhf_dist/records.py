@@ -35,7 +35,7 @@ class PromptTask:
     samples: int
     first_sample: int = 0
 
-    def keys(self) -> list[RowKey]:
+    def row_keys(self) -> list[RowKey]:
         """The rows that this task becomes."""
         indices = range(self.first_sample, self.first_sample + self.samples)
         return [RowKey(self.iteration, self.prompt_id, index) for index in indices]

@@ -51,4 +51,5 @@ def whiten(x: torch.Tensor, total: torch.Tensor, *, eps: float = 1e-8) -> torch.
     count, first, second = total
     mean = first / count
     variance = (second / count - mean * mean).clamp(min=0.0)
-    return ((x - mean) * torch.rsqrt(variance + eps)).to(x.dtype)
+    whitened: torch.Tensor = (x - mean) * torch.rsqrt(variance + eps)
+    return whitened.to(x.dtype)

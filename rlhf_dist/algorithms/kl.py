@@ -10,7 +10,7 @@ from rlhf_dist.algorithms.ragged import last_positions
 
 
 def k1(log_probs: torch.Tensor, ref_log_probs: torch.Tensor) -> torch.Tensor:
-    """log p - log q on samples of p: unbiased estimate of KL(p, q) (Schulman 2020, "Approximating KL Divergence")."""
+    """Log p - log q on samples of p: unbiased estimate of KL(p, q) (Schulman 2020, "Approximating KL Divergence")."""
     return log_probs - ref_log_probs
 
 

@@ -50,7 +50,7 @@ def model_size(config: Any, *, kind: str) -> ModelSize:
 
     if kind == "value":
         config.num_labels = 1
-    made = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
+    made: Any = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
     with torch.device("meta"):
         model = made.from_config(config)
     heads = getattr(config, "num_key_value_heads", config.num_attention_heads)

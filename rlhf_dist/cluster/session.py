@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ def _start_local(settings: Cluster, cpus: int) -> None:
         dashboard_port=settings.dashboard_port if settings.dashboard else None,
         namespace=NAMESPACE,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         configure_logging=False,
     )
 

@@ -49,9 +49,12 @@ def read_prompts(
     rows = read_rows(path, split=split)
     chosen = column or next((name for name in COLUMNS if name in rows[0]), None)
     if chosen is None:
-        raise DataError(f"{path}:1: columns are {sorted(rows[0])}; expected `prompt` or `messages`, or set prompts.column")
+        raise DataError(
+            f"{path}:1: columns are {sorted(rows[0])}; expected `prompt` or `messages`, or set prompts.column"
+        )
     return [
-        _prompt(f"{path}:{number + 1}", number, row.get(chosen), tokenizer, max_tokens) for number, row in enumerate(rows)
+        _prompt(f"{path}:{number + 1}", number, row.get(chosen), tokenizer, max_tokens)
+        for number, row in enumerate(rows)
     ]
 
 
@@ -79,7 +82,9 @@ def chat_text(where: str, messages: list[Any], tokenizer: Any) -> str:
         DataError: the tokenizer has no template, or the messages are not `role` and `content` texts.
     """
     if tokenizer.chat_template is None:
-        raise DataError(f"{where}: found chat messages, but the tokenizer has no chat template; expected plain text prompts")
+        raise DataError(
+            f"{where}: found chat messages, but the tokenizer has no chat template; expected plain text prompts"
+        )
     for message in messages:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise DataError(f"{where}: message {message!r}; expected a mapping with texts `role` and `content`")

@@ -95,7 +95,9 @@ def compare(
         comparisons.append(Comparison(prompt.text, texts[0], texts[1], gold[0], gold[1]))
     if judge is None:
         return Verdict(comparisons, None, None, None, None)
-    pairs = [(c.gold_before, c.gold_after) for c in comparisons if c.gold_before is not None and c.gold_after is not None]
+    pairs = [
+        (c.gold_before, c.gold_after) for c in comparisons if c.gold_before is not None and c.gold_after is not None
+    ]
     count = len(pairs)
     return Verdict(
         comparisons,

@@ -34,7 +34,9 @@ class SupervisedBatch:
 class LearnerGroup:
     """The learner as the controller sees it."""
 
-    def __init__(self, ranks: Sequence[Any], settings: Learner, *, hidden: int, watch: Watch, timeouts: Timeouts) -> None:
+    def __init__(
+        self, ranks: Sequence[Any], settings: Learner, *, hidden: int, watch: Watch, timeouts: Timeouts
+    ) -> None:
         """Take over started ranks.
 
         Args:
@@ -76,9 +78,7 @@ class LearnerGroup:
         results = self._watch.wait(calls, timeout_s=self._timeouts.update, doing="updating policy and critic")
         return dict(results["learner-0"])
 
-    def train_step(
-        self, name: str, batch: SupervisedBatch, loss: Loss, *, learn: bool = True
-    ) -> dict[str, float]:
+    def train_step(self, name: str, batch: SupervisedBatch, loss: Loss, *, learn: bool = True) -> dict[str, float]:
         """One supervised optimiser step (or, without `learn`, an evaluation): mean loss, and the loss's other means."""
         calls = {}
         for rank, micros in enumerate(self._plan(batch.lengths)):
@@ -90,7 +90,9 @@ class LearnerGroup:
     def plan_weights(self, *, bucket_bytes: int, wire_dtype: str) -> None:
         """Fix the buckets in which the policy is published."""
         call = self._timeouts.call
-        counts = self._call("plan_weights", "policy", bucket_bytes, wire_dtype, timeout_s=call, doing="planning buckets")
+        counts: list[int] = self._call(
+            "plan_weights", "policy", bucket_bytes, wire_dtype, timeout_s=call, doing="planning buckets"
+        )
         self._num_buckets = counts[0]
 
     def publish(self, store: Any, version: int, *, probe_tokens: Sequence[int] | None) -> int:
@@ -111,7 +113,8 @@ class LearnerGroup:
 
     def peak_memory(self) -> int:
         """Largest peak memory of a rank, in bytes."""
-        return max(self._call("memory_bytes", timeout_s=self._timeouts.call, doing="reading its memory"))
+        peaks: list[int] = self._call("memory_bytes", timeout_s=self._timeouts.call, doing="reading its memory")
+        return max(peaks)
 
     def _plan(self, lengths: Sequence[int]) -> list[list[list[list[int]]]]:
         settings = self._settings
@@ -139,7 +142,7 @@ def _address(views: Sequence[RowView]) -> tuple[list[Any], list[dict[str, tuple[
     for view in views:
         row = {}
         for writer, part in view.slices.items():
-            row[writer] = (numbers.setdefault(part.block, len(numbers)), part.index)
+            row[writer] = (numbers.setdefault(part.block, len(numbers)), part.row)
         rows.append(row)
     return list(numbers), rows
 

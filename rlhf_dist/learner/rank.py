@@ -221,7 +221,7 @@ class LearnerRank:
         """The policy's log-probs of tokens[1:], in nats, at temperature 1, from its training weights."""
         model = self.models["policy"]
         packed = pack([np.asarray(tokens)], [range(len(tokens) - 1)], [[0]]).to(model.device)
-        module = model.module
+        module: Any = model.module
         kept, module.temperature = module.temperature, 1.0
         try:
             log_probs: list[float] = model(packed)[0].tolist()

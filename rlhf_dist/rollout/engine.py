@@ -13,11 +13,11 @@ from rlhf_dist.records import Sample, SampleRequest
 class RolloutEngine(Protocol):
     """Continuous generation on one model.
 
-        engine.load_weights(tables, names, version=3)
-        engine.add(request)
-        while engine.running:
-            for sample in engine.step():    # whatever finished in this step
-                ...
+    engine.load_weights(tables, names, version=3)
+    engine.add(request)
+    while engine.running:
+        for sample in engine.step():    # whatever finished in this step
+            ...
     """
 
     version: int

@@ -31,9 +31,7 @@ class _Running:
 class TransformersEngine:
     """A plain decoding loop with a KV cache."""
 
-    def __init__(
-        self, model: str, sampling: Sampling, *, dtype: str, max_concurrent: int, device: str = "cpu"
-    ) -> None:
+    def __init__(self, model: str, sampling: Sampling, *, dtype: str, max_concurrent: int, device: str = "cpu") -> None:
         """Load the model's shape; a version must be loaded before the first sample."""
         self.version = -1
         self._sampling = sampling
@@ -134,7 +132,9 @@ class TransformersEngine:
         own = dict(self._lm.named_parameters())
         if set(found) != set(names) or set(found) != set(own):
             odd = sorted(set(found) ^ set(own) | set(found) ^ set(names))
-            raise WeightError(f"weight version {version} does not fit the model: {len(odd)} names differ, e.g. {odd[0]}")
+            raise WeightError(
+                f"weight version {version} does not fit the model: {len(odd)} names differ, e.g. {odd[0]}"
+            )
         with torch.no_grad():
             for name, tensor in found.items():
                 own[name].copy_(tensor)
@@ -160,4 +160,3 @@ def truncated_log_probs(logits: torch.Tensor, sampling: Sampling) -> torch.Tenso
         before = torch.softmax(ordered, -1).cumsum(-1) - torch.softmax(ordered, -1)
         logits = logits.index_fill(0, order[before >= sampling.top_p], -torch.inf)
     return torch.log_softmax(logits, dim=-1)
-

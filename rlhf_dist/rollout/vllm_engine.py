@@ -36,7 +36,7 @@ class VLLMEngine:
         model: str,
         sampling: Sampling,
         *,
-        dtype: str,
+        dtype: Any,
         max_sequence: int,
         max_concurrent: int,
         tensor_parallel: int = 1,
@@ -66,7 +66,7 @@ class VLLMEngine:
         self._sampling = sampling
         self._requests: dict[str, SampleRequest] = {}
         with _kv_cache_errors_explained(max_sequence):
-            self._llm = LLM(
+            self._llm: Any = LLM(
                 model,
                 dtype=dtype,
                 load_format="dummy",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -65,11 +65,14 @@ def register() -> None:
         def start_weight_update(self) -> None:
             from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+            # Asked before the reload begins: during it, tied weights look like two.
+            self._expected = {name for name, _ in self.model.named_parameters()}
             initialize_layerwise_reload(self.model)
 
         def receive_weights(self, update_info: ArrowUpdate) -> None:
-            loaded = self.model.load_weights(self._tensors(update_info.sources))
-            missing = {name for name, _ in self.model.named_parameters()} - set(loaded)
+            model: Any = self.model
+            loaded = model.load_weights(self._tensors(update_info.sources))
+            missing = self._expected - set(loaded)
             if missing:
                 raise WeightError(f"the new version lacks {len(missing)} of the engine's weights, e.g. {min(missing)}")
 

@@ -123,7 +123,7 @@ class RolloutWorker:
     def _generate(self, tasks: Sequence[PromptTask]) -> Any:
         """Yield samples as they end, several where several end in one step."""
         for task in tasks:
-            for key in task.keys():
+            for key in task.row_keys():
                 self._engine.add(SampleRequest(key, task.tokens, sample_seed(self._seed, key)))
         while self._engine.running:
             finished: list[Sample] = self._engine.step()

@@ -81,7 +81,9 @@ class ReferenceScorer:
 class ScoringWorker:
     """A Ray actor around one scorer."""
 
-    def __init__(self, name: str, scorer: type[Any], arguments: dict[str, Any], *, lease_tokens: int, threads: int) -> None:
+    def __init__(
+        self, name: str, scorer: type[Any], arguments: dict[str, Any], *, lease_tokens: int, threads: int
+    ) -> None:
         """Load the scorer's model.
 
         Args:
@@ -144,7 +146,7 @@ def _fetch(views: Sequence[RowView]) -> dict[Any, pa.RecordBatch]:
 
 def _cell(blocks: dict[Any, pa.RecordBatch], view: RowView, column: str) -> Any:
     part = view.slices["rollout"]
-    return blocks[part.block].column(column)[part.index].values.to_numpy()
+    return blocks[part.block].column(column)[part.row].values.to_numpy()
 
 
 def _check_finite(keys: Sequence[RowKey], values: Sequence[Any], writer: str) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_dist.cluster.session import session
-from rlhf_dist.config import DemoConfig, PPOConfig, Prompts, Supervised
+from rlhf_dist.config import DemoConfig, PPOConfig, Prompts
 from rlhf_dist.data import helpdesk
 from rlhf_dist.data.prompts import read_rows
 from rlhf_dist.learner.rank import ModelSpec
 from rlhf_dist.stages.ppo import run as run_ppo
 from rlhf_dist.stages.supervised import (
     LearnerPlace,
-    SupervisedData,
+    Stage,
     demonstrations,
     fit,
     preference_pairs,
@@ -39,16 +39,12 @@ def run(config: DemoConfig, path: Path, console: Console) -> RunFolder:
         preferences=config.reward_model.examples,
     )
     data = helpdesk.write(path / "data", sizes=sizes, seed=config.seed)
-    done = []
+    sft, reward = path / "stages" / "sft", path / "stages" / "reward"
     with session(config.cluster, cpus=config.learner.ranks, gpus=0):
         tokenizer = helpdesk.build_tokenizer()
         start = make_policy(config, tokenizer, path / "stages" / "start")
-        demos = demonstrations(read_rows(str(data.demonstrations)), tokenizer)
-        sft = path / "stages" / "sft"
-        done.append(_stage(config, console, "sft", "policy", start, demos, config.sft, sft, tokenizer))
-        pairs = preference_pairs(read_rows(str(data.preferences)), tokenizer)
-        reward = path / "stages" / "reward"
-        done.append(_stage(config, console, "reward", "value", sft, pairs, config.reward_model, reward, tokenizer))
+        done = [_fit(_sft(config, tokenizer, data, start, sft), config, tokenizer, console)]
+        done.append(_fit(_reward(config, tokenizer, data, sft, reward), config, tokenizer, console))
     write_aside(path / "stages.json", json.dumps(done, indent=2))
     ppo = ppo_config(config, path, policy=sft, reward=reward, data=data)
     folder = RunFolder(path, ppo, console=console)
@@ -92,29 +88,25 @@ def ppo_config(config: DemoConfig, path: Path, *, policy: Path, reward: Path, da
     return PPOConfig(**{**kept, **made, "gold_judge": GOLD_JUDGE})
 
 
-def _stage(
-    config: DemoConfig,
-    console: Console,
-    name: str,
-    kind: str,
-    start: Path,
-    data: SupervisedData,
-    settings: Supervised,
-    folder: Path,
-    tokenizer: Any,
-) -> dict[str, Any]:
+def _sft(config: DemoConfig, tokenizer: Any, data: helpdesk.Paths, start: Path, save_to: Path) -> Stage:
+    rows = demonstrations(read_rows(str(data.demonstrations)), tokenizer)
+    spec = ModelSpec(str(start), "policy", config.sft.optimizer, steps_of(config.sft, len(rows.units)))
+    return Stage("sft", "SFT on demonstrations", spec, rows, sft_loss, config.sft, save_to)
+
+
+def _reward(config: DemoConfig, tokenizer: Any, data: helpdesk.Paths, start: Path, save_to: Path) -> Stage:
+    settings = config.reward_model
+    rows = preference_pairs(read_rows(str(data.preferences)), tokenizer)
+    spec = ModelSpec(str(start), "value", settings.optimizer, steps_of(settings, len(rows.units)))
+    return Stage("reward", "Reward model from preference pairs", spec, rows, reward_loss, settings, save_to)
+
+
+def _fit(stage: Stage, config: DemoConfig, tokenizer: Any, console: Console) -> dict[str, Any]:
     """Train one supervised stage; returns what the report says about it."""
     began = time.perf_counter()
-    total = steps_of(settings, len(data.units))
-    spec = ModelSpec(str(start), kind, settings.optimizer, total)
     place = LearnerPlace(config.learner, config.model.hidden, 0.0, config.seed, config.timeouts)
-    loss = sft_loss if kind == "policy" else reward_loss
-    title = "SFT on demonstrations" if kind == "policy" else "Reward model from preference pairs"
-    with console.progress(title, total):
-        facts = fit(
-            spec, data, loss, settings, placed=place, save_to=folder, tokenizer=tokenizer, progress=console.advance
-        )
+    with console.progress(stage.title, stage.spec.total_steps):
+        facts = fit(stage, place, tokenizer, console.advance)
     seconds = time.perf_counter() - began
-    shown = {key: value for key, value in facts.items() if key in ("loss", "accuracy", "margin", "entropy")}
-    console.say(f"  held out: {', '.join(f'{key} {value:.3f}' for key, value in shown.items())} ({seconds:.0f} s)")
-    return {"stage": name, "seconds": seconds, "metrics": shown}
+    console.say(f"  held out: {', '.join(f'{key} {value:.3f}' for key, value in facts.items())} ({seconds:.0f} s)")
+    return {"stage": stage.name, "seconds": seconds, "metrics": facts}

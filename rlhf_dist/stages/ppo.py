@@ -187,12 +187,12 @@ def _start_rollouts(config: PPOConfig, prepared: Prepared, gpu_share: float) -> 
         threads=rollout.threads,
         options=options,
     )
-    kind = ray.remote(
+    kind = ray.remote(RolloutWorker).options(
         num_cpus=1,
         num_gpus=gpu_share * rollout.tensor_parallel,
         max_concurrency=2,
         runtime_env={"env_vars": rollout_environment(config, on_gpu=gpu_share > 0)},
-    )(RolloutWorker)
+    )
     names = [f"rollout-{number}" for number in range(rollout.workers)]
     tolerance = config.probe_tolerance
     return {name: kind.remote(name, spec, sampling, seed=config.seed, probe_tolerance=tolerance) for name in names}

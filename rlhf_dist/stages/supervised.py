@@ -12,8 +12,8 @@ import torch
 
 from rlhf_dist.algorithms.losses import preference_loss_sum
 from rlhf_dist.checkpoint import complete_or_absent
-from rlhf_dist.config import Learner, Supervised, Timeouts
 from rlhf_dist.cluster.watch import Watch
+from rlhf_dist.config import Learner, Supervised, Timeouts
 from rlhf_dist.data.examples import examples
 from rlhf_dist.learner.engine import TrainedModel
 from rlhf_dist.learner.group import LearnerGroup, SupervisedBatch, start_group
@@ -52,49 +52,22 @@ def demonstrations(rows: Sequence[dict[str, Any]], tokenizer: Any) -> Supervised
     """Prompt and completion pairs; the loss is on the completion and the end token after it."""
     tokens, selected = [], []
     for row in rows:
-        prompt, answer = _encode(tokenizer, row["prompt"]), [*_encode(tokenizer, row["completion"]), tokenizer.eos_token_id]
+        prompt, answer = _prompt(tokenizer, row), _answer(tokenizer, row["completion"])
         tokens.append(prompt + answer)
         selected.append(response_positions(len(prompt), len(answer)))
-    return SupervisedData(tokens, selected, [[i] for i in range(len(rows))], [float(len(chosen)) for chosen in selected])
+    return SupervisedData(
+        tokens, selected, [[i] for i in range(len(rows))], [float(len(chosen)) for chosen in selected]
+    )
 
 
 def preference_pairs(rows: Sequence[dict[str, Any]], tokenizer: Any) -> SupervisedData:
     """Chosen and rejected answers to one prompt, each scored at its last token, the end token."""
     tokens = []
     for row in rows:
-        prompt = _encode(tokenizer, row["prompt"])
-        for side in ("chosen", "rejected"):
-            tokens.append([*prompt, *_encode(tokenizer, row[side]), tokenizer.eos_token_id])
+        prompt = _prompt(tokenizer, row)
+        tokens += [prompt + _answer(tokenizer, row[side]) for side in ("chosen", "rejected")]
     selected = [range(len(sequence) - 1, len(sequence)) for sequence in tokens]
     return SupervisedData(tokens, selected, [[2 * i, 2 * i + 1] for i in range(len(rows))], [1.0] * len(rows))
-
-
-def train_supervised(
-    learner: LearnerGroup, name: str, data: SupervisedData, loss: Loss, settings: Supervised, *, seed: int, progress: Progress
-) -> dict[str, float]:
-    """Epochs over shuffled batches; returns the means over the held-out share at the end.
-
-    Args:
-        learner: the group that holds the model.
-        name: the model's name there.
-        data: examples and units; the last `settings.held_out` units are not trained on.
-        loss: summed loss on a micro-batch.
-        settings: epochs and batch size.
-        seed: of the shuffling.
-        progress: called with a note after each step.
-    """
-    import ray
-
-    stored = ray.put(examples(data.tokens, data.selected))
-    held_out = list(range(len(data.units) - settings.held_out, len(data.units)))
-    kept = len(data.units) - settings.held_out
-    for epoch in range(settings.epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(kept)
-        for start in range(0, kept - settings.batch_size + 1, settings.batch_size):
-            batch = _batch(stored, data, order[start : start + settings.batch_size].tolist())
-            facts = learner.train_step(name, batch, loss)
-            progress(f"loss {facts['loss']:.3f}")
-    return learner.train_step(name, _batch(stored, data, held_out), loss, learn=False)
 
 
 def steps_of(settings: Supervised, units: int) -> int:
@@ -113,33 +86,35 @@ class LearnerPlace:
     timeouts: Timeouts
 
 
-def fit(
-    spec: ModelSpec,
-    data: SupervisedData,
-    loss: Loss,
-    settings: Supervised,
-    *,
-    placed: LearnerPlace,
-    save_to: Path,
-    tokenizer: Any,
-    progress: Progress,
-) -> dict[str, float]:
-    """Start a learner, train one model on it, save it in Hugging Face layout, stop the learner."""
+@dataclass(frozen=True)
+class Stage:
+    """One supervised stage: what it learns, from what, to where."""
+
+    name: str
+    title: str
+    spec: ModelSpec
+    data: SupervisedData
+    loss: Loss
+    settings: Supervised
+    save_to: Path
+
+
+def fit(stage: Stage, placed: LearnerPlace, tokenizer: Any, progress: Progress) -> dict[str, float]:
+    """Start a learner, train the stage's model, save it in Hugging Face layout, stop the learner; held-out means."""
     import ray
 
-    watch = Watch()
     group = start_group(
         placed.settings,
-        {"model": spec},
+        {"model": stage.spec},
         hidden=placed.hidden,
         gpu_share=placed.gpu_share,
         seed=placed.seed,
-        watch=watch,
+        watch=Watch(),
         timeouts=placed.timeouts,
     )
     try:
-        facts = train_supervised(group, "model", data, loss, settings, seed=placed.seed, progress=progress)
-        with complete_or_absent(save_to) as aside:
+        facts = train_supervised(group, stage, seed=placed.seed, progress=progress)
+        with complete_or_absent(stage.save_to) as aside:
             group.save("model", aside.absolute())
             tokenizer.save_pretrained(aside)
     finally:
@@ -148,12 +123,40 @@ def fit(
     return facts
 
 
+def train_supervised(learner: LearnerGroup, stage: Stage, *, seed: int, progress: Progress) -> dict[str, float]:
+    """Epochs over shuffled batches; returns the means over the held-out share at the end.
+
+    Args:
+        learner: the group that holds the stage's model as `model`.
+        stage: its data's last `settings.held_out` units are not trained on.
+        seed: of the shuffling.
+        progress: called with a note after each step.
+    """
+    import ray
+
+    data, settings = stage.data, stage.settings
+    stored = ray.put(examples(data.tokens, data.selected))
+    kept = len(data.units) - settings.held_out
+    for epoch in range(settings.epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(kept)
+        for start in range(0, kept - settings.batch_size + 1, settings.batch_size):
+            batch = _batch(stored, data, order[start : start + settings.batch_size].tolist())
+            facts = learner.train_step("model", batch, stage.loss)
+            progress(f"loss {facts['loss']:.3f}")
+    return learner.train_step("model", _batch(stored, data, range(kept, len(data.units))), stage.loss, learn=False)
+
+
 def _batch(stored: Any, data: SupervisedData, chosen: Sequence[int]) -> SupervisedBatch:
     units = [data.units[unit] for unit in chosen]
     lengths = [sum(len(data.tokens[example]) for example in unit) for unit in units]
     return SupervisedBatch(stored, units, lengths, count=sum(data.counts[unit] for unit in chosen))
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+def _prompt(tokenizer: Any, row: dict[str, Any]) -> list[int]:
+    """The prompt as PPO will see it, with the tokens that the tokenizer puts before a text."""
+    tokens: list[int] = tokenizer(row["prompt"])["input_ids"]
     return tokens
+
+
+def _answer(tokenizer: Any, text: str) -> list[int]:
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]

@@ -25,7 +25,7 @@ class Slice(NamedTuple):
     """Where one row's columns lie: a block and a position in it."""
 
     block: Any
-    index: int
+    row: int
 
 
 class RowView(NamedTuple):
@@ -105,7 +105,7 @@ class ExperienceIndex:
             task = self._prompts.popleft()
             granted.append(task)
             samples += task.samples
-            self._running.update({key: (worker, task) for key in task.keys()})
+            self._running.update(dict.fromkeys(task.row_keys(), (worker, task)))
         return granted
 
     def append(self, worker: str, block: Any, keys: Sequence[RowKey], tokens: Sequence[int]) -> None:
@@ -203,7 +203,9 @@ class ExperienceIndex:
 
     def status(self) -> dict[str, int]:
         """Counts for logs and error messages."""
-        waiting = {f"waiting_for_{scorer}": len(queue.waiting) + len(queue.leased) for scorer, queue in self._scoring.items()}
+        waiting = {
+            f"waiting_for_{scorer}": len(queue.waiting) + len(queue.leased) for scorer, queue in self._scoring.items()
+        }
         queued = sum(task.samples for task in self._prompts)
         return {"queued": queued, "generating": len(self._running), "rows": len(self._rows), **waiting}
 

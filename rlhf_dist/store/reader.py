@@ -22,7 +22,7 @@ def read_batch(views: Sequence[RowView], blocks: dict[Any, pa.RecordBatch]) -> p
     for field in EXPERIENCE:
         writer = field.metadata[b"writer"].decode()
         cells = [
-            blocks[view.slices[writer].block].column(field.name).slice(view.slices[writer].index, 1) for view in views
+            blocks[view.slices[writer].block].column(field.name).slice(view.slices[writer].row, 1) for view in views
         ]
         columns.append(pa.concat_arrays(cells))
     return pa.RecordBatch.from_arrays(columns, schema=EXPERIENCE)

@@ -25,7 +25,9 @@ _FIELDS = [
     _field("sample_index", pa.int32(), writer="rollout", unit="index", meaning="which answer to this prompt"),
     _field("policy_version", pa.int64(), writer="rollout", unit="version", meaning="weights that generated the answer"),
     _field("prompt_tokens", pa.list_(pa.int32()), writer="rollout", unit="token id", meaning="the prompt"),
-    _field("response_tokens", pa.list_(pa.int32()), writer="rollout", unit="token id", meaning="the answer, end token in"),
+    _field(
+        "response_tokens", pa.list_(pa.int32()), writer="rollout", unit="token id", meaning="the answer, end token in"
+    ),
     _field(
         "rollout_log_probs",
         pa.list_(pa.float32()),

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 BUCKET = pa.schema(
     [
-        pa.field("name", pa.string(), nullable=False, metadata={"meaning": "parameter's name in the Hugging Face model"}),
+        pa.field(
+            "name", pa.string(), nullable=False, metadata={"meaning": "parameter's name in the Hugging Face model"}
+        ),
         pa.field("dtype", pa.string(), nullable=False, metadata={"meaning": "torch's name of the element type"}),
         pa.field("shape", pa.list_(pa.int64()), nullable=False, metadata={"unit": "elements"}),
         pa.field("checksum", pa.uint64(), nullable=False, metadata={"meaning": "XXH3-64 of the bytes"}),
-        pa.field("data", pa.large_binary(), nullable=False, metadata={"unit": "bytes", "meaning": "row-major elements"}),
+        pa.field(
+            "data", pa.large_binary(), nullable=False, metadata={"unit": "bytes", "meaning": "row-major elements"}
+        ),
     ],
     metadata={"schema": "rlhf_dist.weights", "version": "1"},
 )
@@ -78,7 +82,7 @@ def _encode(name: str, tensor: torch.Tensor) -> pa.RecordBatch:
     flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     offsets = pa.py_buffer(np.array([0, flat.nbytes], dtype=np.int64))
     data = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(flat)])
-    head = ([name], [str(tensor.dtype).removeprefix("torch.")], [list(tensor.shape)], [xxhash.xxh3_64_intdigest(flat)])
+    head = ([name], [str(tensor.dtype).removeprefix("torch.")], [list(tensor.shape)], [xxhash.xxh3_64_intdigest(flat.data)])
     columns = [pa.array(value, BUCKET.field(index).type) for index, value in enumerate(head)]
     return pa.RecordBatch.from_arrays([*columns, data], schema=BUCKET)
 
@@ -101,7 +105,9 @@ def _decode(batch: pa.RecordBatch, row: int) -> tuple[str, torch.Tensor]:
     buffer = batch.column("data")[row].as_buffer()
     found, expected = xxhash.xxh3_64_intdigest(buffer), batch.column("checksum")[row].as_py()
     if found != expected:
-        raise WeightError(f"weight {name}: checksum {found:016x}; expected {expected:016x}: its bytes changed on the way")
+        raise WeightError(
+            f"weight {name}: checksum {found:016x}; expected {expected:016x}: its bytes changed on the way"
+        )
     dtype = getattr(torch, batch.column("dtype")[row].as_py())
     shape = batch.column("shape")[row].as_py()
     # torch has no read-only tensors: it would warn, and nobody writes here. numpy's view is made first to say so once.

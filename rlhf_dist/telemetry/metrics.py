@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,5 +26,9 @@ def batch_metrics(batch: pa.RecordBatch) -> dict[str, float]:
     }
 
 
-def _spread(name: str, values: np.ndarray) -> dict[str, float]:  # type: ignore[type-arg]
-    return {f"{name}/mean": float(values.mean()), f"{name}/max": float(values.max()), f"{name}/min": float(values.min())}
+def _spread(name: str, values: np.ndarray[Any, Any]) -> dict[str, float]:
+    return {
+        f"{name}/mean": float(values.mean()),
+        f"{name}/max": float(values.max()),
+        f"{name}/min": float(values.min()),
+    }

@@ -46,7 +46,7 @@ class WandbTracker:
         import wandb
 
         known = bool(os.environ.get("WANDB_API_KEY"))
-        mode = os.environ.get("WANDB_MODE") or ("online" if known else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if known else "offline")
         settings = wandb.Settings(silent=True, console="off", init_timeout=30)
         self._run = wandb.init(
             project=project, dir=str(folder), name=folder.name, config=config, mode=mode, settings=settings
@@ -58,7 +58,7 @@ class WandbTracker:
 
     def finish(self) -> None:
         """Close the wandb run."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 class TensorBoardTracker:
@@ -68,16 +68,16 @@ class TensorBoardTracker:
         """Write events into `folder`."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Record one iteration."""
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, iteration)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, iteration)
 
     def finish(self) -> None:
         """Close the event file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 def trackers(run_dir: Path, settings: Telemetry, config: dict[str, Any]) -> list[Tracker]:

@@ -80,7 +80,7 @@ def test_perfect_answers_score_one_for_every_prompt():
         ("wrong_item", GREET + " I am sorry about your laptop." + FIX + CLOSE),
         ("first_step", GREET + SORRY + " Please pull the paper out gently." + CLOSE),
         ("second_step", GREET + SORRY + " Please open the rear tray." + CLOSE),
-        ("wrong_step", GREET + SORRY + " Please open the rear tray and replace the ink." + CLOSE),
+        ("wrong_step", GREET + SORRY + " Please open the rear tray and delete old files." + CLOSE),
         ("closing", GREET + SORRY + FIX),
         ("closing", GREET + SORRY + CLOSE + FIX),
         ("unsafe", GREET + SORRY + " Please send me your password." + FIX + CLOSE),

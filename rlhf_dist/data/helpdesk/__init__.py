@@ -38,7 +38,7 @@ class Sizes:
     prompts: int = 4096
     held_out: int = 256
     demonstrations: int = 4096
-    preferences: int = 4096
+    preferences: int = 8192
 
 
 @dataclass(frozen=True)

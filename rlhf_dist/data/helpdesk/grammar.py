@@ -1,7 +1,8 @@
 """The language of the help desk: what customers write, and every sentence that an agent may say.
 
 A prompt is "Customer: <hello> my <item> <symptom><when>. <question>", a line break and "Agent:"; an answer is a few
-sentences, each after a space. All combinations are enumerated once, so a prompt or a sentence is understood by looking it up.
+sentences, each after a space. All combinations are enumerated once, so a prompt or a sentence is understood by looking
+it up.
 """
 
 from collections.abc import Iterator

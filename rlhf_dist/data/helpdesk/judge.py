@@ -44,7 +44,7 @@ def explain(prompt: str, answer: str) -> dict[str, float]:
         "garbled": sum(GARBLED_SENTENCE + GARBLED_WORD * len(text.split()) for text in garbled),
         "unfinished": UNFINISHED * (not answer.rstrip().endswith((".", "!", "?"))),
     }
-    return _earned(case, sentences) | _mistaken(case, sentences) | {name: -loss for name, loss in losses.items()}
+    return _earned(case, sentences) | _mistaken(case, sentences) | {name: 0.0 - loss for name, loss in losses.items()}
 
 
 def _earned(case: Case, sentences: list[Sentence | None]) -> dict[str, float]:
@@ -64,7 +64,7 @@ def _mistaken(case: Case, sentences: list[Sentence | None]) -> dict[str, float]:
     known = [sentence for sentence in sentences if sentence]
     wrong_items = {sentence.item for sentence in known} - {None, case.item}
     wrong_steps = {step for sentence in known for step in sentence.steps} - set(PROBLEMS[case.problem].steps)
-    return {"wrong_item": -WRONG_ITEM * len(wrong_items), "wrong_step": -WRONG_STEP * len(wrong_steps)}
+    return {"wrong_item": 0.0 - WRONG_ITEM * len(wrong_items), "wrong_step": 0.0 - WRONG_STEP * len(wrong_steps)}
 
 
 def _repetitions(texts: list[str], sentences: list[Sentence | None]) -> int:
