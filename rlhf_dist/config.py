@@ -147,8 +147,17 @@ class ModelShape(Section):
 
     hidden: int = Field(160, ge=16, multiple_of=8, description="hidden size")
     layers: int = Field(4, ge=1, le=64, description="decoder layers")
-    heads: int = Field(4, ge=1, description="attention heads")
+    heads: int = Field(5, ge=1, description="attention heads")
     positions: int = Field(256, ge=32, description="longest sequence, in tokens")
+
+    @model_validator(mode="after")
+    def _heads_fit_kernels(self) -> ModelShape:
+        if self.hidden % (32 * self.heads):
+            raise ValueError(
+                f"model.hidden {self.hidden} over model.heads {self.heads} is a head of {self.hidden / self.heads:g}; "
+                "expected a multiple of 32, which vLLM's CPU attention needs"
+            )
+        return self
 
 
 class Experience(Section):

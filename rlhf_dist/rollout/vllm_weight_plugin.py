@@ -80,6 +80,16 @@ def register() -> None:
             from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
             finalize_layerwise_reload(self.model, self.model_config)
+            self._repack_tied_head()
+
+        def _repack_tied_head(self) -> None:
+            """Process a head that shares the embedding's weight, which no name in a version announces.
+
+            vLLM's reload skips such a head, and on a CPU the kernels' packed copy of it would keep the old weights.
+            """
+            model: Any = self.model
+            if getattr(self.model_config.hf_text_config, "tie_word_embeddings", False) and hasattr(model, "lm_head"):
+                model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
         def shutdown(self) -> None:
             """Nothing is held between versions."""
