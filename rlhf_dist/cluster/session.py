@@ -29,6 +29,8 @@ def session(settings: Cluster, *, cpus: int, gpus: float) -> Iterator[None]:
     # The child processes of an actor (tensor-parallel engines) end with it, also when it is killed.
     os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray starts workers at niceness 15: anything else on the machine would starve them.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 

@@ -1,0 +1,113 @@
+"""Whole runs on Ray, vLLM, DeepSpeed and Arrow."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from conftest import Folders, metrics, train
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_dist.checkpoint import verify
+from rlhf_dist.store.schema import EXPERIENCE
+
+
+@pytest.fixture(scope="module")
+def plain(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One rollout worker, one learner rank."""
+    config = folders.config(prompts={"held_out": str(folders.prompts), "held_out_limit": 4}, checkpoint_every=1)
+    return train(config, tmp_path_factory.mktemp("plain"))
+
+
+def experience(path: Path) -> list[pa.Table]:
+    files = sorted((path / "experience").glob("iteration=*/batch.arrow"))
+    return [pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files]
+
+
+def test_run_folder_keeps_the_contract(plain: Path) -> None:
+    summary = json.loads((plain / "summary.json").read_text())
+    for key in (
+        "stage iterations engine schedule gold_win_rate reward_start reward_end kl_end samples_per_second seconds "
+        "weight_versions restarts versions"
+    ).split():
+        assert key in summary, key
+    assert (summary["engine"], summary["schedule"], summary["weight_versions"]) == ("vllm", "sync", 3)
+    assert summary["gold_win_rate"] is None
+    assert len((plain / "samples.jsonl").read_text().splitlines()) == 4
+    assert "<svg" in (plain / "report.html").read_text()
+    assert (plain / "config.yaml").exists()
+    verify(plain / "checkpoints" / "step-000001")
+
+
+def test_metrics_have_the_names_that_users_know(plain: Path) -> None:
+    row = json.loads((plain / "metrics.jsonl").read_text().splitlines()[0])
+    wanted = (
+        "actor/ppo_kl actor/pg_clipfrac actor/entropy actor/pg_loss critic/vf_loss critic/score/mean critic/rewards/mean "
+        "response_length/mean response_length/clip_ratio training/rollout_probs_diff_mean perf/throughput objective/kl "
+        "objective/scores objective/rlhf_reward objective/entropy weights/version weights/bytes timing_s/gen timing_s/update "
+        "timing_s/step"
+    ).split()
+    assert not [name for name in wanted if name not in row]
+    assert row["training/rollout_probs_diff_mean"] < 1e-5
+    assert row["weights/probe_diff"] < 1e-4
+    assert abs(row["objective/kl"]) < 1e-4
+
+
+def test_experience_is_whole_in_canonical_order_and_typed(plain: Path) -> None:
+    tables = experience(plain)
+    assert [table.num_rows for table in tables] == [16, 16]
+    for iteration, table in enumerate(tables):
+        assert table.schema.equals(EXPERIENCE, check_metadata=True)
+        keys = list(zip(table["prompt_id"].to_pylist(), table["sample_index"].to_pylist(), strict=True))
+        assert keys == sorted(set(keys))
+        assert set(table["policy_version"].to_pylist()) == {iteration}
+        for column in ("rollout_log_probs", "ref_log_probs"):
+            lengths = table["response_tokens"].combine_chunks().value_lengths()
+            assert table[column].combine_chunks().value_lengths().equals(lengths)
+
+
+def test_final_policy_differs_from_the_start_and_loads_in_transformers(plain: Path, folders: Folders) -> None:
+    verify(plain / "policy")
+    trained = AutoModelForCausalLM.from_pretrained(plain / "policy")
+    start = AutoModelForCausalLM.from_pretrained(folders.policy)
+    moved = [(a - b).abs().max() for a, b in zip(trained.parameters(), start.parameters(), strict=True)]
+    assert min(moved) > 0
+    assert AutoTokenizer.from_pretrained(plain / "policy").eos_token == "<eos>"
+
+
+def test_reference_log_probs_equal_the_policys_at_the_start(plain: Path) -> None:
+    first = experience(plain)[0]
+    rollout, reference = (
+        torch.tensor(first[name].combine_chunks().flatten().to_pylist()) for name in ("rollout_log_probs", "ref_log_probs")
+    )
+    torch.testing.assert_close(rollout, reference, atol=1e-4, rtol=0)
+
+
+def test_same_seed_gives_the_same_metrics_and_two_workers_the_same_samples(
+    plain: Path, folders: Folders, tmp_path: Path
+) -> None:
+    again = train(folders.config(), tmp_path / "again")
+    assert metrics(again) == metrics(plain)
+    two = train(folders.config(rollout={"workers": 2}), tmp_path / "two")
+    columns = ["prompt_id", "sample_index", "response_tokens"]
+    for one_worker, two_workers in zip(experience(plain), experience(two), strict=True):
+        assert one_worker.select(columns).equals(two_workers.select(columns))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_learner_ranks_learn_what_one_does(stage: int, plain: Path, folders: Folders, tmp_path: Path) -> None:
+    run = train(folders.config(learner={"ranks": 2, "zero_stage": stage}), tmp_path / "run")
+    assert [row["weights/version"] for row in metrics(run)] == [1, 2]
+    for one, two in zip(metrics(plain), metrics(run), strict=True):
+        for name in ("actor/pg_loss", "critic/vf_loss", "objective/kl", "actor/entropy", "critic/score/mean"):
+            assert two[name] == pytest.approx(one[name], abs=2e-4), name
+
+
+def test_value_head_and_transformers_engine_and_tied_embeddings_learn_too(folders: Folders, tmp_path: Path) -> None:
+    config = folders.config(
+        policy=str(folders.tied), learner={"critic": "value_head", "zero_stage": 2}, rollout={"engine": "transformers"}
+    )
+    rows = metrics(train(config, tmp_path / "run"))
+    assert rows[0]["training/rollout_probs_diff_mean"] < 1e-5
+    assert rows[1]["critic/vf_loss"] != rows[0]["critic/vf_loss"]
