@@ -54,6 +54,7 @@ def train(
         report: called after every iteration.
     """
     kl = AdaptiveKL(config.ppo.kl_coef, target=config.ppo.kl_target, horizon=config.ppo.kl_horizon)
+    worker_stats(parts, timeout_s=config.timeouts.call)  # what came before the first iteration is not counted
     for iteration, tasks in enumerate(prompts.batches(config.ppo.iterations)):
         timer = Timer()
         parts.store.submit.remote(tasks)

@@ -60,6 +60,7 @@ class TrainedModel:
             betas=optimizer.betas,
             eps=optimizer.eps,
             weight_decay=optimizer.weight_decay,
+            fused=not cpu_offload,
         )
         warmup = round(optimizer.warmup * total_steps)
         schedule = get_scheduler(optimizer.schedule, adamw, num_warmup_steps=warmup, num_training_steps=total_steps)

@@ -21,7 +21,6 @@ CHARTS = (
     ("Explained variance", "critic/vf_explained_var", "How much of the return the critic foresees; 1 is all."),
     ("Cut answers", "response_length/clip_ratio", "Share of answers that reached the length limit."),
     ("Throughput", "perf/throughput", "Prompt and answer tokens per second of the whole iteration."),
-    ("Engine against learner", "training/rollout_probs_diff_mean", "Mean difference of token probabilities. Near 0."),
 )
 PHASES = ("gen", "score_wait", "pull_weights", "update", "update_weights")
 SHOWN_SAMPLES = 12
