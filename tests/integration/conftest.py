@@ -1,83 +1,10 @@
-"""Tiny models with random weights, and runs on the real Ray, vLLM and DeepSpeed."""
-
-import json
-import random
-from pathlib import Path
+"""Fixtures of the integration tests."""
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from rlhf_dist.config import PPOConfig
-from rlhf_dist.data.helpdesk import build_tokenizer, train_prompts
-from rlhf_dist.stages.ppo import run
-from rlhf_dist.telemetry.console import Console
-from rlhf_dist.telemetry.run_folder import RunFolder
-
-SHAPE = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 128,
-}
-
-
-class Folders:
-    """Model folders and a prompt file."""
-
-    def __init__(self, root: Path) -> None:
-        tokenizer = build_tokenizer()
-        self.policy, self.tied, self.reward = (root / name for name in ("policy", "tied", "reward"))
-        shared = {**SHAPE, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-        torch.manual_seed(0)
-        LlamaForCausalLM(LlamaConfig(**shared, eos_token_id=tokenizer.eos_token_id)).save_pretrained(self.policy)
-        tied = LlamaConfig(**shared, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True)
-        LlamaForCausalLM(tied).save_pretrained(self.tied)
-        LlamaForSequenceClassification(LlamaConfig(**shared, num_labels=1)).save_pretrained(self.reward)
-        for folder in (self.policy, self.tied, self.reward):
-            tokenizer.save_pretrained(folder)
-        self.prompts = root / "prompts.jsonl"
-        chosen = random.Random(0).sample(train_prompts(), 64)
-        self.prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in chosen))
-
-    def config(self, **changes: object) -> PPOConfig:
-        """A run of two short iterations; `changes` replace whole sections' keys."""
-        tree = {
-            "policy": str(self.policy),
-            "reward": str(self.reward),
-            "prompts": {"path": str(self.prompts), "max_tokens": 40},
-            "ppo": {"iterations": 2, "prompts_per_iteration": 8, "epochs": 2, "mini_batches": 2},
-            "rollout": {"max_new_tokens": 12, "max_concurrent": 16, "samples_per_prompt": 2},
-            "learner": {
-                "micro_batch_tokens": 512,
-                "threads": 1,
-                "zero_stage": 0,
-                "policy": {"lr": 1e-3, "warmup": 0},
-                "value": {"lr": 1e-3, "warmup": 0},
-            },
-            "weights": {"probe_every": 1},
-            "experience": {"keep": True},
-            "timeouts": {"batch": 120, "update": 120, "publish": 60, "start": 240},
-        }
-        for key, value in changes.items():
-            tree[key] = {**tree[key], **value} if isinstance(value, dict) and key in tree else value
-        return PPOConfig.model_validate(tree)
+from tests.integration.runs import Folders
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return Folders(tmp_path_factory.mktemp("models"))
-
-
-def train(config: PPOConfig, path: Path) -> Path:
-    """A whole PPO run on real parts; returns the run folder."""
-    run(config, RunFolder(path, config, console=Console()))
-    return path
-
-
-def metrics(path: Path) -> list[dict[str, float]]:
-    """What a run recorded, without what depends on the clock."""
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(("timing_s/", "perf/"))} for row in rows]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Folders
 
 from rlhf_dist.config import dump
+from tests.integration.runs import Folders
 
 
 def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -65,9 +65,15 @@ def test_different_tokenizers_are_named(folders: Folders, config_file: Path, tmp
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "the file is empty"), ('{"prompt": "a"}\nnot json\n', ":2: not valid JSON"), ('{"text": "a"}\n', "expected `prompt`")],
+    [
+        ("", "the file is empty"),
+        ('{"prompt": "a"}\nnot json\n', ":2: not valid JSON"),
+        ('{"text": "a"}\n', "expected `prompt`"),
+    ],
 )
-def test_bad_prompt_files_are_named_with_their_line(content: str, message: str, config_file: Path, tmp_path: Path) -> None:
+def test_bad_prompt_files_are_named_with_their_line(
+    content: str, message: str, config_file: Path, tmp_path: Path
+) -> None:
     prompts = tmp_path / "bad.jsonl"
     prompts.write_text(content)
     done = cli("ppo", config_file, "--set", f"prompts.path={prompts}")

@@ -1,14 +1,15 @@
 """vLLM against transformers, in fp32: the same log-probs before and after a weight pull."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import Folders
 
+from rlhf_dist.cluster.session import session
+from rlhf_dist.config import Cluster
 from rlhf_dist.errors import EnvironmentProblem, WeightError
 from rlhf_dist.models import load_policy
 from rlhf_dist.records import RowKey, Sample, SampleRequest, Sampling, sample_seed
@@ -16,25 +17,59 @@ from rlhf_dist.rollout.engine import RolloutEngine
 from rlhf_dist.rollout.transformers_engine import TransformersEngine, truncated_log_probs
 from rlhf_dist.rollout.vllm_engine import ENVIRONMENT, VLLMEngine
 from rlhf_dist.store.weights import encode_bucket
+from tests.integration.runs import Folders
 
 SAMPLING = Sampling(max_new_tokens=16, temperature=0.7, top_p=0.9, top_k=50, stop=(), eos_token_ids=(2,))
 
 
-@pytest.fixture(scope="module", params=["policy", "tied"])
-def engine(request: pytest.FixtureRequest, folders: Folders) -> Iterator[tuple[VLLMEngine, str]]:
-    os.environ.update({**ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"})
-    path = str(getattr(folders, request.param))
-    yield (
-        VLLMEngine(
+class EngineHost:
+    """A process of its own around one engine: vLLM keeps global state, so two engines cannot share one."""
+
+    def __init__(self, path: str) -> None:
+        self.engine = VLLMEngine(
             path,
             SAMPLING,
             dtype="float32",
             max_sequence=96,
             max_concurrent=16,
             engine_options={"enforce_eager": True, "seed": 0},
-        ),
-        path,
-    )
+        )
+
+    def load_weights(self, tables: list[pa.Table], names: list[str], version: int) -> None:
+        self.engine.load_weights(tables, names, version=version)
+
+    def generate(self, order: list[int]) -> dict[int, Sample]:
+        return generate(self.engine, order)
+
+    def probe(self, tokens: list[int]) -> list[float]:
+        return self.engine.probe(tokens)
+
+
+class Remote:
+    """Calls an `EngineHost` as if it were here."""
+
+    def __init__(self, path: str) -> None:
+        import ray
+
+        env = {**ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        self.host = ray.remote(EngineHost).options(runtime_env={"env_vars": env}).remote(path)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        import ray
+
+        return lambda *arguments: ray.get(getattr(self.host, name).remote(*arguments), timeout=200)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session() -> Iterator[None]:
+    with session(Cluster(), cpus=4, gpus=0):
+        yield
+
+
+@pytest.fixture(scope="module", params=["policy", "tied"])
+def engine(request: pytest.FixtureRequest, folders: Folders) -> tuple[Remote, str]:
+    path = str(getattr(folders, request.param))
+    return Remote(path), path
 
 
 def tables_of(path: str, seed: int) -> tuple[list[pa.Table], list[str], torch.nn.Module]:
@@ -61,12 +96,12 @@ def generate(engine: RolloutEngine, order: list[int]) -> dict[int, Sample]:
     return found
 
 
-def test_vllm_log_probs_equal_transformers_before_and_after_a_pull(engine: tuple[VLLMEngine, str]) -> None:
+def test_vllm_log_probs_equal_transformers_before_and_after_a_pull(engine: tuple[Remote, str]) -> None:
     vllm, path = engine
     for version in range(2):
         tables, names, lm = tables_of(path, seed=version)
-        vllm.load_weights(tables, names, version=version)
-        for sample in generate(vllm, list(range(12))).values():
+        vllm.load_weights(tables, names, version)
+        for sample in vllm.generate(list(range(12))).values():
             ids = torch.tensor([[*sample.prompt_tokens, *sample.response_tokens]])
             with torch.no_grad():
                 logits = lm(input_ids=ids).logits[0, len(sample.prompt_tokens) - 1 : -1]
@@ -76,36 +111,36 @@ def test_vllm_log_probs_equal_transformers_before_and_after_a_pull(engine: tuple
             assert sample.policy_version == version
 
 
-def test_probe_equals_transformers(engine: tuple[VLLMEngine, str]) -> None:
+def test_probe_equals_transformers(engine: tuple[Remote, str]) -> None:
     vllm, path = engine
     tables, names, _ = tables_of(path, seed=7)
     oracle = TransformersEngine(path, SAMPLING, dtype="float32", max_concurrent=16)
-    for each in (vllm, oracle):
-        each.load_weights(tables, names, version=7)
+    vllm.load_weights(tables, names, 7)
+    oracle.load_weights(tables, names, version=7)
     tokens = list(range(5, 45))
     np.testing.assert_allclose(vllm.probe(tokens), oracle.probe(tokens), atol=1e-4)
 
 
-def test_samples_do_not_depend_on_order_or_company(engine: tuple[VLLMEngine, str]) -> None:
+def test_samples_do_not_depend_on_order_or_company(engine: tuple[Remote, str]) -> None:
     vllm, path = engine
     tables, names, _ = tables_of(path, seed=3)
-    vllm.load_weights(tables, names, version=8)
-    whole = generate(vllm, list(range(12)))
-    parts = {**generate(vllm, [11, 3, 5, 7, 9, 1]), **generate(vllm, [0, 2, 4, 6, 8, 10])}
+    vllm.load_weights(tables, names, 8)
+    whole = vllm.generate(list(range(12)))
+    parts = {**vllm.generate([11, 3, 5, 7, 9, 1]), **vllm.generate([0, 2, 4, 6, 8, 10])}
     assert {i: s.response_tokens for i, s in whole.items()} == {i: s.response_tokens for i, s in parts.items()}
 
 
-def test_a_flipped_bit_or_a_missing_weight_is_refused(folders: Folders, engine: tuple[VLLMEngine, str]) -> None:
+def test_a_flipped_bit_or_a_missing_weight_is_refused(folders: Folders, engine: tuple[Remote, str]) -> None:
     vllm, path = engine
     tables, names, _ = tables_of(path, seed=4)
     with pytest.raises(WeightError, match="its manifest names"):
-        vllm.load_weights(tables[:1], names, version=9)
+        vllm.load_weights(tables[:1], names, 9)
     buffer = bytearray(tables[0]["data"][0].as_py())
     buffer[5] ^= 1
     data = pa.chunked_array([pa.array([bytes(buffer)], pa.large_binary()), *tables[0]["data"].chunks[1:]])
     broken = tables[0].set_column(4, tables[0].schema.field("data"), data)
     with pytest.raises(WeightError, match=f"weight {names[0]}: checksum"):
-        vllm.load_weights([broken, tables[1]], names, version=9)
+        vllm.load_weights([broken, tables[1]], names, 9)
 
 
 def test_a_variable_that_opens_vllm_to_strangers_is_refused(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Folders, train
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_dist.cluster.session import check_port_free, session
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Cluster
 from rlhf_dist.errors import EnvironmentProblem, RewardError, WaitTimeout, WorkerDied
+from tests.integration.runs import Folders, train
 
 
 def test_a_reward_that_is_nan_stops_the_run_and_names_the_sample(folders: Folders, tmp_path: Path) -> None:
@@ -39,7 +39,9 @@ def test_no_room_for_the_kv_cache_names_the_settings(folders: Folders, tmp_path:
 
 def test_a_killed_rollout_worker_ends_the_run_within_seconds(folders: Folders, tmp_path: Path) -> None:
     config = folders.config(
-        ppo={"iterations": 100000, "prompts_per_iteration": 8}, rollout={"engine": "transformers"}, experience={"keep": False}
+        ppo={"iterations": 100000, "prompts_per_iteration": 8},
+        rollout={"engine": "transformers"},
+        experience={"keep": False},
     )
     killed: list[float] = []
 
@@ -102,7 +104,8 @@ def test_a_busy_dashboard_port_is_named_before_ray_starts() -> None:
 
 
 def test_a_cluster_that_is_too_small_says_what_is_missing() -> None:
-    with pytest.raises(EnvironmentProblem, match=r"has 0 GPUs; this run's actors ask for 3"), session(
-        Cluster(), cpus=1, gpus=3
+    with (
+        pytest.raises(EnvironmentProblem, match=r"has 0 GPUs; this run's actors ask for 3"),
+        session(Cluster(), cpus=1, gpus=3),
     ):
         pass

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from conftest import Folders
 
 from rlhf_dist.cluster.session import session
 from rlhf_dist.cluster.watch import Watch
@@ -15,6 +14,7 @@ from rlhf_dist.learner.group import SupervisedBatch, start_group
 from rlhf_dist.learner.rank import ModelSpec
 from rlhf_dist.models import PolicyModel, load_policy, pack
 from rlhf_dist.stages.supervised import sft_loss
+from tests.integration.runs import Folders
 
 STEPS = 5
 OPTIMIZER = Optimizer(lr=1e-3, warmup=0.4, max_grad_norm=0.5, weight_decay=0.01)
@@ -72,9 +72,7 @@ def test_zero_equals_plain_torch(
     settings = Learner(ranks=ranks, zero_stage=stage, micro_batch_tokens=128, row_tokens=64, threads=1)
     spec = ModelSpec(str(folders.policy), "policy", OPTIMIZER, STEPS)
     timeouts = Timeouts(start=240, update=120, publish=60)
-    group = start_group(
-        settings, {"model": spec}, hidden=64, gpu_share=0, seed=0, watch=Watch(), timeouts=timeouts
-    )
+    group = start_group(settings, {"model": spec}, hidden=64, gpu_share=0, seed=0, watch=Watch(), timeouts=timeouts)
     try:
         stored = ray.put(examples([x.tolist() for x in sequences], [range(3, len(x) - 1) for x in sequences]))
         losses = []

@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from conftest import Folders, metrics, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_dist.checkpoint import verify
 from rlhf_dist.store.schema import EXPERIENCE
+from tests.integration.runs import Folders, metrics, train
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,21 @@ def experience(path: Path) -> list[pa.Table]:
 
 def test_run_folder_keeps_the_contract(plain: Path) -> None:
     summary = json.loads((plain / "summary.json").read_text())
-    for key in (
-        "stage iterations engine schedule gold_win_rate reward_start reward_end kl_end samples_per_second seconds "
-        "weight_versions restarts versions"
-    ).split():
+    for key in [
+        "stage",
+        "iterations",
+        "engine",
+        "schedule",
+        "gold_win_rate",
+        "reward_start",
+        "reward_end",
+        "kl_end",
+        "samples_per_second",
+        "seconds",
+        "weight_versions",
+        "restarts",
+        "versions",
+    ]:
         assert key in summary, key
     assert (summary["engine"], summary["schedule"], summary["weight_versions"]) == ("vllm", "sync", 3)
     assert summary["gold_win_rate"] is None
@@ -42,12 +53,28 @@ def test_run_folder_keeps_the_contract(plain: Path) -> None:
 
 def test_metrics_have_the_names_that_users_know(plain: Path) -> None:
     row = json.loads((plain / "metrics.jsonl").read_text().splitlines()[0])
-    wanted = (
-        "actor/ppo_kl actor/pg_clipfrac actor/entropy actor/pg_loss critic/vf_loss critic/score/mean critic/rewards/mean "
-        "response_length/mean response_length/clip_ratio training/rollout_probs_diff_mean perf/throughput objective/kl "
-        "objective/scores objective/rlhf_reward objective/entropy weights/version weights/bytes timing_s/gen timing_s/update "
-        "timing_s/step"
-    ).split()
+    wanted = [
+        "actor/ppo_kl",
+        "actor/pg_clipfrac",
+        "actor/entropy",
+        "actor/pg_loss",
+        "critic/vf_loss",
+        "critic/score/mean",
+        "critic/rewards/mean",
+        "response_length/mean",
+        "response_length/clip_ratio",
+        "training/rollout_probs_diff_mean",
+        "perf/throughput",
+        "objective/kl",
+        "objective/scores",
+        "objective/rlhf_reward",
+        "objective/entropy",
+        "weights/version",
+        "weights/bytes",
+        "timing_s/gen",
+        "timing_s/update",
+        "timing_s/step",
+    ]
     assert not [name for name in wanted if name not in row]
     assert row["training/rollout_probs_diff_mean"] < 1e-5
     assert row["weights/probe_diff"] < 1e-4
@@ -79,7 +106,8 @@ def test_final_policy_differs_from_the_start_and_loads_in_transformers(plain: Pa
 def test_reference_log_probs_equal_the_policys_at_the_start(plain: Path) -> None:
     first = experience(plain)[0]
     rollout, reference = (
-        torch.tensor(first[name].combine_chunks().flatten().to_pylist()) for name in ("rollout_log_probs", "ref_log_probs")
+        torch.tensor(first[name].combine_chunks().flatten().to_pylist())
+        for name in ("rollout_log_probs", "ref_log_probs")
     )
     torch.testing.assert_close(rollout, reference, atol=1e-4, rtol=0)
 
