@@ -176,7 +176,7 @@ def _kv_cache_errors_explained(max_sequence: int) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if "KV cache" not in str(error):
+        if "KV cache" not in str(error) and "cache blocks" not in str(error):
             raise
         raise EnvironmentProblem(
             f"no room for the KV cache of one sample of {max_sequence} tokens: {error}. Raise rollout.kv_cache_gib (CPU) "

@@ -67,12 +67,13 @@ class RolloutWorker:
     """A Ray actor around one engine. `run` serves the store; other calls wait until the engine is idle."""
 
     def __init__(self, name: str, spec: EngineSpec, sampling: Sampling, *, seed: int, probe_tolerance: float) -> None:
-        """Start the engine; it has no weights before the first pull."""
+        """Take the settings; `start` builds the engine, so that its errors arrive as what they are."""
         self.name = name
         self._seed = seed
         self._probe_tolerance = probe_tolerance
         self._limit = spec.max_concurrent
-        self._engine = spec.build(sampling)
+        self._spec, self._sampling = spec, sampling
+        self._engine: RolloutEngine
         self._lock = threading.Lock()
         self._stats: dict[str, float] = {"gen_s": 0.0, "pull_s": 0.0, "probe_diff": 0.0, "pulls": 0}
 
@@ -80,8 +81,9 @@ class RolloutWorker:
         """How Ray's logs call it."""
         return f"RolloutWorker({self.name})"
 
-    def ready(self) -> int:
-        """Answer once the engine is up, with the process id."""
+    def start(self) -> int:
+        """Build the engine, without weights before the first pull; returns the process id."""
+        self._engine = self._spec.build(self._sampling)
         return os.getpid()
 
     def run(self, store: Any, lease: int) -> None:

@@ -84,7 +84,7 @@ class ScoringWorker:
     def __init__(
         self, name: str, scorer: type[Any], arguments: dict[str, Any], *, lease_tokens: int, threads: int
     ) -> None:
-        """Load the scorer's model.
+        """Take the settings; `start` loads the model, so that its errors arrive as what they are.
 
         Args:
             name: the worker's name, under which it leases rows.
@@ -95,17 +95,19 @@ class ScoringWorker:
         """
         self.name = name
         self._lease_tokens = lease_tokens
-        cuda = torch.cuda.is_available()
-        if not cuda:
-            torch.set_num_threads(threads)
-        self._scorer: Scorer = scorer(**arguments, device="cuda" if cuda else "cpu")
+        self._kind, self._arguments, self._threads = scorer, arguments, threads
+        self._scorer: Scorer
 
     def __repr__(self) -> str:
         """How Ray's logs call it."""
         return f"ScoringWorker({self.name})"
 
-    def ready(self) -> int:
-        """Answer once the model is loaded, with the process id."""
+    def start(self) -> int:
+        """Load the scorer's model; returns the process id."""
+        cuda = torch.cuda.is_available()
+        if not cuda:
+            torch.set_num_threads(self._threads)
+        self._scorer = self._kind(**self._arguments, device="cuda" if cuda else "cpu")
         return os.getpid()
 
     def run(self, store: Any) -> None:

@@ -132,6 +132,8 @@ def wired(config: PPOConfig, prepared: Prepared) -> Iterator[Parts]:
     )
     rollouts = _start_rollouts(config, prepared, share)
     scorers = _start_scorers(config, share)
+    workers = {**rollouts, **scorers}
+    starting = {name: worker.start.remote() for name, worker in workers.items()}
     learner = start_group(
         config.learner,
         model_specs(config),
@@ -141,9 +143,7 @@ def wired(config: PPOConfig, prepared: Prepared) -> Iterator[Parts]:
         watch=watch,
         timeouts=config.timeouts,
     )
-    workers = {**rollouts, **scorers}
-    ready = {name: worker.ready.remote() for name, worker in workers.items()}
-    watch.wait(ready, timeout_s=config.timeouts.start, doing="starting and loading its model")
+    watch.wait(starting, timeout_s=config.timeouts.start, doing="starting and loading its model")
     learner.plan_weights(bucket_bytes=config.weights.bucket_mib * 2**20, wire_dtype=config.wire_dtype)
     lease = -(-config.batch_samples // config.rollout.workers)
     for name, worker in rollouts.items():
@@ -177,6 +177,8 @@ def _start_rollouts(config: PPOConfig, prepared: Prepared, gpu_share: float) -> 
     }
     if gpu_share:
         options["gpu_memory_utilization"] = rollout.gpu_memory_fraction
+    else:
+        options["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * 2**30)
     spec = EngineSpec(
         kind=rollout.engine,
         model=config.policy,
@@ -211,7 +213,6 @@ def rollout_environment(config: PPOConfig, *, on_gpu: bool) -> dict[str, str]:
         "OMP_NUM_THREADS": str(config.rollout.threads),
         # Binding would pin the engines of several workers to the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": f"{config.rollout.kv_cache_gib:g}",
     }
 
 

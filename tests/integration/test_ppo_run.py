@@ -115,7 +115,8 @@ def test_reference_log_probs_equal_the_policys_at_the_start(plain: Path) -> None
 def test_same_seed_gives_the_same_metrics_and_two_workers_the_same_samples(
     plain: Path, folders: Folders, tmp_path: Path
 ) -> None:
-    again = train(folders.config(), tmp_path / "again")
+    held_out = {"held_out": str(folders.prompts), "held_out_limit": 4}
+    again = train(folders.config(prompts=held_out, checkpoint_every=1), tmp_path / "again")
     assert metrics(again) == metrics(plain)
     two = train(folders.config(rollout={"workers": 2}), tmp_path / "two")
     columns = ["prompt_id", "sample_index", "response_tokens"]
