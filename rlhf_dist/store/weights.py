@@ -82,7 +82,12 @@ def _encode(name: str, tensor: torch.Tensor) -> pa.RecordBatch:
     flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     offsets = pa.py_buffer(np.array([0, flat.nbytes], dtype=np.int64))
     data = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(flat)])
-    head = ([name], [str(tensor.dtype).removeprefix("torch.")], [list(tensor.shape)], [xxhash.xxh3_64_intdigest(flat.data)])
+    head = (
+        [name],
+        [str(tensor.dtype).removeprefix("torch.")],
+        [list(tensor.shape)],
+        [xxhash.xxh3_64_intdigest(flat.data)],
+    )
     columns = [pa.array(value, BUCKET.field(index).type) for index, value in enumerate(head)]
     return pa.RecordBatch.from_arrays([*columns, data], schema=BUCKET)
 

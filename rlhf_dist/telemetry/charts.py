@@ -105,9 +105,7 @@ class _Frame:
             for tick in self.y_ticks
         )
         axis = "".join(
-            f'<text x="{self.x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{tick:g}</text>' for tick in self.x_ticks
+            f'<text x="{self.x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{tick:g}</text>'
+            for tick in self.x_ticks
         )
-        return (
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
-            f"{grid}{axis}{body}</svg>"
-        )
+        return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{grid}{axis}{body}</svg>'

@@ -89,7 +89,11 @@ def tiles(summary: dict[str, Any]) -> list[Tile]:
         Tile(reward, "reward", "mean score by the reward model, first and last iteration"),
         Tile(f"{summary['kl_end']:.1f}", "KL, nats", "per answer, from the policy that PPO started with"),
         Tile(f"{summary['samples_per_second']:.0f}", "samples/s", "over whole iterations, training included"),
-        Tile(_duration(summary["seconds"]["total"]), "PPO in all", f"{summary['iterations']} iterations, engines' start in"),
+        Tile(
+            _duration(summary["seconds"]["total"]),
+            "PPO in all",
+            f"{summary['iterations']} iterations, engines' start in",
+        ),
     ]
 
 
@@ -105,7 +109,9 @@ def charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:
     phases = {name: values for name, values in phases.items() if any(values)}
     if phases:
         meaning = "Seconds per iteration: generating, waiting for scores, pulling weights, updating, publishing."
-        drawn.insert(4, Chart("Time per phase", meaning, stacked_bars("Time per phase", xs, phases), legend(list(phases))))
+        drawn.insert(
+            4, Chart("Time per phase", meaning, stacked_bars("Time per phase", xs, phases), legend(list(phases)))
+        )
     return drawn
 
 

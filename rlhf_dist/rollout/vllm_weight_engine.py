@@ -1,0 +1,79 @@
+"""vLLM's weight transfer backend `arrow`: tensors from shared memory straight into the running engine.
+
+vLLM imports this module by name when an engine asks for the backend, so it may import vLLM at its top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from rlhf_dist.errors import WeightError
+from rlhf_dist.rollout.vllm_weight_plugin import open_bucket
+from rlhf_dist.store.weights import decode_bucket
+
+
+@dataclass
+class ArrowInit(WeightTransferInitInfo):
+    """Nothing to agree on beforehand."""
+
+
+@dataclass
+class ArrowUpdate(WeightTransferUpdateInfo):
+    """Where the buckets of one version are."""
+
+    sources: list[str] = field(default_factory=list)
+
+
+class ArrowEngine(WeightTransferEngine[ArrowInit, ArrowUpdate]):
+    """Loads whole versions, or raises and leaves the engine to be replaced."""
+
+    init_info_cls = ArrowInit
+    update_info_cls = ArrowUpdate
+
+    def init_transfer_engine(self, init_info: ArrowInit) -> None:
+        """Nothing to connect: every version brings its own sources."""
+
+    def start_weight_update(self) -> None:
+        """Let vLLM collect the new weights layer by layer."""
+        # Asked before the reload begins: during it, tied weights look like two.
+        self._expected = {name for name, _ in self.model.named_parameters()}
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: ArrowUpdate) -> None:
+        """Check and load every tensor.
+
+        Raises:
+            WeightError: a checksum is wrong, or a weight of the engine did not come.
+        """
+        model: Any = self.model
+        missing = self._expected - set(model.load_weights(_tensors(update_info.sources)))
+        if missing:
+            raise WeightError(f"the new version lacks {len(missing)} of the engine's weights, e.g. {min(missing)}")
+
+    def finish_weight_update(self) -> None:
+        """Let vLLM put the new weights where its kernels read them."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        self._repack_tied_head()
+
+    def shutdown(self) -> None:
+        """Nothing is held between versions."""
+
+    def _repack_tied_head(self) -> None:
+        """Process a head that shares the embedding's weight, which no name in a version announces.
+
+        vLLM's reload skips such a head, and on a CPU the kernels' packed copy of it would keep the old weights.
+        """
+        model: Any = self.model
+        if getattr(self.model_config.hf_text_config, "tie_word_embeddings", False) and hasattr(model, "lm_head"):
+            model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+
+
+def _tensors(sources: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    for source in sources:
+        yield from decode_bucket(open_bucket(source))

@@ -1,0 +1,45 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_dist.algorithms.kl import AdaptiveKL, k1, k3, shaped_rewards
+
+
+def test_k1_and_k3_are_unbiased_for_a_known_pair_of_distributions() -> None:
+    p, q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    exact = float((p * (p / q).log()).sum())
+    for estimator in (k1, k3):
+        assert float((p * estimator(p.log(), q.log())).sum()) == pytest.approx(exact)
+
+
+@given(st.floats(-8, 3), st.floats(-8, 3))
+def test_k3_is_never_negative(a: float, b: float) -> None:
+    value = float(k3(torch.tensor([a], dtype=torch.float64), torch.tensor([b], dtype=torch.float64)))
+    assert value >= -1e-12
+    assert value == pytest.approx(math.exp(b - a) - 1 - (b - a), abs=1e-9)
+
+
+def test_shaped_rewards_put_the_score_on_the_last_token_of_each_sequence() -> None:
+    kl = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])
+    rewards = shaped_rewards(torch.tensor([10.0, 20.0]), kl, torch.tensor([2, 3]), coefficient=0.5)
+    torch.testing.assert_close(rewards, torch.tensor([-0.05, 9.9, -0.15, -0.2, 19.75]))
+
+
+def test_adaptive_coefficient_follows_the_formula_and_moves_towards_the_target() -> None:
+    kl = AdaptiveKL(0.1, target=6.0, horizon=1000)
+    kl.update(6.6, samples=100)
+    assert kl.coefficient == pytest.approx(0.1 * (1 + 0.1 * 100 / 1000))
+    kl.update(600.0, samples=100)
+    assert kl.coefficient == pytest.approx(0.101 * (1 + 0.2 * 0.1))
+    before = kl.coefficient
+    kl.update(0.0, samples=100)
+    assert kl.coefficient == pytest.approx(before * (1 - 0.2 * 0.1))
+
+
+def test_fixed_coefficient_does_not_move() -> None:
+    kl = AdaptiveKL(0.1, target=None, horizon=10)
+    kl.update(100.0, samples=100)
+    assert kl.coefficient == 0.1

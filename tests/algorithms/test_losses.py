@@ -1,0 +1,66 @@
+import math
+
+import pytest
+import torch
+
+from rlhf_dist.algorithms.losses import explained_variance, policy_loss_sum, preference_loss_sum, value_loss_sum
+
+
+def tokens(count: int = 40) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.randn(count, dtype=torch.float64, generator=generator) * 0.5 for _ in range(3))
+
+
+def test_policy_loss_equals_a_loop_over_tokens() -> None:
+    new, old, advantages = tokens()
+    loss, sums = policy_loss_sum(new, old, advantages, clip_ratio=0.2)
+    expected = clipped = kl = 0.0
+    for n, o, a in zip(new.tolist(), old.tolist(), advantages.tolist(), strict=True):
+        ratio = math.exp(n - o)
+        plain, near = ratio * a, min(max(ratio, 0.8), 1.2) * a
+        expected -= min(plain, near)
+        clipped += near < plain
+        kl += ratio - 1 - (n - o)
+    assert float(loss) == pytest.approx(expected)
+    assert float(sums["clipped"]) == clipped > 0
+    assert float(sums["kl"]) == pytest.approx(kl)
+
+
+def test_policy_loss_gradient_equals_finite_differences() -> None:
+    new, old, advantages = tokens()
+    new.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: policy_loss_sum(x, old, advantages, clip_ratio=0.2)[0], (new,))
+
+
+def test_at_ratio_one_the_gradient_is_the_policy_gradient() -> None:
+    new, _, advantages = tokens()
+    new.requires_grad_()
+    policy_loss_sum(new, new.detach(), advantages, clip_ratio=0.2)[0].backward()
+    torch.testing.assert_close(new.grad, -advantages)
+
+
+def test_value_loss_equals_a_loop_and_finite_differences() -> None:
+    new, old, returns = tokens()
+    loss, clipped = value_loss_sum(new, old, returns, clip_value=0.2)
+    expected = count = 0.0
+    for n, o, r in zip(new.tolist(), old.tolist(), returns.tolist(), strict=True):
+        near = o + min(max(n - o, -0.2), 0.2)
+        expected += 0.5 * max((n - r) ** 2, (near - r) ** 2)
+        count += (near - r) ** 2 > (n - r) ** 2
+    assert float(loss) == pytest.approx(expected)
+    assert float(clipped) == count > 0
+    new.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: value_loss_sum(x, old, returns, clip_value=0.2)[0], (new,))
+
+
+def test_preference_loss_is_minus_log_sigmoid_of_the_margin() -> None:
+    chosen, rejected = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([0.0, 0.0, 3.0])
+    expected = sum(math.log1p(math.exp(-m)) for m in (2.0, 0.0, -4.0))
+    assert float(preference_loss_sum(chosen, rejected)) == pytest.approx(expected)
+
+
+def test_explained_variance_sums_give_one_for_a_perfect_critic() -> None:
+    returns = torch.tensor([1.0, 2.0, 4.0])
+    error, total = explained_variance(returns, returns)
+    assert error[1:].tolist() == [0.0, 0.0]
+    assert total.tolist() == [3.0, 7.0, 21.0]

@@ -1,0 +1,137 @@
+"""The index under hypothesis: whatever happens in whatever order, each row is consumed exactly once and none is lost."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from rlhf_dist.errors import StoreError
+from rlhf_dist.records import PromptTask, RowKey
+from rlhf_dist.store.experience import ExperienceIndex
+from rlhf_dist.store.schema import SCORERS
+
+PROMPTS, SAMPLES = 3, 2
+WORKERS = st.sampled_from(["a", "b", "c"])
+
+
+class Life(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = ExperienceIndex(batch_rows=PROMPTS * SAMPLES)
+        self.iteration = 0
+        self.held: dict[str, list[RowKey]] = {}
+        self.scoring: dict[tuple[str, str], list[RowKey]] = {}
+        self.consumed: list[RowKey] = []
+        self.taken = False
+        self._next()
+
+    def _next(self) -> None:
+        self.index.submit([PromptTask(self.iteration, prompt, (1,), SAMPLES) for prompt in range(PROMPTS)])
+        self.index.publish(self.iteration)
+
+    @rule(worker=WORKERS, limit=st.integers(1, 6))
+    def lease(self, worker: str, limit: int) -> None:
+        tasks = self.index.lease_prompts(worker, limit)
+        self.held.setdefault(worker, []).extend(key for task in tasks for key in task.row_keys())
+
+    @rule(worker=WORKERS, count=st.integers(1, 4))
+    def write(self, worker: str, count: int) -> None:
+        keys, self.held[worker] = self.held.get(worker, [])[:count], self.held.get(worker, [])[count:]
+        self.index.append(worker, object(), keys, [5] * len(keys))
+
+    @rule(worker=WORKERS)
+    def write_what_is_not_ours(self, worker: str) -> None:
+        stranger = RowKey(self.iteration, 99, 0)
+        with pytest.raises(StoreError, match="not leased to it"):
+            self.index.append(worker, object(), [stranger], [5])
+
+    @rule(worker=WORKERS, scorer=st.sampled_from(SCORERS), tokens=st.integers(1, 30))
+    def lease_rows(self, worker: str, scorer: str, tokens: int) -> None:
+        views = self.index.lease_rows(worker, scorer, tokens)
+        assert sum(view.tokens for view in views) <= max(tokens, 5)
+        self.scoring.setdefault((worker, scorer), []).extend(view.key for view in views)
+
+    @rule(worker=WORKERS, scorer=st.sampled_from(SCORERS))
+    def score(self, worker: str, scorer: str) -> None:
+        keys = self.scoring.pop((worker, scorer), [])
+        self.index.add_column(worker, scorer, object(), keys)
+
+    @rule(worker=WORKERS)
+    def die(self, worker: str) -> None:
+        self.index.release(worker)
+        late = self.held.pop(worker, [])
+        for scorer in SCORERS:
+            self.scoring.pop((worker, scorer), None)
+        if late:
+            with pytest.raises(StoreError, match="not leased to it"):
+                self.index.append(worker, object(), late, [5] * len(late))
+
+    @precondition(lambda self: self.index.complete(self.iteration) and not self.taken)
+    @rule()
+    def take(self) -> None:
+        views = self.index.take(self.iteration)
+        assert [view.key for view in views] == sorted(view.key for view in views)
+        assert all(set(view.slices) == {"rollout", *SCORERS} for view in views)
+        with pytest.raises(StoreError):
+            self.index.take(self.iteration)
+        self.taken = True
+
+    @precondition(lambda self: self.taken)
+    @rule()
+    def consumer_dies(self) -> None:
+        self.index.give_back(self.iteration)
+        self.taken = False
+
+    @precondition(lambda self: self.taken)
+    @rule()
+    def consume(self) -> None:
+        self.consumed += [RowKey(self.iteration, p, s) for p in range(PROMPTS) for s in range(SAMPLES)]
+        self.index.consume(self.iteration)
+        self.taken = False
+        self.iteration += 1
+        self._next()
+
+    @invariant()
+    def laws_hold(self) -> None:
+        self.index.check_valid()
+
+    def teardown(self) -> None:
+        """Let one healthy worker finish the iteration: nothing may have been lost on the way."""
+        for worker in "abc":
+            self.index.release(worker)
+        while tasks := self.index.lease_prompts("d", 100):
+            keys = [key for task in tasks for key in task.row_keys()]
+            self.index.append("d", object(), keys, [5] * len(keys))
+        for scorer in SCORERS:
+            while views := self.index.lease_rows("d", scorer, 100):
+                self.index.add_column("d", scorer, object(), [view.key for view in views])
+        if not self.taken:
+            assert len(self.index.take(self.iteration)) == PROMPTS * SAMPLES
+        self.index.consume(self.iteration)
+        assert self.index.consumed == len(self.consumed) + PROMPTS * SAMPLES
+        assert len(self.consumed) == len(set(self.consumed))
+
+
+Life.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestLife = Life.TestCase
+
+
+def test_capacity_below_a_batch_is_refused_since_it_would_deadlock() -> None:
+    with pytest.raises(StoreError, match="capacity of 3 rows; expected at least 4"):
+        ExperienceIndex(batch_rows=4, capacity_rows=3)
+
+
+def test_nothing_starts_before_its_version_exists() -> None:
+    index = ExperienceIndex(batch_rows=2)
+    index.submit([PromptTask(i, 0, (1,), 2) for i in range(2)])
+    assert index.lease_prompts("a", 10) == []
+    index.publish(0)
+    assert [task.iteration for task in index.lease_prompts("a", 10)] == [0]
+    assert index.lease_prompts("a", 10) == []
+
+
+def test_a_check_that_always_passes_would_be_noticed() -> None:
+    index = ExperienceIndex(batch_rows=2)
+    index.accepted = 1
+    with pytest.raises(StoreError, match="every accepted row is held or consumed"):
+        index.check_valid()

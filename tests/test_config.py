@@ -1,0 +1,95 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf_dist.config import DemoConfig, PPOConfig, dump, keys, load
+from rlhf_dist.errors import ConfigError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+MINIMAL = "policy: a\nreward: b\nprompts: {path: p.jsonl}\n"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configs_load_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
+    kind = DemoConfig if path.name == "demo.yaml" else PPOConfig
+    config = load(kind, path)
+    (tmp_path / "again.yaml").write_text(dump(config))
+    assert load(kind, tmp_path / "again.yaml") == config
+
+
+BAD = {
+    "ppo.itertions=3": r"unknown key `ppo.itertions`; did you mean `ppo.iterations`\?",
+    "learner.clip_ratio=0.1": r"unknown key `learner.clip_ratio`; did you mean `ppo.clip_ratio`\?",
+    "ppo.iterations=many": r"`ppo.iterations` is 'many'; expected: .*integer",
+    "ppo.gamma=1.5": r"`ppo.gamma` is 1.5; expected: .*less than or equal to 1",
+    "learner.zero_stage=4": r"`learner.zero_stage` is 4; expected: .*0, 1, 2 or 3",
+    "experience.max_staleness=1": r"`experience.max_staleness` is 1",
+    "experience.capacity_rows=3": r"capacity_rows is 3; expected at least \(max_staleness \+ 1\) x batch = 64",
+    "ppo.mini_batches=65": r"ppo.mini_batches is 65, more than the 64 prompts",
+    "learner.micro_batch_tokens=100": r"micro_batch_tokens is 100; expected at least .* = 640",
+    "learner.ranks=65": r"a batch has 64 samples for learner.ranks 65",
+    "prompts=3": r"`prompts` is 3; expected",
+    "policy.path=x": r"--set policy.path=x: policy is a value, not a section",
+    "nonsense": r"--set nonsense: expected key.sub=value",
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_mistakes_name_file_key_value_and_what_was_expected(override: str, file: Path) -> None:
+    with pytest.raises(ConfigError, match=BAD[override]):
+        load(PPOConfig, file, [override])
+
+
+def test_value_head_with_a_critic_model_is_a_contradiction(file: Path) -> None:
+    with pytest.raises(ConfigError, match="critic names a model but learner.critic is value_head"):
+        load(PPOConfig, file, ["critic=c", "learner.critic=value_head"])
+
+
+def test_missing_keys_and_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("policy: a\nprompts: {path: x}\n")
+    with pytest.raises(ConfigError, match=r"c.yaml: key `reward` is missing; expected Hugging Face folder"):
+        load(PPOConfig, tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match="none.yaml: no such config file"):
+        load(PPOConfig, tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(ConfigError, match="found list; expected a mapping"):
+        load(PPOConfig, tmp_path / "list.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load(PPOConfig, tmp_path / "bad.yaml")
+
+
+def test_overrides_reach_deep_keys_and_read_numbers(file: Path) -> None:
+    config = load(PPOConfig, file, ["learner.policy.lr=1e-5", "rollout.stop=[a, b]", "ppo.kl_target=null"])
+    assert config.learner.policy.lr == 1e-5
+    assert config.rollout.stop == ("a", "b")
+
+
+def test_every_setting_says_what_it_means() -> None:
+    def undescribed(kind: type, prefix: str = "") -> list[str]:
+        found = []
+        for name, field in kind.model_fields.items():
+            if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
+                found += undescribed(field.annotation, f"{prefix}{name}.")
+            elif not field.description:
+                found.append(prefix + name)
+        return found
+
+    assert undescribed(DemoConfig) == []
+    assert "learner.policy.lr" in keys(PPOConfig)
+
+
+@pytest.mark.parametrize("module", ["rlhf_dist.config", "rlhf_dist.cli"])
+def test_config_and_command_line_import_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('torch', 'ray', 'vllm', 'deepspeed', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
