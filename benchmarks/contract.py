@@ -25,7 +25,9 @@ def arguments(description: str) -> argparse.Namespace:
 
 def machine() -> str:
     """Processor, cores and memory."""
-    models = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    models = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, {gib:.0f} GiB"
 

@@ -373,11 +373,9 @@ def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
 def nearest_key(kind: type[BaseModel], location: list[str]) -> str | None:
     """The valid dotted key that looks most like the one found, or None."""
     valid = keys(kind)
-    close = difflib.get_close_matches(".".join(location), valid, n=1, cutoff=0.7)
-    if close:
-        return close[0]
     same_leaf = [key for key in valid if key.rsplit(".", 1)[-1] == location[-1]]
-    return same_leaf[0] if same_leaf else None
+    close = difflib.get_close_matches(".".join(location), same_leaf or valid, n=1, cutoff=0.0 if same_leaf else 0.7)
+    return close[0] if close else None
 
 
 def _description(kind: type[BaseModel], location: tuple[Any, ...]) -> str:

@@ -107,7 +107,7 @@ def _decode(batch: pa.RecordBatch, row: int) -> tuple[str, torch.Tensor]:
     import torch
 
     name = batch.column("name")[row].as_py()
-    buffer = batch.column("data")[row].as_buffer()
+    buffer = _cell_bytes(batch.column("data"), row)
     found, expected = xxhash.xxh3_64_intdigest(buffer), batch.column("checksum")[row].as_py()
     if found != expected:
         raise WeightError(
@@ -118,6 +118,13 @@ def _decode(batch: pa.RecordBatch, row: int) -> tuple[str, torch.Tensor]:
     # torch has no read-only tensors: it would warn, and nobody writes here. numpy's view is made first to say so once.
     array = np.frombuffer(buffer, dtype=np.uint8)
     return name, _view(array, dtype).view(shape)
+
+
+def _cell_bytes(column: pa.LargeBinaryArray, row: int) -> pa.Buffer:
+    """One cell in place; `column[row].as_buffer()` would copy it."""
+    _, offsets, data = column.buffers()
+    start, stop = np.frombuffer(offsets, dtype=np.int64)[column.offset + row : column.offset + row + 2].tolist()
+    return data.slice(start, stop - start)
 
 
 def _view(array: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:

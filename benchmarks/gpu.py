@@ -1,0 +1,123 @@
+"""PPO iterations of a random 0.5 B Qwen2-shaped policy on one CUDA card, all actors sharing it, in bf16.
+
+MFU counts 6 floating-point operations per parameter and token for a training pass, 2 for a forward pass (Chowdhery et al.
+2022, arXiv:2204.02311, appendix B, without attention), over the update's seconds and the card's dense bf16 peak.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from contract import arguments, publish
+
+PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
+"""Dense bf16 operations per second, from the vendor's data sheets."""
+ITERATIONS = 5
+
+
+def qwen2(*, quick: bool) -> Any:
+    """The shape of Qwen2 0.5 B."""
+    from transformers import Qwen2Config
+
+    return Qwen2Config(
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=4 if quick else 24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151_936,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )
+
+
+def settings(policy: Path, reward: Path, prompts: Path, *, quick: bool) -> dict[str, Any]:
+    """Everything on one card: the engine takes a third of its memory, Ray hands out shares."""
+    return {
+        "policy": str(policy),
+        "reward": str(reward),
+        "prompts": {"path": str(prompts), "max_tokens": 256},
+        "ppo": {"iterations": 3 if quick else ITERATIONS, "prompts_per_iteration": 64 if quick else 256},
+        "rollout": {"max_new_tokens": 128 if quick else 512, "gpu_memory_fraction": 0.35, "compile": not quick},
+        "learner": {"precision": "bf16", "zero_stage": 2, "micro_batch_tokens": 16_384, "row_tokens": 768},
+        "scoring": {"batch_tokens": 16_384},
+        "cluster": {"gpu_share": 0.2, "object_store_mib": 8192},
+        "weights": {"probe_every": 2},
+    }
+
+
+def check_configuration(tree: dict[str, Any], config: Any) -> dict[str, float]:
+    """What can be known without a card: the settings fit each other; gibibytes that the actors are estimated to need."""
+    from rlhf_dist.cluster.placement import model_size, place
+    from rlhf_dist.config import PPOConfig
+
+    checked = PPOConfig.model_validate(tree)
+    sizes = {role: model_size(config, kind="policy") for role in ("policy", "reference")}
+    sizes |= {role: model_size(config, kind="value") for role in ("reward", "critic")}
+    plans = place(checked, sizes, gpus=True)
+    assert sum(plan.gpus * plan.count for plan in plans) <= 1.0, "the actors ask for more than one card"
+    return {f"estimated_gib_{plan.role}": sum(plan.memory.values()) / 2**30 for plan in plans}
+
+
+def run(tree: dict[str, Any]) -> tuple[list[dict[str, float]], int, int]:
+    """Metrics of each iteration, the policy's parameters, and the learner's peak memory in bytes."""
+    from rlhf_dist.cluster.placement import totals
+    from rlhf_dist.cluster.session import session
+    from rlhf_dist.config import PPOConfig
+    from rlhf_dist.controller import train
+    from rlhf_dist.data.prompts import PromptSampler
+    from rlhf_dist.stages.ppo import prepare, probe_sequence, wired
+
+    config = PPOConfig.model_validate(tree)
+    prepared = prepare(config)
+    cpus, gpus = totals(prepared.plans)
+    found: list[dict[str, float]] = []
+    with session(config.cluster, cpus=cpus, gpus=gpus), wired(config, prepared) as parts:
+        probe = probe_sequence(prepared)
+        parts.learner.publish(parts.store, 0, probe_tokens=probe)
+        prompts = PromptSampler(prepared.prompts, batch=config.ppo.prompts_per_iteration, samples=1, seed=0)
+        train(parts, prompts, config, probe_tokens=probe, report=lambda _, metrics, __: found.append(dict(metrics)))
+        return found[1:], parts.learner.num_parameters, parts.learner.peak_memory()
+
+
+def main() -> None:
+    """Run on a card, or check the configuration without one."""
+    options = arguments(__doc__ or "")
+    import torch
+    from random_models import write, write_prompts
+
+    config = qwen2(quick=options.quick)
+    estimate = check_configuration(settings(Path("p"), Path("r"), Path("x.jsonl"), quick=options.quick), config)
+    if not torch.cuda.is_available():
+        print("No CUDA card here: the configuration was checked, nothing was run.")
+        publish("gpu", {"cards": 0.0, **estimate}, [], options.json)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        policy, reward = write(root, config, dtype=torch.bfloat16)
+        prompts = write_prompts(root / "prompts.jsonl", count=1024, tokens=256, vocabulary=config.vocab_size)
+        found, parameters, peak = run(settings(policy, reward, prompts, quick=options.quick))
+    median = {key: statistics.median(row[key] for row in found) for key in found[0]}
+    card = torch.cuda.get_device_name()
+    peak_flops = next((value for key, value in PEAK_BF16.items() if key in card), float("nan"))
+    # Policy and critic are each trained once (6) and the critic is read once before (2), all on the same tokens.
+    flops = (6 + 6 + 2) * parameters * median["perf/total_num_tokens"]
+    sync = median["timing_s/update_weights"] + median["timing_s/pull_weights"]
+    figures = {
+        "cards": float(torch.cuda.device_count()),
+        "tokens_per_second": median["perf/throughput"],
+        "learner_mfu": flops / median["timing_s/update"] / peak_flops,
+        "weight_sync_s": sync,
+        "weight_sync_gb_per_s": median["weights/bytes"] / 1e9 / sync,
+        "learner_peak_gib": peak / 2**30,
+        **estimate,
+    }
+    rows = [{"phase": key.removeprefix("timing_s/"), "seconds": v} for key, v in median.items() if "timing_s/" in key]
+    publish(f"gpu ({card})", figures, rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""One PPO iteration of a 28 M parameter Llama through the whole system, against its bare parts in the same run.
+
+The parts: vLLM alone in a process of its own, generating answers to the same prompts with the same engine options; and bare
+torch in a process of its own, doing the same forward and backward passes on the same tokens, padded, with the same threads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from contract import arguments, publish
+
+THREADS = 2
+ITERATIONS = 5
+
+
+def config_of(root: Path, policy: Path, reward: Path, prompts: Path, size: dict[str, int]) -> dict[str, Any]:
+    """The system's settings; the defaults elsewhere."""
+    longest = size["prompt"] + size["answer"]
+    return {
+        "policy": str(policy),
+        "reward": str(reward),
+        "prompts": {"path": str(prompts), "max_tokens": size["prompt"]},
+        "run_dir": str(root / "run"),
+        "ppo": {"iterations": ITERATIONS, "prompts_per_iteration": size["prompts"]},
+        "rollout": {"max_new_tokens": size["answer"], "max_concurrent": size["prompts"], "threads": THREADS},
+        "learner": {"zero_stage": 0, "micro_batch_tokens": 16 * longest, "threads": THREADS},
+        "scoring": {"batch_tokens": 16 * longest},
+        "weights": {"probe_every": 1000},
+        "cluster": {"object_store_mib": 2048},
+    }
+
+
+def system(tree: dict[str, Any], tokens_file: Path) -> list[dict[str, float]]:
+    """Metrics of each iteration; the last batch's sequences go to `tokens_file`."""
+    from rlhf_dist.cluster.placement import totals
+    from rlhf_dist.cluster.session import session
+    from rlhf_dist.config import PPOConfig
+    from rlhf_dist.controller import train
+    from rlhf_dist.data.prompts import PromptSampler
+    from rlhf_dist.stages.ppo import prepare, probe_sequence, wired
+
+    config = PPOConfig.model_validate(tree)
+    prepared = prepare(config)
+    cpus, gpus = totals(prepared.plans)
+    found: list[dict[str, float]] = []
+
+    def report(_: int, metrics: Any, batch: Any) -> None:
+        found.append(dict(metrics))
+        columns = ("prompt_id", "prompt_tokens", "response_tokens")
+        tokens_file.write_text(json.dumps({name: batch.column(name).to_pylist() for name in columns}))
+
+    with session(config.cluster, cpus=cpus, gpus=gpus), wired(config, prepared) as parts:
+        probe = probe_sequence(prepared)
+        parts.learner.publish(parts.store, 0, probe_tokens=probe)
+        prompts = PromptSampler(prepared.prompts, batch=config.ppo.prompts_per_iteration, samples=1, seed=0)
+        train(parts, prompts, config, probe_tokens=probe, report=report)
+    return found
+
+
+def bare_vllm(tree: dict[str, Any], tokens: dict[str, Any]) -> dict[str, float]:
+    """Seconds in which vLLM alone answers the same prompts."""
+    from vllm import LLM, SamplingParams
+
+    rollout = tree["rollout"]
+    llm = LLM(
+        tree["policy"],
+        dtype="float32",
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        max_model_len=tree["prompts"]["max_tokens"] + rollout["max_new_tokens"],
+        max_num_seqs=rollout["max_concurrent"],
+        distributed_executor_backend="uni",
+        logprobs_mode="processed_logprobs",
+        kv_cache_memory_bytes=2**30,
+        disable_log_stats=True,
+    )
+    prompts = [{"prompt_token_ids": prompt} for prompt in tokens["prompt_tokens"]]
+
+    def params(seed: int) -> Any:
+        return SamplingParams(
+            max_tokens=rollout["max_new_tokens"],
+            seed=seed,
+            logprobs=0,
+            detokenize=False,
+            stop_token_ids=[1],
+            flat_logprobs=True,
+        )
+
+    seconds = []
+    for repeat in range(4):
+        started = time.perf_counter()
+        llm.generate(prompts, [params(1000 * repeat + i) for i in range(len(prompts))], use_tqdm=False)
+        seconds.append(time.perf_counter() - started)
+    return {"generate": statistics.median(seconds[1:])}
+
+
+def bare_torch(tree: dict[str, Any], tokens: dict[str, Any]) -> dict[str, float]:
+    """Seconds of the same passes in plain torch: reward, reference, values, policy and critic steps."""
+    import torch
+    import torch.nn.functional as F
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    torch.set_num_threads(THREADS)
+    policy, reference = (AutoModelForCausalLM.from_pretrained(tree["policy"]) for _ in range(2))
+    reward, critic = (AutoModelForSequenceClassification.from_pretrained(tree["reward"]) for _ in range(2))
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True) for model in (policy, critic)]
+    pairs = list(zip(tokens["prompt_tokens"], tokens["response_tokens"], strict=True))
+    width = max(len(p) + len(r) for p, r in pairs)
+    ids = torch.tensor([p + r + [0] * (width - len(p) - len(r)) for p, r in pairs])
+    mask = torch.tensor([[0.0] * (len(p) - 1) + [1.0] * len(r) + [0.0] * (width - len(p) - len(r)) for p, r in pairs])
+    batches = list(zip(ids.split(16), mask.split(16), strict=True))
+
+    def log_probs(model: Any, x: torch.Tensor) -> torch.Tensor:
+        logits = model(input_ids=x, use_cache=False).logits[:, :-1]
+        return -F.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten(), reduction="none").view(len(x), -1)
+
+    def values(model: Any, x: torch.Tensor) -> torch.Tensor:
+        return model.score(model.model(input_ids=x, use_cache=False).last_hidden_state)[:, :-1, 0]
+
+    def forward(model: Any, function: Any) -> None:
+        with torch.no_grad():
+            for x, _ in batches:
+                function(model, x)
+
+    def learn(model: Any, function: Any, optimizer: Any) -> None:
+        for x, m in batches:
+            (function(model, x) * m).sum().mul(1e-4).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    work = {
+        "reward": lambda: forward(reward, values),
+        "reference": lambda: forward(reference, log_probs),
+        "values": lambda: forward(critic, values),
+        "policy step": lambda: learn(policy, log_probs, optimizers[0]),
+        "critic step": lambda: learn(critic, values, optimizers[1]),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(4):
+        for name, call in work.items():
+            started = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(found[1:]) for name, found in seconds.items()}
+
+
+def alone(part: str, folder: Path) -> dict[str, float]:
+    """Run one part in a fresh process."""
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(THREADS),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    command = [sys.executable, __file__, "--part", part, str(folder)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """System, then parts, then the ratio."""
+    options = arguments(__doc__ or "")
+    from random_models import write, write_prompts
+    from transformers import LlamaConfig
+
+    shape = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+    size = {"prompts": 64, "prompt": 16, "answer": 128}
+    if options.quick:
+        shape["num_hidden_layers"], size = 2, {"prompts": 16, "prompt": 16, "answer": 32}
+    llama = LlamaConfig(**shape, num_key_value_heads=4, vocab_size=4096, max_position_embeddings=256)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        policy, reward = write(root, llama)
+        prompts = write_prompts(
+            root / "prompts.jsonl", count=4 * size["prompts"], tokens=size["prompt"], vocabulary=4096
+        )
+        tree = config_of(root, policy, reward, prompts, size)
+        (root / "tree.json").write_text(json.dumps(tree))
+        found = system(tree, root / "tokens.json")[1:]
+        parts = {**alone("bare_vllm", root), **alone("bare_torch", root)}
+    median = {key: statistics.median(row[key] for row in found) for key in found[0]}
+    phases = {key.removeprefix("timing_s/"): value for key, value in median.items() if key.startswith("timing_s/")}
+    rows = [{"where": "system", "phase": name, "seconds": value} for name, value in phases.items()]
+    rows += [{"where": "bare parts", "phase": name, "seconds": value} for name, value in parts.items()]
+    figures = {
+        "step_s": phases["step"],
+        "parts_s": sum(parts.values()),
+        "sync_over_parts": phases["step"] / sum(parts.values()),
+        "tokens_per_second": median["perf/throughput"],
+    }
+    publish("iteration", figures, rows, options.json)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--part"]:
+        folder = Path(sys.argv[3])
+        given = [json.loads((folder / name).read_text()) for name in ("tree.json", "tokens.json")]
+        print(json.dumps({"bare_vllm": bare_vllm, "bare_torch": bare_torch}[sys.argv[2]](*given)))
+    else:
+        main()

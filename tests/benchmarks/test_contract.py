@@ -1,0 +1,43 @@
+"""The benchmarks keep their contract: `--help`, and a JSON file of one shape."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+NAMES = ("iteration", "weight_sync", "gpu")
+SHAPE = {"name", "when", "machine", "figures", "rows"}
+
+
+def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_names_both_options(name: str) -> None:
+    done = run(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--quick" in done.stdout
+    assert "--json" in done.stdout
+
+
+def test_gpu_without_a_card_checks_its_configuration_and_exits_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = run("gpu", "--quick", "--json", tmp_path / "gpu.json")
+    assert done.returncode == 0, done.stderr
+    assert "No CUDA card here" in done.stdout
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert set(record) == SHAPE
+    assert record["figures"]["cards"] == 0
+    assert record["figures"]["estimated_gib_learner"] > 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_committed_results_have_the_shape(name: str) -> None:
+    record = json.loads((FOLDER / "results" / f"{name}.json").read_text())
+    assert set(record) == SHAPE
+    assert all(isinstance(value, (int, float)) for value in record["figures"].values())
