@@ -12,14 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from rlhf_dist.algorithms.kl import AdaptiveKL
-from rlhf_dist.cluster.watch import Watch
+from rlhf_dist.cluster.watch import Watch, fetch
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.store.experience import RowView
-from rlhf_dist.store.reader import fetch
+from rlhf_dist.store.reader import blocks_of, read_batch
 from rlhf_dist.telemetry.metrics import batch_metrics
 from rlhf_dist.telemetry.timing import Timer
 
@@ -72,7 +74,7 @@ def train(
             version = iteration + 1
             probe = probe_tokens if version % config.weights.probe_every == 0 else None
             num_bytes = parts.learner.publish(parts.store, version, probe_tokens=probe)
-        batch = fetch(rows)
+        batch = read(rows, timeout_s=config.timeouts.call)
         parts.store.consume.remote(iteration)
         measured = worker_stats(parts, timeout_s=config.timeouts.call)
         weights = {"weights/version": float(version), "weights/bytes": float(num_bytes)}
@@ -93,6 +95,13 @@ def take(parts: Parts, iteration: int, *, timeout_s: float) -> list[RowView]:
         status = parts.watch.one("store", parts.store.status.remote(), timeout_s=10.0, doing="telling its status")
         raise WaitTimeout(f"store: no whole batch of iteration {iteration} within {timeout_s:g} s; rows are: {status}")
     return rows
+
+
+def read(rows: Sequence[RowView], *, timeout_s: float) -> pa.RecordBatch:
+    """A batch with all its columns (`store.schema.EXPERIENCE`), for metrics and for keeping."""
+    refs = blocks_of(rows)
+    blocks = fetch(refs, timeout_s=timeout_s, doing="handing out the batch")
+    return read_batch(rows, dict(zip(refs, blocks, strict=True)))
 
 
 def ratio_is_one(config: PPOConfig) -> bool:

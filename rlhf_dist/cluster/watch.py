@@ -67,6 +67,21 @@ class Watch:
         raise WorkerDied(f"{worker} ended its loop while the run was going on")
 
 
+def fetch(ref: Any, *, timeout_s: float, doing: str) -> Any:
+    """Result of a call to the store (or of several), from inside a worker.
+
+    Raises:
+        WaitTimeout: no answer in time; says what was asked.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except GetTimeoutError:
+        raise WaitTimeout(f"store: no answer within {timeout_s:g} s while {doing}") from None
+
+
 def _result(ref: Any, name: str, doing: str) -> Any:
     import ray
     from ray.exceptions import RayActorError, RayTaskError

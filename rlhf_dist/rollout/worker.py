@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from rlhf_dist.cluster.watch import fetch
 from rlhf_dist.errors import WeightError
 from rlhf_dist.records import PromptTask, Sample, SampleRequest, Sampling, sample_seed
 from rlhf_dist.rollout.engine import RolloutEngine
@@ -66,10 +68,12 @@ class EngineSpec:
 class RolloutWorker:
     """A Ray actor around one engine. `run` serves the store; other calls wait until the engine is idle."""
 
-    def __init__(self, name: str, spec: EngineSpec, sampling: Sampling, *, seed: int, probe_tolerance: float) -> None:
+    def __init__(
+        self, name: str, spec: EngineSpec, sampling: Sampling, *, seed: int, probe_tolerance: float, timeout_s: float
+    ) -> None:
         """Take the settings; `start` builds the engine, so that its errors arrive as what they are."""
         self.name = name
-        self._seed = seed
+        self._seed, self._timeout_s = seed, timeout_s
         self._probe_tolerance = probe_tolerance
         self._limit = spec.max_concurrent
         self._spec, self._sampling = spec, sampling
@@ -91,17 +95,16 @@ class RolloutWorker:
 
         Waits for: prompts that may start under the staleness rule. Unblocked by: a submission or a new version.
         """
-        import ray
-
         while True:
-            tasks = ray.get(store.next_prompts.remote(self.name, min(lease, self._limit), POLL_S))
+            leased = store.next_prompts.remote(self.name, min(lease, self._limit), POLL_S)
+            tasks = fetch(leased, timeout_s=POLL_S + self._timeout_s, doing="leasing prompts")
             if not tasks:
                 continue
             with self._lock:
                 self._pull(store)
                 started = time.perf_counter()
                 handed_over = [store.append.remote(self.name, rollout_batch(some)) for some in self._generate(tasks)]
-                ray.get(handed_over)
+                fetch(handed_over, timeout_s=self._timeout_s, doing="accepting samples")
                 self._stats["gen_s"] += time.perf_counter() - started
 
     def generate(self, store: Any, tasks: Sequence[PromptTask]) -> pa.RecordBatch:
@@ -134,13 +137,12 @@ class RolloutWorker:
 
     def _pull(self, store: Any) -> None:
         """Take the newest version, and compare the engine with the learner where the version brings a probe."""
-        import ray
-
         started = time.perf_counter()
-        if ray.get(store.newest_version.remote()) == self._engine.version:
+        ask = partial(fetch, timeout_s=self._timeout_s, doing="handing out weights")
+        if ask(store.newest_version.remote()) == self._engine.version:
             return
-        manifest: Manifest = ray.get(store.newest_weights.remote())
-        tables = ray.get(list(manifest.buckets))
+        manifest: Manifest = ask(store.newest_weights.remote())
+        tables = ask(list(manifest.buckets))
         self._engine.load_weights(tables, manifest.names, version=manifest.version)
         if manifest.probe is not None:
             found = np.asarray(self._engine.probe(manifest.probe.tokens))

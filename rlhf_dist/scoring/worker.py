@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from rlhf_dist.cluster.watch import fetch
 from rlhf_dist.data.packing import micro_batches, pack_rows
 from rlhf_dist.errors import RewardError
 from rlhf_dist.models import PolicyModel, ValueModel, load_policy, load_value_model, pack, response_positions
@@ -82,7 +83,14 @@ class ScoringWorker:
     """A Ray actor around one scorer."""
 
     def __init__(
-        self, name: str, scorer: type[Any], arguments: dict[str, Any], *, lease_tokens: int, threads: int
+        self,
+        name: str,
+        scorer: type[Any],
+        arguments: dict[str, Any],
+        *,
+        lease_tokens: int,
+        threads: int,
+        timeout_s: float,
     ) -> None:
         """Take the settings; `start` loads the model, so that its errors arrive as what they are.
 
@@ -92,9 +100,10 @@ class ScoringWorker:
             arguments: the scorer's arguments, without the device.
             lease_tokens: most tokens of rows leased at once.
             threads: CPU threads, where there is no GPU.
+            timeout_s: seconds granted to each call to the store.
         """
         self.name = name
-        self._lease_tokens = lease_tokens
+        self._lease_tokens, self._timeout_s = lease_tokens, timeout_s
         self._kind, self._arguments, self._threads = scorer, arguments, threads
         self._scorer: Scorer
 
@@ -115,14 +124,13 @@ class ScoringWorker:
 
         Waits for: finished samples. Unblocked by: a rollout worker's append.
         """
-        import ray
-
         writer = self._scorer.writer
         while True:
-            views: list[RowView] = ray.get(store.next_rows.remote(self.name, writer, self._lease_tokens, POLL_S))
+            leased = store.next_rows.remote(self.name, writer, self._lease_tokens, POLL_S)
+            views: list[RowView] = fetch(leased, timeout_s=POLL_S + self._timeout_s, doing="leasing rows")
             if not views:
                 continue
-            blocks = _fetch(views)
+            blocks = _blocks(views, self._timeout_s)
             prompts, responses = (
                 [_cell(blocks, view, column) for view in views] for column in ("prompt_tokens", "response_tokens")
             )
@@ -130,7 +138,8 @@ class ScoringWorker:
             _check_finite([RowKey(*view.key) for view in views], values, writer)
             schema = written_by(writer)
             column = pa.RecordBatch.from_arrays([pa.array(values, schema.field(0).type)], schema=schema)
-            ray.get(store.add_column.remote(self.name, writer, [view.key for view in views], column))
+            done = store.add_column.remote(self.name, writer, [view.key for view in views], column)
+            fetch(done, timeout_s=self._timeout_s, doing="accepting a column")
 
 
 def _micro_batches(sequences: Sequence[Any], batch_tokens: int) -> list[list[list[int]]]:
@@ -139,11 +148,9 @@ def _micro_batches(sequences: Sequence[Any], batch_tokens: int) -> list[list[lis
     return micro_batches(rows, lengths, budget=batch_tokens)
 
 
-def _fetch(views: Sequence[RowView]) -> dict[Any, pa.RecordBatch]:
-    import ray
-
+def _blocks(views: Sequence[RowView], timeout_s: float) -> dict[Any, pa.RecordBatch]:
     refs = list({view.slices["rollout"].block for view in views})
-    return dict(zip(refs, ray.get(refs), strict=True))
+    return dict(zip(refs, fetch(refs, timeout_s=timeout_s, doing="handing out samples"), strict=True))
 
 
 def _cell(blocks: dict[Any, pa.RecordBatch], view: RowView, column: str) -> Any:

@@ -57,6 +57,9 @@ def make_policy(config: DemoConfig, tokenizer: Any, folder: Path) -> Path:
     """Write a small Llama with random weights and its tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it would run through our own
 
     shape = config.model
     torch.manual_seed(config.seed)

@@ -195,9 +195,9 @@ def _start_rollouts(config: PPOConfig, prepared: Prepared, gpu_share: float) -> 
         max_concurrency=2,
         runtime_env={"env_vars": rollout_environment(config, on_gpu=gpu_share > 0)},
     )
+    limits = {"probe_tolerance": config.probe_tolerance, "timeout_s": config.timeouts.publish}
     names = [f"rollout-{number}" for number in range(rollout.workers)]
-    tolerance = config.probe_tolerance
-    return {name: kind.remote(name, spec, sampling, seed=config.seed, probe_tolerance=tolerance) for name in names}
+    return {name: kind.remote(name, spec, sampling, seed=config.seed, **limits) for name in names}
 
 
 def rollout_environment(config: PPOConfig, *, on_gpu: bool) -> dict[str, str]:
@@ -225,7 +225,7 @@ def _start_scorers(config: PPOConfig, gpu_share: float) -> dict[str, Any]:
     shared = {"bf16": config.learner.precision == "bf16", "batch_tokens": scoring.batch_tokens}
     reward = {"path": models["reward"], **shared}
     reference = {"path": models["reference"], "temperature": config.rollout.temperature, **shared}
-    bounds = {"lease_tokens": scoring.batch_tokens, "threads": scoring.threads}
+    bounds = {"lease_tokens": scoring.batch_tokens, "threads": scoring.threads, "timeout_s": config.timeouts.call}
     made = {}
     for number in range(scoring.reward_workers):
         made[f"reward-{number}"] = kind.remote(f"reward-{number}", RewardScorer, reward, **bounds)

@@ -28,9 +28,6 @@ def read_batch(views: Sequence[RowView], blocks: dict[Any, pa.RecordBatch]) -> p
     return pa.RecordBatch.from_arrays(columns, schema=EXPERIENCE)
 
 
-def fetch(views: Sequence[RowView]) -> pa.RecordBatch:
-    """`read_batch` for blocks in Ray's object store."""
-    import ray
-
-    refs = list({part.block for view in views for part in view.slices.values()})
-    return read_batch(views, dict(zip(refs, ray.get(refs), strict=True)))
+def blocks_of(views: Sequence[RowView]) -> list[Any]:
+    """Handles of every block that the rows lie in, each once."""
+    return list({part.block for view in views for part in view.slices.values()})

@@ -25,7 +25,9 @@ def test_help_names_both_options(name: str) -> None:
     assert "--json" in done.stdout
 
 
-def test_gpu_without_a_card_checks_its_configuration_and_exits_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_without_a_card_checks_its_configuration_and_exits_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     done = run("gpu", "--quick", "--json", tmp_path / "gpu.json")
     assert done.returncode == 0, done.stderr
