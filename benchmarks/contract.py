@@ -34,7 +34,7 @@ def machine() -> str:
 
 def publish(name: str, figures: dict[str, float], rows: Sequence[dict[str, Any]], target: Path | None) -> None:
     """Print the rows and the figures, and write them where asked to."""
-    console = Console()
+    console = Console(width=150)
     if rows:
         table = Table(*rows[0].keys(), title=f"{name} on {machine()}")
         for row in rows:
