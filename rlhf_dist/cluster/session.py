@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,8 +25,13 @@ def session(settings: Cluster, *, cpus: int, gpus: float) -> Iterator[None]:
         gpus: GPUs that they ask for.
 
     Raises:
-        EnvironmentProblem: the dashboard's port is taken, no cluster answers, or it is too small.
+        EnvironmentProblem: the dashboard's port is taken, Python's path has a space, no cluster answers, or it is too small.
     """
+    if " " in sys.executable:
+        raise EnvironmentProblem(
+            f"{sys.executable}: there is a space in Python's path, and Ray cannot start workers from such a path; "
+            "put the environment into a folder without one"
+        )
     # The child processes of an actor (tensor-parallel engines) end with it, also when it is killed.
     os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

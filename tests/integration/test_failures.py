@@ -103,6 +103,15 @@ def test_a_busy_dashboard_port_is_named_before_ray_starts() -> None:
     check_port_free(port)
 
 
+def test_a_space_in_pythons_path_is_named_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/some where/python")
+    with (
+        pytest.raises(EnvironmentProblem, match="/some where/python: there is a space"),
+        session(Cluster(), cpus=1, gpus=0),
+    ):
+        pass
+
+
 def test_a_cluster_that_is_too_small_says_what_is_missing() -> None:
     with (
         pytest.raises(EnvironmentProblem, match=r"has 0 GPUs; this run's actors ask for 3"),
