@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ def session(settings: Cluster, *, cpus: int, gpus: float) -> Iterator[None]:
         _start_local(settings, cpus)
     else:
         _attach(settings.address)
+    # Ray's reaping makes this process ignore SIGCHLD, and then the exit code of every child of ours would read 0.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         _check_size(cpus, gpus)
         yield

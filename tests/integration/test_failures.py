@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -101,6 +102,12 @@ def test_a_busy_dashboard_port_is_named_before_ray_starts() -> None:
         ):
             pass
     check_port_free(port)
+
+
+def test_exit_codes_of_children_are_seen_while_ray_runs_and_afterwards() -> None:
+    with session(Cluster(), cpus=1, gpus=0):
+        assert subprocess.run(["false"], check=False).returncode == 1
+    assert subprocess.run(["false"], check=False).returncode == 1
 
 
 def test_a_space_in_pythons_path_is_named_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
