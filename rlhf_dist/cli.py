@@ -13,7 +13,6 @@ from rlhf_dist.config import DemoConfig, PPOConfig, dump, load
 from rlhf_dist.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from rlhf_dist.stages.ppo import Prepared
     from rlhf_dist.telemetry.console import Console
 
 app = typer.Typer(
@@ -26,6 +25,10 @@ app = typer.Typer(
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="override a setting: key.sub=value", metavar="K=V")]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="folder that the run leaves behind")]
 Seed = Annotated[int | None, typer.Option("--seed", help="every random choice derives from it")]
+Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to run on: auto, or host:port")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="go on from the run folder's newest checkpoint, if there is one")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print config, placement and memory; start nothing")]
 
 
@@ -37,15 +40,22 @@ def _root() -> None:
 
 
 @app.command()
-def demo(overrides: Overrides = None, run_dir: RunDir = None, seed: Seed = None) -> None:
+def demo(
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    seed: Seed = None,
+    address: Address = None,
+    resume: Resume = False,
+) -> None:
     """Train a small Llama from nothing on the embedded help desk: SFT, reward model, PPO."""
-    config = load(DemoConfig, shipped_config("demo.yaml"), _with_seed(overrides, seed))
+    config = load(DemoConfig, shipped_config("demo.yaml"), _with(overrides, seed, address))
     from rlhf_dist.stages.demo import run
     from rlhf_dist.telemetry.console import Console
     from rlhf_dist.telemetry.run_folder import choose
 
     console = Console()
-    folder = run(config, choose(str(run_dir or config.run_dir), explicit=run_dir is not None), console)
+    path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume)
+    folder = run(config, path, console, resume=resume)
     _tell(console, folder.path)
 
 
@@ -55,10 +65,12 @@ def ppo(
     overrides: Overrides = None,
     run_dir: RunDir = None,
     seed: Seed = None,
+    address: Address = None,
+    resume: Resume = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train a policy with PPO against a reward model, on your own models and prompts."""
-    config = load(PPOConfig, config_file, _with_seed(overrides, seed))
+    config = load(PPOConfig, config_file, _with(overrides, seed, address))
     from rlhf_dist.stages import ppo as stage
     from rlhf_dist.telemetry.console import Console
     from rlhf_dist.telemetry.run_folder import RunFolder, choose
@@ -66,13 +78,78 @@ def ppo(
     console = Console()
     prepared = stage.prepare(config)
     if dry_run:
-        _show_plan(console, config, prepared)
+        from rlhf_dist.stages.plan import here
+        from rlhf_dist.telemetry.plan_view import show_plan
+
+        console.rich.print(dump(config), markup=False, highlight=False)
+        show_plan(console.rich, here(config))
+        console.say(f"{len(prepared.prompts)} prompts")
         return
-    path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None)
+    path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume)
     folder = RunFolder(path, config, console=console)
     with console.progress("PPO", config.ppo.iterations):
-        stage.run(config, folder)
+        stage.run(config, folder, resume=resume)
     _tell(console, path)
+
+
+@app.command()
+def plan(
+    config_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file")],
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="nodes of the cluster")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each node; 0: CPUs do everything")] = 8,
+    gpu_memory: Annotated[float, typer.Option(min=1, help="memory of a GPU (of a node, without GPUs), in GB")] = 80,
+    cpus_per_node: Annotated[int, typer.Option(min=1, help="CPU slots of each node")] = 64,
+) -> None:
+    """Say where everything would go on a cluster, whether it fits, and what would be slow. Needs no cluster."""
+    config = load(PPOConfig, config_file, overrides)
+    from rich.console import Console as RichConsole
+
+    from rlhf_dist.stages.plan import Cluster, make_plan
+    from rlhf_dist.telemetry.plan_view import show_plan
+
+    made = make_plan(config, Cluster(nodes, gpus_per_node, gpu_memory, cpus_per_node))
+    show_plan(RichConsole(), made)
+    raise typer.Exit(1 if made.problems() else 0)
+
+
+@app.command()
+def status(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="run folder, or a run's name on the cluster")],
+    once: Annotated[bool, typer.Option("--once", help="print once and end, instead of following")] = False,
+    address: Annotated[str, typer.Option("--address", help="Ray cluster that the run is on")] = "auto",
+) -> None:
+    """Watch a run: state, iteration, metrics, rollout workers, queues. Works on any machine of the cluster."""
+    from rlhf_dist.telemetry.status import follow
+
+    follow(run, address=address, once=once)
+
+
+@app.command()
+def logs(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on printing as lines are written")] = False,
+    actor: Annotated[str | None, typer.Option(help="only this actor's lines, e.g. rollout-0")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the lines as they are written")] = False,
+) -> None:
+    """Print the log lines of all actors of a run, in the order of time."""
+    from rlhf_dist.telemetry.log_view import show_logs
+
+    show_logs(run, follow=follow, actor=actor, as_json=as_json)
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder of a run with experience.keep")],
+    iteration: Annotated[int | None, typer.Option(help="counted from 0; default: the last")] = None,
+    worst: Annotated[int | None, typer.Option(help="the samples with the lowest scores")] = None,
+    best: Annotated[int | None, typer.Option(help="the samples with the highest scores")] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="every token with its log-probs")] = False,
+) -> None:
+    """Print samples that a run trained on: text, score, KL, and each token's log-probs."""
+    from rlhf_dist.telemetry.samples import show_samples
+
+    show_samples(run, iteration=iteration, worst=worst, best=best, tokens=tokens)
 
 
 @app.command()
@@ -94,27 +171,10 @@ def shipped_config(name: str) -> Path:
     return inside if inside.exists() else package.parent / "configs" / name
 
 
-def _with_seed(overrides: list[str] | None, seed: int | None) -> list[str]:
-    return [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
-
-
-def _show_plan(console: Console, config: PPOConfig, prepared: Prepared) -> None:
-    from rich.table import Table
-
-    console.rich.print(dump(config), markup=False, highlight=False)
-    table = Table("actor", "count", "CPUs each", "GPUs each", "memory each, estimated", title="Placement")
-    for plan in prepared.plans:
-        parts = ", ".join(f"{name} {_size(value)}" for name, value in plan.memory.items())
-        total = _size(sum(plan.memory.values()))
-        table.add_row(plan.role, str(plan.count), str(plan.cpus), f"{plan.gpus:g}", f"{total} ({parts})")
-    console.rich.print(table)
-    console.say(
-        f"{len(prepared.prompts)} prompts; policy of {prepared.sizes['policy'].parameters / 1e6:.1f} M parameters"
-    )
-
-
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
+def _with(overrides: list[str] | None, seed: int | None, address: str | None) -> list[str]:
+    """All overrides, those with an option of their own included."""
+    own = {"seed": seed, "cluster.address": address}
+    return [*(overrides or []), *(f"{key}={value}" for key, value in own.items() if value is not None)]
 
 
 def _tell(console: Console, path: Path) -> None:

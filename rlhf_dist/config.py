@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -34,11 +34,32 @@ class Prompts(Section):
     held_out_limit: int = Field(256, ge=1, description="most held-out prompts used")
 
 
+class WorkerRange(Section):
+    """A number of workers that may change while the run goes on."""
+
+    min: int = Field(ge=1, le=4096, description="workers without which the run does not start")
+    max: int = Field(
+        ge=1, le=4096, description="most workers, as the cluster grows and generation is what is waited for"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> WorkerRange:
+        if self.min > self.max:
+            raise ValueError(f"rollout.workers has min {self.min} above max {self.max}")
+        return self
+
+
 class Rollout(Section):
     """How samples are generated."""
 
     engine: Literal["vllm", "transformers"] = Field("vllm", description="generation engine")
-    workers: int = Field(1, ge=1, le=4096, description="rollout workers, each an engine of its own")
+    workers: Annotated[int, Field(ge=1, le=4096)] | WorkerRange = Field(
+        1,
+        description="rollout workers, each an engine of its own; {min, max}: as many as the cluster has room for and as pay",
+    )
+    max_restarts: int = Field(
+        3, ge=0, description="rollout workers that may be lost and replaced within one iteration before the run stops"
+    )
     tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs (or CPU processes) per engine")
     samples_per_prompt: int = Field(1, ge=1, le=1024, description="answers sampled for each prompt")
     max_new_tokens: int = Field(128, ge=1, le=131_072, description="longest answer, in tokens")
@@ -52,6 +73,16 @@ class Rollout(Section):
     kv_cache_gib: float = Field(1.0, gt=0, description="KV cache per engine on CPU, in GiB (vLLM)")
     compile: bool = Field(False, description="let vLLM compile the model and capture CUDA graphs: slower start")
     threads: int = Field(1, ge=1, description="CPU threads per worker, where there is no GPU")
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers without which the run does not start."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that there may be at once."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
 
 
 class Scoring(Section):
@@ -182,11 +213,15 @@ class Weights(Section):
 
 
 class Telemetry(Section):
-    """Where metrics go, beside metrics.jsonl."""
+    """Where metrics go, beside metrics.jsonl and Ray's own metrics."""
 
     wandb: bool = Field(False, description="log to Weights & Biases; offline where no API key is set")
     tensorboard: bool = Field(False, description="write TensorBoard events into the run folder")
-    project: str = Field("rlhf_dist", description="project name for wandb")
+    mlflow: bool = Field(False, description="log to MLflow: MLFLOW_TRACKING_URI, else a file in the run folder")
+    project: str = Field("rlhf_dist", description="project name for wandb, experiment name for MLflow")
+    trace_iterations: tuple[int, ...] = Field(
+        (), description="iterations, counted from 0, whose work goes into trace.json for Perfetto"
+    )
 
 
 class Timeouts(Section):
@@ -200,13 +235,27 @@ class Timeouts(Section):
 
 
 class Cluster(Section):
-    """The Ray cluster."""
+    """The Ray cluster, and where on it the actors go."""
 
     address: str | None = Field(None, description="cluster to attach to (`auto`, host:port); null: start one here")
     dashboard: bool = Field(False, description="serve Ray's dashboard, on loopback")
     dashboard_port: int = Field(8265, ge=1024, le=65_535, description="the dashboard's port")
     object_store_mib: int = Field(512, ge=80, description="Ray's shared memory, in MiB, for a cluster started here")
-    gpu_share: float = Field(1.0, gt=0, le=1, description="share of a GPU that each actor asks Ray for")
+    metrics_port: int | None = Field(
+        None,
+        ge=1024,
+        le=65_535,
+        description="port on which a cluster started here serves Prometheus; null: any free one",
+    )
+    placement: Literal["disaggregated", "colocated", "hybrid"] = Field(
+        "disaggregated",
+        description="disaggregated: each actor has devices of its own; colocated: a learner rank, an engine and the "
+        "scorers share a device, and engines sleep while learners train; hybrid: scorers share the learners' devices",
+    )
+    gpu_share: float = Field(1.0, gt=0, le=1, description="share of a GPU that one device of the placement is")
+    interface: str | None = Field(
+        None, description="network interface of NCCL and Gloo, e.g. eth0; null: the one that has the node's Ray address"
+    )
 
 
 class PPOConfig(Section):
@@ -226,7 +275,11 @@ class PPOConfig(Section):
     )
     run_dir: str = Field("runs/ppo", description="folder that the run leaves behind")
     seed: int = Field(0, ge=0, lt=2**31, description="every random choice derives from it")
-    checkpoint_every: int = Field(0, ge=0, description="iterations between policy checkpoints; 0: only the end")
+    checkpoint_every: int = Field(
+        0,
+        ge=0,
+        description="iterations between checkpoints, from which --resume goes on; 0: only the policy, at the end",
+    )
     ppo: PPO = PPO()
     rollout: Rollout = Rollout()
     scoring: Scoring = Scoring()
@@ -285,6 +338,22 @@ class PPOConfig(Section):
             )
         if self.learner.critic == "value_head" and self.critic is not None:
             raise ValueError("critic names a model but learner.critic is value_head; expected one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _engines_can_share(self) -> PPOConfig:
+        if self.cluster.placement != "colocated":
+            return self
+        if self.rollout.most_workers > self.learner.ranks or not isinstance(self.rollout.workers, int):
+            raise ValueError(
+                f"cluster.placement colocated puts one engine beside one learner rank; rollout.workers is "
+                f"{self.rollout.workers}, expected a number of at most learner.ranks = {self.learner.ranks}"
+            )
+        if self.rollout.tensor_parallel > 1:
+            raise ValueError(
+                f"cluster.placement colocated with rollout.tensor_parallel {self.rollout.tensor_parallel}; expected 1, since "
+                "an engine over several GPUs cannot share them with a rank on each. Take disaggregated or hybrid"
+            )
         return self
 
 

@@ -8,6 +8,7 @@ finished rows, and the store says when a batch is whole.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,10 @@ from rlhf_dist.config import PPOConfig
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
 from rlhf_dist.learner.group import LearnerGroup
+from rlhf_dist.rollout.fleet import RolloutFleet
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.reader import blocks_of, read_batch
+from rlhf_dist.telemetry import logs
 from rlhf_dist.telemetry.metrics import batch_metrics
 from rlhf_dist.telemetry.timing import Timer
 
@@ -31,17 +34,33 @@ Report = Callable[[int, Mapping[str, float], Any], None]
 
 @dataclass(frozen=True)
 class Parts:
-    """The running system, wired by `cluster.wiring`."""
+    """The running system, wired by `stages.wiring`."""
 
     store: Any
-    rollouts: Mapping[str, Any]
-    """Rollout workers by name."""
+    rollouts: RolloutFleet
+    scorers: Mapping[str, Any]
+    """Scoring workers by name."""
     learner: LearnerGroup
     watch: Watch
 
 
+@dataclass
+class State:
+    """Where a run is: what it needs, beside the models, to go on."""
+
+    iteration: int
+    """The next one."""
+    kl_coef: float
+
+
 def train(
-    parts: Parts, prompts: PromptSampler, config: PPOConfig, *, probe_tokens: Sequence[int], report: Report
+    parts: Parts,
+    prompts: PromptSampler,
+    config: PPOConfig,
+    *,
+    probe_tokens: Sequence[int],
+    report: Report,
+    state: State,
 ) -> None:
     """Run PPO: generate, score, update, publish, for every iteration.
 
@@ -49,26 +68,30 @@ def train(
     so each iteration is strictly on-policy.
 
     Args:
-        parts: the running system; weight version 0 is published already.
+        parts: the running system; the weight version of the first iteration is published already.
         prompts: the batches of prompts.
         config: the run's settings.
         probe_tokens: the sequence on which engines are compared with the learner.
         report: called after every iteration.
+        state: where a run begins or goes on; moved along, so that `report` can save it.
     """
-    kl = AdaptiveKL(config.ppo.kl_coef, target=config.ppo.kl_target, horizon=config.ppo.kl_horizon)
-    worker_stats(parts, timeout_s=config.timeouts.call)  # what came before the first iteration is not counted
-    for iteration, tasks in enumerate(prompts.batches(config.ppo.iterations)):
+    kl = AdaptiveKL(state.kl_coef, target=config.ppo.kl_target, horizon=config.ppo.kl_horizon)
+    for iteration in range(state.iteration, config.ppo.iterations):
+        logs.CONTEXT.update(iteration=iteration, version=iteration)
         timer = Timer()
-        parts.store.submit.remote(tasks)
+        parts.store.submit.remote(prompts.batch(iteration))
         with timer.phase("experience"):
             rows = take(parts, iteration, timeout_s=config.timeouts.batch)
         with timer.phase("update"):
+            if config.cluster.placement == "colocated":
+                parts.rollouts.sleep(timeout_s=config.timeouts.call)
             stats = parts.learner.update(
                 rows,
                 config.ppo,
                 kl_coef=kl.coefficient,
                 reuse_rollout_log_probs=ratio_is_one(config),
                 seed=config.seed + iteration,
+                iteration=iteration,
             )
         with timer.phase("update_weights"):
             version = iteration + 1
@@ -76,10 +99,13 @@ def train(
             num_bytes = parts.learner.publish(parts.store, version, probe_tokens=probe)
         batch = read(rows, timeout_s=config.timeouts.call)
         parts.store.consume.remote(iteration)
-        measured = worker_stats(parts, timeout_s=config.timeouts.call)
+        facts = {**worker_facts(parts, timeout_s=config.timeouts.call), **fleet_facts(parts.rollouts)}
         weights = {"weights/version": float(version), "weights/bytes": float(num_bytes)}
-        report(iteration, _join(timer, stats, batch_metrics(batch), measured, weights, kl.coefficient), batch)
+        metrics = _join(timer, stats, batch_metrics(batch), {**facts, **weights}, kl.coefficient)
         kl.update(stats["objective/kl"], samples=len(rows))
+        state.iteration, state.kl_coef = version, kl.coefficient
+        report(iteration, metrics, batch)
+        parts.rollouts.balance(waited_s=timer.seconds["experience"], step_s=metrics["timing_s/step"])
 
 
 def take(parts: Parts, iteration: int, *, timeout_s: float) -> list[RowView]:
@@ -93,7 +119,10 @@ def take(parts: Parts, iteration: int, *, timeout_s: float) -> list[RowView]:
     rows: list[RowView] | None = parts.watch.one("store", ref, timeout_s=timeout_s + 10.0, doing=doing)
     if rows is None:
         status = parts.watch.one("store", parts.store.status.remote(), timeout_s=10.0, doing="telling its status")
-        raise WaitTimeout(f"store: no whole batch of iteration {iteration} within {timeout_s:g} s; rows are: {status}")
+        raise WaitTimeout(
+            f"store: no whole batch of iteration {iteration} within {timeout_s:g} s; rows are: {status}; "
+            f"rollout workers are: {parts.rollouts.states()}"
+        )
     return rows
 
 
@@ -111,35 +140,41 @@ def ratio_is_one(config: PPOConfig) -> bool:
     return single_step and not truncated and config.experience.max_staleness == 0
 
 
-def worker_stats(parts: Parts, *, timeout_s: float) -> dict[str, float]:
-    """Slowest rollout worker's seconds of generating and pulling since the last call, and the largest probe difference."""
-    calls = {name: worker.take_stats.remote() for name, worker in parts.rollouts.items()}
-    stats = parts.watch.wait(calls, timeout_s=timeout_s, doing="telling its timings").values()
-    return {name: max(each[name] for each in stats) for name in ("gen_s", "pull_s", "probe_diff")}
+def worker_facts(parts: Parts, *, timeout_s: float) -> dict[str, float]:
+    """Slowest rollout worker's seconds of generating and pulling in this iteration, and the largest probe difference."""
+    ref = parts.store.take_facts.remote()
+    told = parts.watch.one("store", ref, timeout_s=timeout_s, doing="handing out the workers' timings").values()
+    slowest = {
+        name: max((each.get(name, 0.0) for each in told), default=0.0) for name in ("gen_s", "pull_s", "probe_diff")
+    }
+    return {
+        "timing_s/gen": slowest["gen_s"],
+        "timing_s/pull_weights": slowest["pull_s"],
+        "weights/probe_diff": slowest["probe_diff"],
+        "fleet/workers/serving": float(len(told)),
+    }
+
+
+def fleet_facts(rollouts: RolloutFleet) -> dict[str, float]:
+    """How many rollout workers are in which state, and how many were lost and replaced since the start."""
+    counts = Counter(rollouts.states().values())
+    states = {f"fleet/workers/{state}": float(counts[state]) for state in ("ready", "starting", "leaving")}
+    return {**states, "fleet/restarts": float(rollouts.restarts)}
 
 
 def _join(
-    timer: Timer,
-    stats: Mapping[str, float],
-    batch: Mapping[str, float],
-    measured: Mapping[str, float],
-    weights: Mapping[str, float],
-    kl_coef: float,
+    timer: Timer, stats: Mapping[str, float], batch: Mapping[str, float], facts: Mapping[str, float], kl_coef: float
 ) -> dict[str, float]:
     times = timer.metrics()
     gathering = times.pop("timing_s/experience")
-    gen, pull = measured["gen_s"], measured["pull_s"]
     return {
         **stats,
         **batch,
-        **weights,
+        **facts,
         "critic/rewards/mean": stats["objective/rlhf_reward"],
         "actor/reward_kl_penalty_coeff": kl_coef,
-        "weights/probe_diff": measured["probe_diff"],
-        "timing_s/gen": gen,
-        "timing_s/pull_weights": pull,
         # What scoring added after the last sample was there: the part that did not overlap with generation.
-        "timing_s/score_wait": max(0.0, gathering - gen - pull),
+        "timing_s/score_wait": max(0.0, gathering - facts["timing_s/gen"] - facts["timing_s/pull_weights"]),
         **times,
         "perf/throughput": batch["perf/total_num_tokens"] / times["timing_s/step"],
         "perf/samples_per_second": batch["perf/num_samples"] / times["timing_s/step"],

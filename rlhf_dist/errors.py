@@ -8,6 +8,7 @@ RlhfDistError
 │   └── EnvironmentProblem the machine: a busy port, no room for a KV cache, a missing package
 └── RunError               a run that had started
     ├── WorkerDied         a process is gone or raised; carries its own traceback
+    │   └── WorkerLost     the process or its node is gone, so another may take its place
     ├── WaitTimeout        a wait ran out; names the actor and what it was doing
     ├── RewardError        a reward that is not a finite number
     ├── WeightError        weights that failed their check: names, checksum or probe
@@ -47,6 +48,10 @@ class RunError(RlhfDistError):
 
 class WorkerDied(RunError):
     """An actor died or raised."""
+
+
+class WorkerLost(WorkerDied):
+    """An actor's process or node is gone; the work that it held can be done by another."""
 
 
 class WaitTimeout(RunError):

@@ -1,120 +1,149 @@
-"""Which actors a run starts, what each asks of Ray, and an estimate of the memory each takes."""
+"""Which actors a run starts, what each asks of Ray, and where it goes.
+
+Learners, scorers and the store are one placement group, so they start together or not at all, packed onto as few nodes as
+can be. Rollout workers need no place in it: each is one actor, so that a tensor-parallel engine never leaves its node, and
+nothing that it does is a collective, so it may start and stop at any time.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from rlhf_dist.config import PPOConfig
+from rlhf_dist.errors import EnvironmentProblem
 
-MIB = 2**20
-ACTIVATION_FACTOR = 18
-"""Live activations per token, layer and hidden unit, in elements (about 34 bytes in half precision without attention
-scores, which fused kernels never store: Korthikanti et al. 2022, arXiv:2205.05198, table 2)."""
+ENGINE_SHARE = 0.4
+SCORERS_SHARE = 0.2
+"""Of a device that learner, engine and scorers share; the learner has the rest. Ray counts shares, it enforces none."""
 
 
 @dataclass(frozen=True)
-class ActorPlan:
-    """One kind of actor."""
+class Place:
+    """What one actor asks of Ray, and where it goes."""
 
     role: str
-    count: int
-    cpus: int
+    index: int
+    cpus: float
     gpus: float
-    memory: dict[str, float]
-    """What fills its memory, in bytes."""
+    bundle: int | None
+    """Number of its bundle in the placement group; None: wherever there is room."""
+
+    @property
+    def name(self) -> str:
+        """The actor's name."""
+        return "store" if self.role == "store" else f"{self.role}-{self.index}"
 
 
 @dataclass(frozen=True)
-class ModelSize:
-    """Counts that memory depends on."""
+class Layout:
+    """All actors of a run at its start, and the bundles that some of them share."""
 
-    parameters: int
-    layers: int
-    hidden: int
-    kv_elements: int
-    """Key and value elements per token, all layers."""
-    vocabulary: int
+    places: tuple[Place, ...]
+    bundles: tuple[dict[str, float], ...]
 
+    def of(self, role: str) -> list[Place]:
+        """Places of one role, in order."""
+        return [place for place in self.places if place.role == role]
 
-def model_size(config: Any, *, kind: str) -> ModelSize:
-    """Count a model's parameters from its Hugging Face config without allocating them.
-
-    Args:
-        config: the model's config.
-        kind: `policy` or `value`.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    if kind == "value":
-        config.num_labels = 1
-    made: Any = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
-    with torch.device("meta"):
-        model = made.from_config(config)
-    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return ModelSize(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        kv_elements=2 * config.num_hidden_layers * heads * head_size,
-        vocabulary=config.vocab_size,
-    )
+    def totals(self) -> tuple[float, float]:
+        """CPU slots and GPUs that are needed to start."""
+        loose = [{"CPU": place.cpus, "GPU": place.gpus} for place in self.places if place.bundle is None]
+        needs = [*self.bundles, *loose]
+        cpus, gpus = (math.fsum(need.get(kind, 0.0) for need in needs) for kind in ("CPU", "GPU"))
+        return cpus, gpus
 
 
-def place(config: PPOConfig, sizes: dict[str, ModelSize], *, gpus: bool) -> list[ActorPlan]:
-    """Every kind of actor of a PPO run.
+def lay_out(config: PPOConfig, *, gpus: bool) -> Layout:
+    """Every actor of a PPO run with the fewest rollout workers, in the config's placement.
 
     Args:
         config: the run's config.
-        sizes: of `policy`, `reference`, `reward` and `critic`.
-        gpus: whether the cluster has GPUs; without, CPUs do everything.
+        gpus: whether the cluster has GPUs; without, a device is a CPU slot.
     """
-    width = 2 if config.learner.precision == "bf16" else 4
-    share = config.cluster.gpu_share if gpus else 0.0
-    policy = sizes["policy"]
-    kv = config.max_sequence * min(config.rollout.max_concurrent, config.batch_samples) * policy.kv_elements * width
-    engine = {"weights": policy.parameters * width / config.rollout.tensor_parallel, "KV cache": float(kv)}
-    if not gpus and config.rollout.engine == "vllm":
-        engine["KV cache"] = config.rollout.kv_cache_gib * 2**30
-
-    def scorer(role: str) -> dict[str, float]:
-        tokens = config.scoring.batch_tokens
-        return {"weights": sizes[role].parameters * width, "activations": 4.0 * tokens * sizes[role].hidden * width}
-
-    return [
-        ActorPlan("store", 1, 0, 0.0, {"index": 64.0 * MIB}),
-        ActorPlan("rollout", config.rollout.workers, 1, share * config.rollout.tensor_parallel, engine),
-        ActorPlan("reward", config.scoring.reward_workers, 1, share, scorer("reward")),
-        ActorPlan("reference", config.scoring.reference_workers, 1, share, scorer("reference")),
-        ActorPlan("learner", config.learner.ranks, 1, share, learner_memory(config, sizes)),
-    ]
-
-
-def learner_memory(config: PPOConfig, sizes: dict[str, ModelSize]) -> dict[str, float]:
-    """Bytes on one learner rank (Rajbhandari et al. 2020, arXiv:1910.02054, section 3: what each ZeRO stage divides)."""
-    learner = config.learner
-    trained = [sizes["policy"]] + ([sizes["critic"]] if learner.critic == "model" else [])
-    parameters = sum(size.parameters for size in trained)
-    half = learner.precision == "bf16"
-    ranks, stage = learner.ranks, learner.zero_stage
-    width = 2 if half else 4
-    # Adam's two moments, and the fp32 master copy where training is in half precision.
-    optimiser = parameters * (12 if half else 8) / (ranks if stage >= 1 else 1)
-    layers = 1 if learner.gradient_checkpointing else max(size.layers for size in trained)
-    tokens = learner.micro_batch_tokens
-    logits = min(256 * MIB, 4 * tokens * sizes["policy"].vocabulary)
-    return {
-        "weights": parameters * width / (ranks if stage == 3 else 1),
-        "gradients": parameters * width / (ranks if stage >= 2 else 1),
-        "optimiser (host)" if learner.cpu_offload else "optimiser": optimiser,
-        "activations": float(ACTIVATION_FACTOR * tokens * layers * max(size.hidden for size in trained) * width),
-        "logits": 3.0 * logits,
+    shares_device = {
+        "disaggregated": frozenset({"learner"}),
+        "hybrid": frozenset({"learner", "reward", "reference"}),
+        "colocated": frozenset({"learner", "reward", "reference", "rollout"}),
+    }[config.cluster.placement]
+    counts = {
+        "learner": config.learner.ranks,
+        "reward": config.scoring.reward_workers,
+        "reference": config.scoring.reference_workers,
+        "rollout": config.rollout.fewest_workers,
     }
+    device = config.cluster.gpu_share if gpus else 1.0
+    ranks = config.learner.ranks
+    # Shared devices: the actors of each role go round the ranks' bundles.
+    guests = [(role, index, index % ranks) for role in counts for index in range(counts[role]) if role in shares_device]
+    scorers = Counter(bundle for role, _, bundle in guests if role in ("reward", "reference"))
+    engines = Counter(bundle for role, _, bundle in guests if role == "rollout")
+
+    def share(role: str, bundle: int) -> float:
+        if role == "learner":
+            return 1.0 - ENGINE_SHARE * bool(engines[bundle]) - SCORERS_SHARE * bool(scorers[bundle])
+        return ENGINE_SHARE if role == "rollout" else SCORERS_SHARE / scorers[bundle]
+
+    places = [Place("store", 0, 0.0, 0.0, 0)]
+    bundles = [{"GPU": device, "CPU": 0.0} if gpus else {"CPU": 1.0} for _ in range(ranks)]
+    for role, index, bundle in guests:
+        part = round(device * share(role, bundle), 4)
+        places.append(Place(role, index, 1.0 if gpus else part, part if gpus else 0.0, bundle))
+        if gpus:
+            bundles[bundle]["CPU"] += 1.0
+    for role in ("reward", "reference"):
+        for index in range(counts[role] if role not in shares_device else 0):
+            places.append(Place(role, index, 1.0, device if gpus else 0.0, len(bundles)))
+            bundles.append({"CPU": 1.0, "GPU": device} if gpus else {"CPU": 1.0})
+    if "rollout" not in shares_device:
+        each = device * config.rollout.tensor_parallel if gpus else 0.0
+        places += [Place("rollout", index, 1.0, each, None) for index in range(counts["rollout"])]
+    return Layout(tuple(places), tuple(bundles))
 
 
-def totals(plans: list[ActorPlan]) -> tuple[int, float]:
-    """CPU slots and GPUs that all actors ask for together."""
-    return sum(plan.cpus * plan.count for plan in plans), math.fsum(plan.gpus * plan.count for plan in plans)
+def reserve(layout: Layout, *, timeout_s: float) -> Any:
+    """Reserve the bundles, all or none, packed onto few nodes.
+
+    Raises:
+        EnvironmentProblem: the cluster has no room for them in time; says what is asked for and what each node has.
+    """
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group([dict(bundle) for bundle in layout.bundles], strategy="PACK")
+    if not group.wait(timeout_s):
+        nodes = "; ".join(
+            f"{node['NodeManagerAddress']} {_told(node['Resources'])}" for node in ray.nodes() if node["Alive"]
+        )
+        wanted = ", ".join(_told(bundle) for bundle in layout.bundles)
+        remove_placement_group(group)
+        raise EnvironmentProblem(
+            f"no room for learners and scorers within {timeout_s:g} s. They ask for {wanted}; the nodes have {nodes}, and "
+            "other runs may hold some of it. Lower learner.ranks or scoring.*_workers, or add nodes"
+        )
+    return group
+
+
+def options(place: Place, group: Any) -> dict[str, Any]:
+    """Arguments of Ray's `options` that put an actor into its place, under its name."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    strategy: Any = "SPREAD"
+    if place.bundle is not None:
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place.bundle)
+    return {"num_cpus": place.cpus, "num_gpus": place.gpus, "scheduling_strategy": strategy}
+
+
+def room(place: Place) -> int:
+    """How many more actors like this one the cluster could start now."""
+    import ray
+
+    free = ray.available_resources()
+    needs = {"CPU": place.cpus, "GPU": place.gpus}
+    return int(min(free.get(kind, 0.0) // need for kind, need in needs.items() if need))
+
+
+def _told(resources: dict[str, float]) -> str:
+    return " ".join(f"{resources[kind]:g} {kind}" for kind in ("CPU", "GPU") if resources.get(kind)) or "nothing"

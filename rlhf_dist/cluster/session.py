@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rlhf_dist.config import Cluster
 from rlhf_dist.errors import EnvironmentProblem
 
-NAMESPACE = "rlhf_dist"
+
+def namespace_of(run: Path) -> str:
+    """The Ray namespace of a run's named actors."""
+    return f"rlhf/{run.resolve().name}"
 
 
 @contextmanager
-def session(settings: Cluster, *, cpus: int, gpus: float) -> Iterator[None]:
+def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str) -> Iterator[None]:
     """Be connected to Ray inside the block.
 
     Args:
         settings: which cluster.
         cpus: CPU slots that the run's actors ask for.
         gpus: GPUs that they ask for.
+        namespace: of the run's named actors.
 
     Raises:
         EnvironmentProblem: the dashboard's port is taken, Python's path has a space, no cluster answers, or it is too small.
@@ -42,9 +48,9 @@ def session(settings: Cluster, *, cpus: int, gpus: float) -> Iterator[None]:
     import ray
 
     if settings.address is None:
-        _start_local(settings, cpus)
+        _start_local(settings, cpus, namespace)
     else:
-        _attach(settings.address)
+        attach(settings.address, namespace)
     # Ray's reaping makes this process ignore SIGCHLD, and then the exit code of every child of ours would read 0.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
@@ -54,30 +60,48 @@ def session(settings: Cluster, *, cpus: int, gpus: float) -> Iterator[None]:
         ray.shutdown()
 
 
-def _start_local(settings: Cluster, cpus: int) -> None:
+def _start_local(settings: Cluster, cpus: float, namespace: str) -> None:
     import ray
 
     if settings.dashboard:
         check_port_free(settings.dashboard_port)
     ray.init(
-        num_cpus=max(cpus, os.cpu_count() or 1),
+        num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
         object_store_memory=settings.object_store_mib * 2**20,
         include_dashboard=settings.dashboard,
         dashboard_host="127.0.0.1",
         dashboard_port=settings.dashboard_port if settings.dashboard else None,
-        namespace=NAMESPACE,
+        namespace=namespace,
         log_to_driver=False,
         logging_level=logging.ERROR,
         configure_logging=False,
+        _metrics_export_port=settings.metrics_port,
     )
 
 
-def _attach(address: str) -> None:
+def attach(address: str, namespace: str) -> None:
+    """Connect to a running cluster.
+
+    Raises:
+        EnvironmentProblem: none answers, it wants another token, or a run of this name is going on there.
+    """
     import ray
+    from ray.exceptions import AuthenticationError
 
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False)
-    except ConnectionError as error:
+        ray.init(
+            address=address,
+            namespace=namespace,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+    except AuthenticationError as error:
+        raise EnvironmentProblem(
+            f"the Ray cluster at {address!r} refused our token: {error}. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to "
+            "the file that the cluster was started with"
+        ) from error
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise EnvironmentProblem(
             f"cluster.address is {address!r}, but no Ray cluster answers there: {error}. Start one with `ray start --head`, "
             "or leave the address out to start one here"
@@ -100,7 +124,7 @@ def check_port_free(port: int) -> None:
             ) from error
 
 
-def _check_size(cpus: int, gpus: float) -> None:
+def _check_size(cpus: float, gpus: float) -> None:
     import ray
 
     there = ray.cluster_resources()

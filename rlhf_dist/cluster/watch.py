@@ -1,31 +1,67 @@
-"""Waiting on actors: always with a deadline, and always with an eye on the background loops of the other workers.
+"""Waiting on actors: always with a deadline, and always with an eye on everything else that the run has going on.
 
-Failure has one exit: whatever a wait is for, the first worker that dies or raises ends it with its own traceback.
+Failure has one exit: whatever a wait is for, the first worker that dies or raises ends it with its own traceback, unless
+someone said that he can do without that worker (`lost`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from rlhf_dist.errors import RlhfDistError, WaitTimeout, WorkerDied
+from rlhf_dist.errors import RlhfDistError, WaitTimeout, WorkerDied, WorkerLost
+
+
+@dataclass(frozen=True)
+class _Awaited:
+    """A call that nobody waits for, and what follows from its end."""
+
+    worker: str
+    doing: str
+    done: Callable[[Any], None]
+    lost: Callable[[WorkerLost], None] | None
 
 
 class Watch:
-    """Knows every background loop of the run and waits for calls while watching them."""
+    """Knows every background call of the run and waits for others while watching them."""
 
     def __init__(self) -> None:
         """Watch nobody yet."""
-        self._loops: dict[Any, str] = {}
+        self._awaited: dict[Any, _Awaited] = {}
+
+    def then(
+        self,
+        worker: str,
+        ref: Any,
+        done: Callable[[Any], None],
+        *,
+        doing: str,
+        lost: Callable[[WorkerLost], None] | None = None,
+    ) -> None:
+        """Call `done` with the result of a call, once there is one and while somebody waits.
+
+        Args:
+            worker: the actor's name.
+            ref: reference of the call.
+            done: takes the result.
+            doing: what the actor does meanwhile, for messages.
+            lost: takes over when the actor's process or node is gone; without it, that ends the run.
+        """
+        self._awaited[ref] = _Awaited(worker, doing, done, lost)
 
     def add_loop(self, worker: str, ref: Any) -> None:
         """Watch a call that is meant to run until the end of the run."""
-        self._loops[ref] = worker
+
+        def ended(_: Any) -> None:
+            raise WorkerDied(f"{worker} ended its loop while the run was going on")
+
+        self.then(worker, ref, ended, doing="running its loop")
 
     def forget(self) -> None:
         """Stop watching, because the run is over and its workers are about to be stopped."""
-        self._loops.clear()
+        self._awaited.clear()
 
     def wait(self, refs: Mapping[str, Any], *, timeout_s: float, doing: str) -> dict[str, Any]:
         """Results of calls, by actor name.
@@ -37,34 +73,57 @@ class Watch:
 
         Raises:
             WaitTimeout: names who had not answered and what they were doing.
-            WorkerDied: one of them, or a watched loop, died or raised; or the error it raised, if it is one of ours.
+            WorkerDied: one of them, or a watched one, died or raised; or the error it raised, if it is one of ours.
         """
-        import ray
-
         waiting = {ref: name for name, ref in refs.items()}
         results: dict[str, Any] = {}
         deadline = time.monotonic() + timeout_s
         while waiting:
-            left = deadline - time.monotonic()
-            ready, _ = ray.wait([*waiting, *self._loops], num_returns=1, timeout=max(0.0, left))
-            if not ready:
+            ready = self._next([*waiting], deadline)
+            if ready is None:
                 names = ", ".join(sorted(waiting.values()))
                 raise WaitTimeout(f"{names}: no answer within {timeout_s:g} s while {doing}")
-            for ref in ready:
-                if ref in self._loops:
-                    self._loop_ended(ref)
-                name = waiting.pop(ref)
-                results[name] = _result(ref, name, doing)
+            if ready in waiting:
+                name = waiting.pop(ready)
+                results[name] = _result(ready, name, doing)
         return {name: results[name] for name in refs}
 
     def one(self, name: str, ref: Any, *, timeout_s: float, doing: str) -> Any:
         """Result of a single call; see `wait`."""
         return self.wait({name: ref}, timeout_s=timeout_s, doing=doing)[name]
 
-    def _loop_ended(self, ref: Any) -> None:
-        worker = self._loops.pop(ref)
-        _result(ref, worker, "running its loop")
-        raise WorkerDied(f"{worker} ended its loop while the run was going on")
+    def until(self, condition: Callable[[], bool], *, timeout_s: float) -> bool:
+        """Let watched calls end, and what follows from them happen, until the condition holds; False after the timeout."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if self._next([], deadline) is None:
+                return condition()
+        return True
+
+    def _next(self, refs: list[Any], deadline: float) -> Any:
+        """The next call that ended, after what follows from it if it is a watched one; None at the deadline."""
+        import ray
+
+        everything = [*refs, *self._awaited]
+        left = max(0.0, deadline - time.monotonic())
+        if not everything:
+            time.sleep(left)
+            return None
+        ready, _ = ray.wait(everything, num_returns=1, timeout=left)
+        if ready and ready[0] in self._awaited:
+            self._ended(ready[0])
+        return ready[0] if ready else None
+
+    def _ended(self, ref: Any) -> None:
+        awaited = self._awaited.pop(ref)
+        try:
+            result = _result(ref, awaited.worker, awaited.doing)
+        except WorkerLost as error:
+            if awaited.lost is None:
+                raise
+            awaited.lost(error)
+        else:
+            awaited.done(result)
 
 
 def fetch(ref: Any, *, timeout_s: float, doing: str) -> Any:
@@ -93,4 +152,4 @@ def _result(ref: Any, name: str, doing: str) -> Any:
             raise type(error.cause)(f"{name}, while {doing}: {error.cause}") from error
         raise WorkerDied(f"{name} raised while {doing}:\n{error}") from error
     except RayActorError as error:
-        raise WorkerDied(f"{name} died while {doing}:\n{error}") from error
+        raise WorkerLost(f"{name} died while {doing}:\n{error}") from error

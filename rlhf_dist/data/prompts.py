@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,3 @@ class PromptSampler:
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._prompts))
         chosen = order[position * self._batch : (position + 1) * self._batch]
         return [PromptTask(iteration, self._prompts[i].id, self._prompts[i].tokens, self._samples) for i in chosen]
-
-    def batches(self, iterations: int) -> Iterator[list[PromptTask]]:
-        """The batches of the first iterations."""
-        return (self.batch(iteration) for iteration in range(iterations))

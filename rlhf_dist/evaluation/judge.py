@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from rlhf_dist.controller import Parts
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.records import Prompt, PromptTask
+from rlhf_dist.rollout.fleet import RolloutFleet
 
 Judge = Callable[[str, str], float]
 """Score of (prompt, answer); higher is better."""
@@ -59,21 +59,10 @@ def load_judge(path: str | None) -> Judge | None:
     return judge
 
 
-def answer(parts: Parts, prompts: Sequence[Prompt], *, timeout_s: float) -> pa.RecordBatch | None:
-    """One answer of the newest policy to each prompt, spread over the rollout workers; None without prompts.
-
-    The seeds are those of the prompts, so two policies answer under the same randomness.
-    """
-    if not prompts:
-        return None
+def answer(rollouts: RolloutFleet, prompts: Sequence[Prompt], *, timeout_s: float) -> pa.RecordBatch | None:
+    """One answer of the newest policy to each prompt, seeded alike before and after training; None without prompts."""
     tasks = [PromptTask(EVALUATION, prompt.id, prompt.tokens, 1) for prompt in prompts]
-    workers = parts.rollouts
-    calls = {
-        name: worker.generate.remote(parts.store, tasks[number :: len(workers)])
-        for number, (name, worker) in enumerate(workers.items())
-    }
-    found = parts.watch.wait(calls, timeout_s=timeout_s, doing="answering held-out prompts")
-    return pa.Table.from_batches(list(found.values())).sort_by("prompt_id").combine_chunks().to_batches()[0]
+    return rollouts.generate(tasks, timeout_s=timeout_s)
 
 
 def compare(

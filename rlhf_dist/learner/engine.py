@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from rlhf_dist.config import Optimizer
+from rlhf_dist.learner import optimizer_state
 
 
 class TrainedModel:
@@ -117,6 +119,18 @@ class TrainedModel:
         names = [name for name, _ in self.shapes()]
         with self.gathered(names):
             return {name: tensor.detach().cpu().clone() for name, tensor in self.tensors(names)}
+
+    def save_state(self, folder: Path) -> None:
+        """Write this rank's share of the optimiser's state, and where the schedule is."""
+        optimizer_state.save(self.engine, self.lr, folder)
+
+    def load_state(self, folder: Path) -> None:
+        """Go on from what `save_state` wrote.
+
+        Raises:
+            ModelError: it is of another model, ZeRO stage or number of ranks.
+        """
+        optimizer_state.load(self.engine, self.lr, folder)
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self.module.named_parameters():

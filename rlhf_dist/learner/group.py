@@ -12,6 +12,7 @@ import numpy as np
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import PPO, Learner, Timeouts
 from rlhf_dist.data.packing import plan
+from rlhf_dist.errors import EnvironmentProblem
 from rlhf_dist.learner.rank import LearnerRank, Loss, ModelSpec
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.weights import Probe
@@ -51,15 +52,45 @@ class LearnerGroup:
         self._num_buckets = 0
         self.num_parameters = 0
 
-    def start(self, specs: dict[str, ModelSpec]) -> None:
-        """Let the ranks meet and load their models."""
+    def start(self, specs: dict[str, ModelSpec], *, run_dir: Path, interface: str | None) -> None:
+        """Let the ranks meet and load their models.
+
+        Raises:
+            EnvironmentProblem: ranks cannot reach each other or the run folder; names who cannot reach whom.
+        """
         start = self._timeouts.start
-        first = self._watch.one("learner-0", self.ranks[0].address.remote(), timeout_s=start, doing="choosing a port")
-        self._call("join", *first, start, timeout_s=start, doing="meeting the other ranks")
+        log_dir = str(run_dir.absolute() / "logs")
+        doors = self._call("open", log_dir, timeout_s=start, doing="opening a port")
+        self._check_reachable(doors, run_dir)
+        self._call("join", *doors[0], start, interface, timeout_s=start, doing="meeting the other ranks")
         self.num_parameters = self._call("load", specs, timeout_s=start, doing="loading models")[0]
 
+    def _check_reachable(self, doors: Sequence[tuple[str, int]], run_dir: Path) -> None:
+        """Before the first collective, which would only hang: everybody knocks at one rank of every node."""
+        one_per_node = [*{host: (host, port) for host, port in doors}.values()]
+        found = self._call(
+            "unreachable", one_per_node, run_dir.absolute(), timeout_s=self._timeouts.start, doing="reaching the others"
+        )
+        problems = [
+            f"learner-{rank} on {doors[rank][0]}: {problem}" for rank, told in enumerate(found) for problem in told
+        ]
+        if problems:
+            raise EnvironmentProblem(
+                "the learner's ranks cannot work together. "
+                + "; ".join(problems)
+                + ". Nodes must reach each other on all ports (firewall, security group), at the addresses that Ray uses "
+                "(`ray start --node-ip-address`)"
+            )
+
     def update(
-        self, views: Sequence[RowView], ppo: PPO, *, kl_coef: float, reuse_rollout_log_probs: bool, seed: int
+        self,
+        views: Sequence[RowView],
+        ppo: PPO,
+        *,
+        kl_coef: float,
+        reuse_rollout_log_probs: bool,
+        seed: int,
+        iteration: int,
     ) -> dict[str, float]:
         """One PPO update on a batch of scored rows; the mini-batches are the same whatever the number of ranks."""
         ranks = len(self.ranks)
@@ -73,7 +104,7 @@ class LearnerGroup:
         calls = {}
         for rank, handle in enumerate(self.ranks):
             blocks, rows = _address([views[i] for i in mine[rank]])
-            ref = handle.update.remote(blocks, rows, minis[rank], ppo, kl_coef, reuse_rollout_log_probs)
+            ref = handle.update.remote(blocks, rows, minis[rank], ppo, kl_coef, reuse_rollout_log_probs, iteration)
             calls[f"learner-{rank}"] = ref
         results = self._watch.wait(calls, timeout_s=self._timeouts.update, doing="updating policy and critic")
         return dict(results["learner-0"])
@@ -111,6 +142,10 @@ class LearnerGroup:
         """Write a model in Hugging Face layout."""
         self._call("save", name, folder, timeout_s=self._timeouts.publish, doing=f"saving {name} to {folder}")
 
+    def save_state(self, name: str, folder: Path) -> None:
+        """Write what each rank needs to go on training a model."""
+        self._call("save_state", name, folder, timeout_s=self._timeouts.publish, doing=f"saving the state of {name}")
+
     def peak_memory(self) -> int:
         """Largest peak memory of a rank, in bytes."""
         peaks: list[int] = self._call("memory_bytes", timeout_s=self._timeouts.call, doing="reading its memory")
@@ -147,32 +182,34 @@ def _address(views: Sequence[RowView]) -> tuple[list[Any], list[dict[str, tuple[
     return list(numbers), rows
 
 
-def start_group(
-    settings: Learner,
-    specs: dict[str, ModelSpec],
-    *,
-    hidden: int,
-    gpu_share: float,
-    seed: int,
-    watch: Watch,
-    timeouts: Timeouts,
-) -> LearnerGroup:
+@dataclass(frozen=True)
+class GroupPlace:
+    """Where a learner group runs, and how it is waited for."""
+
+    settings: Learner
+    options: Sequence[dict[str, Any]]
+    """Ray options of each rank's actor."""
+    run_dir: Path
+    watch: Watch
+    timeouts: Timeouts
+    interface: str | None = None
+
+
+def start_group(place: GroupPlace, specs: dict[str, ModelSpec], *, hidden: int, seed: int) -> LearnerGroup:
     """Start one actor per rank, let them meet, and load the models.
 
     Args:
-        settings: the learner's settings.
+        place: where.
         specs: models to train, by name.
         hidden: their hidden size, for balancing.
-        gpu_share: GPUs per rank; 0: CPUs do everything.
         seed: of weights that start at random.
-        watch: how to wait.
-        timeouts: how long.
     """
     import ray
 
-    env = {"OMP_NUM_THREADS": str(settings.threads)} if gpu_share == 0 else {}
-    kind = ray.remote(num_cpus=1, num_gpus=gpu_share, runtime_env={"env_vars": env})(LearnerRank)
-    ranks = [kind.remote(rank, settings.ranks, settings, seed=seed) for rank in range(settings.ranks)]
-    group = LearnerGroup(ranks, settings, hidden=hidden, watch=watch, timeouts=timeouts)
-    group.start(specs)
+    settings = place.settings
+    env = {} if any(each["num_gpus"] for each in place.options) else {"OMP_NUM_THREADS": str(settings.threads)}
+    kinds = [ray.remote(LearnerRank).options(runtime_env={"env_vars": env}, **each) for each in place.options]
+    ranks = [kind.remote(rank, settings.ranks, settings, seed=seed) for rank, kind in enumerate(kinds)]
+    group = LearnerGroup(ranks, settings, hidden=hidden, watch=place.watch, timeouts=place.timeouts)
+    group.start(specs, run_dir=place.run_dir, interface=place.interface)
     return group

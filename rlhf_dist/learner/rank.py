@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +16,7 @@ import torch
 
 from rlhf_dist.config import PPO, Learner, Optimizer
 from rlhf_dist.data.packing import MicroBatch
+from rlhf_dist.learner import rendezvous
 from rlhf_dist.learner.engine import TrainedModel
 from rlhf_dist.learner.ppo import Experience, Models, update
 from rlhf_dist.models import (
@@ -28,6 +29,9 @@ from rlhf_dist.models import (
     response_positions,
 )
 from rlhf_dist.store.weights import encode_bucket, plan_buckets
+from rlhf_dist.telemetry import logs, tracing
+
+log = logging.getLogger(__name__)
 
 Loss = Callable[[TrainedModel, PackedBatch], tuple[torch.Tensor, dict[str, float]]]
 """A stage's loss on one micro-batch: a sum over its examples, and sums of further metrics."""
@@ -44,6 +48,8 @@ class ModelSpec:
     total_steps: int
     temperature: float = 1.0
     value_head: bool = False
+    state: str = ""
+    """Folder of a checkpoint's optimiser state, to go on from; empty: start anew."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +75,28 @@ class LearnerRank:
         if not torch.cuda.is_available():
             torch.set_num_threads(settings.threads)
 
-    def address(self) -> tuple[str, int]:
-        """A host and a free port of this process's machine, for the rendezvous."""
-        import ray
+    def __repr__(self) -> str:
+        """How Ray's dashboard and logs call it."""
+        return f"LearnerRank({self.rank} of {self.ranks})"
 
-        host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return host, probe.getsockname()[1]
+    def open(self, log_dir: str) -> tuple[str, int]:
+        """Listen on a free port of this node's address until `join`; returns both."""
+        logs.to_file(log_dir, f"learner-{self.rank}")
+        self._door = rendezvous.Door()
+        return self._door.address
 
-    def join(self, host: str, port: int, timeout_s: float) -> None:
+    def unreachable(self, doors: Sequence[tuple[str, int]], run_dir: Path) -> list[str]:
+        """What would keep this rank from working with the others: doors that it cannot reach, a folder that it cannot see."""
+        found = [problem for door in doors if (problem := rendezvous.knock(door))]
+        if not run_dir.is_dir():
+            found.append(f"{run_dir} is not there: the run folder must be on storage that every node sees")
+        return found
+
+    def join(self, host: str, port: int, timeout_s: float, interface: str | None) -> None:
         """Meet the other ranks. Waits for all of them; fails after `timeout_s` seconds."""
         cuda = torch.cuda.is_available()
+        self._door.close()
+        rendezvous.choose_interface(self._door.address[0], interface)
         os.environ.update(
             RANK=str(self.rank),
             LOCAL_RANK="0",
@@ -105,6 +121,8 @@ class LearnerRank:
         """Load and shard models by name; returns the first one's parameter count."""
         for name, spec in specs.items():
             self.models[name] = self._load(spec)
+            if spec.state:
+                self.models[name].load_state(Path(spec.state) / f"rank-{self.rank}")
         first = next(iter(self.models.values()))
         return sum(int(np.prod(shape)) for _, shape in first.shapes())
 
@@ -139,6 +157,7 @@ class LearnerRank:
         ppo: PPO,
         kl_coef: float,
         reuse_rollout_log_probs: bool,
+        iteration: int,
     ) -> dict[str, float]:
         """One PPO update.
 
@@ -149,6 +168,7 @@ class LearnerRank:
             ppo: PPO's numbers.
             kl_coef: weight of the KL penalty now.
             reuse_rollout_log_probs: see `learner.ppo.update`.
+            iteration: for logs and traces.
         """
         import ray
 
@@ -156,15 +176,19 @@ class LearnerRank:
         models = Models(self.models["policy"], self.models.get("critic"))
         device = models.policy.device
         experience = [[to_experience(data, micro, device) for micro in mini] for mini in mini_batches]
-        return update(
-            models,
-            experience,
-            ppo,
-            kl_coef=kl_coef,
-            reuse_rollout_log_probs=reuse_rollout_log_probs,
-            ranks=self.ranks,
-            reduce=self._sum_over_ranks,
-        )
+        logs.CONTEXT["iteration"] = iteration
+        with tracing.span("update", iteration=iteration, rows=len(rows)):
+            facts = update(
+                models,
+                experience,
+                ppo,
+                kl_coef=kl_coef,
+                reuse_rollout_log_probs=reuse_rollout_log_probs,
+                ranks=self.ranks,
+                reduce=self._sum_over_ranks,
+            )
+        log.info("updated", extra={"rows": len(rows), "pg_loss": facts["actor/pg_loss"]})
+        return facts
 
     def train_step(
         self,
@@ -209,7 +233,7 @@ class LearnerRank:
     def weight_bucket(self, bucket: int) -> tuple[pa.Table | None, dict[str, Any]]:
         """One bucket of the published model, from the rank that owns it, and a report of what is in it."""
         names = self.buckets[bucket]
-        with self._published.gathered(names):
+        with tracing.span("weight bucket", bucket=bucket), self._published.gathered(names):
             if bucket % self.ranks != self.rank:
                 return None, {"names": [], "bytes": 0}
             tensors = [(name, tensor.to(self._wire)) for name, tensor in self._published.tensors(names)]
@@ -237,6 +261,14 @@ class LearnerRank:
             base = getattr(model.module, model.prefix.rstrip("."))
             dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
             base.save_pretrained(folder, state_dict={key: value.to(dtype) for key, value in state.items()})
+
+    def save_state(self, name: str, folder: Path) -> None:
+        """Write what this rank needs to go on training the model: its share of the optimiser's state."""
+        self.models[name].save_state(folder / f"rank-{self.rank}")
+
+    def take_spans(self) -> list[tracing.Span]:
+        """Spans recorded since the last call."""
+        return tracing.take()
 
     def state(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
         """The whole model as arrays, for comparison."""

@@ -42,3 +42,9 @@ class RolloutEngine(Protocol):
 
     def probe(self, tokens: Sequence[int]) -> list[float]:
         """Log-probs of tokens[1:] given what precedes them, in nats, at temperature 1."""
+
+    def sleep(self) -> None:
+        """Give device memory back while nothing runs; the weights are gone then."""
+
+    def wake(self) -> None:
+        """Take the memory again; weights must be loaded before the next sample. Does nothing when awake."""

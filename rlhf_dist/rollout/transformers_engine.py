@@ -148,6 +148,15 @@ class TransformersEngine:
         values: list[float] = log_probs.gather(1, ids[0, 1:, None])[:, 0].tolist()
         return values
 
+    def sleep(self) -> None:
+        """Move the model to host memory; see `RolloutEngine`."""
+        self._lm.to("cpu")
+        self._cache, self.version = None, -1
+
+    def wake(self) -> None:
+        """Move it back."""
+        self._lm.to(self._device)
+
 
 def truncated_log_probs(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Log-probs [vocab] after temperature, then top-k, then top-p (Holtzman et al. 2020, arXiv:1904.09751), renormalised."""

@@ -77,11 +77,14 @@ class VLLMEngine:
                 distributed_executor_backend="uni" if tensor_parallel == 1 else "mp",
                 weight_transfer_config={"backend": vllm_weight_plugin.BACKEND},
                 logprobs_mode="processed_logprobs",
-                disable_log_stats=True,
+                disable_log_stats=not in_an_actor(),
                 trust_remote_code=False,
                 **(engine_options or {}),
             )
         self._in_process = tensor_parallel == 1
+        self._can_sleep = bool((engine_options or {}).get("enable_sleep_mode"))
+        self._asleep = False
+        _report_through_ray(self._llm.llm_engine)
         self._llm.init_weight_transfer_engine({"init_info": {}})
 
     @property
@@ -163,6 +166,42 @@ class VLLMEngine:
         params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
         (output,) = self._llm.generate([{"prompt_token_ids": list(tokens)}], params, use_tqdm=False)
         return [found[token].logprob for token, found in zip(tokens[1:], output.prompt_logprobs[1:], strict=True)]
+
+    def sleep(self) -> None:
+        """Give weights and KV cache back; see `RolloutEngine`. vLLM can do so on GPUs; elsewhere this does nothing."""
+        if self._can_sleep and not self._asleep:
+            self._llm.sleep(level=2)  # 2: the weights are not kept in host memory, since the next version replaces them
+            self._asleep, self.version = True, -1
+
+    def wake(self) -> None:
+        """Take the memory again. Before weights are loaded: vLLM dies when a sleeping engine is updated."""
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
+
+
+def in_an_actor() -> bool:
+    """Whether this process is a Ray actor, whose node exports metrics."""
+    import ray
+
+    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+
+
+def _report_through_ray(engine: Any) -> None:
+    """Let vLLM's own metrics leave through Ray's exporter, beside ours, as `ray_vllm_*`."""
+    if engine.logger_manager is None:
+        return
+    from ray.util import metrics
+    from vllm.v1.metrics import ray_wrappers
+    from vllm.v1.metrics.loggers import StatLoggerManager
+
+    # vLLM finds Ray's metrics only beside Ray Serve, which it needs for a label that stays empty here.
+    ray_wrappers.ray_metrics = metrics  # type: ignore[attr-defined]
+    engine.logger_manager = StatLoggerManager(
+        vllm_config=engine.vllm_config,
+        custom_stat_loggers=[ray_wrappers.RayPrometheusStatLogger],
+        enable_default_loggers=False,
+    )
 
 
 def _write(table: pa.Table, path: Path) -> str:

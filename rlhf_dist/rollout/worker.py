@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +21,10 @@ from rlhf_dist.records import PromptTask, Sample, SampleRequest, Sampling, sampl
 from rlhf_dist.rollout.engine import RolloutEngine
 from rlhf_dist.store.schema import rollout_batch
 from rlhf_dist.store.weights import Manifest
+from rlhf_dist.telemetry import logs, tracing
+from rlhf_dist.telemetry.ray_metrics import WorkerMetrics
+
+log = logging.getLogger(__name__)
 
 POLL_S = 5.0
 """An idle worker asks the store again after this many seconds."""
@@ -37,6 +43,8 @@ class EngineSpec:
     threads: int
     options: dict[str, Any]
     """Further arguments of vLLM."""
+    log_dir: str
+    """Where the worker's log file goes."""
 
     def build(self, sampling: Sampling) -> RolloutEngine:
         """Start the engine in this process."""
@@ -79,7 +87,9 @@ class RolloutWorker:
         self._spec, self._sampling = spec, sampling
         self._engine: RolloutEngine
         self._lock = threading.Lock()
-        self._stats: dict[str, float] = {"gen_s": 0.0, "pull_s": 0.0, "probe_diff": 0.0, "pulls": 0}
+        self._retired = threading.Event()
+        self._facts: dict[str, float] = defaultdict(float)
+        """What was measured since the last report."""
 
     def __repr__(self) -> str:
         """How Ray's logs call it."""
@@ -87,31 +97,39 @@ class RolloutWorker:
 
     def start(self) -> int:
         """Build the engine, without weights before the first pull; returns the process id."""
+        logs.to_file(self._spec.log_dir, self.name)
         self._engine = self._spec.build(self._sampling)
+        self._metrics = WorkerMetrics(self.name)
+        log.info("engine is up", extra={"engine": self._spec.kind, "model": self._spec.model})
         return os.getpid()
 
-    def run(self, store: Any, lease: int) -> None:
-        """Until the end of the run: lease up to `lease` samples, have the newest weights, generate, hand over.
+    def take_spans(self) -> list[tracing.Span]:
+        """Spans recorded since the last call."""
+        return tracing.take()
+
+    def run(self, store: Any) -> None:
+        """Until the worker is retired: lease samples, have the newest weights, generate, hand over.
 
         Waits for: prompts that may start under the staleness rule. Unblocked by: a submission or a new version.
         """
-        while True:
-            leased = store.next_prompts.remote(self.name, min(lease, self._limit), POLL_S)
-            tasks = fetch(leased, timeout_s=POLL_S + self._timeout_s, doing="leasing prompts")
-            if not tasks:
-                continue
-            with self._lock:
-                self._pull(store)
-                started = time.perf_counter()
-                handed_over = [store.append.remote(self.name, rollout_batch(some)) for some in self._generate(tasks)]
-                fetch(handed_over, timeout_s=self._timeout_s, doing="accepting samples")
-                self._stats["gen_s"] += time.perf_counter() - started
+        asked = self._ask(store)
+        while asked is not None:
+            tasks = self._granted(asked)
+            asked = self._serve(store, tasks) if tasks else self._ask(store)
+
+    def retire(self) -> None:
+        """Finish what is leased, then let `run` return."""
+        self._retired.set()
 
     def generate(self, store: Any, tasks: Sequence[PromptTask]) -> pa.RecordBatch:
         """Answers to prompts outside of training, from the newest weights, in canonical order."""
         with self._lock:
             self._pull(store)
-            samples = [sample for some in self._generate(tasks) for sample in some]
+            self._add(tasks)
+            samples: list[Sample] = []
+            while self._engine.running:
+                samples += self._engine.step()
+            self._facts.clear()
         return rollout_batch(sorted(samples, key=lambda sample: sample.key))
 
     def pull(self, store: Any) -> int:
@@ -120,34 +138,84 @@ class RolloutWorker:
             self._pull(store)
             return self._engine.version
 
-    def take_stats(self) -> dict[str, float]:
-        """Seconds generating and pulling since the last call, and the last probe's difference."""
-        stats, self._stats = self._stats, dict.fromkeys(self._stats, 0.0)
-        return stats
+    def sleep(self) -> None:
+        """Free the engine's device memory, once it is idle, for a learner that shares the device."""
+        with self._lock:
+            self._engine.sleep()
 
-    def _generate(self, tasks: Sequence[PromptTask]) -> Any:
-        """Yield samples as they end, several where several end in one step."""
-        for task in tasks:
-            for key in task.row_keys():
-                self._engine.add(SampleRequest(key, task.tokens, sample_seed(self._seed, key)))
+    def _serve(self, store: Any, tasks: Sequence[PromptTask]) -> Any:
+        """Generate until nothing runs; when half of a grant is done, ask for more beside it. Returns what was asked last."""
+        with self._lock:
+            self._pull(store)
+            began = time.perf_counter()
+            with tracing.span("generate", version=self._engine.version, iteration=tasks[0].iteration):
+                asked, handed_over = self._generate(store, tasks)
+                fetch(handed_over, timeout_s=self._timeout_s, doing="accepting samples")
+            self._facts["gen_s"] += time.perf_counter() - began
+            log.info("generated", extra={"samples": self._facts["samples"], "seconds": self._facts["gen_s"]})
+            store.report.remote(self.name, dict(self._facts))
+            self._facts.clear()
+        return asked or self._ask(store)
+
+    def _generate(self, store: Any, tasks: Sequence[PromptTask]) -> tuple[Any, list[Any]]:
+        granted, asked = self._add(tasks), None
+        handed_over = []
         while self._engine.running:
-            finished: list[Sample] = self._engine.step()
-            if finished:
-                yield finished
+            if finished := self._engine.step():
+                handed_over.append(store.append.remote(self.name, rollout_batch(finished)))
+                self._count(finished)
+            if asked is None and self._engine.running <= granted // 2:
+                asked = self._ask(store)
+            elif asked is not None and _is_ready(asked):
+                granted, asked = self._add(self._granted(asked)), None
+        return asked, handed_over
+
+    def _ask(self, store: Any) -> Any:
+        """Ask for as many samples as the engine has room for; None once retired."""
+        if self._retired.is_set():
+            return None
+        return store.next_prompts.remote(self.name, self._limit - self._engine.running, POLL_S)
+
+    def _granted(self, asked: Any) -> list[PromptTask]:
+        tasks: list[PromptTask] = fetch(asked, timeout_s=POLL_S + self._timeout_s, doing="leasing prompts")
+        return tasks
+
+    def _add(self, tasks: Sequence[PromptTask]) -> int:
+        """Start the samples of some prompts; returns their number."""
+        keys = [(task, key) for task in tasks for key in task.row_keys()]
+        for task, key in keys:
+            self._engine.add(SampleRequest(key, task.tokens, sample_seed(self._seed, key)))
+        return len(keys)
+
+    def _count(self, samples: Sequence[Sample]) -> None:
+        tokens = sum(len(sample.response_tokens) for sample in samples)
+        self._facts["samples"] += len(samples)
+        self._facts["tokens"] += tokens
+        self._metrics.count(samples=len(samples), tokens=tokens)
 
     def _pull(self, store: Any) -> None:
-        """Take the newest version, and compare the engine with the learner where the version brings a probe."""
-        started = time.perf_counter()
+        """Take the newest version, unless the engine has it."""
         ask = partial(fetch, timeout_s=self._timeout_s, doing="handing out weights")
         if ask(store.newest_version.remote()) == self._engine.version:
             return
+        began = time.perf_counter()
         manifest: Manifest = ask(store.newest_weights.remote())
-        tables = ask(list(manifest.buckets))
-        self._engine.load_weights(tables, manifest.names, version=manifest.version)
+        with tracing.span("pull weights", version=manifest.version):
+            self._engine.wake()
+            tables = ask(list(manifest.buckets))
+            self._engine.load_weights(tables, manifest.names, version=manifest.version)
+            self._check(manifest)
+        self._facts["pull_s"] = time.perf_counter() - began
+        logs.CONTEXT["version"] = manifest.version
+        self._metrics.pulled(manifest.version)
+        log.info("pulled weights", extra={"seconds": self._facts["pull_s"], "bytes": manifest.num_bytes})
+
+    def _check(self, manifest: Manifest) -> None:
+        """Compare the engine with the learner where the version brings a probe."""
         if manifest.probe is not None:
             found = np.asarray(self._engine.probe(manifest.probe.tokens))
             difference = float(np.abs(found - np.asarray(manifest.probe.log_probs)).mean())
-            self._stats["probe_diff"] = difference
+            self._facts["probe_diff"] = difference
             # A NaN compares false, so the condition is written the way that a NaN fails it.
             if not difference <= self._probe_tolerance:
                 raise WeightError(
@@ -155,5 +223,9 @@ class RolloutWorker:
                     f"{difference:.3g} nats in the mean; expected at most {self._probe_tolerance:g} "
                     "(weights.probe_tolerance). The weights arrived whole, so engine and learner disagree on the model"
                 )
-        self._stats["pull_s"] += time.perf_counter() - started
-        self._stats["pulls"] += 1
+
+
+def _is_ready(ref: Any) -> bool:
+    import ray
+
+    return bool(ray.wait([ref], timeout=0, fetch_local=False)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -17,6 +18,9 @@ from rlhf_dist.models import PolicyModel, ValueModel, load_policy, load_value_mo
 from rlhf_dist.records import RowKey
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.schema import written_by
+from rlhf_dist.telemetry import logs, tracing
+
+log = logging.getLogger(__name__)
 
 POLL_S = 5.0
 
@@ -91,6 +95,7 @@ class ScoringWorker:
         lease_tokens: int,
         threads: int,
         timeout_s: float,
+        log_dir: str,
     ) -> None:
         """Take the settings; `start` loads the model, so that its errors arrive as what they are.
 
@@ -101,8 +106,9 @@ class ScoringWorker:
             lease_tokens: most tokens of rows leased at once.
             threads: CPU threads, where there is no GPU.
             timeout_s: seconds granted to each call to the store.
+            log_dir: where the worker's log file goes.
         """
-        self.name = name
+        self.name, self._log_dir = name, log_dir
         self._lease_tokens, self._timeout_s = lease_tokens, timeout_s
         self._kind, self._arguments, self._threads = scorer, arguments, threads
         self._scorer: Scorer
@@ -113,11 +119,17 @@ class ScoringWorker:
 
     def start(self) -> int:
         """Load the scorer's model; returns the process id."""
+        logs.to_file(self._log_dir, self.name)
         cuda = torch.cuda.is_available()
         if not cuda:
             torch.set_num_threads(self._threads)
         self._scorer = self._kind(**self._arguments, device="cuda" if cuda else "cpu")
+        log.info("model is loaded", extra={"model": self._arguments["path"]})
         return os.getpid()
+
+    def take_spans(self) -> list[tracing.Span]:
+        """Spans recorded since the last call."""
+        return tracing.take()
 
     def run(self, store: Any) -> None:
         """Until the end of the run: lease rows without our column, compute it, hand it over.
@@ -130,11 +142,13 @@ class ScoringWorker:
             views: list[RowView] = fetch(leased, timeout_s=POLL_S + self._timeout_s, doing="leasing rows")
             if not views:
                 continue
-            blocks = _blocks(views, self._timeout_s)
-            prompts, responses = (
-                [_cell(blocks, view, column) for view in views] for column in ("prompt_tokens", "response_tokens")
-            )
-            values = self._scorer.score(prompts, responses)
+            logs.CONTEXT["iteration"] = views[0].key[0]
+            with tracing.span("score", rows=len(views), iteration=views[0].key[0]):
+                blocks = _blocks(views, self._timeout_s)
+                prompts, responses = (
+                    [_cell(blocks, view, column) for view in views] for column in ("prompt_tokens", "response_tokens")
+                )
+                values = self._scorer.score(prompts, responses)
             _check_finite([RowKey(*view.key) for view in views], values, writer)
             schema = written_by(writer)
             column = pa.RecordBatch.from_arrays([pa.array(values, schema.field(0).type)], schema=schema)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rlhf_dist.cluster.session import session
+from rlhf_dist.cluster.session import namespace_of, session
 from rlhf_dist.config import DemoConfig, PPOConfig, Prompts
 from rlhf_dist.data import helpdesk
 from rlhf_dist.data.prompts import read_rows
@@ -29,8 +29,15 @@ from rlhf_dist.telemetry.run_folder import RunFolder, write_aside
 GOLD_JUDGE = "rlhf_dist.data.helpdesk:gold_score"
 
 
-def run(config: DemoConfig, path: Path, console: Console) -> RunFolder:
-    """Run the three stages; the folder holds the PPO run, and the earlier stages under `stages/`."""
+def run(config: DemoConfig, path: Path, console: Console, *, resume: bool = False) -> RunFolder:
+    """Run the three stages; the folder holds the PPO run, and the earlier stages under `stages/`.
+
+    Args:
+        config: the demo's settings.
+        path: the run folder.
+        console: where to speak.
+        resume: skip stages whose model is there, and go on from PPO's newest checkpoint.
+    """
     console.say("[bold]The help desk:[/] writing prompts, demonstrations and preferences")
     sizes = helpdesk.Sizes(
         prompts=config.prompt_count,
@@ -40,16 +47,17 @@ def run(config: DemoConfig, path: Path, console: Console) -> RunFolder:
     )
     data = helpdesk.write(path / "data", sizes=sizes, seed=config.seed)
     sft, reward = path / "stages" / "sft", path / "stages" / "reward"
-    with session(config.cluster, cpus=config.learner.ranks, gpus=0):
-        tokenizer = helpdesk.build_tokenizer()
-        start = make_policy(config, tokenizer, path / "stages" / "start")
-        done = [_fit(_sft(config, tokenizer, data, start, sft), config, tokenizer, console)]
-        done.append(_fit(_reward(config, tokenizer, data, sft, reward), config, tokenizer, console))
-    write_aside(path / "stages.json", json.dumps(done, indent=2))
+    tokenizer = helpdesk.build_tokenizer()
+    if not (resume and reward.is_dir()):
+        with session(config.cluster, cpus=config.learner.ranks, gpus=0, namespace=namespace_of(path)):
+            start = make_policy(config, tokenizer, path / "stages" / "start")
+            done = [_fit(_sft(config, tokenizer, data, start, sft), config, path, tokenizer, console)]
+            done.append(_fit(_reward(config, tokenizer, data, sft, reward), config, path, tokenizer, console))
+        write_aside(path / "stages.json", json.dumps(done, indent=2))
     ppo = ppo_config(config, path, policy=sft, reward=reward, data=data)
     folder = RunFolder(path, ppo, console=console)
     with console.progress("PPO against the reward model", ppo.ppo.iterations):
-        run_ppo(ppo, folder)
+        run_ppo(ppo, folder, resume=resume)
     return folder
 
 
@@ -104,10 +112,13 @@ def _reward(config: DemoConfig, tokenizer: Any, data: helpdesk.Paths, start: Pat
     return Stage("reward", "Reward model from preference pairs", spec, rows, reward_loss, settings, save_to)
 
 
-def _fit(stage: Stage, config: DemoConfig, tokenizer: Any, console: Console) -> dict[str, Any]:
+def _fit(stage: Stage, config: DemoConfig, path: Path, tokenizer: Any, console: Console) -> dict[str, Any]:
     """Train one supervised stage; returns what the report says about it."""
     began = time.perf_counter()
-    place = LearnerPlace(config.learner, config.model.hidden, 0.0, config.seed, config.timeouts)
+    cluster = config.cluster
+    place = LearnerPlace(
+        config.learner, config.model.hidden, 0.0, config.seed, config.timeouts, path, cluster.interface
+    )
     with console.progress(stage.title, stage.spec.total_steps):
         facts = fit(stage, place, tokenizer, console.advance)
     seconds = time.perf_counter() - began

@@ -16,7 +16,7 @@ from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Learner, Supervised, Timeouts
 from rlhf_dist.data.examples import examples
 from rlhf_dist.learner.engine import TrainedModel
-from rlhf_dist.learner.group import LearnerGroup, SupervisedBatch, start_group
+from rlhf_dist.learner.group import GroupPlace, LearnerGroup, SupervisedBatch, start_group
 from rlhf_dist.learner.rank import Loss, ModelSpec
 from rlhf_dist.models import PackedBatch, response_positions
 
@@ -84,6 +84,8 @@ class LearnerPlace:
     gpu_share: float
     seed: int
     timeouts: Timeouts
+    run_dir: Path
+    interface: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,15 +105,12 @@ def fit(stage: Stage, placed: LearnerPlace, tokenizer: Any, progress: Progress) 
     """Start a learner, train the stage's model, save it in Hugging Face layout, stop the learner; held-out means."""
     import ray
 
-    group = start_group(
-        placed.settings,
-        {"model": stage.spec},
-        hidden=placed.hidden,
-        gpu_share=placed.gpu_share,
-        seed=placed.seed,
-        watch=Watch(),
-        timeouts=placed.timeouts,
-    )
+    options = [
+        {"num_cpus": 1, "num_gpus": placed.gpu_share, "name": f"{stage.name}-learner-{rank}"}
+        for rank in range(placed.settings.ranks)
+    ]
+    place = GroupPlace(placed.settings, options, placed.run_dir, Watch(), placed.timeouts, placed.interface)
+    group = start_group(place, {"model": stage.spec}, hidden=placed.hidden, seed=placed.seed)
     try:
         facts = train_supervised(group, stage, seed=placed.seed, progress=progress)
         with complete_or_absent(stage.save_to) as aside:

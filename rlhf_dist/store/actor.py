@@ -7,6 +7,7 @@ finished survives the worker.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -17,20 +18,31 @@ from rlhf_dist.records import PromptTask, RowKey
 from rlhf_dist.store.experience import ExperienceIndex, RowView
 from rlhf_dist.store.schema import keys_of, lengths_of, written_by
 from rlhf_dist.store.weights import Manifest, Probe, WeightIndex
+from rlhf_dist.telemetry import tracing
+from rlhf_dist.telemetry.ray_metrics import StoreMetrics
 
 T = TypeVar("T")
+
+SHOW_EVERY_S = 1.0
 
 
 class Store:
     """A Ray actor with coroutine methods; every wait ends after the seconds that its caller grants."""
 
-    def __init__(self, *, batch_rows: int, max_staleness: int, capacity_rows: int | None) -> None:
-        """Make both indices, empty."""
-        self._experience = ExperienceIndex(
-            batch_rows=batch_rows, max_staleness=max_staleness, capacity_rows=capacity_rows
-        )
+    def __init__(self, **bounds: Any) -> None:
+        """Make both indices, empty, with the bounds of `ExperienceIndex`."""
+        self._experience = ExperienceIndex(**bounds)
         self._weights = WeightIndex()
         self._changed = asyncio.Condition()
+        self._facts: dict[str, Counter[str]] = {}
+        self._bytes: Counter[int] = Counter()
+        """Bytes of experience by iteration."""
+        self._told: dict[str, Any] = {}
+        self._showing: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        """How Ray's dashboard and logs call it."""
+        return "Store"
 
     async def submit(self, tasks: Sequence[PromptTask]) -> None:
         """Queue prompts for generation."""
@@ -50,7 +62,9 @@ class Store:
         _check_columns(batch, "rollout")
         import ray
 
-        self._experience.append(worker, ray.put(batch), keys_of(batch), lengths_of(batch))
+        keys = keys_of(batch)
+        self._experience.append(worker, ray.put(batch), keys, lengths_of(batch))
+        self._bytes[keys[0].iteration] += batch.nbytes
         await self._notify()
 
     async def next_rows(self, worker: str, scorer: str, max_tokens: int, wait_s: float) -> list[RowView]:
@@ -67,6 +81,7 @@ class Store:
         import ray
 
         self._experience.add_column(worker, scorer, ray.put(batch), [RowKey(*key) for key in keys])
+        self._bytes[keys[0][0]] += batch.nbytes
         await self._notify()
 
     async def take(self, iteration: int, wait_s: float) -> list[RowView] | None:
@@ -77,6 +92,7 @@ class Store:
     async def consume(self, iteration: int) -> None:
         """Free a batch that was trained on."""
         self._experience.consume(iteration)
+        del self._bytes[iteration]
         await self._notify()
 
     async def release(self, worker: str) -> None:
@@ -102,9 +118,10 @@ class Store:
                     tables.append(table)
         names: list[str] = []
         num_bytes = 0
-        for report in await asyncio.gather(*reports):
-            names += report["names"]
-            num_bytes += report["bytes"]
+        with tracing.span("publish weights", version=version, buckets=num_buckets):
+            for report in await asyncio.gather(*reports):
+                names += report["names"]
+                num_bytes += report["bytes"]
         self._weights.add(Manifest(version, tuple(names), num_bytes, tuple(tables), probe))
         self._experience.publish(version)
         await self._notify()
@@ -118,11 +135,45 @@ class Store:
         """The newest version's number, -1 before the first."""
         return self._weights.newest.version if self._weights.newest else -1
 
+    async def report(self, worker: str, facts: dict[str, float]) -> None:
+        """Take what a rollout worker measured, so that nobody has to wait for a worker to ask it."""
+        self._facts.setdefault(worker, Counter()).update(facts)
+
+    async def take_facts(self) -> dict[str, dict[str, float]]:
+        """What rollout workers measured since the last call, by worker, added up."""
+        facts, self._facts = self._facts, {}
+        return {worker: dict(counted) for worker, counted in facts.items()}
+
     async def status(self) -> dict[str, int]:
-        """Counts for logs and error messages."""
+        """Counts for logs, error messages and `rlhf-dist status`."""
         return self._experience.status()
 
+    async def note(self, status: dict[str, Any]) -> None:
+        """Keep the controller's status for those who do not see the run folder."""
+        self._told = status
+
+    async def overview(self) -> dict[str, Any]:
+        """The controller's status, with the counts of now."""
+        return {**self._told, "rows": await self.status()}
+
+    async def sizes(self) -> dict[str, int]:
+        """Bytes held: experience, and the weight versions that are kept."""
+        return {"experience": sum(self._bytes.values()), "weights": self._weights.num_bytes()}
+
+    async def take_spans(self) -> list[tracing.Span]:
+        """Spans recorded since the last call."""
+        return tracing.take()
+
+    async def _show_forever(self) -> None:
+        """Keep the metrics of this process up to date, at a pace that costs nothing."""
+        metrics = StoreMetrics()
+        while True:
+            metrics.show(await self.status(), await self.sizes())
+            await asyncio.sleep(SHOW_EVERY_S)
+
     async def _notify(self) -> None:
+        if self._showing is None:
+            self._showing = asyncio.create_task(self._show_forever())
         async with self._changed:
             self._changed.notify_all()
 

@@ -52,8 +52,23 @@ class _ScoringQueue:
 class ExperienceIndex:
     """Bounded, exactly-once bookkeeping of prompts and rows."""
 
-    def __init__(self, *, batch_rows: int, max_staleness: int = 0, capacity_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        batch_rows: int,
+        max_staleness: int = 0,
+        capacity_rows: int | None = None,
+        sharers: int = 1,
+        first_iteration: int = 0,
+    ) -> None:
         """Set the bounds.
+
+        Args:
+            batch_rows: rows of one iteration.
+            max_staleness: versions that a row may be behind when it is trained on.
+            capacity_rows: most rows held at once; None: what the schedule needs.
+            sharers: most workers among which queued prompts are shared out.
+            first_iteration: the iteration that a resumed run begins with.
 
         Raises:
             StoreError: the capacity is below what one batch (and its staleness) needs, which would deadlock.
@@ -64,9 +79,9 @@ class ExperienceIndex:
         self.batch_rows = batch_rows
         self.max_staleness = max_staleness
         self.capacity_rows = capacity_rows or needed
+        self._sharers = sharers
         self.version = -1
-        self.accepted = 0
-        self.consumed = 0
+        self.accepted = self.consumed = first_iteration * batch_rows
         self._prompts: deque[PromptTask] = deque()
         self._running: dict[RowKey, tuple[str, PromptTask]] = {}
         self._rows: dict[RowKey, _Row] = {}
@@ -96,8 +111,13 @@ class ExperienceIndex:
         return min(admitted, self.capacity_rows - len(self._rows) - len(self._running))
 
     def lease_prompts(self, worker: str, limit: int) -> list[PromptTask]:
-        """Prompts for `worker`, at most `limit` samples together (a single larger prompt is granted alone)."""
+        """Prompts for `worker`, at most `limit` samples together (a single larger prompt is granted alone).
+
+        Each grant is the queue's share of one worker, so grants shrink as the queue does: workers end together, and one that
+        joins late finds work (guided self-scheduling: Polychronopoulos and Kuck 1987, IEEE Trans. Computers C-36(12)).
+        """
         granted: list[PromptTask] = []
+        limit = min(limit, -(-self._queued() // self._sharers))
         samples = 0
         while self._prompts and self._prompts[0].samples <= self.room():
             if granted and samples + self._prompts[0].samples > limit:
@@ -206,8 +226,7 @@ class ExperienceIndex:
         waiting = {
             f"waiting_for_{scorer}": len(queue.waiting) + len(queue.leased) for scorer, queue in self._scoring.items()
         }
-        queued = sum(task.samples for task in self._prompts)
-        return {"queued": queued, "generating": len(self._running), "rows": len(self._rows), **waiting}
+        return {"queued": self._queued(), "generating": len(self._running), "rows": len(self._rows), **waiting}
 
     def check_valid(self) -> None:
         """Raise if a law of the index is broken; tests call this after every step.
@@ -231,6 +250,9 @@ class ExperienceIndex:
         for law, holds in laws.items():
             if not holds():
                 raise StoreError(f"broken law: {law}; {self.status()}")
+
+    def _queued(self) -> int:
+        return sum(task.samples for task in self._prompts)
 
     def _scored(self, iteration: int) -> list[RowKey]:
         return [

@@ -161,6 +161,10 @@ class WeightIndex:
         for version in sorted(self._manifests)[:-KEPT_VERSIONS]:
             del self._manifests[version]
 
+    def num_bytes(self) -> int:
+        """Bytes of all versions held."""
+        return sum(manifest.num_bytes for manifest in self._manifests.values())
+
     def versions(self) -> list[int]:
         """Versions held, oldest first."""
         return sorted(self._manifests)

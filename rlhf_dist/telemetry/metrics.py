@@ -14,6 +14,7 @@ def batch_metrics(batch: pa.RecordBatch) -> dict[str, float]:
     responses = pc.list_value_length(batch.column("response_tokens")).to_numpy()
     prompts = pc.list_value_length(batch.column("prompt_tokens")).to_numpy()
     scores = batch.column("score").to_numpy()
+    staleness = batch.column("iteration").to_numpy() - batch.column("policy_version").to_numpy()
     cut = np.asarray(batch.column("finish_reason").to_pylist()) == "length"
     return {
         **_spread("response_length", responses),
@@ -21,6 +22,7 @@ def batch_metrics(batch: pa.RecordBatch) -> dict[str, float]:
         **_spread("prompt_length", prompts),
         **_spread("critic/score", scores),
         "critic/score/std": float(scores.std()),
+        **_spread("training/off_policy/trajectory_staleness", staleness),
         "perf/num_samples": float(batch.num_rows),
         "perf/total_num_tokens": float(responses.sum() + prompts.sum()),
     }

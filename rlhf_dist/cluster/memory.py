@@ -1,0 +1,142 @@
+"""How much memory each actor takes, estimated from model configs without allocating anything.
+
+Checked against measured peaks by `benchmarks/memory.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_dist.config import PPOConfig
+
+MIB = 2**20
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Counts that memory and time depend on."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    attention: int
+    """Query heads times head size."""
+    kv_elements: int
+    """Key and value elements per token, all layers."""
+    vocabulary: int
+    tied: bool = False
+    """Whether input and output embeddings are one tensor."""
+
+
+def model_size(config: Any, *, kind: str) -> ModelSize:
+    """Count a model's parameters from its Hugging Face config without allocating them.
+
+    Args:
+        config: the model's config.
+        kind: `policy` or `value`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if kind == "value":
+        config.num_labels = 1
+    made: Any = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
+    with torch.device("meta"):
+        model = made.from_config(config)
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    return ModelSize(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=getattr(config, "intermediate_size", 4 * config.hidden_size),
+        attention=head_size * config.num_attention_heads,
+        kv_elements=2 * config.num_hidden_layers * kv_heads * head_size,
+        vocabulary=config.vocab_size,
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
+    )
+
+
+def memory(role: str, config: PPOConfig, sizes: dict[str, ModelSize], *, gpus: bool) -> dict[str, float]:
+    """What fills the memory of one actor, in bytes.
+
+    Args:
+        role: `store`, `rollout`, `reward`, `reference` or `learner`.
+        config: the run's config.
+        sizes: of `policy`, `reference`, `reward` and `critic`.
+        gpus: whether the memory is a GPU's.
+    """
+    if role == "learner":
+        return learner_memory(config, sizes)
+    if role == "rollout":
+        return engine_memory(config, sizes["policy"], gpus=gpus)
+    if role == "store":
+        return store_memory(config, sizes["policy"])
+    return scorer_memory(config, sizes[role], role)
+
+
+def learner_memory(config: PPOConfig, sizes: dict[str, ModelSize]) -> dict[str, float]:
+    """Bytes on one learner rank (Rajbhandari et al. 2020, arXiv:1910.02054, section 3: what each ZeRO stage divides)."""
+    learner = config.learner
+    trained = [sizes["policy"]] + ([sizes["critic"]] if learner.critic == "model" else [])
+    parameters = sum(size.parameters for size in trained)
+    half = learner.precision == "bf16"
+    ranks, stage = learner.ranks, learner.zero_stage
+    width = 2 if half else 4
+    # Adam's two moments; and the fp32 master copy where training is in half precision or ZeRO cuts flat partitions.
+    optimiser = parameters * (12 if half or stage >= 1 else 8) / (ranks if stage >= 1 else 1)
+    return {
+        "parameters": parameters * width / (ranks if stage == 3 else 1),
+        "gradients": parameters * width / (ranks if stage >= 2 else 1),
+        "optimiser (host)" if learner.cpu_offload else "optimiser": optimiser,
+        "activations": max(activations(config, size) for size in trained),
+        "logits": 3.0 * min(256 * MIB, 4 * learner.micro_batch_tokens * sizes["policy"].vocabulary),
+    }
+
+
+def activations(config: PPOConfig, size: ModelSize) -> float:
+    """Bytes that the backward pass of one micro-batch needs from the forward pass.
+
+    Per token and layer of a gated decoder: the inputs and outputs of two norms (4 h, one pair in fp32), queries, keys, values and
+    the attention's output (2 a + 2 kv), and gate, up, their activation and product (4 f). Fused attention stores no scores
+    (Korthikanti et al. 2022, arXiv:2205.05198, section 4, for a decoder without gates).
+    """
+    learner = config.learner
+    width = 2 if learner.precision == "bf16" else 4
+    kv = size.kv_elements / max(1, size.layers)
+    layer = 6 * size.hidden + 3 * size.attention + 2 * kv + 4 * size.intermediate
+    kept = layer * size.layers if not learner.gradient_checkpointing else layer + size.hidden * size.layers
+    return float(learner.micro_batch_tokens * kept * width)
+
+
+def engine_memory(config: PPOConfig, policy: ModelSize, *, gpus: bool) -> dict[str, float]:
+    """Bytes of one engine (of one of its GPUs, under tensor parallelism)."""
+    rollout = config.rollout
+    width = 2 if config.wire_dtype == "bfloat16" else 4
+    split = rollout.tensor_parallel
+    # The arriving version lies beside the engine's own weights while it is loaded: in shared memory on the host.
+    kv = config.max_sequence * min(rollout.max_concurrent, config.batch_samples) * policy.kv_elements * width
+    if not gpus and rollout.engine == "vllm":
+        kv = int(rollout.kv_cache_gib * GIB)
+    return {"parameters": policy.parameters * width / split, "KV cache": kv / split}
+
+
+def scorer_memory(config: PPOConfig, size: ModelSize, role: str) -> dict[str, float]:
+    """Bytes of one scoring worker."""
+    width = 2 if config.learner.precision == "bf16" else 4
+    tokens = config.scoring.batch_tokens
+    widest = max(2 * size.intermediate, 3 * size.attention) + 3 * size.hidden
+    found = {"parameters": float(size.parameters * width), "activations": float(tokens * widest * width)}
+    if role == "reference":
+        found["logits"] = 3.0 * min(256 * MIB, 4 * tokens * size.vocabulary)
+    return found
+
+
+def store_memory(config: PPOConfig, policy: ModelSize) -> dict[str, float]:
+    """Bytes of shared memory on the store's node: weight versions, and rows with their tokens and log-probs."""
+    width = 2 if config.wire_dtype == "bfloat16" else 4
+    rows = (config.experience.max_staleness + 1) * config.batch_samples
+    return {"weight versions": 2.0 * policy.parameters * width, "experience": 12.0 * rows * config.max_sequence}

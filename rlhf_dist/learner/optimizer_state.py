@@ -1,0 +1,87 @@
+"""One rank's share of an optimiser's state as safetensors: no pickle is read when a run goes on.
+
+DeepSpeed keeps what it optimises in different places: the parameters themselves (stage 0 in fp32), or flat fp32 partitions.
+In all of them torch's AdamW has, per tensor, a step count and two moments.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf_dist.errors import ModelError
+
+TENSORS, SCHEDULE = "optimizer.safetensors", "schedule.json"
+FLAT_PARTITIONS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+"""DeepSpeed's names of its master weights: ZeRO 3, ZeRO 1 and 2, bf16 without ZeRO."""
+
+
+def save(engine: Any, schedule: Any, folder: Path) -> None:
+    """Write state and schedule.
+
+    Args:
+        engine: DeepSpeed's engine.
+        schedule: the learning rate's schedule.
+        folder: made here.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    tensors, base = _optimised(engine)
+    found = {}
+    for number, tensor in enumerate(tensors):
+        found[f"{number}/weight"] = tensor.detach()
+        found |= {f"{number}/{key}": value for key, value in base.state[tensor].items()}
+    save_file({key: value.cpu().contiguous().clone() for key, value in found.items()}, folder / TENSORS)
+    state = {key: value for key, value in schedule.state_dict().items() if _is_plain(value)}
+    (folder / SCHEDULE).write_text(json.dumps(state))
+
+
+def load(engine: Any, schedule: Any, folder: Path) -> None:
+    """Take over state and schedule.
+
+    Raises:
+        ModelError: the state is of another model, ZeRO stage or number of ranks.
+    """
+    from safetensors.torch import load_file
+
+    tensors, base = _optimised(engine)
+    try:
+        found = load_file(folder / TENSORS)
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder}: no such state; it was saved by another number of learner.ranks") from error
+    fits = all(f"{n}/weight" in found and found[f"{n}/weight"].shape == t.shape for n, t in enumerate(tensors))
+    if not fits or f"{len(tensors)}/weight" in found:
+        raise ModelError(f"{folder}: the state does not fit; it was saved with another learner.zero_stage or model")
+    with torch.no_grad():
+        for number, tensor in enumerate(tensors):
+            tensor.copy_(found[f"{number}/weight"])
+            keys = [key for key in found if key.startswith(f"{number}/") and key != f"{number}/weight"]
+            base.state[tensor] = {key.partition("/")[2]: _beside(tensor, found[key]) for key in keys}
+    schedule.load_state_dict({**schedule.state_dict(), **json.loads((folder / SCHEDULE).read_text())})
+    for group, lr in zip(base.param_groups, schedule.get_last_lr(), strict=True):
+        group["lr"] = lr
+
+
+def _optimised(engine: Any) -> tuple[list[torch.Tensor], Any]:
+    """The tensors that AdamW updates on this rank, and AdamW."""
+    base = outer = engine.optimizer
+    while hasattr(base, "optimizer"):
+        base = base.optimizer
+    for name in FLAT_PARTITIONS:
+        if getattr(outer, name, None):
+            return list(getattr(outer, name)), base
+    return [parameter for group in base.param_groups for parameter in group["params"]], base
+
+
+def _beside(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return value.to(tensor.device)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (
+        isinstance(value, list) and all(isinstance(each, (int, float)) for each in value)
+    )

@@ -1,0 +1,201 @@
+"""`rlhf-dist plan`: where everything would go on a cluster, what it would take, and what would be slow. Starts nothing."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+
+from rlhf_dist.cluster.cost import Device, device_of, phase_seconds
+from rlhf_dist.cluster.memory import GIB, ModelSize, memory
+from rlhf_dist.cluster.placement import Layout, Place, lay_out
+from rlhf_dist.config import PPOConfig
+from rlhf_dist.errors import ConfigError
+from rlhf_dist.models import read_config
+from rlhf_dist.stages.wiring import model_paths
+
+CONTEXT_GIB = 0.6
+"""What a CUDA context with torch and NCCL takes of a GPU, per process."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The cluster to plan for."""
+
+    nodes: int
+    gpus_per_node: int
+    """0: CPUs do everything."""
+    gpu_memory: float
+    """GB per GPU."""
+    cpus_per_node: int = 64
+
+
+@dataclass
+class Seat:
+    """One device of the cluster, and who sits on it."""
+
+    node: int
+    number: int
+    free: float = 1.0
+    actors: list[Place] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `rlhf-dist plan` says."""
+
+    cluster: Cluster
+    layout: Layout
+    seats: list[Seat]
+    memory: dict[str, dict[str, float]]
+    """Role to part to bytes, of one actor."""
+    capacity: float
+    """Bytes of one device."""
+    phases: dict[str, float]
+    device: Device
+    rollout_workers: int
+
+    def used(self, seat: Seat) -> float:
+        """Bytes that one device's actors take together."""
+        own = CONTEXT_GIB * GIB if self.cluster.gpus_per_node else 0.0
+        return sum(own + self.on_device(actor.role) for actor in seat.actors)
+
+    def on_device(self, role: str) -> float:
+        """Bytes that an actor of a role takes of its device."""
+        return sum(size for part, size in self.memory[role].items() if "host" not in part)
+
+    def problems(self) -> list[str]:
+        """Devices that would overflow, each with what would help."""
+        found = {}
+        for seat in self.seats:
+            used = self.used(seat)
+            if used > self.capacity:
+                worst = max(seat.actors, key=lambda actor: self.on_device(actor.role))
+                roles = ", ".join(actor.name for actor in seat.actors)
+                found[tuple(sorted({actor.role for actor in seat.actors}))] = (
+                    f"node {seat.node} device {seat.number} ({roles}) needs {used / GIB:.1f} GiB of {self.capacity / GIB:.1f}: "
+                    + ADVICE[worst.role]
+                )
+        return list(found.values())
+
+    def bottleneck(self) -> tuple[str, str]:
+        """The longest phase, and what would shorten it."""
+        phase = max(self.phases, key=lambda name: self.phases[name])
+        return phase, FASTER[phase]
+
+
+ADVICE = {
+    "learner": "more learner.ranks with learner.zero_stage 3, gradient_checkpointing, or a smaller micro_batch_tokens",
+    "rollout": "rollout.tensor_parallel, or a smaller rollout.max_concurrent",
+    "reward": "a smaller scoring.batch_tokens, or cluster.placement disaggregated",
+    "reference": "a smaller scoring.batch_tokens, or cluster.placement disaggregated",
+}
+FASTER = {
+    "gen": "more rollout.workers",
+    "score": "more scoring.reward_workers and scoring.reference_workers",
+    "update": "more learner.ranks",
+    "update_weights": "weights.wire_dtype bfloat16, or more learner.ranks",
+    "pull_weights": "a faster network between the nodes",
+}
+
+
+def make_plan(config: PPOConfig, cluster: Cluster) -> Plan:
+    """Place every actor on the cluster's devices, and estimate.
+
+    Raises:
+        UserError: a model cannot be read, or the cluster has too few devices.
+    """
+    gpus = cluster.gpus_per_node > 0
+    sizes = model_sizes(config)
+    layout = lay_out(config, gpus=gpus)
+    seats = [
+        Seat(node, number)
+        for node in range(cluster.nodes)
+        for number in range(cluster.gpus_per_node or cluster.cpus_per_node)
+    ]
+    _seat_bundles(layout, seats, gpus=gpus)
+    workers = _seat_rollouts(config, layout, seats, gpus=gpus)
+    device = device_of(cluster.gpu_memory, gpus=gpus)
+    roles = ("learner", "rollout", "reward", "reference", "store")
+    return Plan(
+        cluster,
+        layout,
+        [seat for seat in seats if seat.actors],
+        {role: memory(role, config, sizes, gpus=gpus) for role in roles},
+        cluster.gpu_memory * 1e9,
+        phase_seconds(config, sizes, device, rollout_workers=workers, gpus=gpus),
+        device,
+        workers,
+    )
+
+
+def model_sizes(config: PPOConfig) -> dict[str, ModelSize]:
+    """Sizes of all four models, from their configs alone."""
+    from rlhf_dist.cluster.memory import model_size
+
+    return {
+        role: model_size(read_config(path), kind="value" if role in ("reward", "critic") else "policy")
+        for role, path in model_paths(config).items()
+    }
+
+
+def _seat_bundles(layout: Layout, seats: list[Seat], *, gpus: bool) -> None:
+    """Fill node after node, as the strategy PACK does."""
+    kind = "GPU" if gpus else "CPU"
+    for number, bundle in enumerate(layout.bundles):
+        seat = next((seat for seat in seats if seat.free >= bundle[kind] - 1e-9), None)
+        if seat is None:
+            raise _too_small(layout, seats, gpus=gpus)
+        seat.free -= bundle[kind]
+        seat.actors += [place for place in layout.places if place.bundle == number and place.role != "store"]
+
+
+def _seat_rollouts(config: PPOConfig, layout: Layout, seats: list[Seat], *, gpus: bool) -> int:
+    """Put engines where there is room, each within one node, up to the most that are wanted; returns their number."""
+    loose = [place for place in layout.of("rollout") if place.bundle is None]
+    if not loose:
+        return len(layout.of("rollout"))
+    need = loose[0].gpus if gpus else loose[0].cpus
+    for index in range(config.rollout.most_workers):
+        place = Place("rollout", index, loose[0].cpus, loose[0].gpus, None)
+        taken = _within_a_node(seats, need)
+        if not taken:
+            if index < len(loose):
+                raise _too_small(layout, seats, gpus=gpus)
+            return index
+        for seat in taken:
+            seat.free -= min(1.0, need)
+            seat.actors.append(place)
+    return config.rollout.most_workers
+
+
+def _within_a_node(seats: list[Seat], need: float) -> list[Seat]:
+    """Seats for one engine: one with enough room, or as many whole ones of one node as it has GPUs."""
+    for node in sorted({seat.node for seat in seats}):
+        free = [seat for seat in seats if seat.node == node and seat.free >= min(1.0, need) - 1e-9]
+        count = max(1, round(need))
+        if len(free) >= count:
+            return free[:count]
+    return []
+
+
+def _too_small(layout: Layout, seats: list[Seat], *, gpus: bool) -> ConfigError:
+    cpus, wanted = layout.totals()
+    kind, needed = ("GPUs", wanted) if gpus else ("CPUs", cpus)
+    nodes = len({seat.node for seat in seats})
+    return ConfigError(
+        f"the plan's cluster has {len(seats)} {kind} on {nodes} nodes; the run needs {needed:g} to start, each engine's within "
+        "one node. Give more --nodes or --gpus-per-node, lower learner.ranks, rollout.workers or scoring.*_workers, or let "
+        "actors share devices: cluster.placement colocated or hybrid, cluster.gpu_share"
+    )
+
+
+def here(config: PPOConfig) -> Plan:
+    """The plan for this machine alone."""
+    import psutil
+    import torch
+
+    gpus = torch.cuda.device_count()
+    memory_bytes = torch.cuda.get_device_properties(0).total_memory if gpus else psutil.virtual_memory().total
+    cpus, _ = lay_out(config, gpus=gpus > 0).totals()
+    return make_plan(config, Cluster(1, gpus, memory_bytes / 1e9, max(os.cpu_count() or 1, math.ceil(cpus))))

@@ -1,0 +1,230 @@
+"""From a config to a running system: the only place where handles are passed and settings are taken apart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_dist.cluster.memory import ModelSize
+from rlhf_dist.cluster.placement import Layout, Place, options, reserve, room
+from rlhf_dist.cluster.watch import Watch
+from rlhf_dist.config import PPOConfig
+from rlhf_dist.controller import Parts
+from rlhf_dist.learner.group import GroupPlace, start_group
+from rlhf_dist.learner.rank import ModelSpec
+from rlhf_dist.records import Prompt, Sampling
+from rlhf_dist.rollout.fleet import FleetSize, RolloutFleet
+from rlhf_dist.rollout.worker import EngineSpec, RolloutWorker
+from rlhf_dist.scoring.worker import ReferenceScorer, RewardScorer, ScoringWorker
+from rlhf_dist.store.actor import Store
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that could be checked and read before a process is started."""
+
+    prompts: list[Prompt]
+    held_out: list[Prompt]
+    tokenizer: Any
+    eos_token_ids: tuple[int, ...]
+    sizes: dict[str, ModelSize]
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Where a run begins: with the config's models, or with a checkpoint's."""
+
+    iteration: int = 0
+    policy: str = ""
+    critic: str = ""
+    state: str = ""
+    """Folder of the optimisers' states; empty: they start anew."""
+
+
+@contextmanager
+def wired(config: PPOConfig, prepared: Prepared, layout: Layout, run_dir: Path, begin: Begin) -> Iterator[Parts]:
+    """Start every actor, connect them, and begin the workers' loops."""
+    import ray
+    from ray.util.placement_group import remove_placement_group
+
+    watch = Watch()
+    group = reserve(layout, timeout_s=config.timeouts.start)
+    (store_place,) = layout.of("store")
+    store = (
+        ray.remote(Store)
+        .options(name="store", **options(store_place, group))
+        .remote(
+            batch_rows=config.batch_samples,
+            max_staleness=config.experience.max_staleness,
+            capacity_rows=config.experience.capacity_rows,
+            sharers=config.rollout.most_workers,
+            first_iteration=begin.iteration,
+        )
+    )
+    rollouts = _fleet(config, prepared, layout, group, store=store, watch=watch, run_dir=run_dir)
+    scorers = _scorers(config, layout, group, run_dir)
+    try:
+        rollouts.open()
+        starting = {name: worker.start.remote() for name, worker in scorers.items()}
+        ranks = [{"name": place.name, **options(place, group)} for place in layout.of("learner")]
+        place = GroupPlace(config.learner, ranks, run_dir, watch, config.timeouts, config.cluster.interface)
+        specs = model_specs(config, begin)
+        learner = start_group(place, specs, hidden=prepared.sizes["policy"].hidden, seed=config.seed)
+        watch.wait(starting, timeout_s=config.timeouts.start, doing="starting and loading its model")
+        for name, worker in scorers.items():
+            watch.add_loop(name, worker.run.remote(store))
+        rollouts.wait_for_fewest(timeout_s=config.timeouts.start)
+        learner.plan_weights(bucket_bytes=config.weights.bucket_mib * 2**20, wire_dtype=config.wire_dtype)
+        yield Parts(store, rollouts, scorers, learner, watch)
+    finally:
+        watch.forget()
+        rollouts.close()
+        remove_placement_group(group)  # and with it everybody in it
+
+
+def _fleet(
+    config: PPOConfig, prepared: Prepared, layout: Layout, group: Any, *, store: Any, watch: Watch, run_dir: Path
+) -> RolloutFleet:
+    import ray
+
+    places = layout.of("rollout")
+    on_gpu = places[0].gpus > 0
+    spec = engine_spec(config, on_gpu=on_gpu, log_dir=str(run_dir.absolute() / "logs"))
+    sampling = sampling_of(config, prepared.eos_token_ids)
+    shared = {
+        "max_concurrency": 3,
+        "runtime_env": {"env_vars": rollout_environment(config, on_gpu=on_gpu)},
+    }
+    limits = {"probe_tolerance": config.probe_tolerance, "timeout_s": config.timeouts.publish}
+
+    def spawn(name: str, slot: int) -> Any:
+        place = places[slot] if slot < len(places) else places[0]
+        kind = ray.remote(RolloutWorker).options(name=name, **shared, **options(place, group))
+        return kind.remote(name, spec, sampling, seed=config.seed, **limits)
+
+    def spare() -> int:
+        return 0 if places[0].bundle is not None else room(places[0])
+
+    size = FleetSize(config.rollout.fewest_workers, config.rollout.most_workers, config.rollout.max_restarts)
+    return RolloutFleet(spawn, spare, store, watch, size)
+
+
+def sampling_of(config: PPOConfig, ends: tuple[int, ...]) -> Sampling:
+    """How answers are drawn."""
+    rollout = config.rollout
+    return Sampling(
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        stop=rollout.stop,
+        eos_token_ids=ends,
+    )
+
+
+def engine_spec(config: PPOConfig, *, on_gpu: bool, log_dir: str) -> EngineSpec:
+    """Which engine a rollout worker builds."""
+    rollout = config.rollout
+    engine: dict[str, Any] = {
+        "enforce_eager": not rollout.compile,
+        "enable_prefix_caching": rollout.prefix_caching,
+        "seed": config.seed,
+    }
+    if on_gpu:
+        engine["gpu_memory_utilization"] = rollout.gpu_memory_fraction
+        engine["enable_sleep_mode"] = config.cluster.placement == "colocated"
+    else:
+        engine["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * 2**30)
+    return EngineSpec(
+        kind=rollout.engine,
+        model=config.policy,
+        dtype=config.wire_dtype,
+        max_sequence=config.max_sequence,
+        max_concurrent=rollout.max_concurrent,
+        tensor_parallel=rollout.tensor_parallel,
+        threads=rollout.threads,
+        options=engine,
+        log_dir=log_dir,
+    )
+
+
+def rollout_environment(config: PPOConfig, *, on_gpu: bool) -> dict[str, str]:
+    """Variables of a rollout worker's process."""
+    if config.rollout.engine == "transformers":
+        return {"OMP_NUM_THREADS": str(config.rollout.threads)}
+    from rlhf_dist.rollout.vllm_engine import ENVIRONMENT
+
+    if on_gpu:
+        return dict(ENVIRONMENT)
+    return {
+        **ENVIRONMENT,
+        "OMP_NUM_THREADS": str(config.rollout.threads),
+        # Binding would pin the engines of several workers to the same cores.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+
+
+def _scorers(config: PPOConfig, layout: Layout, group: Any, run_dir: Path) -> dict[str, Any]:
+    import ray
+
+    models, scoring = model_paths(config), config.scoring
+    shared = {"bf16": config.learner.precision == "bf16", "batch_tokens": scoring.batch_tokens}
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "reward": (RewardScorer, {"path": models["reward"], **shared}),
+        "reference": (
+            ReferenceScorer,
+            {"path": models["reference"], "temperature": config.rollout.temperature, **shared},
+        ),
+    }
+
+    def make(place: Place) -> Any:
+        scorer, arguments = kinds[place.role]
+        env = {} if place.gpus else {"OMP_NUM_THREADS": str(scoring.threads)}
+        kind = ray.remote(ScoringWorker).options(
+            name=place.name, max_concurrency=2, runtime_env={"env_vars": env}, **options(place, group)
+        )
+        return kind.remote(
+            place.name,
+            scorer,
+            arguments,
+            lease_tokens=scoring.batch_tokens,
+            threads=scoring.threads,
+            timeout_s=config.timeouts.call,
+            log_dir=str(run_dir.absolute() / "logs"),
+        )
+
+    return {place.name: make(place) for place in (*layout.of("reward"), *layout.of("reference"))}
+
+
+def model_paths(config: PPOConfig) -> dict[str, str]:
+    """Role to folder, with the defaults filled in."""
+    return {
+        "policy": config.policy,
+        "reference": config.reference or config.policy,
+        "reward": config.reward,
+        "critic": config.critic or config.reward,
+    }
+
+
+def model_specs(config: PPOConfig, begin: Begin) -> dict[str, ModelSpec]:
+    """What the learner trains, and from where."""
+    steps = config.ppo.iterations * config.ppo.epochs * config.ppo.mini_batches
+    head = config.learner.critic == "value_head"
+    policy = ModelSpec(
+        begin.policy or config.policy,
+        "policy",
+        config.learner.policy,
+        steps,
+        temperature=config.rollout.temperature,
+        value_head=head,
+        state=os.path.join(begin.state, "policy") if begin.state else "",
+    )
+    if head:
+        return {"policy": policy}
+    path = begin.critic or model_paths(config)["critic"]
+    state = os.path.join(begin.state, "critic") if begin.state else ""
+    return {"policy": policy, "critic": ModelSpec(path, "value", config.learner.value, steps, state=state)}

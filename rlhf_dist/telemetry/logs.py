@@ -1,0 +1,76 @@
+"""Structured logs: one JSON object per line, one file per actor, with the iteration and weight version in each line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+CONTEXT: dict[str, int] = {}
+"""`iteration` and `version` of this process now; they go into each line."""
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JsonLines(logging.Formatter):
+    """A record as one JSON object: time (UTC), level, actor, node, process, iteration, version, message, and its extras."""
+
+    def __init__(self, actor: str) -> None:
+        """Write lines of an actor."""
+        super().__init__()
+        self._who = {"actor": actor, "node": socket.gethostname(), "pid": os.getpid()}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        extras = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            **self._who,
+            "iteration": CONTEXT.get("iteration"),
+            "version": CONTEXT.get("version"),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **extras,
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def to_file(folder: str, actor: str) -> None:
+    """From now on, write this process's log to `<folder>/<actor>.jsonl`: ours from INFO on, others' from WARNING on.
+
+    A node that does not see the folder goes on without: a log must not stop a worker.
+    """
+    root, ours = logging.getLogger(), logging.getLogger("rlhf_dist")
+    for old in [handler for handler in root.handlers if isinstance(handler.formatter, JsonLines)]:
+        root.removeHandler(old)
+        old.close()
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(Path(folder) / f"{actor}.jsonl")
+    except OSError as error:
+        ours.warning("no log file: %s", error)
+        return
+    handler.setFormatter(JsonLines(actor))
+    root.addHandler(handler)
+    ours.setLevel(logging.INFO)
+
+
+def read_new(folder: Path, offsets: dict[Path, int]) -> Iterator[dict[str, Any]]:
+    """Whole lines that were added to any log file since the offsets, oldest first; moves the offsets on."""
+    lines = []
+    for file in sorted(folder.glob("*.jsonl")):
+        with file.open("rb") as stream:
+            stream.seek(offsets.get(file, 0))
+            chunk = stream.read()
+        end = chunk.rfind(b"\n") + 1
+        offsets[file] = offsets.get(file, 0) + end
+        lines += [json.loads(line) for line in chunk[:end].splitlines()]
+    yield from sorted(lines, key=lambda line: str(line["time"]))
