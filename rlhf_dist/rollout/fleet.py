@@ -63,6 +63,7 @@ class RolloutFleet:
         self._numbered = 0
         self._lost_in_iteration = 0
         self.restarts = 0
+        """Workers lost while they served."""
 
     def open(self) -> None:
         """Ask for the fewest workers; `wait_for_fewest` waits for them."""
@@ -173,9 +174,9 @@ class RolloutFleet:
         if name not in self.states():
             return  # we stopped it ourselves
         self._store.release.remote(name)
+        self.restarts += name in self.ready
         for members in (self.ready, self.starting, self._leaving):
             members.pop(name, None)
-        self.restarts += 1
         self._lost_in_iteration += 1
         if self._lost_in_iteration > self.size.max_restarts:
             raise WorkerLost(

@@ -148,6 +148,7 @@ class RolloutWorker:
         with self._lock:
             self._pull(store)
             began = time.perf_counter()
+            logs.CONTEXT["iteration"] = tasks[0].iteration
             with tracing.span("generate", version=self._engine.version, iteration=tasks[0].iteration):
                 asked, handed_over = self._generate(store, tasks)
                 fetch(handed_over, timeout_s=self._timeout_s, doing="accepting samples")

