@@ -51,36 +51,25 @@ def settings(policy: Path, reward: Path, prompts: Path, *, quick: bool) -> dict[
 
 def check_configuration(tree: dict[str, Any], config: Any) -> dict[str, float]:
     """What can be known without a card: the settings fit each other; gibibytes that the actors are estimated to need."""
-    from rlhf_dist.cluster.placement import model_size, place
+    from rlhf_dist.cluster.memory import memory, model_size
+    from rlhf_dist.cluster.placement import lay_out
     from rlhf_dist.config import PPOConfig
 
     checked = PPOConfig.model_validate(tree)
     sizes = {role: model_size(config, kind="policy") for role in ("policy", "reference")}
     sizes |= {role: model_size(config, kind="value") for role in ("reward", "critic")}
-    plans = place(checked, sizes, gpus=True)
-    assert sum(plan.gpus * plan.count for plan in plans) <= 1.0, "the actors ask for more than one card"
-    return {f"estimated_gib_{plan.role}": sum(plan.memory.values()) / 2**30 for plan in plans}
+    assert lay_out(checked, gpus=True).totals()[1] <= 1.0, "the actors ask for more than one card"
+    roles = ("learner", "rollout", "reward", "reference")
+    return {f"estimated_gib_{role}": sum(memory(role, checked, sizes, gpus=True).values()) / 2**30 for role in roles}
 
 
-def run(tree: dict[str, Any]) -> tuple[list[dict[str, float]], int, int]:
+def run(tree: dict[str, Any], root: Path) -> tuple[list[dict[str, float]], int, int]:
     """Metrics of each iteration, the policy's parameters, and the learner's peak memory in bytes."""
-    from rlhf_dist.cluster.placement import totals
-    from rlhf_dist.cluster.session import session
-    from rlhf_dist.config import PPOConfig
-    from rlhf_dist.controller import train
-    from rlhf_dist.data.prompts import PromptSampler
-    from rlhf_dist.stages.ppo import prepare, probe_sequence, wired
+    from system import run_system
 
-    config = PPOConfig.model_validate(tree)
-    prepared = prepare(config)
-    cpus, gpus = totals(prepared.plans)
     found: list[dict[str, float]] = []
-    with session(config.cluster, cpus=cpus, gpus=gpus), wired(config, prepared) as parts:
-        probe = probe_sequence(prepared)
-        parts.learner.publish(parts.store, 0, probe_tokens=probe)
-        prompts = PromptSampler(prepared.prompts, batch=config.ppo.prompts_per_iteration, samples=1, seed=0)
-        train(parts, prompts, config, probe_tokens=probe, report=lambda _, metrics, __: found.append(dict(metrics)))
-        return found[1:], parts.learner.num_parameters, parts.learner.peak_memory()
+    parameters, peak = run_system(tree, root / "run", lambda _, metrics, __: found.append(dict(metrics)))
+    return found[1:], parameters, peak
 
 
 def main() -> None:
@@ -99,7 +88,7 @@ def main() -> None:
         root = Path(name)
         policy, reward = write(root, config, dtype=torch.bfloat16)
         prompts = write_prompts(root / "prompts.jsonl", count=1024, tokens=256, vocabulary=config.vocab_size)
-        found, parameters, peak = run(settings(policy, reward, prompts, quick=options.quick))
+        found, parameters, peak = run(settings(policy, reward, prompts, quick=options.quick), root)
     median = {key: statistics.median(row[key] for row in found) for key in found[0]}
     card = torch.cuda.get_device_name()
     peak_flops = next((value for key, value in PEAK_BF16.items() if key in card), float("nan"))

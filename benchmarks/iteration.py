@@ -41,16 +41,8 @@ def config_of(root: Path, policy: Path, reward: Path, prompts: Path, size: dict[
 
 def system(tree: dict[str, Any], tokens_file: Path) -> list[dict[str, float]]:
     """Metrics of each iteration; the last batch's sequences go to `tokens_file`."""
-    from rlhf_dist.cluster.placement import totals
-    from rlhf_dist.cluster.session import session
-    from rlhf_dist.config import PPOConfig
-    from rlhf_dist.controller import train
-    from rlhf_dist.data.prompts import PromptSampler
-    from rlhf_dist.stages.ppo import prepare, probe_sequence, wired
+    from system import run_system
 
-    config = PPOConfig.model_validate(tree)
-    prepared = prepare(config)
-    cpus, gpus = totals(prepared.plans)
     found: list[dict[str, float]] = []
 
     def report(_: int, metrics: Any, batch: Any) -> None:
@@ -58,11 +50,7 @@ def system(tree: dict[str, Any], tokens_file: Path) -> list[dict[str, float]]:
         columns = ("prompt_id", "prompt_tokens", "response_tokens")
         tokens_file.write_text(json.dumps({name: batch.column(name).to_pylist() for name in columns}))
 
-    with session(config.cluster, cpus=cpus, gpus=gpus), wired(config, prepared) as parts:
-        probe = probe_sequence(prepared)
-        parts.learner.publish(parts.store, 0, probe_tokens=probe)
-        prompts = PromptSampler(prepared.prompts, batch=config.ppo.prompts_per_iteration, samples=1, seed=0)
-        train(parts, prompts, config, probe_tokens=probe, report=report)
+    run_system(tree, Path(tree["run_dir"]), report)
     return found
 
 

@@ -144,7 +144,7 @@ def main() -> None:
     """Measure every size; the figures are those at 125 M parameters."""
     options = arguments(__doc__ or "")
     shapes = QUICK if options.quick else SHAPES
-    with session(Cluster(object_store_mib=1024 if options.quick else 7168), cpus=4, gpus=0):
+    with session(Cluster(object_store_mib=1024 if options.quick else 7168), cpus=4, gpus=0, namespace="benchmark"):
         rows = [measure(name, shape, repeats=3 if options.quick else 5) for name, shape in shapes.items()]
     keys = ("over_memcpy", "state_dict_over_ours", "safetensors_over_ours")
     publish("weight_sync", {key: rows[1][key] for key in keys}, rows, options.json)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Regenerates the lock from pyproject.toml: bash launch/lock.sh
 set -euo pipefail
+# shellcheck source=launch/install.sh
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 cd "$ROOT"
 python="$(find_python)"

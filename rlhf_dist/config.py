@@ -217,7 +217,7 @@ class Telemetry(Section):
 
     wandb: bool = Field(False, description="log to Weights & Biases; offline where no API key is set")
     tensorboard: bool = Field(False, description="write TensorBoard events into the run folder")
-    mlflow: bool = Field(False, description="log to MLflow: MLFLOW_TRACKING_URI, else a file in the run folder")
+    mlflow: bool = Field(False, description="log to MLflow: MLFLOW_TRACKING_URI, else files in the run folder")
     project: str = Field("rlhf_dist", description="project name for wandb, experiment name for MLflow")
     trace_iterations: tuple[int, ...] = Field(
         (), description="iterations, counted from 0, whose work goes into trace.json for Perfetto"

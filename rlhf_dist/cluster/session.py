@@ -132,5 +132,6 @@ def _check_size(cpus: float, gpus: float) -> None:
         if there.get(kind, 0) < wanted:
             raise EnvironmentProblem(
                 f"the Ray cluster has {there.get(kind, 0):g} {kind}s; this run's actors ask for {wanted:g}. "
-                "Lower learner.ranks, rollout.workers or scoring.*_workers, or add nodes"
+                "Lower learner.ranks, rollout.workers or scoring.*_workers, let them share devices (cluster.placement "
+                "colocated or hybrid), or add nodes"
             )

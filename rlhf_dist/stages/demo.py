@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.cluster.session import namespace_of, session
 from rlhf_dist.config import DemoConfig, PPOConfig, Prompts
 from rlhf_dist.data import helpdesk
@@ -49,7 +50,8 @@ def run(config: DemoConfig, path: Path, console: Console, *, resume: bool = Fals
     sft, reward = path / "stages" / "sft", path / "stages" / "reward"
     tokenizer = helpdesk.build_tokenizer()
     if not (resume and reward.is_dir()):
-        with session(config.cluster, cpus=config.learner.ranks, gpus=0, namespace=namespace_of(path)):
+        needed, _ = lay_out(config, gpus=False).totals()  # PPO's, so that a cluster too small for it is refused now
+        with session(config.cluster, cpus=needed, gpus=0, namespace=namespace_of(path)):
             start = make_policy(config, tokenizer, path / "stages" / "start")
             done = [_fit(_sft(config, tokenizer, data, start, sft), config, path, tokenizer, console)]
             done.append(_fit(_reward(config, tokenizer, data, sft, reward), config, path, tokenizer, console))

@@ -71,7 +71,7 @@ def run(config: PPOConfig, folder: RunFolder, *, resume: bool = False) -> None:
     """
     prepared = prepare(config)
     state, begin = newest(config, folder.path) if resume else (State(0, config.ppo.kl_coef), Begin())
-    local = lay_out(config, gpus=_has_gpus())
+    local = lay_out(config, gpus=machine_has_gpus())
     cpus, gpus = local.totals()
     spare = config.rollout.most_workers - config.rollout.fewest_workers
     asked = cpus if config.cluster.address else cpus + spare
@@ -79,7 +79,7 @@ def run(config: PPOConfig, folder: RunFolder, *, resume: bool = False) -> None:
         logs.to_file(str(folder.path.absolute() / "logs"), "controller")
         folder.rewind(state.iteration)
         folder.tell("starting")
-        with wired(config, prepared, lay_out(config, gpus=_cluster_has_gpus()), folder.path, begin) as parts:
+        with wired(config, prepared, lay_out(config, gpus=cluster_has_gpus()), folder.path, begin) as parts:
             folder.listeners.append(parts.store.note.remote)
             folder.tell("evaluating")
             _train(parts, prepared, config, folder, state)
@@ -151,13 +151,15 @@ def _check_positions(role: str, path: str, read: Any, max_sequence: int) -> None
         )
 
 
-def _has_gpus() -> bool:
+def machine_has_gpus() -> bool:
+    """Whether this machine has GPUs."""
     import torch
 
     return torch.cuda.is_available()
 
 
-def _cluster_has_gpus() -> bool:
+def cluster_has_gpus() -> bool:
+    """Whether the Ray cluster has GPUs."""
     import ray
 
     return bool(ray.cluster_resources().get("GPU"))

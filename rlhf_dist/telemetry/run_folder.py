@@ -103,6 +103,7 @@ class RunFolder:
         try:
             yield
         except BaseException as error:
+            self.listeners.clear()  # whoever they are, they may be what failed
             self.tell("failed", error=f"{type(error).__name__}: {error}")
             raise
 

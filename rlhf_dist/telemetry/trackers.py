@@ -86,13 +86,15 @@ class TensorBoardTracker:
 
 
 class MlflowTracker:
-    """MLflow: the server that MLFLOW_TRACKING_URI names, else a file in the run folder."""
+    """MLflow: the server that MLFLOW_TRACKING_URI names, else files in the run folder."""
 
     def __init__(self, folder: Path, *, project: str, config: dict[str, Any]) -> None:
         """Start an MLflow run of the experiment `project`."""
         from mlflow import MlflowClient
 
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').absolute()}"
+        # Without a server there is only MLflow's plain file store, which it wants to be asked for.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlflow").absolute().as_uri()
         self._client = MlflowClient(tracking_uri=uri)
         known = self._client.get_experiment_by_name(project)
         experiment = known.experiment_id if known else self._client.create_experiment(project)
