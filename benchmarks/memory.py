@@ -18,12 +18,12 @@ from contract import arguments, publish
 
 ROLES = ("learner", "rollout", "reward", "reference")
 TINY = (64, 176, 2, 1)
-SHAPES = {"30M": (384, 1024, 8, 3), "90M": (640, 1728, 12, 5)}
+SHAPES = {"16M": (384, 1024, 8, 3), "60M": (640, 1728, 12, 5)}
 VOCABULARY = 4096
 
 
 class Sampler(threading.Thread):
-    """Peak anonymous memory of each of Ray's processes, in bytes."""
+    """Peak resident memory of each of Ray's processes, without shared memory, in bytes."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -47,8 +47,9 @@ class Sampler(threading.Thread):
         return {role: self.peaks[json.loads(log.read_text().splitlines()[-1])["pid"]] for role, log in logs.items()}
 
     def _note(self, pid: int, status: str) -> None:
-        anonymous = int(status.partition("RssAnon:")[2].split()[0]) * 1024
-        self.peaks[pid] = max(self.peaks.get(pid, 0), anonymous)
+        # Weights that were read but not yet written to are still pages of their file.
+        own = sum(int(status.partition(f"{kind}:")[2].split()[0]) * 1024 for kind in ("RssAnon", "RssFile"))
+        self.peaks[pid] = max(self.peaks.get(pid, 0), own)
 
 
 def config_of(root: Path, policy: Path, reward: Path, prompts: Path) -> dict[str, Any]:
@@ -57,10 +58,10 @@ def config_of(root: Path, policy: Path, reward: Path, prompts: Path) -> dict[str
         "reward": str(reward),
         "prompts": {"path": str(prompts), "max_tokens": 32},
         "run_dir": str(root / "run"),
-        "ppo": {"iterations": 1, "prompts_per_iteration": 16},
+        "ppo": {"iterations": 2, "prompts_per_iteration": 16},
         "rollout": {"max_new_tokens": 96, "max_concurrent": 32, "kv_cache_gib": 0.25},
         "learner": {"zero_stage": 0, "micro_batch_tokens": 2048, "row_tokens": 128},
-        "scoring": {"batch_tokens": 2048},
+        "scoring": {"batch_tokens": 512},
         "cluster": {"object_store_mib": 2048},
     }
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from rlhf_dist.config import PPOConfig
 
+CPU_ENGINE_COPIES = 3.0
+"""vLLM on CPU keeps its linear layers packed for the processor, beside what arrived and what they were packed from (measured)."""
 MIB = 2**20
 GIB = 2**30
 
@@ -100,14 +102,17 @@ def learner_memory(config: PPOConfig, sizes: dict[str, ModelSize]) -> dict[str, 
 def activations(config: PPOConfig, size: ModelSize) -> float:
     """Bytes that the backward pass of one micro-batch needs from the forward pass.
 
-    Per token and layer of a gated decoder: the inputs and outputs of two norms (4 h, one pair in fp32), queries, keys, values and
-    the attention's output (2 a + 2 kv), and gate, up, their activation and product (4 f). Fused attention stores no scores
-    (Korthikanti et al. 2022, arXiv:2205.05198, section 4, for a decoder without gates).
+    Per token and layer of a gated decoder with rotary positions, in elements, where h is the hidden size, a that of all query
+    heads, k that of all key heads and f the gate's: two norms keep input, normalised and scaled, and two residual sums (8 h);
+    queries and keys are kept as projected, rotated by half and rotated (3 a + 3 k), values as projected (k), keys and values
+    repeated for all query heads (2 a), and the attention's output twice (2 a); the gate, its activation, the up projection and
+    their product (4 f). Fused attention stores no scores. The counting is that of Korthikanti et al. 2022, arXiv:2205.05198,
+    section 4, for today's decoders; `benchmarks/memory.py` measures it.
     """
     learner = config.learner
     width = 2 if learner.precision == "bf16" else 4
-    kv = size.kv_elements / max(1, size.layers)
-    layer = 6 * size.hidden + 3 * size.attention + 2 * kv + 4 * size.intermediate
+    kv = size.kv_elements / size.layers  # keys and values, so k twice
+    layer = 8 * size.hidden + 7 * size.attention + 2 * kv + 4 * size.intermediate
     kept = layer * size.layers if not learner.gradient_checkpointing else layer + size.hidden * size.layers
     return float(learner.micro_batch_tokens * kept * width)
 
@@ -117,18 +122,18 @@ def engine_memory(config: PPOConfig, policy: ModelSize, *, gpus: bool) -> dict[s
     rollout = config.rollout
     width = 2 if config.wire_dtype == "bfloat16" else 4
     split = rollout.tensor_parallel
-    # The arriving version lies beside the engine's own weights while it is loaded: in shared memory on the host.
     kv = config.max_sequence * min(rollout.max_concurrent, config.batch_samples) * policy.kv_elements * width
+    copies = 1.0
     if not gpus and rollout.engine == "vllm":
-        kv = int(rollout.kv_cache_gib * GIB)
-    return {"parameters": policy.parameters * width / split, "KV cache": kv / split}
+        kv, copies = int(rollout.kv_cache_gib * GIB), CPU_ENGINE_COPIES
+    return {"parameters": copies * policy.parameters * width / split, "KV cache": kv / split}
 
 
 def scorer_memory(config: PPOConfig, size: ModelSize, role: str) -> dict[str, float]:
     """Bytes of one scoring worker."""
     width = 2 if config.learner.precision == "bf16" else 4
     tokens = config.scoring.batch_tokens
-    widest = max(2 * size.intermediate, 3 * size.attention) + 3 * size.hidden
+    widest = 4 * (size.intermediate + size.hidden)
     found = {"parameters": float(size.parameters * width), "activations": float(tokens * widest * width)}
     if role == "reference":
         found["logits"] = 3.0 * min(256 * MIB, 4 * tokens * size.vocabulary)

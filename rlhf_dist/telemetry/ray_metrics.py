@@ -1,6 +1,6 @@
 """Metrics that Ray exports to Prometheus, beside its own and vLLM's. The whole list is `METRICS`; README repeats it.
 
-Prometheus shows them with the prefix `ray_`. Each is set in the process that owns the fact.
+Prometheus shows them with the prefix `ray_`. Each is set in the process that owns the fact, and has the tag `run`.
 """
 
 from __future__ import annotations
@@ -57,12 +57,15 @@ ITERATION = {
 
 
 def make(name: str) -> Any:
-    """A metric of the list; the process must be connected to Ray."""
+    """A metric of the list, tagged with the run's name; the process must be connected to Ray."""
+    import ray
     from ray.util import metrics
 
     described = METRICS[name]
     kind = metrics.Gauge if described.kind == "gauge" else metrics.Counter
-    return kind(name, description=described.meaning, tag_keys=described.tags)
+    made = kind(name, description=described.meaning, tag_keys=("run", *described.tags))
+    made.set_default_tags({"run": ray.get_runtime_context().namespace.removeprefix("rlhf/")})
+    return made
 
 
 class RayMetricsTracker:

@@ -1,28 +1,69 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rlhf_dist.cluster.placement import ModelSize, learner_memory, place, totals
+from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.config import PPOConfig
 
-SIZE = ModelSize(parameters=1_000_000, layers=4, hidden=64, kv_elements=512, vocabulary=1000)
-SIZES = dict.fromkeys(("policy", "reference", "reward", "critic"), SIZE)
 
-
-def config(**learner: object) -> PPOConfig:
-    return PPOConfig.model_validate({"policy": "a", "reward": "b", "prompts": {"path": "p"}, "learner": learner})
-
-
-@pytest.mark.parametrize(
-    ("stage", "weights", "gradients", "optimiser"),
-    [(0, 1, 1, 1), (1, 1, 1, 4), (2, 1, 4, 4), (3, 4, 4, 4)],
-)
-def test_zero_divides_what_its_paper_says(stage: int, weights: int, gradients: int, optimiser: int) -> None:
-    memory = learner_memory(config(zero_stage=stage, ranks=4, precision="bf16"), SIZES)
-    both = 2_000_000  # policy and critic
-    assert memory["weights"] == both * 2 / weights
-    assert memory["gradients"] == both * 2 / gradients
-    assert memory["optimiser"] == both * 12 / optimiser
+def config(placement: str = "disaggregated", **sections: dict[str, object]) -> PPOConfig:
+    cluster = {"placement": placement, **sections.pop("cluster", {})}
+    tree = {"policy": "a", "reward": "b", "prompts": {"path": "p"}, "cluster": cluster, **sections}
+    return PPOConfig.model_validate(tree)
 
 
 def test_actors_ask_for_gpus_only_where_there_are_some() -> None:
-    assert totals(place(config(ranks=2), SIZES, gpus=False)) == (5, 0.0)
-    assert totals(place(config(ranks=2), SIZES, gpus=True)) == (5, 5.0)
+    assert lay_out(config(learner={"ranks": 2}), gpus=False).totals() == (5.0, 0.0)
+    assert lay_out(config(learner={"ranks": 2}), gpus=True).totals() == (5.0, 5.0)
+
+
+@pytest.mark.parametrize(("placement", "devices"), [("disaggregated", 6), ("hybrid", 4), ("colocated", 2)])
+def test_placements_share_devices_as_they_say(placement: str, devices: float) -> None:
+    made = config(placement, learner={"ranks": 2}, rollout={"workers": 2})
+    assert lay_out(made, gpus=True).totals()[1] == devices
+    assert lay_out(made, gpus=False).totals()[0] == devices
+
+
+@given(
+    placement=st.sampled_from(["disaggregated", "hybrid", "colocated"]),
+    ranks=st.integers(1, 9),
+    reward=st.integers(1, 9),
+    reference=st.integers(1, 9),
+    workers=st.integers(1, 9),
+    share=st.sampled_from([0.25, 0.5, 1.0]),
+    gpus=st.booleans(),
+)
+def test_no_bundle_is_asked_for_more_than_it_has(
+    placement: str, ranks: int, reward: int, reference: int, workers: int, share: float, gpus: bool
+) -> None:
+    made = lay_out(
+        config(
+            placement,
+            learner={"ranks": ranks},
+            scoring={"reward_workers": reward, "reference_workers": reference},
+            rollout={"workers": min(workers, ranks) if placement == "colocated" else workers},
+            cluster={"gpu_share": share},
+        ),
+        gpus=gpus,
+    )
+    assert len({place.name for place in made.places}) == len(made.places)
+    for number, bundle in enumerate(made.bundles):
+        inside = [place for place in made.places if place.bundle == number]
+        assert sum(place.cpus for place in inside) <= bundle["CPU"] + 1e-3
+        assert sum(place.gpus for place in inside) <= bundle.get("GPU", 0.0) + 1e-3
+        assert inside, "a bundle for nobody"
+
+
+def test_an_engine_is_one_actor_with_all_its_gpus_so_it_never_leaves_its_node() -> None:
+    (place,) = lay_out(config(rollout={"tensor_parallel": 4}), gpus=True).of("rollout")
+    assert (place.gpus, place.bundle) == (4.0, None)
+
+
+def test_the_store_goes_where_the_first_learner_is() -> None:
+    made = lay_out(config(), gpus=True)
+    assert made.of("store")[0].bundle == made.of("learner")[0].bundle
+
+
+def test_only_the_fewest_workers_are_needed_to_start() -> None:
+    made = lay_out(config(rollout={"workers": {"min": 2, "max": 50}}), gpus=False)
+    assert len(made.of("rollout")) == 2

@@ -62,7 +62,7 @@ class Remote:
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_session() -> Iterator[None]:
-    with session(Cluster(), cpus=4, gpus=0):
+    with session(Cluster(), cpus=4, gpus=0, namespace="test"):
         yield
 
 

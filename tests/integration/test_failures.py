@@ -38,10 +38,12 @@ def test_no_room_for_the_kv_cache_names_the_settings(folders: Folders, tmp_path:
         train(config, tmp_path / "run")
 
 
-def test_a_killed_rollout_worker_ends_the_run_within_seconds(folders: Folders, tmp_path: Path) -> None:
+def test_a_killed_rollout_worker_that_may_not_be_replaced_ends_the_run_within_seconds(
+    folders: Folders, tmp_path: Path
+) -> None:
     config = folders.config(
         ppo={"iterations": 100000, "prompts_per_iteration": 8},
-        rollout={"engine": "transformers"},
+        rollout={"engine": "transformers", "max_restarts": 0},
         experience={"keep": False},
     )
     killed: list[float] = []
@@ -80,7 +82,7 @@ def test_a_wait_that_runs_out_names_the_actor_and_what_it_was_doing() -> None:
         def fail(self) -> None:
             raise RuntimeError("broken on purpose")
 
-    with session(Cluster(), cpus=1, gpus=0):
+    with session(Cluster(), cpus=1, gpus=0, namespace="test"):
         watch = Watch()
         sleeper = Sleeper.remote()
         with pytest.raises(WaitTimeout, match=r"sleeper-0: no answer within 1 s while dreaming"):
@@ -98,14 +100,14 @@ def test_a_busy_dashboard_port_is_named_before_ray_starts() -> None:
         port = taken.getsockname()[1]
         with (
             pytest.raises(EnvironmentProblem, match=rf"cluster.dashboard_port {port} is busy"),
-            session(Cluster(dashboard=True, dashboard_port=port), cpus=1, gpus=0),
+            session(Cluster(dashboard=True, dashboard_port=port), cpus=1, gpus=0, namespace="test"),
         ):
             pass
     check_port_free(port)
 
 
 def test_exit_codes_of_children_are_seen_while_ray_runs_and_afterwards() -> None:
-    with session(Cluster(), cpus=1, gpus=0):
+    with session(Cluster(), cpus=1, gpus=0, namespace="test"):
         assert subprocess.run(["false"], check=False).returncode == 1
     assert subprocess.run(["false"], check=False).returncode == 1
 
@@ -114,7 +116,7 @@ def test_a_space_in_pythons_path_is_named_before_ray_starts(monkeypatch: pytest.
     monkeypatch.setattr("sys.executable", "/some where/python")
     with (
         pytest.raises(EnvironmentProblem, match="/some where/python: there is a space"),
-        session(Cluster(), cpus=1, gpus=0),
+        session(Cluster(), cpus=1, gpus=0, namespace="test"),
     ):
         pass
 
@@ -122,6 +124,6 @@ def test_a_space_in_pythons_path_is_named_before_ray_starts(monkeypatch: pytest.
 def test_a_cluster_that_is_too_small_says_what_is_missing() -> None:
     with (
         pytest.raises(EnvironmentProblem, match=r"has 0 GPUs; this run's actors ask for 3"),
-        session(Cluster(), cpus=1, gpus=3),
+        session(Cluster(), cpus=1, gpus=3, namespace="test"),
     ):
         pass

@@ -1,6 +1,7 @@
 """DeepSpeed ZeRO 0 to 3 on one and two ranks against plain torch: the same losses and weights after five steps."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from rlhf_dist.cluster.session import session
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Cluster, Learner, Optimizer, Timeouts
 from rlhf_dist.data.examples import examples
-from rlhf_dist.learner.group import SupervisedBatch, start_group
+from rlhf_dist.learner.group import GroupPlace, SupervisedBatch, start_group
 from rlhf_dist.learner.rank import ModelSpec
 from rlhf_dist.models import PolicyModel, load_policy, pack
 from rlhf_dist.stages.supervised import sft_loss
@@ -22,7 +23,7 @@ OPTIMIZER = Optimizer(lr=1e-3, warmup=0.4, max_grad_norm=0.5, weight_decay=0.01)
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_session() -> Iterator[None]:
-    with session(Cluster(), cpus=4, gpus=0):
+    with session(Cluster(), cpus=4, gpus=0, namespace="test"):
         yield
 
 
@@ -66,13 +67,16 @@ def test_zero_equals_plain_torch(
     folders: Folders,
     sequences: list[np.ndarray],
     plain: tuple[list[float], dict[str, torch.Tensor]],
+    tmp_path: Path,
 ) -> None:
     import ray
 
     settings = Learner(ranks=ranks, zero_stage=stage, micro_batch_tokens=128, row_tokens=64, threads=1)
     spec = ModelSpec(str(folders.policy), "policy", OPTIMIZER, STEPS)
     timeouts = Timeouts(start=240, update=120, publish=60)
-    group = start_group(settings, {"model": spec}, hidden=64, gpu_share=0, seed=0, watch=Watch(), timeouts=timeouts)
+    options = [{"num_cpus": 1, "num_gpus": 0} for _ in range(settings.ranks)]
+    place = GroupPlace(settings, options, tmp_path, Watch(), timeouts)
+    group = start_group(place, {"model": spec}, hidden=64, seed=0)
     try:
         stored = ray.put(examples([x.tolist() for x in sequences], [range(3, len(x) - 1) for x in sequences]))
         losses = []

@@ -1,6 +1,11 @@
 """Whole runs on Ray, vLLM, DeepSpeed and Arrow."""
 
 import json
+import os
+import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_dist.checkpoint import verify
+from rlhf_dist.stages.ppo import run
 from rlhf_dist.store.schema import EXPERIENCE
+from rlhf_dist.telemetry.console import Console
+from rlhf_dist.telemetry.run_folder import RunFolder
 from tests.integration.runs import Folders, metrics, train
 
 
@@ -140,3 +148,83 @@ def test_value_head_and_transformers_engine_and_tied_embeddings_learn_too(folder
     rows = metrics(train(config, tmp_path / "run"))
     assert rows[0]["training/rollout_probs_diff_mean"] < 1e-5
     assert rows[1]["critic/vf_loss"] != rows[0]["critic/vf_loss"]
+
+
+def test_a_resumed_run_records_what_an_uninterrupted_one_does(folders: Folders, tmp_path: Path) -> None:
+    changes = {
+        "ppo": {"iterations": 4, "kl_target": 1.0},
+        "learner": {"zero_stage": 2, "policy": {"lr": 1e-3, "warmup": 0.3, "schedule": "linear"}},
+        "rollout": {"engine": "transformers"},
+        "prompts": {"held_out": str(folders.prompts), "held_out_limit": 4},
+        "checkpoint_every": 2,
+    }
+    whole = train(folders.config(**changes), tmp_path / "whole")
+    broken = tmp_path / "broken"
+    shutil.copytree(whole, broken)
+    # As if the process had died in iteration 3: two checkpoints' worth of files, and the newest of them is gone.
+    shutil.rmtree(broken / "checkpoints" / "step-000004")
+    (broken / "checkpoints" / ".step-000004.partial").mkdir()
+    shutil.rmtree(broken / "policy")
+    config = folders.config(**changes)
+    run(config, RunFolder(broken, config, console=Console()), resume=True)
+    assert metrics(broken) == metrics(whole)
+    assert (broken / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+    one, other = (AutoModelForCausalLM.from_pretrained(path / "policy") for path in (whole, broken))
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("placement", ["colocated", "hybrid"])
+def test_placements_that_share_devices_learn_what_separate_ones_do(
+    placement: str, plain: Path, folders: Folders, tmp_path: Path
+) -> None:
+    run = train(folders.config(cluster={"placement": placement}), tmp_path / "run")
+    for one, two in zip(metrics(plain), metrics(run), strict=True):
+        assert two["critic/score/mean"] == one["critic/score/mean"]
+        assert two["actor/pg_loss"] == one["actor/pg_loss"]
+
+
+def test_a_killed_worker_is_replaced_and_costs_no_sample(plain: Path, folders: Folders, tmp_path: Path) -> None:
+    config = folders.config(rollout={"workers": 2})
+    run = tmp_path / "run"
+    killed: list[int] = []
+
+    def kill_one_when_it_generates() -> None:
+        log = run / "logs" / "rollout-1.jsonl"
+        while not (log.exists() and "pulled weights" in log.read_text()):
+            time.sleep(0.01)
+        killed.append(json.loads(log.read_text().splitlines()[-1])["pid"])
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_one_when_it_generates, daemon=True)
+    thread.start()
+    train(config, run)
+    assert killed
+    for calm, disturbed in zip(experience(plain), experience(run), strict=True):
+        assert disturbed.num_rows == calm.num_rows
+    first = ["prompt_id", "sample_index", "response_tokens"]
+    assert experience(run)[0].select(first).equals(experience(plain)[0].select(first))
+    assert json.loads((run / "summary.json").read_text())["restarts"] == 1
+    actors = {path.stem for path in (run / "logs").glob("rollout-*.jsonl")}
+    assert {"rollout-0", "rollout-1", "rollout-2"} <= actors
+
+
+def test_a_trace_covers_every_actor_in_the_iterations_asked_for(folders: Folders, tmp_path: Path) -> None:
+    config = folders.config(telemetry={"trace_iterations": [1]}, rollout={"engine": "transformers"})
+    path = train(config, tmp_path / "run")
+    events = json.loads((path / "trace.json").read_text())["traceEvents"]
+    tracks = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M" and e["pid"] == "rlhf_dist"}
+    ours = [(tracks[e["tid"]], e["name"]) for e in events if e["ph"] == "X" and e["pid"] == "rlhf_dist"]
+    for wanted in (
+        ("controller", "experience"),
+        ("controller", "update"),
+        ("rollout-0", "generate"),
+        ("rollout-0", "pull weights"),
+        ("reward-0", "score"),
+        ("reference-0", "score"),
+        ("learner-0", "update"),
+        ("store", "publish weights"),
+    ):
+        assert wanted in ours
+    assert ours.count(("learner-0", "update")) == 1, "one iteration was asked for"
+    assert any(e["pid"] != "rlhf_dist" for e in events), "Ray's own timeline is joined"

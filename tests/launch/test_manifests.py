@@ -1,4 +1,4 @@
-"""The launchers' files without a cluster: linted, parsed, checked against schemas, and what they say when something is missing."""
+"""The launchers' files without a cluster: linted, parsed, checked; and what they say when something is missing."""
 
 import json
 import os

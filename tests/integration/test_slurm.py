@@ -1,0 +1,83 @@
+"""`sbatch launch/slurm.sbatch` on a real Slurm: the demo to its end, through a requeue in the middle."""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.hosts import BIN
+from tests.integration.slurm import Slurm, missing, slurm
+
+ROOT = Path(__file__).parents[2]
+REASON = missing()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+SMALL = {
+    "sft.examples": 512,
+    "sft.held_out": 32,
+    "sft.epochs": 1,
+    "reward_model.examples": 512,
+    "reward_model.held_out": 32,
+    "reward_model.epochs": 1,
+    "prompts.held_out_limit": 16,
+    "ppo.iterations": 5,
+    "ppo.prompts_per_iteration": 32,
+    "checkpoint_every": 1,
+    "learner.threads": 1,
+    # Two cores: learner, engine and scorers share one of Ray's CPU slots.
+    "cluster.placement": "colocated",
+}
+
+
+@pytest.fixture
+def cluster() -> Iterator[Slurm]:
+    with slurm() as made:
+        yield made
+
+
+def test_the_demo_runs_on_slurm_and_goes_on_after_a_requeue(cluster: Slurm, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    cluster.environment |= {
+        "RLHF_VENV": str(BIN.parent),
+        "RLHF_TOKEN_FILE": str(tmp_path / "token"),
+        "RLHF_PORT": "6431",
+    }
+    settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
+    script = ["launch/slurm.sbatch", "demo", "--run-dir", str(run), *settings]
+    job = cluster.submit(f"--output={log}", *script, cwd=ROOT)
+
+    def recorded() -> list[int]:
+        file = run / "metrics.jsonl"
+        return [json.loads(line)["iteration"] for line in file.read_text().splitlines()] if file.exists() else []
+
+    def wait(state: str, *, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while cluster.job(job)["JobState"] != state:
+            assert cluster.job(job)["JobState"] != "FAILED", log.read_text()[-3000:]
+            assert time.monotonic() < deadline, f"not {state} within {timeout} s: {cluster.job(job)}"
+            time.sleep(0.5)
+
+    wait("RUNNING", timeout=60)
+    deadline = time.monotonic() + 240
+    while len(recorded()) < 2:
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        assert cluster.job(job)["JobState"] == "RUNNING", log.read_text()[-3000:]
+        time.sleep(0.2)
+    cluster.run("scontrol", "requeue", job)
+    wait("PENDING", timeout=60)
+    assert not subprocess.run(["pgrep", "-f", f"gcs_server.*{6431}"], capture_output=True, check=False).stdout
+    first = recorded()
+    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait two minutes
+    wait("COMPLETED", timeout=300)
+
+    assert cluster.job(job)["Restarts"] == "1"
+    assert recorded() == list(range(SMALL["ppo.iterations"])), "every iteration once"
+    controller = [json.loads(line) for line in (run / "logs" / "controller.jsonl").read_text().splitlines()]
+    iterations = [line["iteration"] for line in controller if line["message"] == "iteration done"]
+    assert iterations[: len(first)] == first
+    assert iterations.count(0) == 1, "the second start went on from a checkpoint"
+    assert json.loads((run / "summary.json").read_text())["iterations"] == SMALL["ppo.iterations"]
+    assert log.read_text().count("SFT on demonstrations") == 1, "finished stages are not trained again"

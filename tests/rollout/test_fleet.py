@@ -1,0 +1,138 @@
+"""The fleet's decisions, on a watch and actors that do what the test says. Real actors: tests/integration."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rlhf_dist.errors import WaitTimeout, WorkerLost
+from rlhf_dist.rollout.fleet import FleetSize, RolloutFleet
+
+
+class Handle:
+    """An actor, or a method of one: `remote` gives a reference that names the call."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.calls: list[tuple[str, Any]] = []
+
+    def __getattr__(self, method: str) -> Any:
+        def remote(*arguments: Any) -> str:
+            self.calls.append((method, arguments))
+            return f"{self.name}.{method}"
+
+        return type("Method", (), {"remote": staticmethod(remote)})
+
+
+class Watch:
+    """Lets the test end calls in its own order."""
+
+    def __init__(self) -> None:
+        self.awaited: dict[str, tuple[Callable[[Any], None], Callable[[WorkerLost], None]]] = {}
+
+    def then(self, worker: str, ref: str, done: Any, *, doing: str, lost: Any) -> None:
+        self.awaited[ref] = (done, lost)
+
+    def until(self, condition: Callable[[], bool], *, timeout_s: float) -> bool:
+        return condition()
+
+    def end(self, ref: str) -> None:
+        self.awaited.pop(ref)[0](None)
+
+    def lose(self, ref: str) -> None:
+        self.awaited.pop(ref)[1](WorkerLost(f"{ref} died"))
+
+
+class World:
+    def __init__(self, fewest: int, most: int, *, room: int = 0, max_restarts: int = 1) -> None:
+        self.watch, self.store = Watch(), Handle("store")
+        self.room, self.spawned = room, dict[str, int]()
+        self.fleet = RolloutFleet(
+            self.spawn, lambda: self.room, self.store, self.watch, FleetSize(fewest, most, max_restarts)
+        )
+
+    def spawn(self, name: str, slot: int) -> Handle:
+        self.spawned[name] = slot
+        return Handle(name)
+
+    def start(self, count: int) -> None:
+        self.fleet.open()
+        for number in range(count):
+            self.watch.end(f"rollout-{number}.start")
+
+
+@pytest.fixture(autouse=True)
+def killed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    import ray
+
+    names: list[str] = []
+    monkeypatch.setattr(ray, "kill", lambda handle: names.append(handle.name))
+    return names
+
+
+def test_a_fixed_fleet_starts_its_number_and_no_more() -> None:
+    world = World(2, 2, room=9)
+    world.start(2)
+    assert world.fleet.states() == {"rollout-0": "ready", "rollout-1": "ready"}
+
+
+def test_an_elastic_fleet_keeps_one_worker_waiting_for_room_and_fills_what_there_is() -> None:
+    world = World(1, 8)
+    world.start(1)
+    assert world.fleet.states() == {"rollout-0": "ready", "rollout-1": "starting"}
+    world.room = 3
+    world.watch.end("rollout-1.start")
+    assert list(world.fleet.states().values()) == ["ready"] * 2 + ["starting"] * 4
+
+
+def test_a_lost_worker_is_released_and_replaced_under_another_name_in_its_slot() -> None:
+    world = World(2, 2)
+    world.start(2)
+    world.watch.lose("rollout-0.run")
+    assert ("release", ("rollout-0",)) in world.store.calls
+    assert world.fleet.states() == {"rollout-1": "ready", "rollout-2": "starting"}
+    assert world.spawned["rollout-2"] == 0
+    assert world.fleet.restarts == 1
+
+
+def test_more_losses_than_allowed_in_one_iteration_end_the_run_but_not_over_several() -> None:
+    world = World(1, 1, max_restarts=1)
+    world.start(1)
+    world.watch.lose("rollout-0.run")
+    world.fleet.balance(waited_s=5, step_s=10)
+    world.watch.lose("rollout-1.start")
+    with pytest.raises(WorkerLost, match=r"2 rollout workers were lost in this iteration; expected at most .* = 1"):
+        world.watch.lose("rollout-2.start")
+
+
+def test_a_worker_is_let_go_when_the_learner_hardly_waits_and_stopped_when_it_has_finished(killed: list[str]) -> None:
+    world = World(1, 2)
+    world.start(2)
+    # It waits 0.4 of 10 s with two workers, and would wait about 0.8 of 10.4 s with one.
+    world.fleet.balance(waited_s=0.4, step_s=10)
+    assert world.fleet.states() == {"rollout-0": "ready", "rollout-1": "leaving"}
+    assert killed == []
+    world.watch.end("rollout-1.run")
+    assert killed == ["rollout-1"]
+    world.fleet.balance(waited_s=0.4, step_s=10)
+    assert world.fleet.states() == {"rollout-0": "ready"}
+    # Alone it makes the learner wait: another is wanted again.
+    world.fleet.balance(waited_s=5, step_s=10)
+    assert world.fleet.states() == {"rollout-0": "ready", "rollout-2": "starting"}
+
+
+def test_a_balanced_fleet_stays_as_it_is() -> None:
+    world = World(1, 3)
+    world.start(2)
+    world.watch.end("rollout-2.start")
+    world.fleet.balance(waited_s=2, step_s=10)
+    assert list(world.fleet.states().values()) == ["ready"] * 3
+
+
+def test_a_start_that_takes_too_long_names_who_is_missing() -> None:
+    world = World(2, 2)
+    world.start(1)
+    with pytest.raises(
+        WaitTimeout, match=r"rollout-1: no answer within 7 s .*; 1 rollout workers are ready, expected 2"
+    ):
+        world.fleet.wait_for_fewest(timeout_s=7)
