@@ -28,6 +28,6 @@ share_token() {
 export RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 # Ray starts workers at niceness 15: anything else on a node would starve them.
 export RAY_worker_niceness=0
-# The children of an actor (tensor-parallel engines) end with it, also when it is killed.
-export RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper=1
+# Not set here: RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper. With it Ray's processes ignore SIGCHLD, and then
+# the supervisor of `ray job submit` takes every job that fails for one that succeeded (Ray 2.60).
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
