@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -42,10 +42,19 @@ class WorkerRange(Section):
         ge=1, le=4096, description="most workers, as the cluster grows and generation is what is waited for"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _number_is_a_range(cls, value: Any) -> Any:
+        if isinstance(value, (dict, WorkerRange)):
+            return value
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError("a number of workers, or {min: A, max: B}")
+        return {"min": value, "max": value}
+
     @model_validator(mode="after")
     def _in_order(self) -> WorkerRange:
         if self.min > self.max:
-            raise ValueError(f"rollout.workers has min {self.min} above max {self.max}")
+            raise ValueError(f"min at most max, found min {self.min} above max {self.max}")
         return self
 
 
@@ -53,9 +62,9 @@ class Rollout(Section):
     """How samples are generated."""
 
     engine: Literal["vllm", "transformers"] = Field("vllm", description="generation engine")
-    workers: Annotated[int, Field(ge=1, le=4096)] | WorkerRange = Field(
-        1,
-        description="rollout workers, each an engine of its own; {min, max}: as many as the cluster has room for and as pay",
+    workers: WorkerRange = Field(
+        WorkerRange(min=1, max=1),
+        description="rollout workers, each an engine of its own: a number, or {min, max} for as many as pay and find room",
     )
     max_restarts: int = Field(
         3, ge=0, description="rollout workers that may be lost and replaced within one iteration before the run stops"
@@ -73,16 +82,6 @@ class Rollout(Section):
     kv_cache_gib: float = Field(1.0, gt=0, description="KV cache per engine on CPU, in GiB (vLLM)")
     compile: bool = Field(False, description="let vLLM compile the model and capture CUDA graphs: slower start")
     threads: int = Field(1, ge=1, description="CPU threads per worker, where there is no GPU")
-
-    @property
-    def fewest_workers(self) -> int:
-        """Workers without which the run does not start."""
-        return self.workers if isinstance(self.workers, int) else self.workers.min
-
-    @property
-    def most_workers(self) -> int:
-        """Workers that there may be at once."""
-        return self.workers if isinstance(self.workers, int) else self.workers.max
 
 
 class Scoring(Section):
@@ -344,10 +343,11 @@ class PPOConfig(Section):
     def _engines_can_share(self) -> PPOConfig:
         if self.cluster.placement != "colocated":
             return self
-        if self.rollout.most_workers > self.learner.ranks or not isinstance(self.rollout.workers, int):
+        workers = self.rollout.workers
+        if workers.min != workers.max or workers.max > self.learner.ranks:
             raise ValueError(
-                f"cluster.placement colocated puts one engine beside one learner rank; rollout.workers is "
-                f"{self.rollout.workers}, expected a number of at most learner.ranks = {self.learner.ranks}"
+                f"cluster.placement colocated puts one engine beside one learner rank; rollout.workers is {workers.min} to "
+                f"{workers.max}, expected a number of at most learner.ranks = {self.learner.ranks}"
             )
         if self.rollout.tensor_parallel > 1:
             raise ValueError(

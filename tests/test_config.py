@@ -33,6 +33,11 @@ BAD = {
     "ppo.gamma=1.5": r"`ppo.gamma` is 1.5; expected: .*less than or equal to 1",
     "learner.zero_stage=4": r"`learner.zero_stage` is 4; expected: .*0, 1, 2 or 3",
     "experience.max_staleness=1": r"`experience.max_staleness` is 1",
+    "rollout.workers={min: 3, max: 2}": r"`rollout.workers` is .*; expected: min at most max, found min 3 above max 2",
+    "rollout.workers=many": r"`rollout.workers` is 'many'; expected: a number of workers, or {min: A, max: B}",
+    "rollout.workers={mn: 1, max: 2}": r"unknown key `rollout.workers.mn`; did you mean `rollout.workers.min`",
+    "cluster.placement=colocated + rollout.workers=2": "rollout.workers is 2 to 2, expected a number of at most",
+    "cluster.placement=colocated + rollout.tensor_parallel=2": "rollout.tensor_parallel 2; expected 1",
     "experience.capacity_rows=3": r"capacity_rows is 3; expected at least \(max_staleness \+ 1\) x batch = 64",
     "ppo.mini_batches=65": r"ppo.mini_batches is 65, more than the 64 prompts",
     "learner.micro_batch_tokens=100": r"micro_batch_tokens is 100; expected at least .* = 640",
@@ -46,7 +51,7 @@ BAD = {
 @pytest.mark.parametrize("override", BAD)
 def test_mistakes_name_file_key_value_and_what_was_expected(override: str, file: Path) -> None:
     with pytest.raises(ConfigError, match=BAD[override]):
-        load(PPOConfig, file, [override])
+        load(PPOConfig, file, override.split(" + "))
 
 
 def test_value_head_with_a_critic_model_is_a_contradiction(file: Path) -> None:

@@ -72,7 +72,7 @@ def lay_out(config: PPOConfig, *, gpus: bool) -> Layout:
         "learner": config.learner.ranks,
         "reward": config.scoring.reward_workers,
         "reference": config.scoring.reference_workers,
-        "rollout": config.rollout.fewest_workers,
+        "rollout": config.rollout.workers.min,
     }
     device = config.cluster.gpu_share if gpus else 1.0
     ranks = config.learner.ranks

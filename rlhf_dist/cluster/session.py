@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlhf_dist.cluster.rendezvous import knock
 from rlhf_dist.config import Cluster
 from rlhf_dist.errors import EnvironmentProblem
 
@@ -88,6 +89,9 @@ def attach(address: str, namespace: str) -> None:
     import ray
     from ray.exceptions import AuthenticationError
 
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and (problem := knock((host, int(port)))):  # Ray itself would try for minutes
+        raise _no_cluster(address, problem)
     try:
         ray.init(
             address=address,
@@ -102,10 +106,14 @@ def attach(address: str, namespace: str) -> None:
             "the file that the cluster was started with"
         ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise EnvironmentProblem(
-            f"cluster.address is {address!r}, but no Ray cluster answers there: {error}. Start one with `ray start --head`, "
-            "or leave the address out to start one here"
-        ) from error
+        raise _no_cluster(address, str(error)) from error
+
+
+def _no_cluster(address: str, problem: str) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"cluster.address is {address!r}, but no Ray cluster answers there: {problem}. Start one with `ray start --head`, "
+        "or leave the address out to start one here"
+    )
 
 
 def check_port_free(port: int) -> None:

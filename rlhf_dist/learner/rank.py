@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from rlhf_dist.cluster import rendezvous
 from rlhf_dist.config import PPO, Learner, Optimizer
 from rlhf_dist.data.packing import MicroBatch
-from rlhf_dist.learner import rendezvous
 from rlhf_dist.learner.engine import TrainedModel
 from rlhf_dist.learner.ppo import Experience, Models, update
 from rlhf_dist.models import (

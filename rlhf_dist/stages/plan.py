@@ -58,7 +58,12 @@ class Plan:
     def used(self, seat: Seat) -> float:
         """Bytes that one device's actors take together."""
         own = CONTEXT_GIB * GIB if self.cluster.gpus_per_node else 0.0
-        return sum(own + self.on_device(actor.role) for actor in seat.actors)
+        sizes = [self.on_device(actor.role) for actor in seat.actors]
+        total = sum(own + size for size in sizes)
+        # Colocated engines sleep while learners train, so the two are not there together.
+        taking_turns = [self.on_device(role) for role in ("learner", "rollout")]
+        shared = {actor.role for actor in seat.actors} >= {"learner", "rollout"}
+        return total - min(taking_turns) if shared and self.cluster.gpus_per_node else total
 
     def on_device(self, role: str) -> float:
         """Bytes that an actor of a role takes of its device."""
@@ -156,7 +161,7 @@ def _seat_rollouts(config: PPOConfig, layout: Layout, seats: list[Seat], *, gpus
     if not loose:
         return len(layout.of("rollout"))
     need = loose[0].gpus if gpus else loose[0].cpus
-    for index in range(config.rollout.most_workers):
+    for index in range(config.rollout.workers.max):
         place = Place("rollout", index, loose[0].cpus, loose[0].gpus, None)
         taken = _within_a_node(seats, need)
         if not taken:
@@ -166,7 +171,7 @@ def _seat_rollouts(config: PPOConfig, layout: Layout, seats: list[Seat], *, gpus
         for seat in taken:
             seat.free -= min(1.0, need)
             seat.actors.append(place)
-    return config.rollout.most_workers
+    return config.rollout.workers.max
 
 
 def _within_a_node(seats: list[Seat], need: float) -> list[Seat]:

@@ -73,7 +73,7 @@ def run(config: PPOConfig, folder: RunFolder, *, resume: bool = False) -> None:
     state, begin = newest(config, folder.path) if resume else (State(0, config.ppo.kl_coef), Begin())
     local = lay_out(config, gpus=machine_has_gpus())
     cpus, gpus = local.totals()
-    spare = config.rollout.most_workers - config.rollout.fewest_workers
+    spare = config.rollout.workers.max - config.rollout.workers.min
     asked = cpus if config.cluster.address else cpus + spare
     with folder.told_of_failure(), session(config.cluster, cpus=asked, gpus=gpus, namespace=namespace_of(folder.path)):
         logs.to_file(str(folder.path.absolute() / "logs"), "controller")

@@ -61,7 +61,7 @@ def wired(config: PPOConfig, prepared: Prepared, layout: Layout, run_dir: Path, 
             batch_rows=config.batch_samples,
             max_staleness=config.experience.max_staleness,
             capacity_rows=config.experience.capacity_rows,
-            sharers=config.rollout.most_workers,
+            sharers=config.rollout.workers.max,
             first_iteration=begin.iteration,
         )
     )
@@ -109,7 +109,7 @@ def _fleet(
     def spare() -> int:
         return 0 if places[0].bundle is not None else room(places[0])
 
-    size = FleetSize(config.rollout.fewest_workers, config.rollout.most_workers, config.rollout.max_restarts)
+    size = FleetSize(config.rollout.workers.min, config.rollout.workers.max, config.rollout.max_restarts)
     return RolloutFleet(spawn, spare, store, watch, size)
 
 

@@ -67,11 +67,19 @@ def write_report(run_dir: Path) -> Path:
         charts=charts(rows),
         samples=_telling(samples)[:SHOWN_SAMPLES],
         stages=stages,
+        run=str(run_dir),
+        kept=_kept(run_dir),
         config=config.read_text() if config.exists() else "",
     )
     aside.write_text(html)
     aside.replace(target)
     return target
+
+
+def _kept(run_dir: Path) -> list[tuple[int, str]]:
+    """Iterations whose samples were kept, each with its file as the report links it."""
+    files = sorted(run_dir.glob("experience/iteration=*/batch.arrow"))
+    return [(int(file.parent.name.partition("=")[2]), str(file.relative_to(run_dir))) for file in files]
 
 
 def tiles(summary: dict[str, Any]) -> list[Tile]:

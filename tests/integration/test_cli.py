@@ -32,6 +32,31 @@ def test_dry_run_prints_config_placement_and_memory_and_starts_nothing(config_fi
     assert not (tmp_path / "run").exists()
 
 
+def test_plan_fits_or_says_what_does_not(config_file: Path) -> None:
+    plan = ("plan", config_file, "--nodes", "2", "--gpus-per-node", "2")
+    done = cli(*plan)
+    assert done.returncode == 0, done.stderr
+    for text in ("Placement: 1 rollout workers", "learner-0", "activations", "update_weights", "Bottleneck:"):
+        assert text in done.stdout
+    small = cli(*plan, "--set", "learner.ranks=2")
+    assert small.returncode == 2
+    assert "the plan's cluster has 4 GPUs on 2 nodes; the run needs 5 to start" in small.stderr
+    shared = cli(*plan, "--set", "learner.ranks=2", "--set", "cluster.placement=hybrid")
+    assert shared.returncode == 0, shared.stderr
+    full = cli(*plan, "--gpu-memory", "1", "--set", "learner.micro_batch_tokens=1000000")
+    assert full.returncode == 1
+    assert "Does not fit: node 0 device 0 (learner-0)" in full.stdout
+
+
+def test_show_and_logs_and_status_say_what_is_missing(tmp_path: Path) -> None:
+    shown = cli("show", tmp_path)
+    assert (shown.returncode, "no samples; they are kept with" in shown.stderr) == (2, True)
+    logs = cli("logs", tmp_path)
+    assert (logs.returncode, "no logs; expected a run folder" in logs.stderr) == (2, True)
+    status = cli("status", tmp_path / "nowhere", "--address", "127.0.0.1:1", "--once")
+    assert (status.returncode, "no Ray cluster answers there" in status.stderr) == (2, True)
+
+
 BAD = {
     "unknown key": (["--set", "ppo.itertions=7"], "unknown key `ppo.itertions`; did you mean `ppo.iterations`?"),
     "wrong type": (["--set", "ppo.iterations=many"], "`ppo.iterations` is 'many'; expected:"),
