@@ -1,7 +1,7 @@
 """Waiting on actors: always with a deadline, and always with an eye on everything else that the run has going on.
 
 Failure has one exit: whatever a wait is for, the first worker that dies or raises ends it with its own traceback, unless
-someone said that he can do without that worker (`lost`).
+someone said that he can do without that worker (`failed`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class _Awaited:
     worker: str
     doing: str
     done: Callable[[Any], None]
-    lost: Callable[[WorkerLost], None] | None
+    failed: Callable[[RlhfDistError], None] | None
 
 
 class Watch:
@@ -38,7 +38,7 @@ class Watch:
         done: Callable[[Any], None],
         *,
         doing: str,
-        lost: Callable[[WorkerLost], None] | None = None,
+        failed: Callable[[RlhfDistError], None] | None = None,
     ) -> None:
         """Call `done` with the result of a call, once there is one and while somebody waits.
 
@@ -47,9 +47,9 @@ class Watch:
             ref: reference of the call.
             done: takes the result.
             doing: what the actor does meanwhile, for messages.
-            lost: takes over when the actor's process or node is gone; without it, that ends the run.
+            failed: takes over when the call raises or its actor is gone; without it, that ends the run.
         """
-        self._awaited[ref] = _Awaited(worker, doing, done, lost)
+        self._awaited[ref] = _Awaited(worker, doing, done, failed)
 
     def add_loop(self, worker: str, ref: Any) -> None:
         """Watch a call that is meant to run until the end of the run."""
@@ -118,10 +118,10 @@ class Watch:
         awaited = self._awaited.pop(ref)
         try:
             result = _result(ref, awaited.worker, awaited.doing)
-        except WorkerLost as error:
-            if awaited.lost is None:
+        except RlhfDistError as error:
+            if awaited.failed is None:
                 raise
-            awaited.lost(error)
+            awaited.failed(error)
         else:
             awaited.done(result)
 

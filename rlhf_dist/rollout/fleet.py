@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from rlhf_dist.cluster.watch import Watch
-from rlhf_dist.errors import WaitTimeout, WorkerLost
+from rlhf_dist.errors import RlhfDistError, WaitTimeout, WorkerLost
 from rlhf_dist.records import PromptTask
 
 log = logging.getLogger(__name__)
@@ -147,20 +147,20 @@ class RolloutFleet:
         slot = self._slots[name] = next(free for free in range(self._numbered) if free not in taken)
         worker = self.starting[name] = self._spawn(name, slot)
 
-        def lost(error: WorkerLost) -> None:
-            self._lost(name, error)
+        def failed(error: RlhfDistError) -> None:
+            self._failed(name, error)
 
         def started(_: Any) -> None:
             if name in self.starting:
                 self.ready[name] = self.starting.pop(name)
                 loop = worker.run.remote(self._store)
                 self._watch.then(
-                    name, loop, lambda _: self._stop(self._leaving, name), doing="running its loop", lost=lost
+                    name, loop, lambda _: self._stop(self._leaving, name), doing="running its loop", failed=failed
                 )
                 log.info("%s serves", name)
                 self._fill()
 
-        self._watch.then(name, worker.start.remote(), started, doing="starting and loading its model", lost=lost)
+        self._watch.then(name, worker.start.remote(), started, doing="starting and loading its model", failed=failed)
 
     def _fill(self) -> None:
         """Start what there is room for, and keep one more waiting for a node to join, up to what is wanted."""
@@ -169,22 +169,33 @@ class RolloutFleet:
             for _ in range(min(missing, 1 + self._room() - len(self.starting))):
                 self._start()
 
-    def _lost(self, name: str, error: WorkerLost) -> None:
-        """Hand back what a dead worker held, and start another."""
+    def _failed(self, name: str, error: RlhfDistError) -> None:
+        """A worker is gone, or raised. Without a process, its work goes to another; an error of ours ends the run.
+
+        One that did not come up although there are enough without it, say on a node without the model, is only reported;
+        `balance` tries again after the iteration.
+        """
         if name not in self.states():
             return  # we stopped it ourselves
+        spare = name in self.starting and len(self.ready) >= self.size.fewest
+        if not spare and not isinstance(error, WorkerLost):
+            raise error
         self._store.release.remote(name)
         self.restarts += name in self.ready
         for members in (self.ready, self.starting, self._leaving):
             members.pop(name, None)
+        log.warning("%s is lost: %s", name, str(error).splitlines()[0])
+        if not spare:
+            self._count_loss(error)
+            self._fill()
+
+    def _count_loss(self, error: RlhfDistError) -> None:
         self._lost_in_iteration += 1
         if self._lost_in_iteration > self.size.max_restarts:
             raise WorkerLost(
                 f"{error}\n{self._lost_in_iteration} rollout workers were lost in this iteration; expected at most "
                 f"rollout.max_restarts = {self.size.max_restarts}"
             )
-        log.warning("%s is lost: %s", name, str(error).splitlines()[0])
-        self._fill()
 
     def _let_go(self, name: str) -> None:
         """Let a worker finish what it holds and leave; when its loop ends, the actor is stopped."""

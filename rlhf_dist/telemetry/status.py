@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +17,8 @@ from rlhf_dist.telemetry.console import COLUMNS
 
 REFRESH_S = 1.0
 CALL_S = 10.0
+BAR = 60
+"""Characters of the progress bar."""
 OVER = ("finished", "failed")
 
 
@@ -96,7 +97,8 @@ def render(status: dict[str, Any]) -> Group:
         head.append(
             f"  told {ago:.0f} s ago" + (f" by {status['host']}, process {status['pid']}" if "host" in status else "")
         )
-    parts: list[Any] = [head, ProgressBar(max(1, status["iterations"]), status["iteration"], width=60)]
+    done = round(BAR * status["iteration"] / max(1, status["iterations"]))
+    parts: list[Any] = [head, Text.assemble(("━" * done, "green"), ("━" * (BAR - done), "dim"))]
     if "error" in status:
         parts.append(Text(status["error"], style="red"))
     if "metrics" in status:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_dist.errors import WaitTimeout, WorkerLost
+from rlhf_dist.errors import ModelError, RlhfDistError, WaitTimeout, WeightError, WorkerLost
 from rlhf_dist.rollout.fleet import FleetSize, RolloutFleet
 
 
@@ -28,10 +28,10 @@ class Watch:
     """Lets the test end calls in its own order."""
 
     def __init__(self) -> None:
-        self.awaited: dict[str, tuple[Callable[[Any], None], Callable[[WorkerLost], None]]] = {}
+        self.awaited: dict[str, tuple[Callable[[Any], None], Callable[[RlhfDistError], None]]] = {}
 
-    def then(self, worker: str, ref: str, done: Any, *, doing: str, lost: Any) -> None:
-        self.awaited[ref] = (done, lost)
+    def then(self, worker: str, ref: str, done: Any, *, doing: str, failed: Any) -> None:
+        self.awaited[ref] = (done, failed)
 
     def until(self, condition: Callable[[], bool], *, timeout_s: float) -> bool:
         return condition()
@@ -39,8 +39,8 @@ class Watch:
     def end(self, ref: str) -> None:
         self.awaited.pop(ref)[0](None)
 
-    def lose(self, ref: str) -> None:
-        self.awaited.pop(ref)[1](WorkerLost(f"{ref} died"))
+    def lose(self, ref: str, error: RlhfDistError | None = None) -> None:
+        self.awaited.pop(ref)[1](error or WorkerLost(f"{ref} died"))
 
 
 class World:
@@ -136,3 +136,24 @@ def test_a_start_that_takes_too_long_names_who_is_missing() -> None:
         WaitTimeout, match=r"rollout-1: no answer within 7 s .*; 1 rollout workers are ready, expected 2"
     ):
         world.fleet.wait_for_fewest(timeout_s=7)
+
+
+def test_a_spare_worker_that_cannot_start_is_tried_again_after_the_iteration_and_ends_nothing() -> None:
+    world = World(1, 3, max_restarts=0)
+    world.start(1)
+    for number in range(1, 4):
+        world.watch.lose(f"rollout-{number}.start", ModelError("/models/sft: no such folder"))
+        assert world.fleet.states() == {"rollout-0": "ready"}
+        world.fleet.balance(waited_s=5, step_s=10)
+    assert world.fleet.restarts == 0
+
+
+def test_an_error_of_a_worker_that_is_needed_ends_the_run_as_what_it_is() -> None:
+    world = World(1, 1)
+    world.fleet.open()
+    with pytest.raises(ModelError):
+        world.watch.lose("rollout-0.start", ModelError("no such folder"))
+    serving = World(1, 3)
+    serving.start(1)
+    with pytest.raises(WeightError):
+        serving.watch.lose("rollout-0.run", WeightError("checksum"))
