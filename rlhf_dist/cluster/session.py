@@ -55,7 +55,7 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str) -> I
     # Ray's reaping makes this process ignore SIGCHLD, and then the exit code of every child of ours would read 0.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        _check_size(cpus, gpus)
+        check_size(cpus, gpus)
         yield
     finally:
         ray.shutdown()
@@ -132,7 +132,12 @@ def check_port_free(port: int) -> None:
             ) from error
 
 
-def _check_size(cpus: float, gpus: float) -> None:
+def check_size(cpus: float, gpus: float) -> None:
+    """Refuse a cluster that could never start the run.
+
+    Raises:
+        EnvironmentProblem: says what is there, what is asked for, and which settings ask for less.
+    """
     import ray
 
     there = ray.cluster_resources()

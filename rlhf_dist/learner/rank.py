@@ -176,7 +176,7 @@ class LearnerRank:
         models = Models(self.models["policy"], self.models.get("critic"))
         device = models.policy.device
         experience = [[to_experience(data, micro, device) for micro in mini] for mini in mini_batches]
-        logs.CONTEXT["iteration"] = iteration
+        logs.CONTEXT.update(iteration=iteration, version=iteration)
         with tracing.span("update", iteration=iteration, rows=len(rows)):
             facts = update(
                 models,

@@ -70,16 +70,20 @@ class Plan:
         return sum(size for part, size in self.memory[role].items() if "host" not in part)
 
     def problems(self) -> list[str]:
-        """Devices that would overflow, each with what would help."""
-        found = {}
+        """Devices (nodes, where CPUs do everything) that would overflow, each with what would help; alike ones once."""
+        groups: dict[object, list[Seat]] = {}
         for seat in self.seats:
-            used = self.used(seat)
+            groups.setdefault((seat.node, seat.number) if self.cluster.gpus_per_node else seat.node, []).append(seat)
+        found = {}
+        for seats in groups.values():
+            used = sum(self.used(seat) for seat in seats)
             if used > self.capacity:
-                worst = max(seat.actors, key=lambda actor: self.on_device(actor.role))
-                roles = ", ".join(actor.name for actor in seat.actors)
-                found[tuple(sorted({actor.role for actor in seat.actors}))] = (
-                    f"node {seat.node} device {seat.number} ({roles}) needs {used / GIB:.1f} GiB of {self.capacity / GIB:.1f}: "
-                    + ADVICE[worst.role]
+                actors = [actor for seat in seats for actor in seat.actors]
+                worst = max(actors, key=lambda actor: self.on_device(actor.role))
+                where = f" device {seats[0].number}" if self.cluster.gpus_per_node else ""
+                found[tuple(sorted({actor.role for actor in actors}))] = (
+                    f"node {seats[0].node}{where} ({', '.join(actor.name for actor in actors)}) needs {used / GIB:.1f} GiB of "
+                    f"{self.capacity / GIB:.1f}: {ADVICE[worst.role]}"
                 )
         return list(found.values())
 

@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_dist.checkpoint import complete_or_absent
 from rlhf_dist.cluster.memory import model_size
 from rlhf_dist.cluster.placement import lay_out
-from rlhf_dist.cluster.session import namespace_of, session
+from rlhf_dist.cluster.session import check_size, namespace_of, session
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.controller import Parts, State, train
 from rlhf_dist.data.prompts import PromptSampler, read_prompts
@@ -79,7 +79,9 @@ def run(config: PPOConfig, folder: RunFolder, *, resume: bool = False) -> None:
         logs.to_file(str(folder.path.absolute() / "logs"), "controller")
         folder.rewind(state.iteration)
         folder.tell("starting")
-        with wired(config, prepared, lay_out(config, gpus=cluster_has_gpus()), folder.path, begin) as parts:
+        layout = lay_out(config, gpus=cluster_has_gpus())
+        check_size(*layout.totals())
+        with wired(config, prepared, layout, folder.path, begin) as parts:
             folder.listeners.append(parts.store.note.remote)
             folder.tell("evaluating")
             _train(parts, prepared, config, folder, state)

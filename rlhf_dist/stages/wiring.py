@@ -63,6 +63,7 @@ def wired(config: PPOConfig, prepared: Prepared, layout: Layout, run_dir: Path, 
             capacity_rows=config.experience.capacity_rows,
             sharers=config.rollout.workers.max,
             first_iteration=begin.iteration,
+            log_dir=str(run_dir.absolute() / "logs"),
         )
     )
     rollouts = _fleet(config, prepared, layout, group, store=store, watch=watch, run_dir=run_dir)

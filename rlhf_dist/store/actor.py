@@ -7,6 +7,7 @@ finished survives the worker.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -18,10 +19,12 @@ from rlhf_dist.records import PromptTask, RowKey
 from rlhf_dist.store.experience import ExperienceIndex, RowView
 from rlhf_dist.store.schema import keys_of, lengths_of, written_by
 from rlhf_dist.store.weights import Manifest, Probe, WeightIndex
-from rlhf_dist.telemetry import tracing
+from rlhf_dist.telemetry import logs, tracing
 from rlhf_dist.telemetry.ray_metrics import StoreMetrics
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 SHOW_EVERY_S = 1.0
 
@@ -29,8 +32,15 @@ SHOW_EVERY_S = 1.0
 class Store:
     """A Ray actor with coroutine methods; every wait ends after the seconds that its caller grants."""
 
-    def __init__(self, **bounds: Any) -> None:
-        """Make both indices, empty, with the bounds of `ExperienceIndex`."""
+    def __init__(self, *, log_dir: str | None = None, **bounds: Any) -> None:
+        """Make both indices, empty.
+
+        Args:
+            log_dir: where the store's log file goes; None: nowhere.
+            **bounds: of `ExperienceIndex`.
+        """
+        if log_dir is not None:
+            logs.to_file(log_dir, "store")
         self._experience = ExperienceIndex(**bounds)
         self._weights = WeightIndex()
         self._changed = asyncio.Condition()
@@ -47,6 +57,8 @@ class Store:
     async def submit(self, tasks: Sequence[PromptTask]) -> None:
         """Queue prompts for generation."""
         self._experience.submit(tasks)
+        if tasks:
+            logs.CONTEXT["iteration"] = tasks[0].iteration
         await self._notify()
 
     async def next_prompts(self, worker: str, limit: int, wait_s: float) -> list[PromptTask]:
@@ -98,6 +110,7 @@ class Store:
     async def release(self, worker: str) -> None:
         """Return a lost worker's leases to the pool."""
         self._experience.release(worker)
+        log.warning("leases of %s are back in the pool", worker, extra=self._experience.status())
         await self._notify()
 
     async def publish(self, version: int, ranks: Sequence[Any], num_buckets: int, probe: Probe | None) -> int:
@@ -123,6 +136,8 @@ class Store:
                 names += report["names"]
                 num_bytes += report["bytes"]
         self._weights.add(Manifest(version, tuple(names), num_bytes, tuple(tables), probe))
+        logs.CONTEXT["version"] = version
+        log.info("published weights", extra={"bytes": num_bytes, "buckets": num_buckets})
         self._experience.publish(version)
         await self._notify()
         return num_bytes

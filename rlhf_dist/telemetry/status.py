@@ -78,7 +78,8 @@ class _Actors:
 
         try:
             found: Any = ray.get(self._store.overview.remote(), timeout=CALL_S)
-            return dict(found)
+            begun = {"run": self._run, "state": "starting", "iteration": 0, "iterations": 0, "updated": time.time()}
+            return {**begun, **found}
         except RayActorError:
             return {"run": self._run, "state": "finished", "iteration": 0, "iterations": 0, "updated": time.time()}
 

@@ -23,6 +23,24 @@ SHAPE = {
 }
 
 
+SMALL_DEMO = {
+    "sft.examples": 512,
+    "sft.held_out": 32,
+    "sft.epochs": 1,
+    "reward_model.examples": 512,
+    "reward_model.held_out": 32,
+    "reward_model.epochs": 1,
+    "prompts.held_out_limit": 16,
+    "learner.threads": 1,
+}
+"""The demo in a minute, for tests of where it runs and not of what it learns."""
+
+
+def overrides(settings: dict[str, object]) -> list[str]:
+    """Settings as arguments of the command line."""
+    return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+
+
 class Folders:
     """Model folders and a prompt file."""
 

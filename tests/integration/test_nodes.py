@@ -12,22 +12,15 @@ import pyarrow as pa
 import pytest
 
 from tests.integration.hosts import BIN, Hosts, hosts, not_permitted
-from tests.integration.runs import Folders
+from tests.integration.runs import SMALL_DEMO, Folders, overrides
 
 REASON = not_permitted()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 DEMO = {
-    "sft.examples": 512,
-    "sft.held_out": 32,
-    "sft.epochs": 1,
-    "reward_model.examples": 512,
-    "reward_model.held_out": 32,
-    "reward_model.epochs": 1,
-    "prompts.held_out_limit": 16,
+    **SMALL_DEMO,
     "ppo.iterations": 4,
     "ppo.prompts_per_iteration": 640,
-    "learner.threads": 1,
     "rollout.workers": "{min: 1, max: 2}",
     "experience.keep": True,
     "weights.probe_every": 1,
@@ -62,8 +55,7 @@ def test_demo_on_three_nodes_of_which_one_joins_late_and_one_dies(machines: Host
     machines.start_node(0, cpus=3)
     machines.start_node(1, cpus=1)
     run, output = tmp_path / "run", tmp_path / "output"
-    settings = [part for key, value in DEMO.items() for part in ("--set", f"{key}={value}")]
-    command = [str(BIN / "rlhf-dist"), "demo", "--address", machines.cluster, "--run-dir", str(run), *settings]
+    command = [str(BIN / "rlhf-dist"), "demo", "--address", machines.cluster, "--run-dir", str(run), *overrides(DEMO)]
     driver = machines.spawn(0, command, output)
 
     wait_for(lambda: done(run) >= 1, driver, output, timeout=300)

@@ -9,24 +9,18 @@ from pathlib import Path
 import pytest
 
 from tests.integration.hosts import BIN
+from tests.integration.runs import SMALL_DEMO, overrides
 from tests.integration.slurm import Slurm, missing, slurm
 
 ROOT = Path(__file__).parents[2]
 REASON = missing()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
-SMALL = {
-    "sft.examples": 512,
-    "sft.held_out": 32,
-    "sft.epochs": 1,
-    "reward_model.examples": 512,
-    "reward_model.held_out": 32,
-    "reward_model.epochs": 1,
-    "prompts.held_out_limit": 16,
+DEMO = {
+    **SMALL_DEMO,
     "ppo.iterations": 5,
     "ppo.prompts_per_iteration": 32,
     "checkpoint_every": 1,
-    "learner.threads": 1,
     # Two cores: learner, engine and scorers share one of Ray's CPU slots.
     "cluster.placement": "colocated",
 }
@@ -45,8 +39,7 @@ def test_the_demo_runs_on_slurm_and_goes_on_after_a_requeue(cluster: Slurm, tmp_
         "RLHF_TOKEN_FILE": str(tmp_path / "token"),
         "RLHF_PORT": "6431",
     }
-    settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
-    script = ["launch/slurm.sbatch", "demo", "--run-dir", str(run), *settings]
+    script = ["launch/slurm.sbatch", "demo", "--run-dir", str(run), *overrides(DEMO)]
     job = cluster.submit(f"--output={log}", *script, cwd=ROOT)
 
     def recorded() -> list[int]:
@@ -74,10 +67,10 @@ def test_the_demo_runs_on_slurm_and_goes_on_after_a_requeue(cluster: Slurm, tmp_
     wait("COMPLETED", timeout=300)
 
     assert cluster.job(job)["Restarts"] == "1"
-    assert recorded() == list(range(SMALL["ppo.iterations"])), "every iteration once"
+    assert recorded() == list(range(DEMO["ppo.iterations"])), "every iteration once"
     controller = [json.loads(line) for line in (run / "logs" / "controller.jsonl").read_text().splitlines()]
     iterations = [line["iteration"] for line in controller if line["message"] == "iteration done"]
     assert iterations[: len(first)] == first
     assert iterations.count(0) == 1, "the second start went on from a checkpoint"
-    assert json.loads((run / "summary.json").read_text())["iterations"] == SMALL["ppo.iterations"]
+    assert json.loads((run / "summary.json").read_text())["iterations"] == DEMO["ppo.iterations"]
     assert log.read_text().count("SFT on demonstrations") == 1, "finished stages are not trained again"
