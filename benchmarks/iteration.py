@@ -54,6 +54,16 @@ def system(tree: dict[str, Any], tokens_file: Path) -> list[dict[str, float]]:
     return found
 
 
+def expected(tree: dict[str, Any]) -> dict[str, float]:
+    """Seconds per phase by the model of `rlhf-dist plan`; random weights hardly ever end an answer early."""
+    from rlhf_dist.cluster.cost import CPU, phase_seconds
+    from rlhf_dist.config import PPOConfig
+    from rlhf_dist.stages.plan import model_sizes
+
+    config = PPOConfig.model_validate(tree)
+    return phase_seconds(config, model_sizes(config), CPU, rollout_workers=1, gpus=False, answer_share=1.0)
+
+
 def bare_vllm(tree: dict[str, Any], tokens: dict[str, Any]) -> dict[str, float]:
     """Seconds in which vLLM alone answers the same prompts."""
     from vllm import LLM, SamplingParams
@@ -179,6 +189,7 @@ def main() -> None:
         (root / "tree.json").write_text(json.dumps(tree))
         found = system(tree, root / "tokens.json")[1:]
         parts = {**alone("bare_vllm", root), **alone("bare_torch", root)}
+        modelled = expected(tree)
     median = {key: statistics.median(row[key] for row in found) for key in found[0]}
     phases = {key.removeprefix("timing_s/"): value for key, value in median.items() if key.startswith("timing_s/")}
     rows = [{"where": "system", "phase": name, "seconds": value} for name, value in phases.items()]
@@ -189,6 +200,10 @@ def main() -> None:
         "sync_over_parts": phases["step"] / sum(parts.values()),
         "tokens_per_second": median["perf/throughput"],
     }
+    for phase, seconds in modelled.items():
+        rows.append({"where": "cost model", "phase": phase, "seconds": seconds})
+        if phase in ("gen", "update"):
+            figures[f"expected_over_measured_{phase}"] = seconds / phases[phase]
     publish("iteration", figures, rows, options.json)
 
 

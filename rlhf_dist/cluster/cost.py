@@ -38,8 +38,8 @@ GPUS = {
     192: Device("B200 192 GB", 800, 7000, 50),
 }
 """By memory in GB. About 40 % of the data sheets' arithmetic and 85 % of their bandwidth."""
-CPU = Device("CPU thread", 0.035, 8, 1)
-"""Measured on one thread of an AMD EPYC in fp32."""
+CPU = Device("CPU thread", 0.08, 10, 1)
+"""fp32, small models; `benchmarks/iteration.py` prints how far off it is on a machine."""
 
 
 def device_of(gpu_memory: float, *, gpus: bool) -> Device:
@@ -48,7 +48,13 @@ def device_of(gpu_memory: float, *, gpus: bool) -> Device:
 
 
 def phase_seconds(
-    config: PPOConfig, sizes: dict[str, ModelSize], device: Device, *, rollout_workers: int, gpus: bool
+    config: PPOConfig,
+    sizes: dict[str, ModelSize],
+    device: Device,
+    *,
+    rollout_workers: int,
+    gpus: bool,
+    answer_share: float = GENERATED_SHARE,
 ) -> dict[str, float]:
     """Expected seconds per iteration of each phase, under the names of the metrics `timing_s/*`.
 
@@ -58,32 +64,32 @@ def phase_seconds(
         device: what a GPU or CPU thread can do.
         rollout_workers: how many engines share the batch.
         gpus: whether the device is a GPU; else each actor has as many CPU threads as the config grants it.
+        answer_share: mean answer length over max_new_tokens.
     """
     samples = config.batch_samples
-    prompt, answer = config.prompts.max_tokens / 2, config.rollout.max_new_tokens * GENERATED_SHARE
+    prompt, answer = config.prompts.max_tokens / 2, config.rollout.max_new_tokens * answer_share
     tokens = samples * (prompt + answer)
     threads = {"rollout": config.rollout.threads, "scoring": config.scoring.threads, "learner": config.learner.threads}
-    width = {
-        "rollout": 2 if config.wire_dtype == "bfloat16" else 4,
-        "scoring": 2 if config.learner.precision == "bf16" else 4,
-    }
 
-    def rate(role: str, per_actor: int = 1) -> float:
-        return device.tflops * 1e12 * (per_actor if gpus else threads[role])
+    def rate(role: str) -> float:
+        return device.tflops * 1e12 * (1 if gpus else threads[role])
 
     policy, learner = sizes["policy"], config.learner
-    trained = policy.parameters + (sizes["critic"].parameters if learner.critic == "model" else 0)
     scoring = max(
         2 * sizes["reward"].parameters / config.scoring.reward_workers,
         2 * sizes["reference"].parameters / config.scoring.reference_workers,
     )
-    # Old log-probs and values once; forward and backward (and the forward again, with checkpointing) per epoch.
-    passes = 2 + (8 if learner.gradient_checkpointing else 6) * config.ppo.epochs
-    wire_bytes = policy.parameters * width["rollout"]
+    # Forward and backward (and the forward again, with checkpointing) per epoch; before it, old log-probs and values once. An
+    # iteration of a single optimiser step takes the rollout's own log-probs.
+    training = (8 if learner.gradient_checkpointing else 6) * config.ppo.epochs
+    old_log_probs = 0 if config.ppo.epochs * config.ppo.mini_batches == 1 else 2
+    critic = sizes["critic"].parameters if learner.critic == "model" else 0
+    update = (training + old_log_probs) * policy.parameters + (training + 2) * critic
+    wire_bytes = policy.parameters * (2 if config.wire_dtype == "bfloat16" else 4)
     return {
         "gen": _generation(config, policy, device, samples / rollout_workers, (prompt, answer), gpus=gpus),
         "score": scoring * tokens / rate("scoring"),
-        "update": passes * trained * tokens / learner.ranks / rate("learner"),
+        "update": update * tokens / learner.ranks / rate("learner"),
         # Out of the learner, and into an engine: each is a copy and a checksum; between nodes, the network too.
         "update_weights": 2 * wire_bytes / min(device.bandwidth_gb * 1e9, 4e9) / min(learner.ranks, 8),
         "pull_weights": wire_bytes / (min(device.network_gb, 4) * 1e9),

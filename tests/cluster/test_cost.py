@@ -14,9 +14,11 @@ def seconds(workers: int = 1, **sections: object) -> dict[str, float]:
 
 
 def test_the_update_costs_its_floating_point_operations() -> None:
-    # One epoch: 2 for old log-probs and values, 6 for forward and backward; policy and critic; 64 samples of 256 + 0.6 * 128.
-    tokens = 64 * (256 + 0.6 * 128)
-    assert seconds()["update"] == (2 + 6) * 2 * 10**9 * tokens / (GPUS[80].tflops * 1e12)
+    # Forward and backward of both, and the critic's values before; 64 samples of 256 + 0.6 * 128 tokens.
+    tokens, second = 64 * (256 + 0.6 * 128), GPUS[80].tflops * 1e12
+    assert seconds()["update"] == (6 + (6 + 2)) * 10**9 * tokens / second
+    # With two epochs the old log-probs are no longer the rollout's.
+    assert seconds(ppo={"epochs": 2})["update"] == ((12 + 2) + (12 + 2)) * 10**9 * tokens / second
 
 
 def test_more_of_what_a_phase_needs_shortens_it() -> None:
