@@ -105,6 +105,7 @@ class RunFolder:
         except BaseException as error:
             self.listeners.clear()  # whoever they are, they may be what failed
             self.tell("failed", error=f"{type(error).__name__}: {error}")
+            self._close_trackers()
             raise
 
     def keep_answers_before(self, answers: Any) -> None:
@@ -131,8 +132,7 @@ class RunFolder:
         """Close the trackers, and write samples, summary and report."""
         from rlhf_dist.telemetry.report import write_report
 
-        for tracker in self._trackers:
-            tracker.finish()
+        self._close_trackers()
         lines = [json.dumps(dataclasses.asdict(comparison)) for comparison in verdict.comparisons]
         write_aside(self.path / "samples.jsonl", "".join(line + "\n" for line in lines))
         summary = self._summary(config, verdict, parameters)
@@ -140,6 +140,10 @@ class RunFolder:
         write_report(self.path)
         self.tell("finished")
         return summary
+
+    def _close_trackers(self) -> None:
+        for tracker in self._trackers:
+            tracker.finish()
 
     def _summary(self, config: PPOConfig, verdict: Verdict, parameters: int) -> dict[str, Any]:
         seconds: dict[str, float] = defaultdict(float)

@@ -1,5 +1,6 @@
 """Several machines on one: network namespaces joined by a bridge, each a Ray node with an address of its own."""
 
+import itertools
 import os
 import secrets
 import shutil
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PORT = 6399
+_NUMBERS = itertools.count()
 BIN = Path(sys.executable).parent
 
 
@@ -30,8 +32,10 @@ class Hosts:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._id = f"rh{os.getpid() % 10000}"
-        self._net = f"10.{77 + os.getpid() % 100}.{os.getpid() % 250}"
+        # The kernel takes a namespace down after its name is gone, so names are not used twice.
+        number = next(_NUMBERS)
+        self._id = f"rh{os.getpid() % 10000}{chr(97 + number)}"
+        self._net = f"10.{77 + number}.{os.getpid() % 250}"
         self._temp = Path(tempfile.mkdtemp(prefix="rh"))
         token = self._temp / "token"
         token.write_text(secrets.token_hex(32))
@@ -102,7 +106,8 @@ class Hosts:
     def destroy(self) -> None:
         for host in range(self.count):
             self.kill(host)
-            subprocess.run(["ip", "netns", "del", self._name(host)], check=False)
+            for thing in (["netns", "del", self._name(host)], ["link", "del", f"{self._id}v{host}"]):
+                subprocess.run(["ip", *thing], capture_output=True, check=False)
         subprocess.run(["ip", "link", "del", f"{self._id}br"], check=False)
         shutil.rmtree(self._temp, ignore_errors=True)
 
