@@ -1,6 +1,7 @@
 """`sbatch launch/slurm.sbatch` on a real Slurm: the demo to its end, through a requeue in the middle."""
 
 import json
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -77,3 +78,25 @@ def test_the_demo_runs_on_slurm_and_goes_on_after_a_requeue(cluster: Slurm, tmp_
     assert iterations.count(0) == 1, "the second start went on from a checkpoint"
     assert json.loads((run / "summary.json").read_text())["iterations"] == DEMO["ppo.iterations"]
     assert log.read_text().count("SFT on demonstrations") == 1, "finished stages are not trained again"
+
+
+def test_a_job_whose_ray_does_not_start_fails_and_says_so(cluster: Slurm, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        cluster.environment |= {
+            "RLHF_VENV": str(BIN.parent),
+            "RLHF_TOKEN_FILE": str(tmp_path / "token"),
+            "RLHF_PORT": port,
+        }
+        log = tmp_path / "log"
+        job = cluster.submit(
+            f"--output={log}", "launch/slurm.sbatch", "demo", "--run-dir", str(tmp_path / "run"), cwd=ROOT
+        )
+        deadline = time.monotonic() + 120
+        while cluster.job(job)["JobState"] not in ("FAILED", "COMPLETED"):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    assert cluster.job(job)["JobState"] == "FAILED"
+    assert log.read_text().splitlines()[-1].startswith("error: Ray did not start on every node")
