@@ -57,10 +57,16 @@ ITERATION = {
 
 
 def make(name: str) -> Any:
-    """A metric of the list, tagged with the run's name; the process must be connected to Ray."""
+    """A metric of the list, tagged with the run's name.
+
+    Raises:
+        RuntimeError: this process is not connected to Ray, which would otherwise start a cluster unasked.
+    """
     import ray
     from ray.util import metrics
 
+    if not ray.is_initialized():
+        raise RuntimeError("not connected to Ray")
     described = METRICS[name]
     kind = metrics.Gauge if described.kind == "gauge" else metrics.Counter
     made = kind(name, description=described.meaning, tag_keys=("run", *described.tags))

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.telemetry.trackers import (
@@ -85,10 +86,14 @@ def test_wandb_is_offline_without_a_key_and_tensorboard_writes_events(
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
-def test_a_run_has_the_trackers_it_asked_for(tmp_path: Path) -> None:
+def test_a_run_has_the_trackers_it_asked_for_and_none_starts_a_cluster(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tree = {"policy": "a", "reward": "b", "prompts": {"path": "p"}}
     for telemetry, count in (({}, 2), ({"tensorboard": True}, 3)):
         made = trackers(tmp_path, PPOConfig.model_validate({**tree, "telemetry": telemetry}))
         assert len(made) == count
         for tracker in made:
             tracker.finish()
+    assert caplog.messages == ["Ray's metrics is given up for this run: RuntimeError: not connected to Ray"] * 2
+    assert not ray.is_initialized()
