@@ -26,6 +26,8 @@ class Device:
     """Memory bandwidth, GB/s."""
     network_gb: float
     """Bandwidth between nodes, GB/s."""
+    step_s: float = 0.005
+    """What one decoding step costs at least: scheduling, launching kernels, sampling."""
 
 
 GPUS = {
@@ -38,7 +40,7 @@ GPUS = {
     192: Device("B200 192 GB", 800, 7000, 50),
 }
 """By memory in GB. About 40 % of the data sheets' arithmetic and 85 % of their bandwidth."""
-CPU = Device("CPU thread", 0.08, 10, 1)
+CPU = Device("CPU thread", 0.08, 10, 1, 0.01)
 """fp32, small models; `benchmarks/iteration.py` prints how far off it is on a machine."""
 
 
@@ -110,4 +112,4 @@ def _generation(
     arithmetic = 2 * policy.parameters * running / flops
     traffic = (policy.parameters + running * (prompt + answer / 2) * policy.kv_elements) * width / bandwidth
     prefill = 2 * policy.parameters * samples * prompt / flops
-    return prefill + waves * rollout.max_new_tokens * max(arithmetic, traffic)
+    return prefill + waves * rollout.max_new_tokens * (max(arithmetic, traffic) + device.step_s)

@@ -195,11 +195,19 @@ def _report_through_ray(engine: Any) -> None:
     from vllm.v1.metrics import ray_wrappers
     from vllm.v1.metrics.loggers import StatLoggerManager
 
+    class WithoutEachToken(ray_wrappers.RayPrometheusStatLogger):
+        """Without the latency of each token: a call into Ray for each would be nearly the whole cost of these metrics."""
+
+        def record(self, scheduler_stats: Any, iteration_stats: Any, *rest: Any, **named: Any) -> None:
+            if iteration_stats is not None:
+                iteration_stats.inter_token_latencies_iter = []
+            super().record(scheduler_stats, iteration_stats, *rest, **named)
+
     # vLLM finds Ray's metrics only beside Ray Serve, which it needs for a label that stays empty here.
     ray_wrappers.ray_metrics = metrics  # type: ignore[attr-defined]
     engine.logger_manager = StatLoggerManager(
         vllm_config=engine.vllm_config,
-        custom_stat_loggers=[ray_wrappers.RayPrometheusStatLogger],
+        custom_stat_loggers=[WithoutEachToken],
         enable_default_loggers=False,
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rlhf_dist.cluster.one_thread import OneThread
 from rlhf_dist.cluster.watch import fetch
 from rlhf_dist.errors import WeightError
 from rlhf_dist.records import PromptTask, Sample, SampleRequest, Sampling, sample_seed
@@ -86,7 +87,7 @@ class RolloutWorker:
         self._limit = spec.max_concurrent
         self._spec, self._sampling = spec, sampling
         self._engine: RolloutEngine
-        self._lock = threading.Lock()
+        self._alone = OneThread()
         self._retired = threading.Event()
         self._facts: dict[str, float] = defaultdict(float)
         """What was measured since the last report."""
@@ -98,7 +99,7 @@ class RolloutWorker:
     def start(self) -> int:
         """Build the engine, without weights before the first pull; returns the process id."""
         logs.to_file(self._spec.log_dir, self.name)
-        self._engine = self._spec.build(self._sampling)
+        self._engine = self._alone(self._spec.build, self._sampling)
         self._metrics = WorkerMetrics(self.name)
         log.info("engine is up", extra={"engine": self._spec.kind, "model": self._spec.model})
         return os.getpid()
@@ -115,7 +116,7 @@ class RolloutWorker:
         asked = self._ask(store)
         while asked is not None:
             tasks = self._granted(asked)
-            asked = self._serve(store, tasks) if tasks else self._ask(store)
+            asked = self._alone(self._serve, store, tasks) if tasks else self._ask(store)
 
     def retire(self) -> None:
         """Finish what is leased, then let `run` return."""
@@ -123,39 +124,38 @@ class RolloutWorker:
 
     def generate(self, store: Any, tasks: Sequence[PromptTask]) -> pa.RecordBatch:
         """Answers to prompts outside of training, from the newest weights, in canonical order."""
-        with self._lock:
-            self._pull(store)
-            self._add(tasks)
-            samples: list[Sample] = []
-            while self._engine.running:
-                samples += self._engine.step()
-            self._facts.clear()
-        return rollout_batch(sorted(samples, key=lambda sample: sample.key))
+        return self._alone(self._answers, store, tasks)
 
     def pull(self, store: Any) -> int:
         """Have the newest weights; returns the version."""
-        with self._lock:
-            self._pull(store)
-            return self._engine.version
+        self._alone(self._pull, store)
+        return self._engine.version
 
     def sleep(self) -> None:
         """Free the engine's device memory, once it is idle, for a learner that shares the device."""
-        with self._lock:
-            self._engine.sleep()
+        self._alone(self._engine.sleep)
+
+    def _answers(self, store: Any, tasks: Sequence[PromptTask]) -> pa.RecordBatch:
+        self._pull(store)
+        self._add(tasks)
+        samples: list[Sample] = []
+        while self._engine.running:
+            samples += self._engine.step()
+        self._facts.clear()
+        return rollout_batch(sorted(samples, key=lambda sample: sample.key))
 
     def _serve(self, store: Any, tasks: Sequence[PromptTask]) -> Any:
         """Generate until nothing runs; when half of a grant is done, ask for more beside it. Returns what was asked last."""
-        with self._lock:
-            self._pull(store)
-            began = time.perf_counter()
-            logs.CONTEXT["iteration"] = tasks[0].iteration
-            with tracing.span("generate", version=self._engine.version, iteration=tasks[0].iteration):
-                asked, handed_over = self._generate(store, tasks)
-                fetch(handed_over, timeout_s=self._timeout_s, doing="accepting samples")
-            self._facts["gen_s"] += time.perf_counter() - began
-            log.info("generated", extra={"samples": self._facts["samples"], "seconds": self._facts["gen_s"]})
-            store.report.remote(self.name, dict(self._facts))
-            self._facts.clear()
+        self._pull(store)
+        began = time.perf_counter()
+        logs.CONTEXT["iteration"] = tasks[0].iteration
+        with tracing.span("generate", version=self._engine.version, iteration=tasks[0].iteration):
+            asked, handed_over = self._generate(store, tasks)
+            fetch(handed_over, timeout_s=self._timeout_s, doing="accepting samples")
+        self._facts["gen_s"] += time.perf_counter() - began
+        log.info("generated", extra={"samples": self._facts["samples"], "seconds": self._facts["gen_s"]})
+        store.report.remote(self.name, dict(self._facts))
+        self._facts.clear()
         return asked or self._ask(store)
 
     def _generate(self, store: Any, tasks: Sequence[PromptTask]) -> tuple[Any, list[Any]]:

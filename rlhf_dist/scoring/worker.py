@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from rlhf_dist.cluster.one_thread import OneThread
 from rlhf_dist.cluster.watch import fetch
 from rlhf_dist.data.packing import micro_batches, pack_rows
 from rlhf_dist.errors import RewardError
@@ -111,6 +112,7 @@ class ScoringWorker:
         self.name, self._log_dir = name, log_dir
         self._lease_tokens, self._timeout_s = lease_tokens, timeout_s
         self._kind, self._arguments, self._threads = scorer, arguments, threads
+        self._alone = OneThread()
         self._scorer: Scorer
 
     def __repr__(self) -> str:
@@ -120,10 +122,7 @@ class ScoringWorker:
     def start(self) -> int:
         """Load the scorer's model; returns the process id."""
         logs.to_file(self._log_dir, self.name)
-        cuda = torch.cuda.is_available()
-        if not cuda:
-            torch.set_num_threads(self._threads)
-        self._scorer = self._kind(**self._arguments, device="cuda" if cuda else "cpu")
+        self._scorer = self._alone(self._load)
         log.info("model is loaded", extra={"model": self._arguments["path"]})
         return os.getpid()
 
@@ -136,6 +135,16 @@ class ScoringWorker:
 
         Waits for: finished samples. Unblocked by: a rollout worker's append.
         """
+        self._alone(self._score, store)
+
+    def _load(self) -> Scorer:
+        cuda = torch.cuda.is_available()
+        if not cuda:
+            torch.set_num_threads(self._threads)
+        scorer: Scorer = self._kind(**self._arguments, device="cuda" if cuda else "cpu")
+        return scorer
+
+    def _score(self, store: Any) -> None:
         writer = self._scorer.writer
         while True:
             leased = store.next_rows.remote(self.name, writer, self._lease_tokens, POLL_S)

@@ -30,8 +30,8 @@ def test_more_of_what_a_phase_needs_shortens_it() -> None:
 
 def test_decoding_a_few_samples_is_bound_by_reading_the_weights() -> None:
     few = seconds(ppo={"prompts_per_iteration": 2})
-    assert few["gen"] > 128 * 2 * 10**9 / (GPUS[80].bandwidth_gb * 1e9)
-    assert few["gen"] < 1.5 * 128 * 2 * 10**9 / (GPUS[80].bandwidth_gb * 1e9)
+    reading = 128 * 2 * 10**9 / (GPUS[80].bandwidth_gb * 1e9)
+    assert reading < few["gen"] - 128 * GPUS[80].step_s < 1.5 * reading
 
 
 def test_devices_are_told_by_their_memory() -> None:
