@@ -3,7 +3,7 @@
 #
 #   bash launch/ssh.sh hosts.txt                                   start the cluster; the first host is the head
 #   bash launch/ssh.sh hosts.txt ppo configs/ppo.yaml --run-dir D  start it, run, and stop it again
-#   bash launch/ssh.sh hosts.txt --stop                            stop it
+#   bash launch/ssh.sh hosts.txt --stop                            stop it, and any other Ray of yours on these hosts
 #
 # hosts.txt: one host a line, as ssh knows it (keys, no passwords); empty lines and # comments are skipped.
 # What to change:
@@ -49,7 +49,10 @@ if [[ "${1:-}" == --stop ]]; then
     stop_all
     exit
 fi
-address="$(echo 'hostname --ip-address' | run_on "${hosts[0]}" | tr ' ' '\n' | grep -m1 -F .)" || fail "cannot reach ${hosts[0]} by ssh"
+# Where our connection arrived: /etc/hosts may know the host by a loopback address.
+read -r _ _ address _ < <(echo 'printenv SSH_CONNECTION' | run_on "${hosts[0]}") || fail "cannot reach ${hosts[0]} by ssh"
+[[ "$address" != 127.* && "$address" != ::1 ]] || ((${#hosts[@]} == 1)) ||
+    fail "${hosts[0]} leads to this machine's loopback; name it in the list as the other hosts know it"
 (($#)) && trap stop_all EXIT
 for host in "${hosts[@]}"; do
     role="--address=$address:$port"
