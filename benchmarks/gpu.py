@@ -15,6 +15,8 @@ from contract import arguments, publish
 
 PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
 """Dense bf16 operations per second, from the vendor's data sheets."""
+CARD_BYTES = 80e9
+"""Memory of the card for which the configuration is checked where there is none."""
 ITERATIONS = 5
 
 
@@ -60,7 +62,10 @@ def check_configuration(tree: dict[str, Any], config: Any) -> dict[str, float]:
     sizes |= {role: model_size(config, kind="value") for role in ("reward", "critic")}
     assert lay_out(checked, gpus=True).totals()[1] <= 1.0, "the actors ask for more than one card"
     roles = ("learner", "rollout", "reward", "reference")
-    return {f"estimated_gib_{role}": sum(memory(role, checked, sizes, gpus=True).values()) / 2**30 for role in roles}
+    return {
+        f"estimated_gib_{role}": sum(memory(role, checked, sizes, gpu_bytes=CARD_BYTES).values()) / 2**30
+        for role in roles
+    }
 
 
 def run(tree: dict[str, Any], root: Path) -> tuple[list[dict[str, float]], int, int]:

@@ -96,7 +96,7 @@ def measure(shape: tuple[int, int, int, int], root: Path) -> tuple[dict[str, int
     peaks = sampler.stop(root / "run")
     config = PPOConfig.model_validate(tree)
     sizes = model_sizes(config)
-    estimates = {role: sum(memory(role, config, sizes, gpus=False).values()) for role in ROLES}
+    estimates = {role: sum(memory(role, config, sizes).values()) for role in ROLES}
     return peaks, estimates
 
 

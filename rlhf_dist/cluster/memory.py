@@ -62,19 +62,21 @@ def model_size(config: Any, *, kind: str) -> ModelSize:
     )
 
 
-def memory(role: str, config: PPOConfig, sizes: dict[str, ModelSize], *, gpus: bool) -> dict[str, float]:
+def memory(
+    role: str, config: PPOConfig, sizes: dict[str, ModelSize], *, gpu_bytes: float | None = None
+) -> dict[str, float]:
     """What fills the memory of one actor, in bytes.
 
     Args:
         role: `store`, `rollout`, `reward`, `reference` or `learner`.
         config: the run's config.
         sizes: of `policy`, `reference`, `reward` and `critic`.
-        gpus: whether the memory is a GPU's.
+        gpu_bytes: a GPU's memory; None: the actor is in a host's.
     """
     if role == "learner":
         return learner_memory(config, sizes)
     if role == "rollout":
-        return engine_memory(config, sizes["policy"], gpus=gpus)
+        return engine_memory(config, sizes["policy"], gpu_bytes)
     if role == "store":
         return store_memory(config, sizes["policy"])
     return scorer_memory(config, sizes[role], role)
@@ -117,16 +119,21 @@ def activations(config: PPOConfig, size: ModelSize) -> float:
     return float(learner.micro_batch_tokens * kept * width)
 
 
-def engine_memory(config: PPOConfig, policy: ModelSize, *, gpus: bool) -> dict[str, float]:
-    """Bytes of one engine (of one of its GPUs, under tensor parallelism)."""
+def engine_memory(config: PPOConfig, policy: ModelSize, gpu_bytes: float | None) -> dict[str, float]:
+    """Bytes of one engine (of one of its GPUs, under tensor parallelism).
+
+    vLLM fills with KV cache what it was granted, however little the samples need; less than one sample's it refuses.
+    """
     rollout = config.rollout
     width = 2 if config.wire_dtype == "bfloat16" else 4
     split = rollout.tensor_parallel
-    kv = config.max_sequence * min(rollout.max_concurrent, config.batch_samples) * policy.kv_elements * width
-    copies = 1.0
-    if not gpus and rollout.engine == "vllm":
-        kv, copies = int(rollout.kv_cache_gib * GIB), CPU_ENGINE_COPIES
-    return {"parameters": copies * policy.parameters * width / split, "KV cache": kv / split}
+    parameters = policy.parameters * width / split
+    sample = config.max_sequence * policy.kv_elements * width / split
+    if rollout.engine != "vllm":
+        return {"parameters": parameters, "KV cache": sample * min(rollout.max_concurrent, config.batch_samples)}
+    if gpu_bytes is None:
+        return {"parameters": CPU_ENGINE_COPIES * parameters, "KV cache": int(rollout.kv_cache_gib * GIB) / split}
+    return {"parameters": parameters, "KV cache": max(sample, rollout.gpu_memory_fraction * gpu_bytes - parameters)}
 
 
 def scorer_memory(config: PPOConfig, size: ModelSize, role: str) -> dict[str, float]:

@@ -187,6 +187,8 @@ class LearnerRank:
                 ranks=self.ranks,
                 reduce=self._sum_over_ranks,
             )
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # an engine that shares the GPU wakes next
         log.info("updated", extra={"rows": len(rows), "pg_loss": facts["actor/pg_loss"]})
         return facts
 

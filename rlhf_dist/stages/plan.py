@@ -58,12 +58,13 @@ class Plan:
     def used(self, seat: Seat) -> float:
         """Bytes that one device's actors take together."""
         own = CONTEXT_GIB * GIB if self.cluster.gpus_per_node else 0.0
-        sizes = [self.on_device(actor.role) for actor in seat.actors]
-        total = sum(own + size for size in sizes)
-        # Colocated engines sleep while learners train, so the two are not there together.
-        taking_turns = [self.on_device(role) for role in ("learner", "rollout")]
-        shared = {actor.role for actor in seat.actors} >= {"learner", "rollout"}
-        return total - min(taking_turns) if shared and self.cluster.gpus_per_node else total
+        total = sum(own + self.on_device(actor.role) for actor in seat.actors)
+        if not self.cluster.gpus_per_node or not {actor.role for actor in seat.actors} >= {"learner", "rollout"}:
+            return total
+        # Colocated engines sleep while learners train: an engine and a training step are not there together. What learners
+        # keep between two steps stays beside the engine.
+        step = self.memory["learner"]["activations"] + self.memory["learner"]["logits"]
+        return total - min(step, self.on_device("rollout"))
 
     def on_device(self, role: str) -> float:
         """Bytes that an actor of a role takes of its device."""
@@ -95,7 +96,7 @@ class Plan:
 
 ADVICE = {
     "learner": "more learner.ranks with learner.zero_stage 3, gradient_checkpointing, or a smaller micro_batch_tokens",
-    "rollout": "rollout.tensor_parallel, or a smaller rollout.max_concurrent",
+    "rollout": "a smaller rollout.gpu_memory_fraction (kv_cache_gib on CPUs), or rollout.tensor_parallel",
     "reward": "a smaller scoring.batch_tokens, or cluster.placement disaggregated",
     "reference": "a smaller scoring.batch_tokens, or cluster.placement disaggregated",
 }
@@ -125,13 +126,14 @@ def make_plan(config: PPOConfig, cluster: Cluster) -> Plan:
     _seat_bundles(layout, seats, gpus=gpus)
     workers = _seat_rollouts(config, layout, seats, gpus=gpus)
     device = device_of(cluster.gpu_memory, gpus=gpus)
+    capacity = cluster.gpu_memory * 1e9
     roles = ("learner", "rollout", "reward", "reference", "store")
     return Plan(
         cluster,
         layout,
         [seat for seat in seats if seat.actors],
-        {role: memory(role, config, sizes, gpus=gpus) for role in roles},
-        cluster.gpu_memory * 1e9,
+        {role: memory(role, config, sizes, gpu_bytes=capacity if gpus else None) for role in roles},
+        capacity,
         phase_seconds(config, sizes, device, rollout_workers=workers, gpus=gpus),
         device,
         workers,

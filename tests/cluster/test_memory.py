@@ -37,11 +37,20 @@ def test_checkpointing_and_smaller_micro_batches_shrink_activations_only() -> No
 
 
 def test_tensor_parallelism_splits_engines_and_the_kv_cache_has_its_closed_form() -> None:
-    one = memory("rollout", config(), SIZES, gpus=True)
-    two = memory("rollout", config(rollout={"tensor_parallel": 2}), SIZES, gpus=True)
+    own = {"engine": "transformers"}
+    one = memory("rollout", config(rollout=own), SIZES)
+    two = memory("rollout", config(rollout={"tensor_parallel": 2}), SIZES, gpu_bytes=10**9)
     assert two["parameters"] == one["parameters"] / 2
     # 64 samples of 512 + 128 tokens, 512 elements of 4 bytes per token.
     assert one["KV cache"] == 64 * 640 * 512 * 4
+
+
+def test_vllm_takes_the_share_of_a_gpu_that_it_is_granted_and_at_least_a_samples_cache() -> None:
+    for fraction in (0.25, 0.9):
+        found = memory("rollout", config(rollout={"gpu_memory_fraction": fraction}), SIZES, gpu_bytes=10**9)
+        assert sum(found.values()) == fraction * 10**9
+    tiny = memory("rollout", config(), SIZES, gpu_bytes=1000.0)
+    assert tiny == {"parameters": 4 * 10**6, "KV cache": 640 * 512 * 4}
 
 
 def test_parameters_are_counted_without_allocating_and_equal_the_model() -> None:
