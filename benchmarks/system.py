@@ -10,19 +10,19 @@ from typing import Any
 def run_system(tree: dict[str, Any], run_dir: Path, report: Callable[[int, Any, Any], None]) -> tuple[int, int]:
     """Train with the config; returns the policy's parameters, and a learner rank's peak memory in bytes."""
     from rlhf_dist.cluster.placement import lay_out
-    from rlhf_dist.cluster.session import session
+    from rlhf_dist.cluster.session import has_gpus, session
     from rlhf_dist.config import PPOConfig
     from rlhf_dist.controller import State, train
     from rlhf_dist.data.prompts import PromptSampler
-    from rlhf_dist.stages.ppo import cluster_has_gpus, machine_has_gpus, prepare, probe_sequence, wired
+    from rlhf_dist.stages.ppo import prepare, probe_sequence, wired
     from rlhf_dist.stages.wiring import Begin
 
     config = PPOConfig.model_validate(tree)
     prepared = prepare(config)
     run_dir.mkdir(parents=True, exist_ok=True)
-    cpus, gpus = lay_out(config, gpus=machine_has_gpus()).totals()
+    cpus, gpus = lay_out(config, gpus=has_gpus()).totals()
     with session(config.cluster, cpus=cpus, gpus=gpus, namespace="benchmark"):
-        layout = lay_out(config, gpus=cluster_has_gpus())
+        layout = lay_out(config, gpus=has_gpus())
         with wired(config, prepared, layout, run_dir, Begin()) as parts:
             probe = probe_sequence(prepared)
             parts.learner.publish(parts.store, 0, probe_tokens=probe)

@@ -5,6 +5,8 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 LOCK="$ROOT/launch/requirements-cpu.txt"
 VENV="$ROOT/.venv"
+# Not on PyPI as wheels.
+SOURCES="^(deepspeed|rouge-score)=="
 # PyPI's torch is the CUDA build, several GB larger; the CPU build lives here.
 TORCH_CPU_INDEX="${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}"
 
@@ -54,9 +56,9 @@ fill_venv() {
     done
     install_torch
     say "installing the lock: $(grep -c '==' "$LOCK") packages, about two minutes and 4 GB"
-    pip_install --only-binary :all: -r <(grep -v '^deepspeed==' "$LOCK")
+    pip_install --only-binary :all: -r <(grep -vE "$SOURCES" "$LOCK")
     say "building deepspeed and linking rlhf_dist"
-    DS_BUILD_OPS=0 pip_install --no-build-isolation "$(grep '^deepspeed==' "$LOCK")" -e .
+    DS_BUILD_OPS=0 pip_install --no-build-isolation -r <(grep -E "$SOURCES" "$LOCK") -e .
 }
 
 install() {

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlhf_dist.config import DemoConfig, PPOConfig, dump, load
+from rlhf_dist.config import DPOConfig, Job, PipelineConfig, PPOConfig, RewardConfig, SFTConfig, dump, load
 from rlhf_dist.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -48,15 +48,114 @@ def demo(
     resume: Resume = False,
 ) -> None:
     """Train a small Llama from nothing on the embedded help desk: SFT, reward model, PPO."""
-    config = load(DemoConfig, shipped_config("demo.yaml"), _with(overrides, seed, address))
-    from rlhf_dist.stages.demo import run
+    config = load(PipelineConfig, shipped_config("demo.yaml"), _with(overrides, seed, address))
+    _run_pipeline(config, run_dir, resume=resume, anew=True)
+
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file")]
+CheckOnly = Annotated[
+    bool, typer.Option("--dry-run", help="read and check everything, print the config; start nothing")
+]
+
+
+@app.command()
+def sft(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    seed: Seed = None,
+    address: Address = None,
+    dry_run: CheckOnly = False,
+) -> None:
+    """Fine-tune a model on demonstrations."""
+    config = load(SFTConfig, config_file, _with(overrides, seed, address))
+    from rlhf_dist.stages import sft as stage
+
+    _run_stage(stage, "sft", config, run_dir, dry_run=dry_run)
+
+
+@app.command()
+def reward(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    seed: Seed = None,
+    address: Address = None,
+    dry_run: CheckOnly = False,
+) -> None:
+    """Train a reward model on people's comparisons, rankings, scores and comments."""
+    config = load(RewardConfig, config_file, _with(overrides, seed, address))
+    from rlhf_dist.stages import reward as stage
+
+    _run_stage(stage, "reward", config, run_dir, dry_run=dry_run)
+
+
+@app.command()
+def dpo(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    seed: Seed = None,
+    address: Address = None,
+    dry_run: CheckOnly = False,
+) -> None:
+    """Train a policy on comparisons directly, without a reward model (DPO, IPO)."""
+    config = load(DPOConfig, config_file, _with(overrides, seed, address))
+    from rlhf_dist.stages import dpo as stage
+
+    _run_stage(stage, "dpo", config, run_dir, dry_run=dry_run)
+
+
+@app.command()
+def pipeline(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    seed: Seed = None,
+    address: Address = None,
+    resume: Resume = False,
+) -> None:
+    """Run fine-tuning, a reward model and PPO one after the other; stages that are finished are skipped."""
+    config = load(PipelineConfig, config_file, _with(overrides, seed, address))
+    _run_pipeline(config, run_dir, resume=resume, anew=False)
+
+
+def _run_pipeline(config: PipelineConfig, run_dir: Path | None, *, resume: bool, anew: bool) -> None:
+    """Run all stages; `anew`: in a folder that holds no run yet, unless that run is resumed."""
+    from rlhf_dist.stages.pipeline import run
     from rlhf_dist.telemetry.console import Console
     from rlhf_dist.telemetry.run_folder import choose
 
     console = Console()
-    path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume)
-    folder = run(config, path, console, resume=resume)
-    _tell(console, folder.path)
+    path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume or not anew)
+    run(config, path, console, resume=resume)
+    _tell(console, path)
+
+
+def _run_stage(stage: Any, name: str, config: Job, run_dir: Path | None, *, dry_run: bool) -> None:
+    """Check a supervised stage's config and data, and run it unless that was all."""
+    from rlhf_dist.telemetry.console import Console
+    from rlhf_dist.telemetry.run_folder import RunFolder, choose
+
+    console = Console()
+    prepared = stage.prepare(config)
+    if dry_run:
+        console.rich.print(dump(config), markup=False, highlight=False)
+        console.say(prepared.describe())
+        return
+    path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None)
+    stage.run(config, prepared, RunFolder(path, config, console=console, stage=name))
+    _tell_stage(console, path / stage.OUTPUT)
+
+
+def _tell_stage(console: Console, output: Path) -> None:
+    import json
+
+    summary = json.loads((output.parent / "summary.json").read_text())
+    shown = ("eval_loss", "eval_perplexity", "accuracy", "ece", "score_error")
+    told = [f"{key} {summary[key]:.3f}" for key in shown if summary.get(key) is not None]
+    console.say(f"Held out: {', '.join(told)}")
+    console.say(f"Report: [bold]{output.parent / 'report.html'}[/]   model: {output}")
 
 
 @app.command()
@@ -73,7 +172,8 @@ def ppo(
     config = load(PPOConfig, config_file, _with(overrides, seed, address))
     from rlhf_dist.stages import ppo as stage
     from rlhf_dist.telemetry.console import Console
-    from rlhf_dist.telemetry.run_folder import RunFolder, choose
+    from rlhf_dist.telemetry.ppo_folder import PPOFolder
+    from rlhf_dist.telemetry.run_folder import choose
 
     console = Console()
     prepared = stage.prepare(config)
@@ -86,7 +186,7 @@ def ppo(
         console.say(f"{len(prepared.prompts)} prompts")
         return
     path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume)
-    folder = RunFolder(path, config, console=console)
+    folder = PPOFolder(path, config, console=console)
     with console.progress("PPO", config.ppo.iterations):
         stage.run(config, folder, resume=resume)
     _tell(console, path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from rlhf_dist.cluster.watch import Watch, fetch
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
+from rlhf_dist.evaluation.stopping import GOLD_MEAN, left_band
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.rollout.fleet import RolloutFleet
 from rlhf_dist.store.experience import RowView
@@ -51,6 +52,8 @@ class State:
     iteration: int
     """The next one."""
     kl_coef: float
+    gold: list[float] = field(default_factory=list)
+    """Mean gold score of every iteration so far, where one is watched."""
 
 
 def train(
@@ -61,8 +64,8 @@ def train(
     probe_tokens: Sequence[int],
     report: Report,
     state: State,
-) -> None:
-    """Run PPO: generate, score, update, publish, for every iteration.
+) -> str | None:
+    """Run PPO: generate, score, update, publish, for every iteration; returns why it ended early, if `ppo.stop_on` says so.
 
     With `max_staleness` 0 the store starts no sample of an iteration before the version it will be trained on is published,
     so each iteration is strictly on-policy.
@@ -104,8 +107,13 @@ def train(
         metrics = _join(timer, stats, batch_metrics(batch), {**facts, **weights}, kl.coefficient)
         kl.update(stats["objective/kl"], samples=len(rows))
         state.iteration, state.kl_coef = version, kl.coefficient
+        if GOLD_MEAN in metrics:
+            state.gold.append(metrics[GOLD_MEAN])
         report(iteration, metrics, batch)
+        if reason := left_band(config.ppo.stop_on, metrics, state.gold):
+            return reason
         parts.rollouts.balance(waited_s=timer.seconds["experience"], step_s=metrics["timing_s/step"])
+    return None
 
 
 def take(parts: Parts, iteration: int, *, timeout_s: float) -> list[RowView]:

@@ -44,7 +44,10 @@ class PackedBatch:
         return PackedBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
-def pack(sequences: Sequence[np.ndarray[Any, Any]], selections: Sequence[range], rows: MicroBatch) -> PackedBatch:
+Positions = range | np.ndarray[Any, Any]
+
+
+def pack(sequences: Sequence[np.ndarray[Any, Any]], selections: Sequence[Positions], rows: MicroBatch) -> PackedBatch:
     """Lay sequences out in rows.
 
     Args:
@@ -149,18 +152,25 @@ class PolicyModel(nn.Module):
 
 
 class ValueModel(nn.Module):
-    """A sequence-classification model with one label, read at any position: reward model and critic."""
+    """A sequence-classification model read at any position: reward model and critic. Several labels are an ensemble."""
 
-    def __init__(self, classifier: Any) -> None:
-        """Wrap a Hugging Face `*ForSequenceClassification` model with a linear head named `score`."""
+    def __init__(self, classifier: Any, *, shift: float = 0.0, scale: float = 1.0) -> None:
+        """Wrap a Hugging Face `*ForSequenceClassification` model with a linear head named `score`.
+
+        Args:
+            classifier: the model.
+            shift: taken off each output,
+            scale: and then multiplied by; so that a critic which starts as a reward model starts from the reward's units.
+        """
         super().__init__()
         self.classifier = classifier
+        self.shift, self.scale = shift, scale
 
-    def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Value at each selected position, float32 [selected]."""
+    def forward(self, batch: PackedBatch, *, all_heads: bool = False) -> torch.Tensor:
+        """Value at each selected position, float32 [selected]: the heads' mean, or with `all_heads` [selected, heads]."""
         hidden = _selected_hidden(self.classifier.base_model, batch)
-        values: torch.Tensor = self.classifier.score(hidden)[:, 0].float()
-        return values
+        values: torch.Tensor = self.scale * (self.classifier.score(hidden).float() - self.shift)
+        return values if all_heads else values.mean(-1)
 
 
 def _selected_hidden(backbone: Any, batch: PackedBatch) -> torch.Tensor:
@@ -180,20 +190,43 @@ def load_policy(path: str, *, dtype: torch.dtype, attention: str = "sdpa") -> An
     return _load(AutoModelForCausalLM, path, dtype=dtype, attn_implementation=attention)
 
 
-def load_value_model(path: str, *, dtype: torch.dtype, attention: str = "sdpa") -> Any:
-    """Read a sequence-classification model with one label, dropout off.
+def load_value_model(path: str, *, dtype: torch.dtype, attention: str = "sdpa", heads: int | None = None) -> Any:
+    """Read a sequence-classification model, dropout off; from a language model, its head starts at random.
+
+    Args:
+        path: Hugging Face folder or name.
+        dtype: of the weights.
+        attention: attention kernels.
+        heads: labels; None: as many as the folder says, one if it is no classifier yet.
 
     Raises:
-        ModelError: the folder is missing, or its model has not exactly one label or no `score` head.
+        ModelError: the folder is missing, or its model has another number of labels or no `score` head.
     """
     from transformers import AutoModelForSequenceClassification
 
-    model = _load(AutoModelForSequenceClassification, path, dtype=dtype, attn_implementation=attention, num_labels=1)
+    read = read_config(path)
+    is_classifier = any("ForSequenceClassification" in name for name in read.architectures or [])
+    labels = heads or (read.num_labels if is_classifier else 1)
+    model = _load(
+        AutoModelForSequenceClassification, path, dtype=dtype, attn_implementation=attention, num_labels=labels
+    )
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ModelError(
             f"{path}: {type(model).__name__} has no linear `score` head; expected one, as Llama's or Qwen's has"
         )
     return model
+
+
+def load_classifier(path: str) -> tuple[Any, Any]:
+    """A text classifier with a tokenizer of its own.
+
+    Raises:
+        ModelError: the folder is missing or holds no such model.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    model = _load(AutoModelForSequenceClassification, path, dtype=torch.float32)
+    return model, load_tokenizer(path)
 
 
 def _load(kind: Any, path: str, **options: Any) -> Any:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_dist.config import DemoConfig, PPOConfig, dump, keys, load
+from rlhf_dist.config import DPOConfig, PipelineConfig, PPOConfig, RewardConfig, SFTConfig, dump, keys, load
 from rlhf_dist.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+KINDS = {"demo": PipelineConfig, "pipeline": PipelineConfig, "sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
 MINIMAL = "policy: a\nreward: b\nprompts: {path: p.jsonl}\n"
 
 
@@ -20,7 +21,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configs_load_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
-    kind = DemoConfig if path.name == "demo.yaml" else PPOConfig
+    kind = KINDS.get(path.stem, PPOConfig)
     config = load(kind, path)
     (tmp_path / "again.yaml").write_text(dump(config))
     assert load(kind, tmp_path / "again.yaml") == config
@@ -89,7 +90,7 @@ def test_every_setting_says_what_it_means() -> None:
                 found.append(prefix + name)
         return found
 
-    assert undescribed(DemoConfig) == []
+    assert [found for kind in {PPOConfig, *KINDS.values()} for found in undescribed(kind)] == []
     assert "learner.policy.lr" in keys(PPOConfig)
 
 

@@ -1,4 +1,4 @@
-"""Losses as sums over tokens or pairs, so that the caller divides once by the count of the whole batch.
+"""Losses as sums over tokens, so that the caller divides once by the count of the whole batch.
 
 A mean inside a micro-batch would weigh tokens by how they were packed; sums divided by the global count do not depend on
 ranks, micro-batches or packing.
@@ -7,7 +7,6 @@ ranks, micro-batches or packing.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from rlhf_dist.algorithms.advantages import moments
 
@@ -54,12 +53,6 @@ def value_loss_sum(
     near = old_values + (values - old_values).clamp(-clip_value, clip_value)
     plain, clipped = (values - returns).square(), (near - returns).square()
     return 0.5 * torch.maximum(plain, clipped).sum(), (clipped > plain).sum().float()
-
-
-def preference_loss_sum(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
-    """-log sigmoid(chosen - rejected), summed over pairs: Bradley-Terry (Ouyang et al. 2022, arXiv:2203.02155, eq. 1)."""
-    assert chosen.shape == rejected.shape, (chosen.shape, rejected.shape)
-    return -F.logsigmoid(chosen - rejected).sum()
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,6 @@ def last_positions(lengths: torch.Tensor) -> torch.Tensor:
 
 
 def segment_sums(flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Sum of each sequence's values, [sequences]."""
+    """Sum of each sequence's values, [tokens, ...] to [sequences, ...]."""
     owner = torch.repeat_interleave(torch.arange(len(lengths), device=flat.device), lengths)
-    return flat.new_zeros(len(lengths)).index_add_(0, owner, flat)
+    return flat.new_zeros(len(lengths), *flat.shape[1:]).index_add_(0, owner, flat)

@@ -5,7 +5,8 @@ Checked against measured peaks by `benchmarks/memory.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_dist.config import PPOConfig
@@ -60,6 +61,12 @@ def model_size(config: Any, *, kind: str) -> ModelSize:
         vocabulary=config.vocab_size,
         tied=bool(getattr(config, "tie_word_embeddings", False)),
     )
+
+
+def together(sizes: Sequence[ModelSize]) -> ModelSize:
+    """Several models in one process, which work one after the other: all weights, the largest one's activations."""
+    largest = max(sizes, key=lambda size: size.parameters)
+    return replace(largest, parameters=sum(size.parameters for size in sizes))
 
 
 def memory(

@@ -24,7 +24,7 @@ def namespace_of(run: Path) -> str:
 
 @contextmanager
 def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str) -> Iterator[None]:
-    """Be connected to Ray inside the block.
+    """Be connected to Ray inside the block; within another session, that one serves.
 
     Args:
         settings: which cluster.
@@ -48,6 +48,10 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str) -> I
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    if ray.is_initialized():  # a stage of a pipeline, whose session goes on after it
+        check_size(cpus, gpus)
+        yield
+        return
     if settings.address is None:
         _start_local(settings, cpus, namespace)
     else:
@@ -59,6 +63,17 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str) -> I
         yield
     finally:
         ray.shutdown()
+
+
+def has_gpus() -> bool:
+    """Whether the Ray cluster that we are connected to has GPUs, or, not connected, this machine."""
+    import ray
+
+    if ray.is_initialized():
+        return bool(ray.cluster_resources().get("GPU"))
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _start_local(settings: Cluster, cpus: float, namespace: str) -> None:

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rlhf_dist.data.tables import read_rows
 from rlhf_dist.errors import DataError
 from rlhf_dist.records import Prompt, PromptTask
 
 COLUMNS = ("prompt", "messages")
-SUFFIXES = (".jsonl", ".parquet", ".arrow")
-
-
-def read_rows(path: str, *, split: str = "train") -> list[dict[str, Any]]:
-    """Rows of a data file, or of a data set that `datasets` finds under that name.
-
-    Raises:
-        DataError: the file is missing, empty or malformed; names file and line.
-    """
-    file = Path(path)
-    if not file.exists():
-        if file.suffix in SUFFIXES or file.is_absolute() or path.startswith("."):
-            raise DataError(f"{path}: no such file; expected JSONL, Parquet or Arrow")
-        return _read_dataset(path, split)
-    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".arrow": _read_arrow}
-    if file.suffix not in readers:
-        raise DataError(f"{path}: unknown kind of file {file.suffix!r}; expected one of {', '.join(SUFFIXES)}")
-    rows = readers[file.suffix](file)
-    if not rows:
-        raise DataError(f"{path}: the file is empty; expected at least one row")
-    return rows
 
 
 def read_prompts(
@@ -59,14 +37,7 @@ def read_prompts(
 
 
 def _prompt(where: str, number: int, value: Any, tokenizer: Any, max_tokens: int) -> Prompt:
-    if isinstance(value, str) and value.strip():
-        text = value
-        tokens = tokenizer(text)["input_ids"]
-    elif isinstance(value, list) and value:
-        text = chat_text(where, value, tokenizer)
-        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    else:
-        raise DataError(f"{where}: prompt is {value!r}; expected text, or a list of messages")
+    text, tokens = prompt_tokens(where, value, tokenizer)
     if len(tokens) > max_tokens:
         raise DataError(
             f"{where}: the prompt has {len(tokens)} tokens; expected at most {max_tokens} (prompts.max_tokens). "
@@ -75,8 +46,27 @@ def _prompt(where: str, number: int, value: Any, tokenizer: Any, max_tokens: int
     return Prompt(number, tuple(tokens), text)
 
 
-def chat_text(where: str, messages: list[Any], tokenizer: Any) -> str:
-    """Messages through the chat template.
+def prompt_tokens(where: str, value: Any, tokenizer: Any) -> tuple[str, list[int]]:
+    """A prompt's text and tokens, as every stage sees it: plain text with the tokenizer's own beginning, or a chat.
+
+    Raises:
+        DataError: it is neither text nor messages; says where.
+    """
+    if isinstance(value, str) and value.strip():
+        return value, tokenizer(value)["input_ids"]
+    if isinstance(value, list) and value:
+        text = chat_text(where, value, tokenizer)
+        return text, tokenizer(text, add_special_tokens=False)["input_ids"]
+    raise DataError(f"{where}: prompt is {value!r}; expected text, or a list of messages")
+
+
+def answer_tokens(text: str, tokenizer: Any) -> list[int]:
+    """An answer's tokens after a prompt, the end token in."""
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def chat_text(where: str, messages: list[Any], tokenizer: Any, *, ask: bool = True) -> str:
+    """Messages through the chat template; with `ask` up to where the assistant answers.
 
     Raises:
         DataError: the tokenizer has no template, or the messages are not `role` and `content` texts.
@@ -88,57 +78,8 @@ def chat_text(where: str, messages: list[Any], tokenizer: Any) -> str:
     for message in messages:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise DataError(f"{where}: message {message!r}; expected a mapping with texts `role` and `content`")
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
     return text
-
-
-def _read_jsonl(file: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            raise DataError(f"{file}:{number}: an empty line; expected a JSON object")
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{file}:{number}: not valid JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{file}:{number}: found {type(row).__name__}; expected a JSON object")
-        rows.append(row)
-    return rows
-
-
-def _read_parquet(file: Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file}: not a readable Parquet file: {error}") from error
-    return rows
-
-
-def _read_arrow(file: Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
-
-    with pa.memory_map(str(file)) as source:
-        for opener in (pa.ipc.open_file, pa.ipc.open_stream):
-            try:
-                rows: list[dict[str, Any]] = opener(source).read_all().to_pylist()
-            except pa.ArrowInvalid:
-                source.seek(0)
-            else:
-                return rows
-    raise DataError(f"{file}: neither an Arrow IPC file nor a stream")
-
-
-def _read_dataset(name: str, split: str) -> list[dict[str, Any]]:
-    import datasets
-
-    try:
-        return list(datasets.load_dataset(name, split=split))
-    except (OSError, ValueError, ConnectionError) as error:
-        raise DataError(f"{name}: no such file, and `datasets` cannot load it: {error}") from error
 
 
 class PromptSampler:

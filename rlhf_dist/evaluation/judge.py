@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from rlhf_dist.errors import ConfigError
 from rlhf_dist.records import Prompt, PromptTask
 from rlhf_dist.rollout.fleet import RolloutFleet
+from rlhf_dist.scoring.functions import Rule, load_function
 
-Judge = Callable[[str, str], float]
-"""Score of (prompt, answer); higher is better."""
+Judge = Rule
 
 EVALUATION = -1
 """The iteration under which evaluation samples are seeded."""
@@ -49,14 +47,7 @@ def load_judge(path: str | None) -> Judge | None:
     Raises:
         ConfigError: there is no such module or function.
     """
-    if path is None:
-        return None
-    module, _, name = path.partition(":")
-    try:
-        judge: Judge = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"gold_judge is {path!r}: {error}; expected package.module:function") from error
-    return judge
+    return None if path is None else load_function(path, key="gold_judge")
 
 
 def answer(rollouts: RolloutFleet, prompts: Sequence[Prompt], *, timeout_s: float) -> pa.RecordBatch | None:

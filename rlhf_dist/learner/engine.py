@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlhf_dist.config import Optimizer
+from rlhf_dist.config import Lora, Optimizer
 from rlhf_dist.learner import optimizer_state
 
 
@@ -69,8 +69,12 @@ class TrainedModel:
         self.engine, _, _, _ = deepspeed.initialize(
             model=module, optimizer=adamw, lr_scheduler=schedule, config=settings, dist_init_required=False
         )
+        self._clipped_norm: float | None = None
+        self.engine.clip_fp32_gradients = self._clip
         self.module = module
         self.prefix = prefix
+        self.lora: Lora | None = None
+        """The adapters that the module has, if any."""
         self.zero_stage = zero_stage
         self.lr = schedule
 
@@ -93,7 +97,17 @@ class TrainedModel:
         lr = self.engine.optimizer.param_groups[0]["lr"]
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
-        return {"grad_norm": float(norm) if norm is not None else 0.0, "lr": float(lr)}
+        if norm is None:
+            norm = self._clipped_norm
+        return {"grad_norm": float(norm), "lr": float(lr)}
+
+    def _clip(self) -> None:
+        """What DeepSpeed calls without ZeRO in fp32, where it forgets the norm."""
+        from deepspeed.runtime.utils import clip_grad_norm_
+
+        self._clipped_norm = float(
+            clip_grad_norm_(parameters=self.module.parameters(), max_norm=self.engine.gradient_clipping())
+        )
 
     def shapes(self) -> list[tuple[str, torch.Size]]:
         """Hugging Face name and full shape of each parameter, in a fixed order; tied parameters once."""

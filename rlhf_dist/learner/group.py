@@ -11,9 +11,10 @@ import numpy as np
 
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import PPO, Learner, Timeouts
-from rlhf_dist.data.packing import plan
+from rlhf_dist.data.examples import ExampleSet
+from rlhf_dist.data.packing import MicroBatch, plan
 from rlhf_dist.errors import EnvironmentProblem
-from rlhf_dist.learner.rank import LearnerRank, Loss, ModelSpec
+from rlhf_dist.learner.rank import Imitation, LearnerRank, Loss, ModelSpec, Now
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.weights import Probe
 
@@ -23,13 +24,13 @@ class SupervisedBatch:
     """What one supervised step learns from."""
 
     examples: Any
-    """Handle of all examples of the stage (`data.examples.EXAMPLES`) in shared memory."""
+    """Handle of all examples of the stage (an `ExampleSet`'s table) in shared memory."""
     units: Sequence[Sequence[int]]
-    """Example numbers of this step; those of one unit share a row, e.g. a preference pair."""
+    """Example numbers of this step; those of one unit share a row, e.g. both answers of a comparison."""
     lengths: Sequence[int]
     """Tokens of each unit."""
     count: float
-    """What the summed loss is divided by: tokens, or pairs, over all ranks."""
+    """What the summed loss is divided by: the weight of all units, over all ranks."""
 
 
 class LearnerGroup:
@@ -50,6 +51,7 @@ class LearnerGroup:
         self.ranks = list(ranks)
         self._settings, self._hidden, self._watch, self._timeouts = settings, hidden, watch, timeouts
         self._num_buckets = 0
+        self._demonstrations: tuple[Any, ExampleSet] | None = None
         self.num_parameters = 0
 
     def start(self, specs: dict[str, ModelSpec], *, run_dir: Path, interface: str | None) -> None:
@@ -102,21 +104,55 @@ class LearnerGroup:
                 local = [[[self._local(mine[rank], int(chosen[i])) for i in row] for row in micro] for micro in micros]
                 minis[rank].append(local)
         calls = {}
+        shown = self._shown(ppo, seed)
         for rank, handle in enumerate(self.ranks):
             blocks, rows = _address([views[i] for i in mine[rank]])
-            ref = handle.update.remote(blocks, rows, minis[rank], ppo, kl_coef, reuse_rollout_log_probs, iteration)
-            calls[f"learner-{rank}"] = ref
+            now = Now(kl_coef, reuse_rollout_log_probs, iteration, shown[rank])
+            calls[f"learner-{rank}"] = handle.update.remote(blocks, rows, minis[rank], ppo, now)
         results = self._watch.wait(calls, timeout_s=self._timeouts.update, doing="updating policy and critic")
         return dict(results["learner-0"])
 
+    def imitate(self, demonstrations: ExampleSet) -> None:
+        """From now on, PPO updates learn from demonstrations too, `ppo.ptx_batch` of them in each step (PPO-ptx)."""
+        import ray
+
+        self._demonstrations = ray.put(demonstrations.table), demonstrations
+
+    def _shown(self, ppo: PPO, seed: int) -> list[Imitation | None]:
+        """For each rank, the demonstrations of each optimiser step of an update."""
+        if self._demonstrations is None:
+            return [None] * len(self.ranks)
+        stored, everything = self._demonstrations
+        steps: list[list[list[MicroBatch]]] = [[] for _ in self.ranks]
+        tokens = []
+        draws = np.random.default_rng([seed, 1])
+        for _ in range(ppo.epochs * ppo.mini_batches):
+            size = min(ppo.ptx_batch, len(everything.units))
+            chosen = everything.selected(draws.choice(len(everything.units), size, replace=False).tolist())
+            batch = SupervisedBatch(stored, chosen.units, chosen.lengths(), sum(chosen.weights))
+            tokens.append(batch.count)
+            for rank, micros in enumerate(self._example_plan(batch)):
+                steps[rank].append(micros)
+        return [Imitation([stored], own, tokens) for own in steps]
+
     def train_step(self, name: str, batch: SupervisedBatch, loss: Loss, *, learn: bool = True) -> dict[str, float]:
         """One supervised optimiser step (or, without `learn`, an evaluation): mean loss, and the loss's other means."""
-        calls = {}
-        for rank, micros in enumerate(self._plan(batch.lengths)):
-            flat = [[[example for unit in row for example in batch.units[unit]] for row in micro] for micro in micros]
-            handle = self.ranks[rank]
-            calls[f"learner-{rank}"] = handle.train_step.remote(name, batch.examples, flat, loss, batch.count, learn)
+        calls = {
+            f"learner-{rank}": self.ranks[rank].train_step.remote(
+                name, batch.examples, micros, loss, batch.count, learn
+            )
+            for rank, micros in enumerate(self._example_plan(batch))
+        }
         return dict(self._watch.wait(calls, timeout_s=self._timeouts.update, doing="a training step")["learner-0"])
+
+    def predict(self, name: str, batch: SupervisedBatch) -> dict[int, list[float]]:
+        """What a model says of examples, by example number; see `LearnerRank.predict`."""
+        calls = {
+            f"learner-{rank}": self.ranks[rank].predict.remote(name, batch.examples, micros)
+            for rank, micros in enumerate(self._example_plan(batch))
+        }
+        found = self._watch.wait(calls, timeout_s=self._timeouts.update, doing="a forward pass")
+        return {number: values for part in found.values() for number, values in part.items()}
 
     def plan_weights(self, *, bucket_bytes: int, wire_dtype: str) -> None:
         """Fix the buckets in which the policy is published."""
@@ -160,6 +196,13 @@ class LearnerGroup:
             row_tokens=settings.row_tokens,
             hidden=self._hidden,
         )
+
+    def _example_plan(self, batch: SupervisedBatch) -> list[list[list[list[int]]]]:
+        """Micro-batches of example numbers for each rank; the examples of a unit stay together and in order."""
+        return [
+            [[[example for unit in row for example in batch.units[unit]] for row in micro] for micro in micros]
+            for micros in self._plan(batch.lengths)
+        ]
 
     def _local(self, mine: list[int], index: int) -> int:
         mine.append(index)

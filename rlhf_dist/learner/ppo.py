@@ -16,6 +16,9 @@ from rlhf_dist.config import PPO
 from rlhf_dist.learner.engine import TrainedModel
 from rlhf_dist.models import PackedBatch
 
+Also = Callable[[int], tuple[float, float]]
+"""Adds gradients of another loss to the policy's before the optimiser step of that number; its sum, and its tokens."""
+
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 """Sums a float64 vector over all ranks."""
 
@@ -43,6 +46,8 @@ class Models:
 
     policy: TrainedModel
     critic: TrainedModel | None
+    also: Also | None = None
+    """Another loss of the policy's, for PPO-ptx."""
 
     def values(self, micro: Experience) -> torch.Tensor:
         """The critic's values of a micro-batch, [tokens]."""
@@ -83,11 +88,16 @@ def update(
     _look_back(models, everything, reuse_rollout_log_probs)
     _estimate_advantages(everything, settings, kl_coef, reduce)
     _record_batch(recorder, everything, kl_coef)
+    step = 0
     for epoch in range(settings.epochs):
         for mini in mini_batches:
             tokens = float(reduce(torch.tensor([sum(float(m.lengths.sum()) for m in mini)], dtype=torch.float64)))
             for micro in mini:
                 _accumulate(models, micro, settings, ranks / tokens, reuse_rollout_log_probs, recorder)
+            if models.also is not None:
+                loss, count = models.also(step)
+                recorder.token_means(count, {"actor/ptx_loss": torch.tensor(loss)})
+            step += 1
             recorder.step("actor", models.policy.step())
             if models.critic is not None:
                 recorder.step("critic", models.critic.step())
@@ -190,7 +200,7 @@ class _Recorder:
         self.variance = torch.zeros(6, dtype=torch.float64)
         self.steps = 0
 
-    def token_means(self, count: int, sums: dict[str, torch.Tensor | None]) -> None:
+    def token_means(self, count: float, sums: dict[str, torch.Tensor | None]) -> None:
         for name, value in sums.items():
             if value is not None:
                 self.sums[name] += float(value.detach())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ import pyarrow as pa
 import torch
 
 from rlhf_dist.cluster import rendezvous
-from rlhf_dist.config import PPO, Learner, Optimizer
+from rlhf_dist.config import PPO, Learner, Lora, Optimizer
 from rlhf_dist.data.packing import MicroBatch
+from rlhf_dist.learner.adapters import adapt, merged, save_adapter
 from rlhf_dist.learner.engine import TrainedModel
+from rlhf_dist.learner.examples import ExampleBatch, read_examples
 from rlhf_dist.learner.ppo import Experience, Models, update
 from rlhf_dist.models import (
-    PackedBatch,
     PolicyModel,
     ValueModel,
     load_policy,
@@ -33,8 +36,8 @@ from rlhf_dist.telemetry import logs, tracing
 
 log = logging.getLogger(__name__)
 
-Loss = Callable[[TrainedModel, PackedBatch], tuple[torch.Tensor, dict[str, float]]]
-"""A stage's loss on one micro-batch: a sum over its examples, and sums of further metrics."""
+Loss = Callable[[TrainedModel, ExampleBatch], tuple[torch.Tensor, dict[str, float]]]
+"""A stage's loss on one micro-batch: a sum over its units, and sums of further metrics."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,40 @@ class ModelSpec:
     total_steps: int
     temperature: float = 1.0
     value_head: bool = False
+    heads: int = 1
+    """Labels of a `value` model; more than one is an ensemble."""
+    shift: float = 0.0
+    scale: float = 1.0
+    """Of a `value` model's outputs; see `ValueModel`."""
+    lora: Lora | None = None
     state: str = ""
     """Folder of a checkpoint's optimiser state, to go on from; empty: start anew."""
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """Demonstrations beside PPO on one rank."""
+
+    table: list[Any]
+    """One handle of all examples, in a list so that Ray hands the handle over and not its value."""
+    micros: list[list[MicroBatch]]
+    """Micro-batches of each optimiser step."""
+    tokens: list[float]
+    """Tokens to learn in each step, over all ranks."""
+
+
+@dataclass(frozen=True)
+class Now:
+    """What belongs to one PPO update and to no other."""
+
+    kl_coef: float
+    """Weight of the KL penalty."""
+    reuse_rollout_log_probs: bool
+    """See `learner.ppo.update`."""
+    iteration: int
+    """For logs and traces."""
+    imitation: Imitation | None
+    """Demonstrations of each optimiser step, for PPO-ptx."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +167,18 @@ class LearnerRank:
         module: PolicyModel | ValueModel
         if spec.kind == "policy":
             base = load_policy(spec.path, dtype=dtype, attention=settings.attention)
+            if spec.lora is not None:
+                adapt(base, spec.lora)
             module, prefix = PolicyModel(base, temperature=spec.temperature, value_head=spec.value_head), "lm."
         else:
-            base = load_value_model(spec.path, dtype=dtype, attention=settings.attention)
-            module, prefix = ValueModel(base), "classifier."
+            base = load_value_model(spec.path, dtype=dtype, attention=settings.attention, heads=spec.heads)
+            if spec.lora is not None:
+                adapt(base, spec.lora, also=("score",))
+            module, prefix = ValueModel(base, shift=spec.shift, scale=spec.scale), "classifier."
         if settings.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
         module.train()
-        return TrainedModel(
+        model = TrainedModel(
             module,
             spec.optimizer,
             prefix=prefix,
@@ -148,6 +187,8 @@ class LearnerRank:
             bf16=settings.precision == "bf16",
             cpu_offload=settings.cpu_offload,
         )
+        model.lora = spec.lora
+        return model
 
     def update(
         self,
@@ -155,9 +196,7 @@ class LearnerRank:
         rows: list[dict[str, tuple[int, int]]],
         mini_batches: list[list[MicroBatch]],
         ppo: PPO,
-        kl_coef: float,
-        reuse_rollout_log_probs: bool,
-        iteration: int,
+        now: Now,
     ) -> dict[str, float]:
         """One PPO update.
 
@@ -166,24 +205,24 @@ class LearnerRank:
             rows: for each row, writer to (block number, position in it).
             mini_batches: micro-batches of row numbers, for each mini-batch.
             ppo: PPO's numbers.
-            kl_coef: weight of the KL penalty now.
-            reuse_rollout_log_probs: see `learner.ppo.update`.
-            iteration: for logs and traces.
+            now: what belongs to this update.
         """
         import ray
 
         data = read_rows(ray.get(blocks), rows, score_clip=ppo.score_clip, missing_eos_penalty=ppo.missing_eos_penalty)
         models = Models(self.models["policy"], self.models.get("critic"))
+        if now.imitation is not None:
+            models.also = partial(self._imitate, now.imitation, ray.get(now.imitation.table)[0], ppo)
         device = models.policy.device
         experience = [[to_experience(data, micro, device) for micro in mini] for mini in mini_batches]
-        logs.CONTEXT.update(iteration=iteration, version=iteration)
-        with tracing.span("update", iteration=iteration, rows=len(rows)):
+        logs.CONTEXT.update(iteration=now.iteration, version=now.iteration)
+        with tracing.span("update", iteration=now.iteration, rows=len(rows)):
             facts = update(
                 models,
                 experience,
                 ppo,
-                kl_coef=kl_coef,
-                reuse_rollout_log_probs=reuse_rollout_log_probs,
+                kl_coef=now.kl_coef,
+                reuse_rollout_log_probs=now.reuse_rollout_log_probs,
                 ranks=self.ranks,
                 reduce=self._sum_over_ranks,
             )
@@ -191,6 +230,18 @@ class LearnerRank:
             torch.cuda.empty_cache()  # an engine that shares the GPU wakes next
         log.info("updated", extra={"rows": len(rows), "pg_loss": facts["actor/pg_loss"]})
         return facts
+
+    def _imitate(self, shown: Imitation, table: pa.RecordBatch, ppo: PPO, step: int) -> tuple[float, float]:
+        """Add the gradients of ptx_coef times the demonstrations' mean loss; this rank's summed loss, and its tokens."""
+        policy, total, tokens = self.models["policy"], 0.0, 0
+        with at_temperature(policy.module, 1.0):
+            for micro in shown.micros[step]:
+                batch = read_examples(table, micro).to(policy.device)
+                loss = -policy(batch.packed)[0].sum()
+                policy.backward(loss * (ppo.ptx_coef * self.ranks / shown.tokens[step]))
+                total += float(loss.detach())
+                tokens += int(batch.lengths.sum())
+        return total, float(tokens)
 
     def train_step(
         self,
@@ -208,14 +259,15 @@ class LearnerRank:
             examples: all examples of the stage, `data.examples.EXAMPLES`, in shared memory.
             micros: this rank's micro-batches of example numbers.
             loss: the stage's loss.
-            denominator: tokens or pairs over all ranks, by which the summed loss is divided.
+            denominator: weight of all units over all ranks, by which the summed loss is divided.
             learn: whether to update the model.
         """
         model = self.models[name]
+        model.module.train(learn)
         sums: dict[str, float] = {"loss": 0.0}
         for micro in micros:
             with torch.set_grad_enabled(learn):
-                total, extra = loss(model, _pack_examples(examples, micro).to(model.device))
+                total, extra = loss(model, read_examples(examples, micro).to(model.device))
             if learn:
                 model.backward(total * (self.ranks / denominator))
             for key, value in {"loss": float(total.detach()), **extra}.items():
@@ -224,6 +276,24 @@ class LearnerRank:
         keys = sorted(sums)
         totals = self._sum_over_ranks(torch.tensor([sums[key] for key in keys], dtype=torch.float64))
         return {**{key: float(value) / denominator for key, value in zip(keys, totals, strict=True)}, **facts}
+
+    @torch.no_grad()
+    def predict(self, name: str, examples: pa.RecordBatch, micros: list[MicroBatch]) -> dict[int, list[float]]:
+        """What a model says of examples, by example number.
+
+        Returns:
+            of a policy [mean log-prob of the selected tokens]; of a value model, per head, its mean over the selected positions.
+        """
+        model = self.models[name]
+        model.module.eval()
+        found: dict[int, list[float]] = {}
+        for micro in micros:
+            batch = read_examples(examples, micro).to(model.device)
+            is_policy = isinstance(model.module, PolicyModel)
+            outputs = model(batch.packed)[0][:, None] if is_policy else model(batch.packed, all_heads=True)
+            order = [index for row in micro for index in row]
+            found |= dict(zip(order, batch.means(outputs).tolist(), strict=True))
+        return found
 
     def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str) -> int:
         """Cut a model into buckets for publication; returns their number."""
@@ -247,12 +317,8 @@ class LearnerRank:
         """The policy's log-probs of tokens[1:], in nats, at temperature 1, from its training weights."""
         model = self.models["policy"]
         packed = pack([np.asarray(tokens)], [range(len(tokens) - 1)], [[0]]).to(model.device)
-        module: Any = model.module
-        kept, module.temperature = module.temperature, 1.0
-        try:
+        with at_temperature(model.module, 1.0):
             log_probs: list[float] = model(packed)[0].tolist()
-        finally:
-            module.temperature = kept
         return log_probs
 
     def save(self, name: str, folder: Path) -> None:
@@ -262,6 +328,9 @@ class LearnerRank:
         if self.rank == 0:
             base = getattr(model.module, model.prefix.rstrip("."))
             dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
+            if model.lora is not None:
+                save_adapter(state, model.lora, folder / "adapter", base=base.config._name_or_path)
+                state = merged(state, model.lora)
             base.save_pretrained(folder, state_dict={key: value.to(dtype) for key, value in state.items()})
 
     def save_state(self, name: str, folder: Path) -> None:
@@ -293,13 +362,14 @@ class LearnerRank:
         return vector
 
 
-def _pack_examples(examples: pa.RecordBatch, micro: MicroBatch) -> PackedBatch:
-    order = [index for row in micro for index in row]
-    tokens, start, stop = (examples.column(name) for name in ("tokens", "selected_from", "selected_to"))
-    sequences = [tokens[index].values.to_numpy() for index in order]
-    selections = [range(start[index].as_py(), stop[index].as_py()) for index in order]
-    numbers = iter(range(len(order)))
-    return pack(sequences, selections, [[next(numbers) for _ in row] for row in micro])
+@contextmanager
+def at_temperature(module: Any, temperature: float) -> Iterator[None]:
+    """A policy's log-probs at another temperature inside the block."""
+    kept, module.temperature = module.temperature, temperature
+    try:
+        yield
+    finally:
+        module.temperature = kept
 
 
 def read_rows(

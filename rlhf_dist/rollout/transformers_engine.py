@@ -148,6 +148,17 @@ class TransformersEngine:
         values: list[float] = log_probs.gather(1, ids[0, 1:, None])[:, 0].tolist()
         return values
 
+    @torch.no_grad()
+    def rate(self, prompts: Sequence[Sequence[int]], choices: Sequence[int]) -> list[list[float]]:
+        """Probabilities of the choices; see `RolloutEngine`."""
+        found = []
+        for prompt in prompts:
+            logits = self._lm(input_ids=torch.tensor([list(prompt)], device=self._device), logits_to_keep=1).logits[
+                0, -1
+            ]
+            found.append(torch.softmax(logits.float()[list(choices)], dim=-1).tolist())
+        return found
+
     def sleep(self) -> None:
         """Move the model to host memory; see `RolloutEngine`."""
         self._lm.to("cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ class VLLMEngine:
         tensor_parallel: int = 1,
         engine_options: dict[str, Any] | None = None,
     ) -> None:
-        """Build the engine with random weights; a version must be loaded before the first sample.
+        """Build the engine with random weights, a version of which must be loaded before the first sample.
 
         Args:
             model: Hugging Face folder, for its config (and tokenizer where stop strings are given).
@@ -51,7 +52,7 @@ class VLLMEngine:
             max_sequence: longest prompt plus answer, in tokens.
             max_concurrent: samples decoded at once.
             tensor_parallel: processes that share the model.
-            engine_options: further keyword arguments of `vllm.LLM`.
+            engine_options: further keyword arguments of `vllm.LLM`; with `load_format: auto` the folder's weights are used.
 
         Raises:
             EnvironmentProblem: a dangerous variable is set, or the KV cache does not fit.
@@ -69,7 +70,6 @@ class VLLMEngine:
             self._llm: Any = LLM(
                 model,
                 dtype=dtype,
-                load_format="dummy",
                 skip_tokenizer_init=not sampling.stop,
                 max_model_len=max_sequence,
                 max_num_seqs=max_concurrent,
@@ -79,7 +79,7 @@ class VLLMEngine:
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=not in_an_actor(),
                 trust_remote_code=False,
-                **(engine_options or {}),
+                **{"load_format": "dummy", **(engine_options or {})},
             )
         self._in_process = tensor_parallel == 1
         self._can_sleep = bool((engine_options or {}).get("enable_sleep_mode"))
@@ -166,6 +166,17 @@ class VLLMEngine:
         params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
         (output,) = self._llm.generate([{"prompt_token_ids": list(tokens)}], params, use_tqdm=False)
         return [found[token].logprob for token, found in zip(tokens[1:], output.prompt_logprobs[1:], strict=True)]
+
+    def rate(self, prompts: Sequence[Sequence[int]], choices: Sequence[int]) -> list[list[float]]:
+        """Probabilities of the choices; see `RolloutEngine`."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            max_tokens=1, temperature=1.0, allowed_token_ids=list(choices), logprobs=len(choices), detokenize=False
+        )
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs = self._llm.generate(requests, params, use_tqdm=False)
+        return [[math.exp(output.outputs[0].logprobs[0][token].logprob) for token in choices] for output in outputs]
 
     def sleep(self) -> None:
         """Give weights and KV cache back; see `RolloutEngine`. vLLM can do so on GPUs; elsewhere this does nothing."""

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +19,7 @@ from rlhf_dist.cluster.watch import fetch
 from rlhf_dist.errors import WeightError
 from rlhf_dist.records import PromptTask, Sample, SampleRequest, Sampling, sample_seed
 from rlhf_dist.rollout.engine import RolloutEngine
+from rlhf_dist.rollout.spec import EngineSpec
 from rlhf_dist.store.schema import rollout_batch
 from rlhf_dist.store.weights import Manifest
 from rlhf_dist.telemetry import logs, tracing
@@ -29,49 +29,6 @@ log = logging.getLogger(__name__)
 
 POLL_S = 5.0
 """An idle worker asks the store again after this many seconds."""
-
-
-@dataclass(frozen=True)
-class EngineSpec:
-    """Which engine, on what."""
-
-    kind: str
-    model: str
-    dtype: str
-    max_sequence: int
-    max_concurrent: int
-    tensor_parallel: int
-    threads: int
-    options: dict[str, Any]
-    """Further arguments of vLLM."""
-    log_dir: str
-    """Where the worker's log file goes."""
-
-    def build(self, sampling: Sampling) -> RolloutEngine:
-        """Start the engine in this process."""
-        import torch
-
-        on_gpu = torch.cuda.is_available()
-        if not on_gpu:
-            torch.set_num_threads(self.threads)
-        if self.kind == "vllm":
-            from rlhf_dist.rollout.vllm_engine import VLLMEngine
-
-            return VLLMEngine(
-                self.model,
-                sampling,
-                dtype=self.dtype,
-                max_sequence=self.max_sequence,
-                max_concurrent=self.max_concurrent,
-                tensor_parallel=self.tensor_parallel,
-                engine_options=self.options,
-            )
-        from rlhf_dist.rollout.transformers_engine import TransformersEngine
-
-        device = "cuda" if on_gpu else "cpu"
-        return TransformersEngine(
-            self.model, sampling, dtype=self.dtype, max_concurrent=self.max_concurrent, device=device
-        )
 
 
 class RolloutWorker:

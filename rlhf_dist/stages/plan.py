@@ -11,8 +11,7 @@ from rlhf_dist.cluster.memory import GIB, ModelSize, memory
 from rlhf_dist.cluster.placement import Layout, Place, lay_out
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.errors import ConfigError
-from rlhf_dist.models import read_config
-from rlhf_dist.stages.wiring import model_paths
+from rlhf_dist.stages.ppo import sizes_of
 
 CONTEXT_GIB = 0.6
 """What a CUDA context with torch and NCCL takes of a GPU, per process."""
@@ -142,12 +141,7 @@ def make_plan(config: PPOConfig, cluster: Cluster) -> Plan:
 
 def model_sizes(config: PPOConfig) -> dict[str, ModelSize]:
     """Sizes of all four models, from their configs alone."""
-    from rlhf_dist.cluster.memory import model_size
-
-    return {
-        role: model_size(read_config(path), kind="value" if role in ("reward", "critic") else "policy")
-        for role, path in model_paths(config).items()
-    }
+    return sizes_of(config)
 
 
 def _seat_bundles(layout: Layout, seats: list[Seat], *, gpus: bool) -> None:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rlhf_dist.checkpoint import complete_or_absent
-from rlhf_dist.cluster.memory import model_size
+from rlhf_dist.cluster.memory import ModelSize, model_size, together
 from rlhf_dist.cluster.placement import lay_out
-from rlhf_dist.cluster.session import check_size, namespace_of, session
+from rlhf_dist.cluster.session import check_size, has_gpus, namespace_of, session
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.controller import Parts, State, train
+from rlhf_dist.data.demonstrations import demonstration_set, read_demonstrations
+from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.prompts import PromptSampler, read_prompts
-from rlhf_dist.errors import ModelError
+from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.evaluation.judge import answer, compare, load_judge
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.models import check_same_tokenizer, eos_token_ids, load_tokenizer, read_config
 from rlhf_dist.records import Prompt
+from rlhf_dist.scoring.functions import load_function
 from rlhf_dist.stages.resume import newest, save_checkpoint
-from rlhf_dist.stages.wiring import Begin, Prepared, model_paths, model_specs, wired
+from rlhf_dist.stages.wiring import Begin, Prepared, model_folders, model_specs, rewards_of, wired
 from rlhf_dist.telemetry import logs
-from rlhf_dist.telemetry.run_folder import RunFolder
+from rlhf_dist.telemetry.ppo_folder import PPOFolder
 from rlhf_dist.telemetry.tracing import Span, Trace
 from rlhf_dist.telemetry.tracing import take as take_spans
 
@@ -34,13 +38,15 @@ def prepare(config: PPOConfig) -> Prepared:
     Raises:
         UserError: names the key, folder or line, what was found and what was expected.
     """
-    models = model_paths(config)
-    check_same_tokenizer(models["policy"], {role: path for role, path in models.items() if role != "policy"})
-    sizes = {}
-    for role, path in models.items():
-        read = read_config(path)
-        _check_positions(role, path, read, config.max_sequence)
-        sizes[role] = model_size(read, kind="value" if role in ("reward", "critic") else "policy")
+    models = model_folders(config)
+    others = {role: path for role, paths in models.items() for path in paths if role != "policy"}
+    check_same_tokenizer(config.policy, others)
+    for role, paths in models.items():
+        for path in paths:
+            _check_positions(role, path, read_config(path), config.max_sequence)
+    for reward in rewards_of(config):
+        if reward.kind == "function":
+            load_function(reward.path, key=f"reward {reward.name}")
     tokenizer = load_tokenizer(config.policy)
     settings = config.prompts
 
@@ -57,11 +63,38 @@ def prepare(config: PPOConfig) -> Prepared:
         held_out=prompts_of(settings.held_out)[: settings.held_out_limit] if settings.held_out else [],
         tokenizer=tokenizer,
         eos_token_ids=eos_token_ids(config.policy),
-        sizes=sizes,
+        sizes=sizes_of(config),
+        demonstrations=_demonstrations(config, tokenizer),
     )
 
 
-def run(config: PPOConfig, folder: RunFolder, *, resume: bool = False) -> None:
+def sizes_of(config: PPOConfig) -> dict[str, ModelSize]:
+    """Sizes of each role's models, from their configs alone."""
+    found: dict[str, ModelSize] = {}
+    for role, paths in model_folders(config).items():
+        kind = "value" if role in ("reward", "critic") else "policy"
+        sizes = [model_size(read_config(path), kind=kind) for path in paths]
+        found[role] = together(sizes) if sizes else replace(found["policy"], parameters=0)
+    return found
+
+
+def _demonstrations(config: PPOConfig, tokenizer: Any) -> ExampleSet | None:
+    """What PPO-ptx goes on imitating: all of the demonstrations, since PPO holds none of them out."""
+    settings = config.demonstrations
+    if settings is None or not config.ppo.ptx_coef:
+        return None
+    rows = read_demonstrations(settings.path, tokenizer, max_tokens=settings.max_tokens, split=settings.split)
+    made = demonstration_set(rows)
+    longest = max(made.lengths())
+    if longest > config.learner.micro_batch_tokens:
+        raise ConfigError(
+            f"learner.micro_batch_tokens is {config.learner.micro_batch_tokens}; expected at least {longest}, the longest of "
+            "the demonstrations"
+        )
+    return made
+
+
+def run(config: PPOConfig, folder: PPOFolder, *, resume: bool = False) -> None:
     """Train, and leave the run folder complete.
 
     Args:
@@ -71,7 +104,7 @@ def run(config: PPOConfig, folder: RunFolder, *, resume: bool = False) -> None:
     """
     prepared = prepare(config)
     state, begin = newest(config, folder.path) if resume else (State(0, config.ppo.kl_coef), Begin())
-    local = lay_out(config, gpus=machine_has_gpus())
+    local = lay_out(config, gpus=has_gpus())
     cpus, gpus = local.totals()
     spare = config.rollout.workers.max - config.rollout.workers.min
     asked = cpus if config.cluster.address else cpus + spare
@@ -79,12 +112,12 @@ def run(config: PPOConfig, folder: RunFolder, *, resume: bool = False) -> None:
         logs.to_file(str(folder.path.absolute() / "logs"), "controller")
         folder.rewind(state.iteration)
         folder.tell("starting")
-        layout = lay_out(config, gpus=cluster_has_gpus())
+        layout = lay_out(config, gpus=has_gpus())
         check_size(*layout.totals())
         with wired(config, prepared, layout, folder.path, begin) as parts:
             folder.listeners.append(parts.store.note.remote)
             folder.tell("evaluating")
-            _train(parts, prepared, config, folder, state)
+            stopped = _train(parts, prepared, config, folder, state)
             folder.tell("evaluating")
             before = folder.answers_before()
             after = answer(parts.rollouts, prepared.held_out, timeout_s=config.timeouts.batch)
@@ -92,11 +125,14 @@ def run(config: PPOConfig, folder: RunFolder, *, resume: bool = False) -> None:
             parts.watch.forget()
             folder.listeners.clear()
     verdict = compare(prepared.held_out, before, after, prepared.tokenizer, load_judge(config.gold_judge))
-    folder.finish(config, verdict, parameters=prepared.sizes["policy"].parameters)
+    folder.close(config, verdict, parameters=prepared.sizes["policy"].parameters, stopped=stopped)
 
 
-def _train(parts: Parts, prepared: Prepared, config: PPOConfig, folder: RunFolder, state: State) -> None:
-    """Publish the first version, answer the held-out prompts with it, and train, reporting every iteration."""
+def _train(parts: Parts, prepared: Prepared, config: PPOConfig, folder: PPOFolder, state: State) -> str | None:
+    """Publish the first version, answer the held-out prompts with it, and train, reporting every iteration.
+
+    Returns why training ended early, if it did.
+    """
     probe = probe_sequence(prepared)
     parts.learner.publish(parts.store, state.iteration, probe_tokens=probe)
     if state.iteration == 0:
@@ -119,7 +155,9 @@ def _train(parts: Parts, prepared: Prepared, config: PPOConfig, folder: RunFolde
             models = [*model_specs(config, Begin())]
             save_checkpoint(parts.learner, prepared.tokenizer, folder.path, state, models)
 
-    train(parts, prompts, config, probe_tokens=probe, report=report, state=state)
+    if prepared.demonstrations is not None:
+        parts.learner.imitate(prepared.demonstrations)
+    return train(parts, prompts, config, probe_tokens=probe, report=report, state=state)
 
 
 def spans_of(parts: Parts, *, timeout_s: float) -> dict[str, list[Span]]:
@@ -151,17 +189,3 @@ def _check_positions(role: str, path: str, read: Any, max_sequence: int) -> None
             f"{role} {path} has {positions} positions; prompts.max_tokens + rollout.max_new_tokens is {max_sequence}. "
             "Lower one of them, or take a model with more positions"
         )
-
-
-def machine_has_gpus() -> bool:
-    """Whether this machine has GPUs."""
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def cluster_has_gpus() -> bool:
-    """Whether the Ray cluster has GPUs."""
-    import ray
-
-    return bool(ray.cluster_resources().get("GPU"))

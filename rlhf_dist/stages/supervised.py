@@ -1,161 +1,198 @@
-"""Supervised stages on the learner group: fine-tuning on demonstrations, and a reward model from preference pairs."""
+"""What SFT, reward models and DPO share: epochs over an `ExampleSet` on the learner group, with a held-out part."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from rlhf_dist.algorithms.losses import preference_loss_sum
 from rlhf_dist.checkpoint import complete_or_absent
+from rlhf_dist.cluster.session import has_gpus
 from rlhf_dist.cluster.watch import Watch
-from rlhf_dist.config import Learner, Supervised, Timeouts
-from rlhf_dist.data.examples import examples
-from rlhf_dist.learner.engine import TrainedModel
+from rlhf_dist.config import Job, Training
+from rlhf_dist.data.examples import ExampleSet
+from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.learner.group import GroupPlace, LearnerGroup, SupervisedBatch, start_group
 from rlhf_dist.learner.rank import Loss, ModelSpec
-from rlhf_dist.models import PackedBatch, response_positions
+from rlhf_dist.models import read_config
+from rlhf_dist.telemetry.run_folder import RunFolder
 
-Progress = Callable[[str], None]
-
-
-def sft_loss(model: TrainedModel, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
-    """Negative log-likelihood summed over the answer's tokens."""
-    log_probs, entropy, _ = model(batch)
-    return -log_probs.sum(), {"entropy": float(entropy.detach().sum())}
-
-
-def reward_loss(model: TrainedModel, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
-    """Bradley-Terry loss summed over pairs; outputs alternate chosen, rejected."""
-    scores = model(batch)
-    chosen, rejected = scores[0::2], scores[1::2]
-    facts = {"accuracy": (chosen > rejected).float().sum(), "margin": (chosen - rejected).detach().sum()}
-    return preference_loss_sum(chosen, rejected), {name: float(value) for name, value in facts.items()}
-
-
-@dataclass(frozen=True)
-class SupervisedData:
-    """What a supervised stage learns from: examples, and which of them belong together."""
-
-    tokens: list[list[int]]
-    selected: list[range]
-    units: list[list[int]]
-    counts: list[float]
-    """Weight of each unit in the loss: tokens of a demonstration, 1 for a pair."""
-
-
-def demonstrations(rows: Sequence[dict[str, Any]], tokenizer: Any) -> SupervisedData:
-    """Prompt and completion pairs; the loss is on the completion and the end token after it."""
-    tokens, selected = [], []
-    for row in rows:
-        prompt, answer = _prompt(tokenizer, row), _answer(tokenizer, row["completion"])
-        tokens.append(prompt + answer)
-        selected.append(response_positions(len(prompt), len(answer)))
-    return SupervisedData(
-        tokens, selected, [[i] for i in range(len(rows))], [float(len(chosen)) for chosen in selected]
-    )
-
-
-def preference_pairs(rows: Sequence[dict[str, Any]], tokenizer: Any) -> SupervisedData:
-    """Chosen and rejected answers to one prompt, each scored at its last token, the end token."""
-    tokens = []
-    for row in rows:
-        prompt = _prompt(tokenizer, row)
-        tokens += [prompt + _answer(tokenizer, row[side]) for side in ("chosen", "rejected")]
-    selected = [range(len(sequence) - 1, len(sequence)) for sequence in tokens]
-    return SupervisedData(tokens, selected, [[2 * i, 2 * i + 1] for i in range(len(rows))], [1.0] * len(rows))
-
-
-def steps_of(settings: Supervised, units: int) -> int:
-    """Optimiser steps of a stage."""
-    return settings.epochs * ((units - settings.held_out) // settings.batch_size)
-
-
-@dataclass(frozen=True)
-class LearnerPlace:
-    """Where and how a stage's learner runs."""
-
-    settings: Learner
-    hidden: int
-    gpu_share: float
-    seed: int
-    timeouts: Timeouts
-    run_dir: Path
-    interface: str | None = None
+UNITS = "units"
+"""`KIND/units` counts what the other sums `KIND/...` of a loss are over."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One supervised stage: what it learns, from what, to where."""
+    """What a stage learns, from what."""
 
-    name: str
-    title: str
-    spec: ModelSpec
-    data: SupervisedData
+    train: ExampleSet
+    held_out: ExampleSet
     loss: Loss
-    settings: Supervised
-    save_to: Path
+    training: Training
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return self.training.epochs * max(1, len(self.train.units) // self.training.batch_size)
 
 
-def fit(stage: Stage, placed: LearnerPlace, tokenizer: Any, progress: Progress) -> dict[str, float]:
-    """Start a learner, train the stage's model, save it in Hugging Face layout, stop the learner; held-out means."""
-    import ray
+def check_fits(config: Job, model: str, *examples: ExampleSet) -> None:
+    """Refuse examples that the model or a micro-batch has no room for.
 
-    options = [
-        {"num_cpus": 1, "num_gpus": placed.gpu_share, "name": f"{stage.name}-learner-{rank}"}
-        for rank in range(placed.settings.ranks)
-    ]
-    place = GroupPlace(placed.settings, options, placed.run_dir, Watch(), placed.timeouts, placed.interface)
-    group = start_group(place, {"model": stage.spec}, hidden=placed.hidden, seed=placed.seed)
-    try:
-        facts = train_supervised(group, stage, seed=placed.seed, progress=progress)
-        with complete_or_absent(stage.save_to) as aside:
-            group.save("model", aside.absolute())
-            tokenizer.save_pretrained(aside)
-    finally:
-        for rank in group.ranks:
-            ray.kill(rank)
-    return facts
+    Raises:
+        ModelError: the model has too few positions.
+        ConfigError: micro-batches are too small.
+    """
+    longest = max(max(each.table.column("tokens").value_lengths().to_pylist()) for each in examples)
+    together = max(max(each.lengths()) for each in examples)
+    positions = getattr(read_config(model), "max_position_embeddings", None)
+    if positions is not None and positions < longest:
+        raise ModelError(
+            f"{model} has {positions} positions; the longest row has {longest} tokens. Lower max_tokens, or take a model "
+            "with more positions"
+        )
+    if config.learner.micro_batch_tokens < together:
+        raise ConfigError(
+            f"learner.micro_batch_tokens is {config.learner.micro_batch_tokens}; expected at least {together}, the tokens of "
+            "the longest demonstration, or of all answers of the longest judgement"
+        )
 
 
-def train_supervised(learner: LearnerGroup, stage: Stage, *, seed: int, progress: Progress) -> dict[str, float]:
-    """Epochs over shuffled batches; returns the means over the held-out share at the end.
+@contextmanager
+def learning(
+    config: Job, specs: dict[str, ModelSpec], run_dir: Path, *, name: str, seed: int
+) -> Iterator[LearnerGroup]:
+    """A learner group that holds some models inside the block.
 
     Args:
-        learner: the group that holds the stage's model as `model`.
-        stage: its data's last `settings.held_out` units are not trained on.
-        seed: of the shuffling.
-        progress: called with a note after each step.
+        config: the stage's settings.
+        specs: models by name.
+        run_dir: where log files go.
+        name: the stage's, for the actors' names.
+        seed: of weights that start at random.
     """
     import ray
 
-    data, settings = stage.data, stage.settings
-    stored = ray.put(examples(data.tokens, data.selected))
-    kept = len(data.units) - settings.held_out
-    for epoch in range(settings.epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(kept)
-        for start in range(0, kept - settings.batch_size + 1, settings.batch_size):
-            batch = _batch(stored, data, order[start : start + settings.batch_size].tolist())
-            facts = learner.train_step("model", batch, stage.loss)
-            progress(f"loss {facts['loss']:.3f}")
-    return learner.train_step("model", _batch(stored, data, range(kept, len(data.units))), stage.loss, learn=False)
+    share = config.cluster.gpu_share if has_gpus() else 0.0
+    options = [
+        {"num_cpus": 1, "num_gpus": share, "name": f"{name}-learner-{rank}"} for rank in range(config.learner.ranks)
+    ]
+    hidden = read_config(next(iter(specs.values())).path).hidden_size
+    place = GroupPlace(config.learner, options, run_dir, Watch(), config.timeouts, config.cluster.interface)
+    group = start_group(place, specs, hidden=hidden, seed=seed)
+    try:
+        yield group
+    finally:
+        for rank in group.ranks:
+            ray.kill(rank)
 
 
-def _batch(stored: Any, data: SupervisedData, chosen: Sequence[int]) -> SupervisedBatch:
-    units = [data.units[unit] for unit in chosen]
-    lengths = [sum(len(data.tokens[example]) for example in unit) for unit in units]
-    return SupervisedBatch(stored, units, lengths, count=sum(data.counts[unit] for unit in chosen))
+def train(learner: LearnerGroup, stage: Stage, folder: RunFolder, *, seed: int, offset: int = 0) -> dict[str, float]:
+    """Epochs over shuffled batches, evaluated after each; returns the last evaluation.
+
+    Args:
+        learner: the group that holds the stage's model as `model`.
+        stage: what it learns.
+        folder: where each step is recorded.
+        seed: of the shuffling.
+        offset: number of the first step, for the later members of an ensemble.
+    """
+    import ray
+
+    stored, held_out = ray.put(stage.train.table), ray.put(stage.held_out.table)
+    step, found = offset, {}
+    for epoch in range(stage.training.epochs):
+        batches = shuffled(stage.train.strata, stage.training.batch_size, seed=seed, epoch=epoch)
+        for number, chosen in enumerate(batches):
+            began = time.perf_counter()
+            batch = batch_of(stored, stage.train.selected(chosen))
+            facts = per_kind(learner.train_step("model", batch, stage.loss))
+            seconds = time.perf_counter() - began
+            metrics = {f"train/{key}": value for key, value in facts.items()} | {
+                "train/epoch": epoch + number / len(batches)
+            }
+            speed = {"timing_s/step": seconds, "perf/throughput": sum(batch.lengths) / seconds}
+            if number == len(batches) - 1:
+                found = per_kind(
+                    learner.train_step("model", batch_of(held_out, stage.held_out), stage.loss, learn=False)
+                )
+                metrics |= {f"eval/{key}": value for key, value in found.items()}
+            folder.record(step, metrics | speed)
+            folder.console.advance(f"loss {facts['loss']:.3f}")
+            step += 1
+    return found
 
 
-def _prompt(tokenizer: Any, row: dict[str, Any]) -> list[int]:
-    """The prompt as PPO will see it, with the tokens that the tokenizer puts before a text."""
-    tokens: list[int] = tokenizer(row["prompt"])["input_ids"]
-    return tokens
+def shuffled(strata: Sequence[Hashable], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
+    """Units of each batch of an epoch; a last, incomplete batch is left out unless it is the only one.
+
+    The order is random within each stratum and mixes the strata evenly, so that every batch has about the same share of each:
+    rare kinds of feedback have large weights, and batches with many or none of them would pull to and fro.
+
+    Args:
+        strata: of each unit, e.g. its kind of feedback.
+        batch_size: units of a batch.
+        seed: of the order.
+        epoch: number of the pass; each has an order of its own.
+    """
+    draws = np.random.default_rng([seed, epoch])
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for unit, stratum in enumerate(strata):
+        members[stratum].append(unit)
+    places: dict[int, float] = {}
+    for units in members.values():
+        for place, unit in enumerate(draws.permutation(units).tolist()):
+            places[unit] = (place + draws.random()) / len(units)
+    order = sorted(places, key=lambda unit: places[unit])
+    whole = len(order) // batch_size * batch_size or len(order)
+    return [order[start : start + batch_size] for start in range(0, whole, batch_size)]
 
 
-def _answer(tokenizer: Any, text: str) -> list[int]:
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+def batch_of(stored: Any, chosen: ExampleSet) -> SupervisedBatch:
+    """Units whose table lies in shared memory, as the learner takes them."""
+    return SupervisedBatch(stored, chosen.units, chosen.lengths(), count=sum(chosen.weights))
+
+
+def per_kind(facts: Mapping[str, float]) -> dict[str, float]:
+    """Means over their own units of what a mixed loss sums: `KIND/x` over `KIND/units`; kinds without units are left out."""
+    counts = {key.removesuffix(f"/{UNITS}"): value for key, value in facts.items() if key.endswith(f"/{UNITS}")}
+    means = {}
+    for key, value in facts.items():
+        kind = key.partition("/")[0]
+        if kind not in counts:
+            means[key] = value
+        elif counts[kind] and not key.endswith(f"/{UNITS}"):
+            means[key] = value / counts[kind]
+    return means
+
+
+def predictions(learner: LearnerGroup, examples: ExampleSet) -> np.ndarray[Any, Any]:
+    """What the model says of every example of a table, [examples, heads], in the table's order."""
+    import ray
+
+    found = learner.predict("model", batch_of(ray.put(examples.table), examples))
+    return np.array([found[number] for number in range(examples.table.num_rows)])
+
+
+def save(learner: LearnerGroup, tokenizer: Any, folder: Path) -> None:
+    """Write the stage's model with its tokenizer; the folder is complete or absent."""
+    with complete_or_absent(folder) as aside:
+        write_model(learner, tokenizer, aside)
+
+
+def write_model(learner: LearnerGroup, tokenizer: Any, folder: Path) -> None:
+    """Write the stage's model with its tokenizer in Hugging Face layout."""
+    learner.save("model", folder.absolute())
+    tokenizer.save_pretrained(folder)
+
+
+def as_rows(table: Mapping[str, Sequence[Any]] | Sequence[Sequence[Any]]) -> tuple[tuple[str, ...], ...]:
+    """Cells as text for a report's table; numbers with three digits."""
+    rows = table.items() if isinstance(table, Mapping) else table
+    return tuple(tuple(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row) for row in rows)

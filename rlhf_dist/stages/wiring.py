@@ -12,14 +12,19 @@ from typing import Any
 from rlhf_dist.cluster.memory import ModelSize
 from rlhf_dist.cluster.placement import Layout, Place, options, reserve, room
 from rlhf_dist.cluster.watch import Watch
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import GOLD, FunctionReward, PPOConfig, Reward
 from rlhf_dist.controller import Parts
+from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.learner.group import GroupPlace, start_group
 from rlhf_dist.learner.rank import ModelSpec
-from rlhf_dist.records import Prompt, Sampling
+from rlhf_dist.records import Prompt
 from rlhf_dist.rollout.fleet import FleetSize, RolloutFleet
-from rlhf_dist.rollout.worker import EngineSpec, RolloutWorker
-from rlhf_dist.scoring.worker import ReferenceScorer, RewardScorer, ScoringWorker
+from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
+from rlhf_dist.rollout.worker import RolloutWorker
+from rlhf_dist.scoring.reference import ReferenceScorer
+from rlhf_dist.scoring.reward import RewardScorer
+from rlhf_dist.scoring.reward_file import read_reward_file
+from rlhf_dist.scoring.worker import ScoringWorker
 from rlhf_dist.store.actor import Store
 
 
@@ -32,6 +37,8 @@ class Prepared:
     tokenizer: Any
     eos_token_ids: tuple[int, ...]
     sizes: dict[str, ModelSize]
+    demonstrations: ExampleSet | None = None
+    """What PPO-ptx goes on imitating."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +101,21 @@ def _fleet(
 
     places = layout.of("rollout")
     on_gpu = places[0].gpus > 0
-    spec = engine_spec(config, on_gpu=on_gpu, log_dir=str(run_dir.absolute() / "logs"))
-    sampling = sampling_of(config, prepared.eos_token_ids)
+    spec = engine_spec(
+        config.rollout,
+        config.policy,
+        dtype=config.wire_dtype,
+        max_sequence=config.max_sequence,
+        seed=config.seed,
+        on_gpu=on_gpu,
+        log_dir=str(run_dir.absolute() / "logs"),
+    )
+    if on_gpu:
+        spec.options["enable_sleep_mode"] = config.cluster.placement == "colocated"
+    sampling = sampling_of(config.rollout, prepared.eos_token_ids)
     shared = {
         "max_concurrency": 3,
-        "runtime_env": {"env_vars": rollout_environment(config, on_gpu=on_gpu)},
+        "runtime_env": {"env_vars": environment(config.rollout, on_gpu=on_gpu)},
     }
     limits = {"probe_tolerance": config.probe_tolerance, "timeout_s": config.timeouts.publish}
 
@@ -114,71 +131,19 @@ def _fleet(
     return RolloutFleet(spawn, spare, store, watch, size)
 
 
-def sampling_of(config: PPOConfig, ends: tuple[int, ...]) -> Sampling:
-    """How answers are drawn."""
-    rollout = config.rollout
-    return Sampling(
-        max_new_tokens=rollout.max_new_tokens,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-        stop=rollout.stop,
-        eos_token_ids=ends,
-    )
-
-
-def engine_spec(config: PPOConfig, *, on_gpu: bool, log_dir: str) -> EngineSpec:
-    """Which engine a rollout worker builds."""
-    rollout = config.rollout
-    engine: dict[str, Any] = {
-        "enforce_eager": not rollout.compile,
-        "enable_prefix_caching": rollout.prefix_caching,
-        "seed": config.seed,
-    }
-    if on_gpu:
-        engine["gpu_memory_utilization"] = rollout.gpu_memory_fraction
-        engine["enable_sleep_mode"] = config.cluster.placement == "colocated"
-    else:
-        engine["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * 2**30)
-    return EngineSpec(
-        kind=rollout.engine,
-        model=config.policy,
-        dtype=config.wire_dtype,
-        max_sequence=config.max_sequence,
-        max_concurrent=rollout.max_concurrent,
-        tensor_parallel=rollout.tensor_parallel,
-        threads=rollout.threads,
-        options=engine,
-        log_dir=log_dir,
-    )
-
-
-def rollout_environment(config: PPOConfig, *, on_gpu: bool) -> dict[str, str]:
-    """Variables of a rollout worker's process."""
-    if config.rollout.engine == "transformers":
-        return {"OMP_NUM_THREADS": str(config.rollout.threads)}
-    from rlhf_dist.rollout.vllm_engine import ENVIRONMENT
-
-    if on_gpu:
-        return dict(ENVIRONMENT)
-    return {
-        **ENVIRONMENT,
-        "OMP_NUM_THREADS": str(config.rollout.threads),
-        # Binding would pin the engines of several workers to the same cores.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }
-
-
 def _scorers(config: PPOConfig, layout: Layout, group: Any, run_dir: Path) -> dict[str, Any]:
     import ray
 
-    models, scoring = model_paths(config), config.scoring
+    models, scoring = model_folders(config), config.scoring
     shared = {"bf16": config.learner.precision == "bf16", "batch_tokens": scoring.batch_tokens}
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
-        "reward": (RewardScorer, {"path": models["reward"], **shared}),
+        "reward": (
+            RewardScorer,
+            {"rewards": rewards_of(config), "safety": config.safety, "tokenizer": config.policy, **shared},
+        ),
         "reference": (
             ReferenceScorer,
-            {"path": models["reference"], "temperature": config.rollout.temperature, **shared},
+            {"path": models["reference"][0], "temperature": config.rollout.temperature, **shared},
         ),
     }
 
@@ -201,14 +166,27 @@ def _scorers(config: PPOConfig, layout: Layout, group: Any, run_dir: Path) -> di
     return {place.name: make(place) for place in (*layout.of("reward"), *layout.of("reference"))}
 
 
-def model_paths(config: PPOConfig) -> dict[str, str]:
-    """Role to folder, with the defaults filled in."""
+def model_folders(config: PPOConfig) -> dict[str, tuple[str, ...]]:
+    """Role to the folders of its models, with the defaults filled in; a reward may need none, one or several."""
+    rewards = tuple(
+        os.path.join(path, member) if member != "." else path
+        for path in config.reward_models
+        for member in read_reward_file(path).members
+    )
+    critic = config.critic or (config.reward_models[0] if config.reward_models else config.policy)
     return {
-        "policy": config.policy,
-        "reference": config.reference or config.policy,
-        "reward": config.reward,
-        "critic": config.critic or config.reward,
+        "policy": (config.policy,),
+        "reference": (config.reference or config.policy,),
+        "reward": rewards,
+        "critic": (critic,),
     }
+
+
+def rewards_of(config: PPOConfig) -> tuple[Reward, ...]:
+    """The rewards that are added up, and the gold judge as one that is only watched."""
+    if config.gold_judge is None:
+        return config.reward
+    return (*config.reward, FunctionReward(kind="function", name=GOLD, path=config.gold_judge, weight=0.0))
 
 
 def model_specs(config: PPOConfig, begin: Begin) -> dict[str, ModelSpec]:
@@ -226,6 +204,17 @@ def model_specs(config: PPOConfig, begin: Begin) -> dict[str, ModelSpec]:
     )
     if head:
         return {"policy": policy}
-    path = begin.critic or model_paths(config)["critic"]
+    path = begin.critic or model_folders(config)["critic"][0]
     state = os.path.join(begin.state, "critic") if begin.state else ""
-    return {"policy": policy, "critic": ModelSpec(path, "value", config.learner.value, steps, state=state)}
+    shift, scale = critic_units(config)
+    critic = ModelSpec(path, "value", config.learner.value, steps, shift=shift, scale=scale, state=state)
+    return {"policy": policy, "critic": critic}
+
+
+def critic_units(config: PPOConfig) -> tuple[float, float]:
+    """Shift and scale by which a critic that starts as the reward model says what the weighted, normalised reward says."""
+    source = next((reward for reward in config.reward if reward.kind == "model"), None)
+    if config.critic is not None or source is None:
+        return 0.0, 1.0
+    file = read_reward_file(source.path)
+    return (file.mean, source.weight / file.std) if source.normalise else (0.0, source.weight)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from rlhf_dist.records import RowKey, Sample
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _field(name: str, kind: pa.DataType, *, writer: str, unit: str, meaning: str) -> pa.Field:
@@ -36,7 +36,16 @@ _FIELDS = [
         meaning="log-probability of each response token under the sampling distribution",
     ),
     _field("finish_reason", pa.string(), writer="rollout", unit="", meaning="stop, or length when cut"),
-    _field("score", pa.float32(), writer="reward", unit="reward", meaning="reward model's score of the whole answer"),
+    _field(
+        "score", pa.float32(), writer="reward", unit="reward", meaning="score of the whole answer, which PPO maximises"
+    ),
+    _field(
+        "score_parts",
+        pa.map_(pa.string(), pa.float32()),
+        writer="reward",
+        unit="reward",
+        meaning="each reward's own score, before weights and caps; an ensemble's disagreement; broken rules (1)",
+    ),
     _field(
         "ref_log_probs",
         pa.list_(pa.float32()),

@@ -67,6 +67,43 @@ def stacked_bars(title: str, xs: Sequence[float], series: Mapping[str, Sequence[
     return frame.svg(f"{title}: {', '.join(series)}", "".join(bars))
 
 
+def curves(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, diagonal: bool = False) -> str:
+    """Several lines through points (x, y), with a key below; `diagonal` draws where y equals x."""
+    xs = [x for each in series.values() for x in each[0]]
+    ys = [y for each in series.values() for y in each[1]]
+    frame = _Frame([0.0, 1.0], 0.0, 1.0) if diagonal else _Frame(xs, min(ys), max(ys))
+    parts = []
+    if diagonal:
+        parts.append(f'<path class="raw" d="{frame.path([0.0, 1.0], [0.0, 1.0])}"/>')
+    for style, (name, (x, y)) in zip(_styles(len(series)), series.items(), strict=True):
+        parts.append(f'<path class="stroke {style}" d="{frame.path(x, y)}"/>')
+        parts += [
+            f'<circle class="{style}" cx="{frame.x(a):.1f}" cy="{frame.y(b):.1f}" r="3.5">'
+            f"<title>{escape(name)} at {a:.3g}: {b:.4g}</title></circle>"
+            for a, b in zip(x, y, strict=True)
+        ]
+    key = legend(list(series)) if len(series) > 1 else ""
+    return frame.svg(f"{title}: {', '.join(series)}", "".join(parts)) + key
+
+
+def histogram(title: str, values: Sequence[float], *, bins: int = 24) -> str:
+    """How many values lie in each of some equal bins."""
+    low, high = min(values), max(values)
+    width = (high - low) / bins or 1.0
+    counts = [0] * bins
+    for value in values:
+        counts[min(bins - 1, int((value - low) / width))] += 1
+    centres = [low + width * (number + 0.5) for number in range(bins)]
+    frame = _Frame([low, high], 0.0, float(max(counts)))
+    each = (frame.x(low + width) - frame.x(low)) * 0.9
+    bars = "".join(
+        f'<rect class="c1" x="{frame.x(centre) - each / 2:.1f}" y="{frame.y(count):.1f}" width="{each:.1f}" '
+        f'height="{frame.y(0) - frame.y(count):.2f}"><title>about {centre:.3g}: {count}</title></rect>'
+        for centre, count in zip(centres, counts, strict=True)
+    )
+    return frame.svg(f"{title}: {len(values)} values from {low:.3g} to {high:.3g}", bars)
+
+
 def legend(names: Sequence[str]) -> str:
     """The key to `stacked_bars`."""
     entries = (f'<span><i class="{s}"></i>{escape(n)}</span>' for s, n in zip(_styles(len(names)), names, strict=True))

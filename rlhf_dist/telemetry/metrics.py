@@ -22,10 +22,21 @@ def batch_metrics(batch: pa.RecordBatch) -> dict[str, float]:
         **_spread("prompt_length", prompts),
         **_spread("critic/score", scores),
         "critic/score/std": float(scores.std()),
+        **_parts(batch),
         **_spread("training/off_policy/trajectory_staleness", staleness),
         "perf/num_samples": float(batch.num_rows),
         "perf/total_num_tokens": float(responses.sum() + prompts.sum()),
     }
+
+
+def _parts(batch: pa.RecordBatch) -> dict[str, float]:
+    """Mean of each reward's own score, of an ensemble's disagreement, and of each rule that was broken."""
+    column = batch.column("score_parts")
+    names, values = column.keys.to_pylist(), column.items.to_numpy()
+    found: dict[str, list[float]] = {}
+    for name, value in zip(names, values, strict=True):
+        found.setdefault(name, []).append(float(value))
+    return {f"reward/{name}/mean": float(np.mean(each)) for name, each in found.items()}
 
 
 def _spread(name: str, values: np.ndarray[Any, Any]) -> dict[str, float]:

@@ -86,7 +86,8 @@ class RayMetricsTracker:
         """Show one iteration."""
         self._gauges["rlhf_iteration"].set(iteration + 1)
         for name, key in ITERATION.items():
-            self._gauges[name].set(metrics[key])
+            if key in metrics:
+                self._gauges[name].set(metrics[key])
         for key, value in metrics.items():
             if key.startswith("timing_s/"):
                 self._gauges["rlhf_phase_seconds"].set(value, tags={"phase": key.removeprefix("timing_s/")})

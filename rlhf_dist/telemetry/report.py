@@ -11,16 +11,51 @@ from typing import Any
 
 from rlhf_dist.errors import DataError
 from rlhf_dist.telemetry.charts import legend, line_chart, stacked_bars
+from rlhf_dist.telemetry.sections import Section
 
+TITLES = {
+    "ppo": "PPO against a learned reward",
+    "sft": "Supervised fine-tuning",
+    "reward": "A reward model from people's judgements",
+    "dpo": "Direct preference optimisation",
+}
 CHARTS = (
-    ("Reward", "critic/score/mean", "The reward model's mean score of the sampled answers. It should rise."),
+    (
+        "Reward",
+        "critic/score/mean",
+        "Mean score of the sampled answers, by everything that PPO maximises. It should rise.",
+    ),
+    ("Gold score", "reward/gold/mean", "Mean gold score of the sampled answers; training never sees it."),
     ("KL to the reference", "objective/kl", "How far the policy has moved, in nats per answer."),
     ("Entropy", "actor/entropy", "Mean entropy per token, in nats. A sudden fall means the policy has collapsed."),
     ("Answer length", "response_length/mean", "Tokens per answer."),
     ("Clipped tokens", "actor/pg_clipfrac", "Share of tokens whose probability ratio was clipped."),
     ("Explained variance", "critic/vf_explained_var", "How much of the return the critic foresees; 1 is all."),
     ("Cut answers", "response_length/clip_ratio", "Share of answers that reached the length limit."),
-    ("Throughput", "perf/throughput", "Prompt and answer tokens per second of the whole iteration."),
+    (
+        "Disagreement",
+        "reward/reward_disagreement/mean",
+        "Standard deviation over the ensemble's rewards of an answer, in the mean.",
+    ),
+    ("Unsafe answers", "reward/unsafe/mean", "Share of answers that broke a rule and were capped."),
+    ("Loss", "train/loss", "On each batch. It should fall."),
+    ("Held-out loss", "eval/loss", "After each epoch. Where it rises while the loss falls, the model learns by heart."),
+    ("Accuracy", "train/comparisons/accuracy", "Share of a batch's comparisons that the model decides as people did."),
+    ("Held-out accuracy", "eval/comparisons/accuracy", "The same on comparisons that it was not trained on."),
+    ("Accuracy", "train/accuracy", "Share of a batch's comparisons where the chosen answer gained more probability."),
+    ("Held-out accuracy", "eval/accuracy", "The same on comparisons that it was not trained on."),
+    ("Gradient norm", "train/grad_norm", "Before clipping."),
+    ("Throughput", "perf/throughput", "Tokens per second, over the whole iteration or step."),
+)
+STAGE_TILES = (
+    ("eval_loss", "held-out loss", "{:.3f}", "nats per token of the answer, or per judgement"),
+    ("eval_perplexity", "perplexity", "{:.2f}", "of held-out answers"),
+    ("accuracy", "accuracy", "{:.1%}", "of held-out comparisons decided as people did"),
+    ("ece", "ECE", "{:.3f}", "mean distance of predicted and observed preferences"),
+    ("score_error", "score error", "{:.3f}", "mean distance to held-out scores and read comments, 0 to 1"),
+    ("demonstrations", "demonstrations", "{}", "learnt"),
+    ("judgements", "judgements", "{}", "learnt"),
+    ("steps", "steps", "{}", "of the optimiser"),
 )
 PHASES = ("gen", "score_wait", "pull_weights", "update", "update_weights")
 SHOWN_SAMPLES = 12
@@ -56,17 +91,19 @@ def write_report(run_dir: Path) -> Path:
     summary = _read_json(run_dir / "summary.json")
     rows = read_lines(run_dir / "metrics.jsonl")
     samples = read_lines(run_dir / "samples.jsonl") if (run_dir / "samples.jsonl").exists() else []
-    stages = _read_json(run_dir / "stages.json") if (run_dir / "stages.json").exists() else []
     config = run_dir / "config.yaml"
     page = Environment(loader=PackageLoader("rlhf_dist.telemetry", "."), autoescape=True).get_template("report.html.j2")
     target = run_dir / "report.html"
     aside = run_dir / ".report.html.partial"
     html = page.render(
         summary=summary,
-        tiles=tiles(summary),
+        title=TITLES.get(summary["stage"], summary["stage"]),
+        facts=_facts(summary),
+        tiles=tiles(summary) if summary["stage"] == "ppo" else stage_tiles(summary),
         charts=charts(rows),
         samples=_telling(samples)[:SHOWN_SAMPLES],
-        stages=stages,
+        stages=[_Earlier.read(folder) for folder in sorted(run_dir.glob("stages/*"), reverse=True) if _is_done(folder)],
+        sections=_sections(run_dir),
         run=str(run_dir),
         kept=_kept(run_dir),
         config=config.read_text() if config.exists() else "",
@@ -74,6 +111,56 @@ def write_report(run_dir: Path) -> Path:
     aside.write_text(html)
     aside.replace(target)
     return target
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """A stage before this one, in the same run folder."""
+
+    name: str
+    title: str
+    tiles: list[Tile]
+    sections: list[Section]
+
+    @classmethod
+    def read(cls, folder: Path) -> _Earlier:
+        summary = _read_json(folder / "summary.json")
+        return cls(folder.name, TITLES.get(summary["stage"], folder.name), stage_tiles(summary), _sections(folder))
+
+
+def _is_done(folder: Path) -> bool:
+    return (folder / "summary.json").exists()
+
+
+def _sections(folder: Path) -> list[Section]:
+    """What a stage left to be said; the sections are ours, so their charts are markup."""
+    file = folder / "sections.json"
+    return [Section(**each) for each in _read_json(file)] if file.exists() else []
+
+
+def _facts(summary: dict[str, Any]) -> list[str]:
+    """The line under the title."""
+    found = [summary.get("model")]
+    if "iterations" in summary:
+        found += [
+            f"{summary['iterations']} iterations",
+            f"{summary['engine']} rollouts",
+            f"{summary['schedule']} schedule",
+        ]
+    found += [f"seed {summary['seed']}", summary["machine"]]
+    if summary.get("stopped"):
+        found.append(f"stopped: {summary['stopped']}")
+    return [fact for fact in found if fact]
+
+
+def stage_tiles(summary: dict[str, Any]) -> list[Tile]:
+    """The figures of a stage before PPO."""
+    found = [
+        Tile(form.format(summary[key]), name, meaning)
+        for key, name, form, meaning in STAGE_TILES
+        if summary.get(key) is not None
+    ]
+    return [*found, Tile(_duration(summary["seconds"]["total"]), "in all", "processes' start in")]
 
 
 def _kept(run_dir: Path) -> list[tuple[int, str]]:
@@ -110,9 +197,9 @@ def charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:
     xs = [row["iteration"] + 1 for row in rows]
     drawn = []
     for title, key, meaning in CHARTS:
-        values = [row.get(key) for row in rows]
-        if values and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
-            drawn.append(Chart(title, meaning, line_chart(title, xs, [float(v) for v in values if v is not None])))
+        points = [(row["iteration"] + 1, float(row[key])) for row in rows if _is_number(row.get(key))]
+        if points:
+            drawn.append(Chart(title, meaning, line_chart(title, *zip(*points, strict=True))))
     phases = {name: [float(row.get(f"timing_s/{name}", 0.0)) for row in rows] for name in PHASES}
     phases = {name: values for name, values in phases.items() if any(values)}
     if phases:
@@ -121,6 +208,10 @@ def charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:
             4, Chart("Time per phase", meaning, stacked_bars("Time per phase", xs, phases), legend(list(phases)))
         )
     return drawn
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

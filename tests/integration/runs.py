@@ -11,7 +11,7 @@ from rlhf_dist.config import PPOConfig
 from rlhf_dist.data.helpdesk import build_tokenizer, train_prompts
 from rlhf_dist.stages.ppo import run
 from rlhf_dist.telemetry.console import Console
-from rlhf_dist.telemetry.run_folder import RunFolder
+from rlhf_dist.telemetry.ppo_folder import PPOFolder
 
 SHAPE = {
     "hidden_size": 64,
@@ -24,12 +24,11 @@ SHAPE = {
 
 
 SMALL_DEMO = {
-    "sft.examples": 512,
-    "sft.held_out": 32,
+    "task.demonstrations": 512,
     "sft.epochs": 1,
-    "reward_model.examples": 512,
-    "reward_model.held_out": 32,
+    "task.comparisons": 512,
     "reward_model.epochs": 1,
+    "reward_model.normalise_on": 16,
     "prompts.held_out_limit": 16,
     "learner.threads": 1,
 }
@@ -85,7 +84,7 @@ class Folders:
 
 def train(config: PPOConfig, path: Path) -> Path:
     """A whole PPO run on real parts; returns the run folder."""
-    run(config, RunFolder(path, config, console=Console()))
+    run(config, PPOFolder(path, config, console=Console()))
     return path
 
 

@@ -28,7 +28,7 @@ def test_a_reward_that_is_nan_stops_the_run_and_names_the_sample(folders: Folder
     for file in folders.reward.glob("token*"):
         (broken / file.name).write_bytes(file.read_bytes())
     config = folders.config(reward=str(broken), critic=str(folders.reward), rollout={"engine": "transformers"})
-    with pytest.raises(RewardError, match=r"reward-0.*reward gave nan for prompt \d+, answer \d+, iteration 0"):
+    with pytest.raises(RewardError, match=r"reward-0.*reward gave score nan for prompt \d+, answer \d+, iteration 0"):
         train(config, tmp_path / "run")
 
 

@@ -10,11 +10,11 @@ import torch
 from rlhf_dist.cluster.session import session
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Cluster, Learner, Optimizer, Timeouts
-from rlhf_dist.data.examples import examples
+from rlhf_dist.data.examples import example_table
 from rlhf_dist.learner.group import GroupPlace, SupervisedBatch, start_group
 from rlhf_dist.learner.rank import ModelSpec
 from rlhf_dist.models import PolicyModel, load_policy, pack
-from rlhf_dist.stages.supervised import sft_loss
+from rlhf_dist.stages.sft import sft_loss
 from tests.integration.runs import Folders
 
 STEPS = 5
@@ -78,7 +78,7 @@ def test_zero_equals_plain_torch(
     place = GroupPlace(settings, options, tmp_path, Watch(), timeouts)
     group = start_group(place, {"model": spec}, hidden=64, seed=0)
     try:
-        stored = ray.put(examples([x.tolist() for x in sequences], [range(3, len(x) - 1) for x in sequences]))
+        stored = ray.put(example_table([x.tolist() for x in sequences], [range(3, len(x) - 1) for x in sequences]))
         losses = []
         for step in range(STEPS):
             chosen = range(step * 12, (step + 1) * 12)

@@ -17,7 +17,7 @@ from rlhf_dist.checkpoint import verify
 from rlhf_dist.stages.ppo import run
 from rlhf_dist.store.schema import EXPERIENCE
 from rlhf_dist.telemetry.console import Console
-from rlhf_dist.telemetry.run_folder import RunFolder
+from rlhf_dist.telemetry.ppo_folder import PPOFolder
 from tests.integration.runs import Folders, metrics, train
 
 
@@ -166,7 +166,7 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does(folders: Folders, 
     (broken / "checkpoints" / ".step-000004.partial").mkdir()
     shutil.rmtree(broken / "policy")
     config = folders.config(**changes)
-    run(config, RunFolder(broken, config, console=Console()), resume=True)
+    run(config, PPOFolder(broken, config, console=Console()), resume=True)
     assert metrics(broken) == metrics(whole)
     assert (broken / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
     one, other = (AutoModelForCausalLM.from_pretrained(path / "policy") for path in (whole, broken))

@@ -25,7 +25,8 @@ def test_rollout_batch_is_ragged_and_knows_its_keys_and_lengths() -> None:
 
 
 def test_rows_are_assembled_from_the_blocks_of_their_writers_in_the_order_asked_for() -> None:
-    rewards = pa.RecordBatch.from_pydict({"score": [10.0, 11.0, 12.0]}, schema=written_by("reward"))
+    told = {"score": [10.0, 11.0, 12.0], "score_parts": [[("gold", float(n))] for n in range(3)]}
+    rewards = pa.RecordBatch.from_pydict(told, schema=written_by("reward"))
     refs = pa.RecordBatch.from_pydict({"ref_log_probs": [[-1.0], [-2.0]]}, schema=written_by("reference"))
     blocks = {"x": rollout_batch(samples()), "r": rewards, "f": refs}
     views = [
@@ -36,4 +37,5 @@ def test_rows_are_assembled_from_the_blocks_of_their_writers_in_the_order_asked_
     assert batch.schema.equals(EXPERIENCE)
     assert batch.column("prompt_id").to_pylist() == [1, 0]
     assert batch.column("score").to_pylist() == [11.0, 12.0]
+    assert batch.column("score_parts").to_pylist() == [[("gold", 1.0)], [("gold", 2.0)]]
     assert batch.column("ref_log_probs").to_pylist() == [[-2.0], [-1.0]]

@@ -27,6 +27,7 @@ def run(tmp_path: Path) -> Path:
         "rollout_log_probs": [[-1.0] * len(answer)] * 4,
         "finish_reason": ["stop"] * 4,
         "score": SCORES,
+        "score_parts": [[("reward", score)] for score in SCORES],
         "ref_log_probs": [[-1.5] * len(answer)] * 4,
     }
     folder = tmp_path / "experience" / "iteration=000007"

@@ -1,0 +1,78 @@
+"""Every setting: typed, bounded, documented where it is declared. A default lives here and nowhere else.
+
+Imports neither torch, ray nor vllm, so that `--help` and validation answer at once.
+"""
+
+from rlhf_dist.config.files import dump, keys, load
+from rlhf_dist.config.pipeline import ModelShape, PipelineConfig, Task
+from rlhf_dist.config.ppo import GOLD, PPO, Experience, PPOConfig, StopOn
+from rlhf_dist.config.rewards import FunctionReward, ModelReward, RemoteReward, Reward, Safety
+from rlhf_dist.config.sections import (
+    Cluster,
+    Learner,
+    Optimizer,
+    Prompts,
+    Rollout,
+    Scoring,
+    Section,
+    Telemetry,
+    Timeouts,
+    Weights,
+    WorkerRange,
+)
+from rlhf_dist.config.supervised import (
+    DPO,
+    SFT,
+    CommentJudge,
+    Demonstrations,
+    DPOConfig,
+    Feedback,
+    Job,
+    Lora,
+    RewardConfig,
+    RewardModel,
+    SFTConfig,
+    Training,
+)
+
+__all__ = [
+    "DPO",
+    "GOLD",
+    "PPO",
+    "SFT",
+    "Cluster",
+    "CommentJudge",
+    "DPOConfig",
+    "Demonstrations",
+    "Experience",
+    "Feedback",
+    "FunctionReward",
+    "Job",
+    "Learner",
+    "Lora",
+    "ModelReward",
+    "ModelShape",
+    "Optimizer",
+    "PPOConfig",
+    "PipelineConfig",
+    "Prompts",
+    "RemoteReward",
+    "Reward",
+    "RewardConfig",
+    "RewardModel",
+    "Rollout",
+    "SFTConfig",
+    "Safety",
+    "Scoring",
+    "Section",
+    "StopOn",
+    "Task",
+    "Telemetry",
+    "Timeouts",
+    "Training",
+    "Weights",
+    "WorkerRange",
+    "dump",
+    "keys",
+    "load",
+]

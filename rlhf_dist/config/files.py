@@ -1,0 +1,103 @@
+"""Configs from YAML files and `--set` overrides, with messages that name the key, what was found and what was expected."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from rlhf_dist.errors import ConfigError
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def load(kind: type[C], path: Path, overrides: list[str] | None = None) -> C:
+    """Read a YAML file, apply `key.sub=value` overrides, and check everything.
+
+    Raises:
+        ConfigError: names the file (or the override), the key, what was found and what was expected.
+    """
+    tree = _read_yaml(path)
+    for override in overrides or []:
+        _apply(tree, override)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(kind, path, item) for item in error.errors())) from None
+
+
+def dump(config: BaseModel) -> str:
+    """The resolved config as YAML, enough to run again."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file; expected a YAML file")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: found {type(tree).__name__}; expected a mapping of settings")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, found, value = override.partition("=")
+    if not found or not key:
+        raise ConfigError(f"--set {override}: expected key.sub=value")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        branch = tree.setdefault(parent, {})
+        if not isinstance(branch, dict):
+            raise ConfigError(f"--set {override}: {parent} is a value, not a section")
+        tree = branch
+    try:
+        tree[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: {value!r} is not valid YAML: {error}") from None
+
+
+def _explain(kind: type[BaseModel], path: Path, item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        near = nearest_key(kind, [str(part) for part in item["loc"]])
+        hint = f"; did you mean `{near}`?" if near else ""
+        return f"{path}: unknown key `{key}`{hint}"
+    if item["type"] == "missing":
+        return f"{path}: key `{key}` is missing; expected {_description(kind, item['loc'])}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{path}: {message}" if not key else f"{path}: `{key}` is {item['input']!r}; expected: {message}"
+
+
+def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key that a config may have."""
+    found = []
+    for name, field in kind.model_fields.items():
+        found.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += keys(field.annotation, f"{prefix}{name}.")
+    return found
+
+
+def nearest_key(kind: type[BaseModel], location: list[str]) -> str | None:
+    """The valid dotted key that looks most like the one found, or None."""
+    valid = keys(kind)
+    same_leaf = [key for key in valid if key.rsplit(".", 1)[-1] == location[-1]]
+    close = difflib.get_close_matches(".".join(location), same_leaf or valid, n=1, cutoff=0.0 if same_leaf else 0.7)
+    return close[0] if close else None
+
+
+def _description(kind: type[BaseModel], location: tuple[Any, ...]) -> str:
+    field = None
+    for part in location:
+        field = kind.model_fields.get(str(part)) if isinstance(part, str) else None
+        if field is None:
+            return "a value"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            kind = field.annotation
+    return (field.description if field else None) or "a value"

@@ -1,0 +1,214 @@
+"""Settings of a PPO run."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from rlhf_dist.config.rewards import IMPORT_PATH, Rewards, Safety, check_names
+from rlhf_dist.config.sections import (
+    Cluster,
+    Learner,
+    Prompts,
+    Rollout,
+    Scoring,
+    Section,
+    Telemetry,
+    Timeouts,
+    Weights,
+)
+from rlhf_dist.config.supervised import Demonstrations
+
+GOLD = "gold"
+"""The reward component that is only watched."""
+
+
+class StopOn(Section):
+    """Bands that end a run when an iteration leaves them; the policy is saved as it then is."""
+
+    kl_above: float | None = Field(None, gt=0, description="KL to the reference, nats per answer")
+    length_below: float | None = Field(None, gt=0, description="mean tokens per answer")
+    length_above: float | None = Field(None, gt=0, description="mean tokens per answer")
+    gold_drop: float | None = Field(
+        None, gt=0, description="the gold score's mean over `patience` iterations falls this far below its best"
+    )
+    patience: int = Field(5, ge=1, description="iterations over which the gold score is averaged")
+
+
+class PPO(Section):
+    """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347) as in RLHF (arXiv:1909.08593)."""
+
+    iterations: int = Field(100, ge=1, description="rollout-and-update rounds")
+    prompts_per_iteration: int = Field(64, ge=1, description="prompts of one round")
+    epochs: int = Field(1, ge=1, le=100, description="passes over each round's samples")
+    mini_batches: int = Field(1, ge=1, description="optimiser steps per pass")
+    clip_ratio: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped to 1 ± this")
+    clip_value: float = Field(0.2, gt=0, description="the new value is clipped to the old value ± this")
+    gamma: float = Field(1.0, ge=0, le=1, description="discount per token")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="GAE's bias and variance trade-off")
+    kl_coef: float = Field(0.05, ge=0, description="weight of the KL penalty in the reward")
+    kl_target: float | None = Field(
+        None,
+        gt=0,
+        description="KL per sample, in nats, that an adaptive coefficient steers to; null: fixed coefficient",
+    )
+    kl_horizon: int = Field(10_000, ge=1, description="samples over which the adaptive coefficient reacts")
+    entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    value_coef: float = Field(0.5, ge=0, description="weight of the value loss where the critic is a head")
+    whiten_advantages: bool = Field(True, description="zero mean and unit variance over the batch, all ranks together")
+    score_clip: float | None = Field(None, gt=0, description="reward scores are clipped to ± this; null: not at all")
+    missing_eos_penalty: float = Field(0.0, ge=0, description="taken off the score of an answer cut at max_new_tokens")
+    max_policy_kl: float | None = Field(
+        None, gt=0, description="epochs stop early once the mean KL of the new to the old policy exceeds this, in nats"
+    )
+    ptx_coef: float = Field(
+        0.0, ge=0, description="weight of the loss on demonstrations beside PPO's: PPO-ptx (arXiv:2203.02155, eq. 2)"
+    )
+    ptx_batch: int = Field(32, ge=1, description="demonstrations in each optimiser step, where ptx_coef is above 0")
+    stop_on: StopOn = StopOn()
+
+
+class Experience(Section):
+    """The experience store."""
+
+    max_staleness: Literal[0] = Field(0, description="weight versions that a sample may lag; 0: strictly on-policy")
+    keep: bool = Field(False, description="write every iteration's samples as Arrow files into the run folder")
+    capacity_rows: int | None = Field(
+        None, ge=1, description="most samples held at once; null: what the schedule needs"
+    )
+
+
+class PPOConfig(Section):
+    """One PPO run."""
+
+    policy: str = Field(description="Hugging Face folder or name of the policy to train")
+    reward: Rewards = Field(
+        description="Hugging Face folder or name of the reward model, or a list of rewards that are added up",
+    )
+    safety: Safety = Field(Safety(), description="rules that no reward outweighs")
+    reference: str | None = Field(None, description="the reference policy; null: the policy as it starts")
+    critic: str | None = Field(None, description="the critic's start; null: the first reward model")
+    prompts: Prompts = Field(description="prompts")
+    demonstrations: Demonstrations | None = Field(None, description="what PPO-ptx goes on imitating (ppo.ptx_coef)")
+    gold_judge: str | None = Field(
+        None,
+        pattern=IMPORT_PATH,
+        description="`package.module:function` of (prompt, answer): a rule that judges answers and never trains",
+    )
+    run_dir: str = Field("runs/ppo", description="folder that the run leaves behind")
+    seed: int = Field(0, ge=0, lt=2**31, description="every random choice derives from it")
+    checkpoint_every: int = Field(
+        0,
+        ge=0,
+        description="iterations between checkpoints, from which --resume goes on; 0: only the policy, at the end",
+    )
+    ppo: PPO = PPO()
+    rollout: Rollout = Rollout()
+    scoring: Scoring = Scoring()
+    learner: Learner = Learner()
+    experience: Experience = Experience()
+    weights: Weights = Weights()
+    telemetry: Telemetry = Telemetry()
+    timeouts: Timeouts = Timeouts()
+    cluster: Cluster = Cluster()
+
+    brings_demonstrations: ClassVar[bool] = False
+    """Whether what is imitated is known without being said."""
+
+    @property
+    def batch_samples(self) -> int:
+        """Samples of one iteration."""
+        return self.ppo.prompts_per_iteration * self.rollout.samples_per_prompt
+
+    @property
+    def max_sequence(self) -> int:
+        """Tokens of the longest prompt and answer together."""
+        return self.prompts.max_tokens + self.rollout.max_new_tokens
+
+    @property
+    def wire_dtype(self) -> str:
+        """Torch's name of the dtype in which weights travel."""
+        if self.weights.wire_dtype == "auto":
+            return "bfloat16" if self.learner.precision == "bf16" else "float32"
+        return self.weights.wire_dtype
+
+    @property
+    def probe_tolerance(self) -> float:
+        """Largest mean difference between the engine's and the learner's probe log-probs, in nats."""
+        return self.weights.probe_tolerance or (1e-3 if self.wire_dtype == "float32" else 0.1)
+
+    @model_validator(mode="after")
+    def _settings_fit_each_other(self) -> PPOConfig:
+        if self.ppo.prompts_per_iteration < self.ppo.mini_batches:
+            raise ValueError(
+                f"ppo.mini_batches is {self.ppo.mini_batches}, more than the {self.ppo.prompts_per_iteration} prompts "
+                "of ppo.prompts_per_iteration; expected at most one mini-batch per prompt"
+            )
+        if self.batch_samples < self.learner.ranks * self.ppo.mini_batches:
+            raise ValueError(
+                f"a batch has {self.batch_samples} samples for learner.ranks {self.learner.ranks} x ppo.mini_batches "
+                f"{self.ppo.mini_batches}; expected at least one sample per rank and mini-batch"
+            )
+        if self.learner.micro_batch_tokens < self.max_sequence:
+            raise ValueError(
+                f"learner.micro_batch_tokens is {self.learner.micro_batch_tokens}; expected at least prompts.max_tokens "
+                f"+ rollout.max_new_tokens = {self.max_sequence}, so that the longest sample fits"
+            )
+        capacity = self.experience.capacity_rows
+        needed = (self.experience.max_staleness + 1) * self.batch_samples
+        if capacity is not None and capacity < needed:
+            raise ValueError(
+                f"experience.capacity_rows is {capacity}; expected at least (max_staleness + 1) x batch = {needed}, "
+                "else no batch ever completes"
+            )
+        if self.learner.critic == "value_head" and self.critic is not None:
+            raise ValueError("critic names a model but learner.critic is value_head; expected one of the two")
+        if self.ppo.ptx_coef and self.demonstrations is None and not self.brings_demonstrations:
+            raise ValueError(
+                f"ppo.ptx_coef is {self.ppo.ptx_coef:g}, but demonstrations is null; expected some to go on imitating"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_are_enough(self) -> PPOConfig:
+        check_names(self.reward)
+        if not any(reward.weight for reward in self.reward):
+            raise ValueError("reward has no component with a weight; expected at least one that is not 0")
+        if self.gold_judge and any(reward.name == GOLD for reward in self.reward):
+            raise ValueError(f"reward has a component {GOLD!r} beside gold_judge; expected one of the two")
+        if self.ppo.stop_on.gold_drop is not None and not self.watches_gold:
+            raise ValueError(f"ppo.stop_on.gold_drop needs a gold_judge, or a reward of weight 0 named {GOLD!r}")
+        if self.critic is None and self.learner.critic == "model" and self.reward_models == ():
+            raise ValueError(
+                "critic is null and reward has no model that it could start from; expected a critic, or learner.critic "
+                "value_head"
+            )
+        return self
+
+    @property
+    def reward_models(self) -> tuple[str, ...]:
+        """Folders of the reward models."""
+        return tuple(reward.path for reward in self.reward if reward.kind == "model")
+
+    @property
+    def watches_gold(self) -> bool:
+        """Whether every sample gets a gold score, of a judge or of a reward of weight 0 under that name."""
+        return self.gold_judge is not None or any(reward.name == GOLD for reward in self.reward)
+
+    @model_validator(mode="after")
+    def _engines_can_share(self) -> PPOConfig:
+        if self.cluster.placement != "colocated":
+            return self
+        workers = self.rollout.workers
+        if workers.min != workers.max or workers.max > self.learner.ranks:
+            raise ValueError(
+                f"cluster.placement colocated puts one engine beside one learner rank; rollout.workers is {workers.min} to "
+                f"{workers.max}, expected a number of at most learner.ranks = {self.learner.ranks}"
+            )
+        if self.rollout.tensor_parallel > 1:
+            raise ValueError(
+                f"cluster.placement colocated with rollout.tensor_parallel {self.rollout.tensor_parallel}; expected 1, since "
+                "an engine over several GPUs cannot share them with a rank on each. Take disaggregated or hybrid"
+            )
+        return self

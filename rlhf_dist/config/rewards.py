@@ -1,0 +1,102 @@
+"""Settings of what PPO maximises: reward models, functions, servers, and the rules that no reward outweighs."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from rlhf_dist.config.sections import Section
+
+IMPORT_PATH = r"^[\w.]+:\w+$"
+NAME = r"^\w+$"
+
+
+class ModelReward(Section):
+    """A learned reward: one model, or several whose opinions are combined."""
+
+    kind: Literal["model"] = Field("model", description="a reward model")
+    name: str = Field("reward", pattern=NAME, description="under which it is logged")
+    path: str = Field(description="Hugging Face folder or name (sequence classification; several labels: an ensemble)")
+    weight: float = Field(1.0, allow_inf_nan=False, description="in the weighted sum; 0: only logged")
+    combine: Literal["mean", "min", "mean-std"] = Field(
+        "mean", description="of an ensemble: the mean, the lowest, or the mean less std_coef standard deviations"
+    )
+    std_coef: float = Field(1.0, ge=0, description="c of mean - c std (Coste et al. 2024, arXiv:2310.02743)")
+    normalise: bool = Field(True, description="by the mean and std that the folder's reward.json holds, if it does")
+
+
+class FunctionReward(Section):
+    """A rule: a Python function of (prompt, answer)."""
+
+    kind: Literal["function"] = Field(description="a Python function")
+    name: str = Field(pattern=NAME, description="under which it is logged")
+    path: str = Field(pattern=IMPORT_PATH, description="`package.module:function` of (prompt, answer), a number")
+    weight: float = Field(1.0, allow_inf_nan=False, description="in the weighted sum; 0: only logged")
+
+
+class RemoteReward(Section):
+    """A server that takes `{"items": [{"prompt", "answer"}]}` by POST and gives `{"scores": [number]}`."""
+
+    kind: Literal["remote"] = Field(description="an HTTP server")
+    name: str = Field(pattern=NAME, description="under which it is logged")
+    url: str = Field(pattern=r"^https?://", description="where to POST")
+    weight: float = Field(1.0, allow_inf_nan=False, description="in the weighted sum; 0: only logged")
+    batch: int = Field(32, ge=1, description="answers per request")
+    timeout_s: float = Field(10.0, gt=0, description="seconds granted to each request")
+    attempts: int = Field(5, ge=1, description="tries per request, with exponential backoff, before the run stops")
+    max_kib: int = Field(1024, ge=1, description="largest reply that is read, in KiB")
+
+
+Reward = Annotated[ModelReward | FunctionReward | RemoteReward, Field(discriminator="kind")]
+
+
+def _components(value: Any) -> Any:
+    """A folder is short for one reward model."""
+    return ({"kind": "model", "path": value},) if isinstance(value, str) else value
+
+
+Rewards = Annotated[tuple[Reward, ...], BeforeValidator(_components)]
+
+
+class Safety(Section):
+    """Rules about the answer that no reward outweighs: one that breaks any of them scores at most `cap`."""
+
+    forbidden: tuple[str, ...] = Field((), description="regular expressions that must not match anywhere")
+    required: tuple[str, ...] = Field((), description="regular expressions that must match somewhere")
+    shortest: int = Field(0, ge=0, description="fewest tokens of an answer")
+    longest: int | None = Field(None, ge=1, description="most tokens of an answer; null: no bound")
+    classifier: str | None = Field(
+        None, description="Hugging Face folder of a text classifier with a label `unsafe` (one label: its probability)"
+    )
+    threshold: float = Field(0.5, gt=0, lt=1, description="probability from which the classifier's verdict is unsafe")
+    cap: float = Field(-1.0, description="highest score of an answer that breaks a rule")
+
+    @field_validator("forbidden", "required")
+    @classmethod
+    def _are_expressions(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"regular expressions; {pattern!r} is none: {error}") from None
+        return patterns
+
+    @model_validator(mode="after")
+    def _band_is_not_empty(self) -> Safety:
+        if self.longest is not None and self.longest < self.shortest:
+            raise ValueError(f"shortest at most longest, found {self.shortest} above {self.longest}")
+        return self
+
+
+def check_names(rewards: tuple[Reward, ...]) -> None:
+    """Refuse two components of one name.
+
+    Raises:
+        ValueError: names it.
+    """
+    twice = [name for name, count in Counter(reward.name for reward in rewards).items() if count > 1]
+    if twice:
+        raise ValueError(f"reward has {twice[0]!r} twice; expected a name of its own for each component")

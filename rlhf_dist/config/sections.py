@@ -1,0 +1,173 @@
+"""Settings that several stages share: prompts, rollouts, the learner, the cluster."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A frozen part of the config that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Prompts(Section):
+    """Where prompts come from."""
+
+    path: str = Field(description="JSONL, Parquet, Arrow file, or a `datasets` name")
+    column: str | None = Field(None, description="column with the prompt; default: `prompt`, else `messages`")
+    split: str = Field("train", description="split, for a `datasets` name")
+    max_tokens: int = Field(512, ge=1, le=1_000_000, description="longest prompt, in tokens; a longer one is refused")
+    held_out: str | None = Field(None, description="file of prompts to compare the policies on, before and after")
+    held_out_limit: int = Field(256, ge=1, description="most held-out prompts used")
+
+
+class WorkerRange(Section):
+    """A number of workers that may change while the run goes on."""
+
+    min: int = Field(ge=1, le=4096, description="workers without which the run does not start")
+    max: int = Field(
+        ge=1, le=4096, description="most workers, as the cluster grows and generation is what is waited for"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_is_a_range(cls, value: Any) -> Any:
+        if isinstance(value, (dict, WorkerRange)):
+            return value
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError("a number of workers, or {min: A, max: B}")
+        return {"min": value, "max": value}
+
+    @model_validator(mode="after")
+    def _in_order(self) -> WorkerRange:
+        if self.min > self.max:
+            raise ValueError(f"min at most max, found min {self.min} above max {self.max}")
+        return self
+
+
+class Rollout(Section):
+    """How samples are generated."""
+
+    engine: Literal["vllm", "transformers"] = Field("vllm", description="generation engine")
+    workers: WorkerRange = Field(
+        WorkerRange(min=1, max=1),
+        description="rollout workers, each an engine of its own: a number, or {min, max} for as many as pay and find room",
+    )
+    max_restarts: int = Field(
+        3, ge=0, description="rollout workers that may be lost and replaced within one iteration before the run stops"
+    )
+    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs (or CPU processes) per engine")
+    samples_per_prompt: int = Field(1, ge=1, le=1024, description="answers sampled for each prompt")
+    max_new_tokens: int = Field(128, ge=1, le=131_072, description="longest answer, in tokens")
+    temperature: float = Field(1.0, gt=0, le=10, description="softmax temperature of sampling and of all log-probs")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus: smallest set of tokens with this probability mass")
+    top_k: int = Field(0, ge=0, description="only the k likeliest tokens; 0: all")
+    stop: tuple[str, ...] = Field((), description="strings that end an answer (they stay part of it)")
+    prefix_caching: bool = Field(True, description="share the KV cache of equal prompt beginnings (vLLM)")
+    max_concurrent: int = Field(256, ge=1, le=65_536, description="samples that one engine decodes at once")
+    gpu_memory_fraction: float = Field(0.5, gt=0, le=1, description="share of a GPU's memory for the engine (vLLM)")
+    kv_cache_gib: float = Field(1.0, gt=0, description="KV cache per engine on CPU, in GiB (vLLM)")
+    compile: bool = Field(False, description="let vLLM compile the model and capture CUDA graphs: slower start")
+    threads: int = Field(1, ge=1, description="CPU threads per worker, where there is no GPU")
+
+
+class Scoring(Section):
+    """How finished samples are scored."""
+
+    reward_workers: int = Field(1, ge=1, le=1024, description="processes that hold the reward model")
+    reference_workers: int = Field(1, ge=1, le=1024, description="processes that hold the reference policy")
+    batch_tokens: int = Field(8192, ge=1, description="tokens per forward pass, padding included")
+    threads: int = Field(1, ge=1, description="CPU threads per worker, where there is no GPU")
+
+
+class Optimizer(Section):
+    """AdamW and its schedule."""
+
+    lr: float = Field(1e-6, gt=0, le=1, description="peak learning rate")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decay rates")
+    eps: float = Field(1e-8, gt=0, description="AdamW's denominator offset")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this global norm")
+    warmup: float = Field(0.05, ge=0, le=1, description="share of all optimiser steps spent warming up")
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field(
+        "constant_with_warmup", description="learning rate after the warm-up"
+    )
+
+
+class Learner(Section):
+    """The DeepSpeed group that trains policy and critic."""
+
+    ranks: int = Field(1, ge=1, le=65_536, description="data-parallel processes, one GPU each where there are GPUs")
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="what ZeRO shards: 1 optimiser, 2 + gradients, 3 + weights")
+    cpu_offload: bool = Field(False, description="keep optimiser state in host memory (GPU machines)")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="precision of forward and backward passes")
+    critic: Literal["model", "value_head"] = Field("model", description="a model of its own, or a head on the policy")
+    gradient_checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
+    micro_batch_tokens: int = Field(8192, ge=1, description="tokens of one forward and backward pass")
+    row_tokens: int = Field(
+        0, ge=0, description="samples are packed into rows of this many tokens; 0: the longest sample's length"
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="attention kernels")
+    threads: int = Field(2, ge=1, description="CPU threads per rank, where there is no GPU")
+    policy: Optimizer = Field(Optimizer(), description="the policy's optimiser")
+    value: Optimizer = Field(Optimizer(lr=1e-5), description="the critic's optimiser")
+
+
+class Weights(Section):
+    """Weights on their way from learner to rollout workers."""
+
+    wire_dtype: Literal["float32", "bfloat16", "auto"] = Field("auto", description="auto: the learner's precision")
+    bucket_mib: int = Field(256, ge=1, le=4096, description="size of one Arrow bucket, in MiB")
+    probe_every: int = Field(10, ge=1, description="versions between two comparisons of the engine with the learner")
+    probe_tolerance: float | None = Field(
+        None, gt=0, description="largest mean difference of probe log-probs, in nats; null: 1e-3 in fp32, 0.1 in bf16"
+    )
+
+
+class Telemetry(Section):
+    """Where metrics go, beside metrics.jsonl and Ray's own metrics."""
+
+    wandb: bool = Field(False, description="log to Weights & Biases; offline where no API key is set")
+    tensorboard: bool = Field(False, description="write TensorBoard events into the run folder")
+    mlflow: bool = Field(False, description="log to MLflow: MLFLOW_TRACKING_URI, else files in the run folder")
+    project: str = Field("rlhf_dist", description="project name for wandb, experiment name for MLflow")
+    trace_iterations: tuple[int, ...] = Field(
+        (), description="iterations, counted from 0, whose work goes into trace.json for Perfetto"
+    )
+
+
+class Timeouts(Section):
+    """How long each wait may take, in seconds, before the run stops with the name of what it waited for."""
+
+    start: float = Field(600, gt=0, description="an actor's start, models loaded")
+    batch: float = Field(1800, gt=0, description="a whole scored batch")
+    update: float = Field(1800, gt=0, description="one PPO update")
+    publish: float = Field(600, gt=0, description="publishing or pulling one weight version")
+    call: float = Field(60, gt=0, description="a short call")
+
+
+class Cluster(Section):
+    """The Ray cluster, and where on it the actors go."""
+
+    address: str | None = Field(None, description="cluster to attach to (`auto`, host:port); null: start one here")
+    dashboard: bool = Field(False, description="serve Ray's dashboard, on loopback")
+    dashboard_port: int = Field(8265, ge=1024, le=65_535, description="the dashboard's port")
+    object_store_mib: int = Field(512, ge=80, description="Ray's shared memory, in MiB, for a cluster started here")
+    metrics_port: int | None = Field(
+        None,
+        ge=1024,
+        le=65_535,
+        description="port on which a cluster started here serves Prometheus; null: any free one",
+    )
+    placement: Literal["disaggregated", "colocated", "hybrid"] = Field(
+        "disaggregated",
+        description="disaggregated: each actor has devices of its own; colocated: a learner rank, an engine and the "
+        "scorers share a device, and engines sleep while learners train; hybrid: scorers share the learners' devices",
+    )
+    gpu_share: float = Field(1.0, gt=0, le=1, description="share of a GPU that one device of the placement is")
+    interface: str | None = Field(
+        None, description="network interface of NCCL and Gloo, e.g. eth0; null: the one that has the node's Ray address"
+    )

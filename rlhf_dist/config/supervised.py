@@ -1,0 +1,171 @@
+"""Settings of the stages that learn from data: fine-tuning, reward models, direct preference optimisation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rlhf_dist.config.sections import Cluster, Learner, Optimizer, Prompts, Rollout, Section, Telemetry, Timeouts
+
+RATING_PROMPT = """\
+A reader was asked what they think of an answer. From their comment alone, how good did they find it?
+Question: {prompt}
+Answer: {answer}
+Comment: {comment}
+Rating from 1 (useless) to 5 (perfect):"""
+
+
+class Job(Section):
+    """What every stage has."""
+
+    run_dir: str = Field("runs/stage", description="folder that the run leaves behind")
+    seed: int = Field(0, ge=0, lt=2**31, description="every random choice derives from it")
+    learner: Learner = Learner()
+    telemetry: Telemetry = Telemetry()
+    timeouts: Timeouts = Timeouts()
+    cluster: Cluster = Cluster()
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2022, arXiv:2106.09685) through peft."""
+
+    rank: int = Field(16, ge=1, le=4096, description="rank of the adapters")
+    alpha: int = Field(32, ge=1, description="the adapters' product is scaled by alpha over rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the adapters")
+    targets: tuple[str, ...] = Field(("all-linear",), description="modules to adapt; all-linear: all but the head")
+
+
+class Training(Section):
+    """How long a stage trains, and in which steps."""
+
+    epochs: int = Field(1, ge=1, le=1000, description="passes over the data")
+    batch_size: int = Field(64, ge=1, description="demonstrations, or pieces of feedback, of one optimiser step")
+    optimizer: Optimizer = Field(Optimizer(lr=1e-5), description="the stage's optimiser")
+    lora: Lora | None = Field(None, description="train adapters instead of all weights; null: all weights")
+
+
+class Demonstrations(Section):
+    """Answers to imitate: `prompt` and `completion`, or chat `messages`."""
+
+    path: str = Field("", description="JSONL, Parquet, Arrow file, or a `datasets` name")
+    split: str = Field("train", description="split, for a `datasets` name")
+    held_out: float | str = Field(
+        0.05, description="for evaluation: a share of the rows, or a file (or split) of its own"
+    )
+    max_tokens: int = Field(1024, ge=2, le=1_000_000, description="longest row, in tokens; a longer one is refused")
+
+
+class SFT(Training):
+    """Supervised fine-tuning."""
+
+    data: Demonstrations = Demonstrations()
+
+
+class SFTConfig(SFT, Job):
+    """One fine-tuning run."""
+
+    model: str = Field(description="Hugging Face folder or name of the model to fine-tune")
+    run_dir: str = Field("runs/sft", description="folder that the run leaves behind")
+
+
+class Feedback(Section):
+    """A file of people's judgements."""
+
+    path: str = Field(description="JSONL, Parquet, Arrow file, or a `datasets` name")
+    kind: Literal["comparisons", "rankings", "scores", "comments"] = Field(
+        "comparisons", description="what each row says"
+    )
+    source: str = Field("", description="name in the evaluation; empty: the file's name")
+    split: str = Field("train", description="split, for a `datasets` name")
+    scale: tuple[float, float] = Field((0.0, 1.0), description="worst and best score, mapped to 0 and 1")
+
+    @model_validator(mode="after")
+    def _scale_is_wide(self) -> Feedback:
+        if self.scale[0] >= self.scale[1]:
+            raise ValueError(f"scale is {list(self.scale)}; expected [worst, best] with worst below best")
+        return self
+
+
+class CommentJudge(Section):
+    """A language model that reads a comment and says how good the answer was found."""
+
+    model: str = Field(description="Hugging Face folder or name of the judge")
+    prompt: str = Field(RATING_PROMPT, description="with {comment}, and {prompt} and {answer} where it wants them")
+    ratings: tuple[str, ...] = Field(
+        (" 1", " 2", " 3", " 4", " 5"), min_length=2, description="one token each, from worst to best"
+    )
+
+    @model_validator(mode="after")
+    def _prompt_has_the_comment(self) -> CommentJudge:
+        if "{comment}" not in self.prompt:
+            raise ValueError("comment_judge.prompt lacks {comment}; expected it where the comment goes")
+        return self
+
+
+class RewardModel(Training):
+    """A reward model from feedback: L = score_coef L_score + compare_coef L_compare + language_coef L_language."""
+
+    data: tuple[Feedback, ...] = Field((), description="the feedback, one entry per file")
+    held_out: float = Field(0.1, gt=0, lt=1, description="share of the prompts that only evaluation sees")
+    max_tokens: int = Field(1024, ge=2, le=1_000_000, description="longest prompt and answer; a longer one is refused")
+    score_coef: float = Field(1.0, ge=0, description="weight of the scores' mean squared error")
+    compare_coef: float = Field(1.0, ge=0, description="weight of the comparisons' and rankings' cross-entropy")
+    language_coef: float = Field(1.0, ge=0, description="weight of the comments' mean squared error")
+    compare_scale: float = Field(
+        1.0, gt=0, description="how consistently people choose: P(a over b) = sigmoid(compare_scale (r_a - r_b))"
+    )
+    margin: bool = Field(False, description="use the comparisons' margins: log sigmoid(r_a - r_b - margin)")
+    centre_coef: float = Field(0.0, ge=0, description="weight of (r_a + r_b)^2, which keeps scores around zero")
+    scores: Literal["trajectory", "token-mean"] = Field(
+        "trajectory", description="an answer's score: at its last token, or the mean over its tokens"
+    )
+    aggregate: Literal["none", "soft", "majority", "dawid-skene", "bradley-terry"] = Field(
+        "soft",
+        description="several annotators' judgements of one comparison become: themselves; the share that prefers a; the "
+        "majority's choice; Dawid and Skene's posterior; or pairwise posteriors with annotators' reliabilities",
+    )
+    heads: int = Field(1, ge=1, le=64, description="heads of an ensemble that share the model")
+    models: int = Field(1, ge=1, le=64, description="models of an ensemble, each trained with a seed of its own")
+    comment_judge: CommentJudge | None = Field(None, description="reads the comments; needed where there are some")
+    normalise_on: int = Field(256, ge=2, description="answers of the policy from which mean and std are taken")
+
+
+class RewardConfig(RewardModel, Job):
+    """One reward-model run."""
+
+    model: str = Field(description="Hugging Face folder or name of the model to start from, usually the SFT policy")
+    policy: str | None = Field(None, description="its answers normalise the reward; null: no normalisation")
+    prompts: Prompts | None = Field(None, description="what `policy` answers for that")
+    rollout: Rollout = Field(Rollout(), description="how `policy` and the comment judge run")
+    run_dir: str = Field("runs/reward", description="folder that the run leaves behind")
+
+    @model_validator(mode="after")
+    def _can_normalise(self) -> RewardConfig:
+        if (self.policy is None) != (self.prompts is None):
+            raise ValueError("policy and prompts belong together; expected both, to normalise the reward, or neither")
+        if any(feedback.kind == "comments" for feedback in self.data) and self.comment_judge is None:
+            raise ValueError("data has comments, but comment_judge is null; expected a model that reads them")
+        return self
+
+
+class DPO(Training):
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) on comparisons."""
+
+    data: tuple[Feedback, ...] = Field((), description="comparisons, one entry per file")
+    held_out: float = Field(0.05, gt=0, lt=1, description="share of the prompts that only evaluation sees")
+    max_tokens: int = Field(1024, ge=2, le=1_000_000, description="longest prompt and answer; a longer one is refused")
+    beta: float = Field(0.1, gt=0, description="strength of the pull to the reference")
+    loss: Literal["sigmoid", "ipo"] = Field("sigmoid", description="DPO's, or IPO's (arXiv:2310.12036) squared loss")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be wrong (sigmoid loss)")
+    aggregate: Literal["none", "soft", "majority", "dawid-skene", "bradley-terry"] = Field(
+        "soft", description="as for reward models"
+    )
+
+
+class DPOConfig(DPO, Job):
+    """One DPO run."""
+
+    model: str = Field(description="Hugging Face folder or name of the policy to train, usually the SFT policy")
+    reference: str | None = Field(None, description="the reference policy; null: the policy as it starts")
+    run_dir: str = Field("runs/dpo", description="folder that the run leaves behind")

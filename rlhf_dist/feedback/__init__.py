@@ -1,0 +1,1 @@
+"""Collecting people's judgements, and making one opinion out of several."""

@@ -1,0 +1,167 @@
+"""Several annotators' judgements of the same answers become one, and each annotator is weighed."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from rlhf_dist.data.feedback import Judged
+from rlhf_dist.feedback.agreement import Agreement, agreement
+
+CHOICES = {1.0: "a", 0.0: "b"}
+CARELESS = 0.5
+"""An annotator is suspected who is surely less than this far from guessing to the median annotator."""
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """How reliable one annotator's comparisons are."""
+
+    name: str
+    judgements: int
+    reliability: float
+    """Estimated probability of choosing the better answer, from 0 to 1; 0.5 is guessing."""
+    careless: bool
+    """Suspected of guessing, or of choosing the worse answer."""
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """One judgement per question, and what is known of those who judged."""
+
+    judged: list[Judged]
+    annotators: list[Annotator]
+    agreement: Agreement | None
+    """None where nobody judged what another did."""
+
+
+def aggregate(judged: Sequence[Judged], how: str) -> Aggregated:
+    """Make one judgement of all that concern the same prompt and answers.
+
+    Comparisons follow `how`; scores become their mean; rankings and comments stay as they are. Annotators' reliabilities
+    come from Dawid and Skene's model whatever `how` is.
+
+    Args:
+        judged: raw judgements; those without an annotator, or of a question that was asked once, stay as they are.
+        how: as `config.RewardModel.aggregate`.
+    """
+    comparisons = [_canonical(one) for one in judged if one.kind == "comparisons"]
+    rest = [one for one in judged if one.kind != "comparisons"]
+    groups = _groups(comparisons)
+    if how == "none" or all(len(group) == 1 for group in groups):
+        return Aggregated([*comparisons, *rest], [], None)
+    votes = [one for one in comparisons if one.annotator]
+    posterior, reliability = dawid_skene(votes)
+    if how == "bradley-terry":
+        posterior = bradley_terry(votes)
+    elif how in ("soft", "majority"):
+        posterior = {_task(group): share(group, majority=how == "majority") for group in groups}
+    merged = [replace(group[0], label=posterior.get(_task(group), share(group)), annotator="") for group in groups]
+    scores = [_mean(group) for group in _groups([one for one in rest if one.kind == "scores"])]
+    others = [one for one in rest if one.kind != "scores"]
+    return Aggregated([*merged, *scores, *others], _told(votes, reliability), agreement(votes))
+
+
+def share(group: Sequence[Judged], *, majority: bool = False) -> float:
+    """Share of annotators who prefer the first answer (a tie counts half); with `majority` rounded, 0.5 if undecided."""
+    mean = float(np.mean([one.label for one in group]))
+    return (float(mean > 0.5) if mean != 0.5 else 0.5) if majority else mean
+
+
+def dawid_skene(votes: Sequence[Judged]) -> tuple[dict[Any, float], dict[str, float]]:
+    """Posterior of the first answer by Dawid and Skene (1979): EM over annotators' confusion matrices.
+
+    A tie votes half for either side, since whether two answers are as good is not a class that people err about alike.
+
+    Returns:
+        task to P(first answer is better), annotator to the probability of choosing the better one.
+    """
+    import pandas as pd
+    from crowdkit.aggregation import DawidSkene
+
+    rows = [(number, one) for number, one in enumerate(votes) if one.label in CHOICES]
+    names = {one.task: str(number) for number, one in reversed(rows)}
+    table = pd.DataFrame(
+        {
+            "task": [names[one.task] for _, one in rows],
+            "worker": [one.annotator for _, one in rows],
+            "label": [CHOICES[one.label] for _, one in rows],
+        }
+    )
+    found = DawidSkene(n_iter=100).fit_predict_proba(table).reindex(columns=["a", "b"], fill_value=0.0)["a"]
+    posterior = {task: float(found[name]) for task, name in names.items()}
+    return posterior, _expected_hits([one for _, one in rows], posterior)
+
+
+def bradley_terry(votes: Sequence[Judged]) -> dict[Any, float]:
+    """Posterior of the first answer by Bradley and Terry's model with annotators' skills and side preferences.
+
+    An annotator compares with probability `skill`, else picks a side by habit (crowd-kit's NoisyBradleyTerry, after Chen et
+    al. 2013, "Pairwise ranking aggregation in a crowdsourced setting"). Answers to one prompt share their strengths.
+    """
+    import pandas as pd
+    from crowdkit.aggregation import NoisyBradleyTerry
+
+    rows = [one for one in votes if one.label in CHOICES]
+    ends = [[f"{one.task[1]}\n{answer}" for answer in one.answers] for one in rows]
+    table = pd.DataFrame(
+        {
+            "worker": [one.annotator for one in rows],
+            "left": [left for left, _ in ends],
+            "right": [right for _, right in ends],
+            "label": [pair[one.label == 0.0] for pair, one in zip(ends, rows, strict=True)],
+        }
+    )
+    strengths = NoisyBradleyTerry(n_iter=200).fit_predict(table).clip(1e-6, 1 - 1e-6)
+    logits = np.log(strengths / (1 - strengths))
+    return {
+        one.task: float(1 / (1 + np.exp(np.clip(logits[right] - logits[left], -50, 50))))
+        for one, (left, right) in zip(rows, ends, strict=True)
+    }
+
+
+def _expected_hits(votes: Sequence[Judged], posterior: dict[Any, float]) -> dict[str, float]:
+    """Share of each annotator's choices that the posterior takes for right, shrunk by one judgement to guessing."""
+    hits: dict[str, list[float]] = defaultdict(list)
+    for one in votes:
+        better = posterior[one.task]
+        hits[one.annotator].append(better if one.label == 1.0 else 1 - better)
+    return {name: (sum(found) + 0.5) / (len(found) + 1) for name, found in hits.items()}
+
+
+def _told(votes: Sequence[Judged], reliability: dict[str, float]) -> list[Annotator]:
+    """Annotators, the least reliable first, and who is suspected of carelessness."""
+    counts = Counter(one.annotator for one in votes)
+    bound = 0.5 + CARELESS * (float(np.median([*reliability.values()])) - 0.5)
+    told = []
+    for name, value in sorted(reliability.items(), key=lambda item: item[1]):
+        spread = 1.64 * np.sqrt(value * (1 - value) / counts[name])  # one-sided, 95 %
+        told.append(Annotator(name, counts[name], value, careless=bool(value + spread < bound)))
+    return told
+
+
+def _canonical(one: Judged) -> Judged:
+    """The same comparison with its answers in a fixed order, so that sides shown differently meet."""
+    first, second = one.answers
+    return one if first <= second else replace(one, answers=(second, first), label=1.0 - one.label)
+
+
+def _groups(judged: Sequence[Judged]) -> list[list[Judged]]:
+    groups: dict[Any, list[Judged]] = defaultdict(list)
+    for number, one in enumerate(judged):
+        groups[(one.task, one.source) if one.annotator else number].append(one)
+    return [*groups.values()]
+
+
+def _task(group: Sequence[Judged]) -> Any:
+    return group[0].task
+
+
+def _mean(group: Sequence[Judged]) -> Judged:
+    if len(group) == 1:
+        return group[0]
+    return replace(group[0], label=float(np.mean([one.label for one in group])), annotator="")

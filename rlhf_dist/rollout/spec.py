@@ -1,0 +1,109 @@
+"""Which generation engine a process builds, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_dist.config import Rollout
+from rlhf_dist.records import Sampling
+from rlhf_dist.rollout.engine import RolloutEngine
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """Which engine, on what."""
+
+    kind: str
+    model: str
+    dtype: str
+    max_sequence: int
+    max_concurrent: int
+    tensor_parallel: int
+    threads: int
+    options: dict[str, Any]
+    """Further arguments of vLLM."""
+    log_dir: str
+    """Where the worker's log file goes."""
+    fixed: bool = False
+    """Generate with the folder's own weights, instead of those that a store hands out."""
+
+    def build(self, sampling: Sampling) -> RolloutEngine:
+        """Start the engine in this process."""
+        import torch
+
+        on_gpu = torch.cuda.is_available()
+        if not on_gpu:
+            torch.set_num_threads(self.threads)
+        if self.kind == "vllm":
+            from rlhf_dist.rollout.vllm_engine import VLLMEngine
+
+            return VLLMEngine(
+                self.model,
+                sampling,
+                dtype=self.dtype,
+                max_sequence=self.max_sequence,
+                max_concurrent=self.max_concurrent,
+                tensor_parallel=self.tensor_parallel,
+                engine_options=self.options | ({"load_format": "auto"} if self.fixed else {}),
+            )
+        from rlhf_dist.rollout.transformers_engine import TransformersEngine
+
+        device = "cuda" if on_gpu else "cpu"
+        return TransformersEngine(
+            self.model, sampling, dtype=self.dtype, max_concurrent=self.max_concurrent, device=device
+        )
+
+
+def engine_spec(
+    rollout: Rollout, model: str, *, dtype: str, max_sequence: int, seed: int, on_gpu: bool, log_dir: str
+) -> EngineSpec:
+    """The engine that the settings ask for, on a model's folder; lengths in tokens."""
+    engine: dict[str, Any] = {
+        "enforce_eager": not rollout.compile,
+        "enable_prefix_caching": rollout.prefix_caching,
+        "seed": seed,
+    }
+    if on_gpu:
+        engine["gpu_memory_utilization"] = rollout.gpu_memory_fraction
+    else:
+        engine["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * 2**30)
+    return EngineSpec(
+        kind=rollout.engine,
+        model=model,
+        dtype=dtype,
+        max_sequence=max_sequence,
+        max_concurrent=rollout.max_concurrent,
+        tensor_parallel=rollout.tensor_parallel,
+        threads=rollout.threads,
+        options=engine,
+        log_dir=log_dir,
+    )
+
+
+def environment(rollout: Rollout, *, on_gpu: bool) -> dict[str, str]:
+    """Variables of an engine's process."""
+    if rollout.engine == "transformers":
+        return {"OMP_NUM_THREADS": str(rollout.threads)}
+    from rlhf_dist.rollout.vllm_engine import ENVIRONMENT
+
+    if on_gpu:
+        return dict(ENVIRONMENT)
+    return {
+        **ENVIRONMENT,
+        "OMP_NUM_THREADS": str(rollout.threads),
+        # Binding would pin the engines of several workers to the same cores.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+
+
+def sampling_of(rollout: Rollout, ends: tuple[int, ...]) -> Sampling:
+    """How answers are drawn, and which tokens end them."""
+    return Sampling(
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        stop=rollout.stop,
+        eos_token_ids=ends,
+    )

@@ -1,0 +1,40 @@
+"""The reference policy: how likely it finds what the policy said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf_dist.models import PolicyModel, load_policy, response_positions
+from rlhf_dist.scoring.batches import each_output
+
+
+class ReferenceScorer:
+    """Log-probs of the response tokens at the rollout's temperature."""
+
+    writer = "reference"
+
+    def __init__(self, path: str, *, bf16: bool, batch_tokens: int, device: str, temperature: float) -> None:
+        """Load the reference policy."""
+        model = load_policy(path, dtype=torch.bfloat16 if bf16 else torch.float32)
+        self._model = PolicyModel(model, temperature=temperature).to(device).eval()
+        self._batch_tokens, self._device = batch_tokens, device
+
+    def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> dict[str, list[Any]]:
+        """Column `ref_log_probs`: log-probs per response token, in the order of the rows."""
+        sequences = [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
+        selections = [response_positions(len(p), len(r)) for p, r in zip(prompts, responses, strict=True)]
+        found: list[list[float]] = [[] for _ in sequences]
+        outputs = each_output(
+            lambda batch: self._model(batch)[0],
+            sequences,
+            selections,
+            batch_tokens=self._batch_tokens,
+            device=self._device,
+        )
+        for number, log_probs in outputs:
+            found[number] = log_probs.tolist()
+        return {"ref_log_probs": found}

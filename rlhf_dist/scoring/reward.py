@@ -1,0 +1,69 @@
+"""The reward actor's scorer: all rewards added up, under rules that cap the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf_dist.config import FunctionReward, ModelReward, RemoteReward, Reward, Safety
+from rlhf_dist.models import load_tokenizer
+from rlhf_dist.scoring.answers import Answers, Component
+from rlhf_dist.scoring.functions import RuleReward
+from rlhf_dist.scoring.remote import ServerReward
+from rlhf_dist.scoring.reward_models import LearnedReward
+from rlhf_dist.scoring.safety import UNSAFE, Rules
+
+
+class RewardScorer:
+    """score = sum of weight x component, at most `safety.cap` where a rule is broken; every part is written beside it."""
+
+    writer = "reward"
+
+    def __init__(
+        self,
+        rewards: Sequence[Reward],
+        safety: Safety,
+        tokenizer: str,
+        *,
+        bf16: bool,
+        batch_tokens: int,
+        device: str,
+    ) -> None:
+        """Load everything.
+
+        Args:
+            rewards: what is added up; weight 0 is only logged.
+            safety: the rules.
+            tokenizer: folder of the policy, whose tokens the answers are.
+            bf16: dtype of the reward models.
+            batch_tokens: most tokens of a forward pass.
+            device: where models go.
+        """
+
+        def load(reward: Reward) -> Component:
+            if isinstance(reward, ModelReward):
+                return LearnedReward(reward, bf16=bf16, batch_tokens=batch_tokens, device=device)
+            if isinstance(reward, FunctionReward):
+                return RuleReward(reward)
+            assert isinstance(reward, RemoteReward)
+            return ServerReward(reward)
+
+        self._weighted = [(reward.weight, load(reward)) for reward in rewards]
+        self._rules, self._cap = Rules(safety, device=device), safety.cap
+        self._tokenizer = load_tokenizer(tokenizer)
+
+    def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> dict[str, list[Any]]:
+        """Columns `score` and `score_parts`, in the order of the rows."""
+        answers = Answers(prompts, responses, self._tokenizer)
+        totals, parts = [0.0] * len(prompts), dict[str, list[float]]()
+        for weight, component in self._weighted:
+            said = component.score(answers)
+            parts |= said
+            totals = [total + weight * own for total, own in zip(totals, said[component.name], strict=True)]
+        parts |= self._rules.broken(answers)
+        unsafe = parts.get(UNSAFE, [0.0] * len(totals))
+        scores = [min(total, self._cap) if broken else total for total, broken in zip(totals, unsafe, strict=True)]
+        return {
+            "score": scores,
+            "score_parts": [[*zip(parts, row, strict=True)] for row in zip(*parts.values(), strict=True)],
+        }

@@ -1,0 +1,80 @@
+"""Learned rewards: one model or an ensemble, normalised as its `reward.json` says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf_dist.config import ModelReward
+from rlhf_dist.models import ValueModel, load_value_model
+from rlhf_dist.scoring.answers import Answers
+from rlhf_dist.scoring.batches import each_output
+from rlhf_dist.scoring.reward_file import read_reward_file
+
+
+class LearnedReward:
+    """A `Component`: reads each answer at its last token, or over all its tokens, with every head of every member."""
+
+    def __init__(self, settings: ModelReward, *, bf16: bool, batch_tokens: int, device: str) -> None:
+        """Load all members of the ensemble.
+
+        Raises:
+            ModelError: a folder is missing, or its `reward.json` is not one.
+        """
+        self.name, self._settings = settings.name, settings
+        self._file = read_reward_file(settings.path)
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        paths = [str(Path(settings.path) / member) if member != "." else settings.path for member in self._file.members]
+        self._models = [ValueModel(load_value_model(path, dtype=dtype)).to(device).eval() for path in paths]
+        self._batch_tokens, self._device = batch_tokens, device
+
+    def score(self, answers: Answers) -> dict[str, list[float]]:
+        """The combined reward, and with an ensemble its standard deviation as `NAME_disagreement`."""
+        values = self.members(answers)
+        if self._settings.normalise:
+            values = (values - self._file.mean) / self._file.std
+        found = {self.name: combined(values, self._settings.combine, std_coef=self._settings.std_coef).tolist()}
+        if values.shape[1] > 1:
+            found[f"{self.name}_disagreement"] = values.std(1).tolist()
+        return found
+
+    def members(self, answers: Answers) -> np.ndarray[Any, Any]:
+        """Rewards by every member and head, unnormalised, [answers, members x heads]."""
+        sequences = [np.concatenate(pair) for pair in zip(answers.prompts, answers.responses, strict=True)]
+        whole = self._file.scores == "token-mean"
+        selections = [
+            range(len(prompt) if whole and len(answer) else len(row) - 1, len(row))
+            for row, prompt, answer in zip(sequences, answers.prompts, answers.responses, strict=True)
+        ]
+        return np.concatenate([self._of(model, sequences, selections) for model in self._models], axis=1)
+
+    def _of(self, model: ValueModel, sequences: list[Any], selections: list[range]) -> np.ndarray[Any, Any]:
+        found: dict[int, list[float]] = {}
+        outputs = each_output(
+            lambda batch: model(batch, all_heads=True),
+            sequences,
+            selections,
+            batch_tokens=self._batch_tokens,
+            device=self._device,
+        )
+        for number, values in outputs:
+            found[number] = values.mean(0).tolist()
+        return np.array([found[number] for number in range(len(sequences))])
+
+
+def combined(values: np.ndarray[Any, Any], how: str, *, std_coef: float) -> np.ndarray[Any, Any]:
+    """One reward of an ensemble's, [answers, members] to [answers] (Coste et al. 2024, arXiv:2310.02743, section 3).
+
+    Args:
+        values: rewards by each member.
+        how: `mean`; `min`, the worst-case optimisation; `mean-std`, the uncertainty-weighted mean - c std.
+        std_coef: c.
+    """
+    if how == "min":
+        lowest: np.ndarray[Any, Any] = values.min(1)
+        return lowest
+    mean: np.ndarray[Any, Any] = values.mean(1)
+    return mean - std_coef * values.std(1) if how == "mean-std" else mean

@@ -1,0 +1,80 @@
+"""Rules about an answer that no reward outweighs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+from rlhf_dist.config import Safety
+from rlhf_dist.errors import ModelError
+from rlhf_dist.models import load_classifier
+from rlhf_dist.scoring.answers import Answers
+
+UNSAFE = "unsafe"
+"""Label of a classifier, and the part of the score that says whether any rule was broken."""
+
+
+class Rules:
+    """Patterns, a length band, and a classifier; each says 1 where an answer breaks it, else 0."""
+
+    def __init__(self, settings: Safety, *, device: str) -> None:
+        """Compile the patterns and load the classifier, if there is one.
+
+        Raises:
+            ModelError: the classifier's folder is missing, or has several labels and none is `unsafe`.
+        """
+        self._settings = settings
+        self._forbidden = [re.compile(pattern) for pattern in settings.forbidden]
+        self._required = [re.compile(pattern) for pattern in settings.required]
+        self._classifier = Classifier(settings.classifier, device=device) if settings.classifier else None
+
+    def broken(self, answers: Answers) -> dict[str, list[float]]:
+        """By rule, `unsafe_RULE`, and by any, `unsafe`; empty where there are no rules."""
+        settings, texts = self._settings, [answer for _, answer in answers.texts] if self._reads_text else []
+        found: dict[str, list[float]] = {}
+        if self._forbidden:
+            found["unsafe_forbidden"] = [float(any(p.search(text) for p in self._forbidden)) for text in texts]
+        if self._required:
+            found["unsafe_required"] = [float(not all(p.search(text) for p in self._required)) for text in texts]
+        if settings.shortest or settings.longest is not None:
+            longest = settings.longest if settings.longest is not None else float("inf")
+            lengths = [len(response) for response in answers.responses]
+            found["unsafe_length"] = [float(not settings.shortest <= length <= longest) for length in lengths]
+        if self._classifier is not None:
+            verdicts = self._classifier.probabilities(answers.texts)
+            found["unsafe_classifier"] = [float(p >= settings.threshold) for p in verdicts]
+        if found:
+            found[UNSAFE] = [max(broken) for broken in zip(*found.values(), strict=True)]
+        return found
+
+    @property
+    def _reads_text(self) -> bool:
+        return bool(self._forbidden or self._required)
+
+
+class Classifier:
+    """A text classifier that says how likely an answer is unsafe."""
+
+    def __init__(self, path: str, *, device: str) -> None:
+        """Load model and tokenizer; the label is the one named `unsafe`, or the only one."""
+        self._model, self._tokenizer = load_classifier(path)
+        self._model = self._model.to(device).eval()
+        self._device = device
+        labels = {name.lower(): number for number, name in self._model.config.id2label.items()}
+        if len(labels) > 1 and UNSAFE not in labels:
+            raise ModelError(f"{path}: its labels are {sorted(labels)}; expected one named {UNSAFE!r}")
+        self._label = labels.get(UNSAFE, 0)
+
+    @torch.no_grad()
+    def probabilities(self, texts: list[tuple[str, str]]) -> list[float]:
+        """P(unsafe) of each (prompt, answer)."""
+        return [self._of(prompt + answer) for prompt, answer in texts]
+
+    def _of(self, text: str) -> float:
+        encoded: Any = self._tokenizer(text, return_tensors="pt", truncation=True).to(self._device)
+        logits = self._model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits[0].float()
+        if len(logits) == 1:
+            return float(torch.sigmoid(logits[0]))
+        return float(torch.softmax(logits, -1)[self._label])

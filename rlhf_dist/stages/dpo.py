@@ -1,0 +1,142 @@
+"""Direct preference optimisation: the policy learns from comparisons without a reward model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf_dist.algorithms.preferences import dpo_losses, ipo_losses
+from rlhf_dist.algorithms.ragged import segment_sums
+from rlhf_dist.cluster.session import namespace_of, session
+from rlhf_dist.config import DPOConfig
+from rlhf_dist.data.examples import ExampleSet
+from rlhf_dist.data.feedback import Judged, read_feedback
+from rlhf_dist.data.preferences import judged_set
+from rlhf_dist.data.tables import held_out
+from rlhf_dist.errors import ConfigError
+from rlhf_dist.feedback.aggregate import aggregate
+from rlhf_dist.learner.engine import TrainedModel
+from rlhf_dist.learner.examples import ExampleBatch
+from rlhf_dist.learner.group import LearnerGroup
+from rlhf_dist.learner.rank import ModelSpec
+from rlhf_dist.models import check_same_tokenizer, load_tokenizer
+from rlhf_dist.stages.reward_loss import accuracy
+from rlhf_dist.stages.sft import OUTPUT
+from rlhf_dist.stages.supervised import Stage, check_fits, learning, predictions, save, train
+from rlhf_dist.telemetry.run_folder import RunFolder
+from rlhf_dist.telemetry.sections import Section
+
+
+@dataclass(frozen=True)
+class DPOLoss:
+    """DPO's or IPO's loss on packed pairs; the column `reference` has each answer's mean log-prob under the reference."""
+
+    beta: float
+    kind: str
+    label_smoothing: float
+
+    def __call__(self, model: TrainedModel, batch: ExampleBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        """The summed loss, and sums of hits, implicit reward margins and the chosen answer's implicit reward."""
+        log_probs, _, _ = model(batch.packed)
+        per_token = segment_sums(log_probs, batch.lengths) / batch.lengths - batch.targets["reference"]
+        ratios = per_token if self.kind == "ipo" else per_token * batch.lengths
+        a, b, labels = ratios[0::2], ratios[1::2], batch.targets["label"][0::2]
+        if self.kind == "ipo":
+            losses = ipo_losses(a, b, labels, beta=self.beta)
+        else:
+            losses = dpo_losses(a, b, labels, beta=self.beta, label_smoothing=self.label_smoothing)
+        gap, side = (a - b).detach(), 2 * labels - 1
+        facts = {
+            "accuracy": accuracy(gap, labels).sum(),
+            "margin": self.beta * (gap * side).sum(),
+            "chosen_reward": self.beta * torch.where(labels >= 0.5, a, b).detach().sum(),
+        }
+        return losses.sum(), {name: float(value) for name, value in facts.items()}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What could be read and checked before a process is started."""
+
+    tokenizer: Any
+    learnt: ExampleSet
+    kept: ExampleSet
+
+    def describe(self) -> str:
+        """One line for people."""
+        return f"{len(self.learnt.units)} comparisons, {len(self.kept.units)} held out"
+
+
+def prepare(config: DPOConfig) -> Prepared:
+    """Read tokenizer and comparisons, and check that they fit the model.
+
+    Raises:
+        UserError: names the key, folder or line, what was found and what was expected.
+    """
+    tokenizer = load_tokenizer(config.model)
+    check_same_tokenizer(config.model, {"reference": config.reference or config.model})
+    others = [each for each in config.data if each.kind != "comparisons"]
+    if not config.data or others:
+        found = f"a file of {others[0].kind}: {others[0].path}" if others else "nothing"
+        raise ConfigError(f"data has {found}; DPO learns from comparisons, expected at least one file of them")
+    judged = aggregate(read_feedback(config.data), config.aggregate).judged
+    away = held_out([repr(one.prompt) for one in judged], config.held_out)
+
+    def examples(kept: bool) -> ExampleSet:
+        chosen: list[Judged] = [one for one, out in zip(judged, away, strict=True) if out == kept]
+        return judged_set(chosen, tokenizer, max_tokens=config.max_tokens, select="before")
+
+    learnt, kept = examples(kept=False), examples(kept=True)
+    check_fits(config, config.model, learnt, kept)
+    return Prepared(tokenizer, learnt, kept)
+
+
+def run(config: DPOConfig, prepared: Prepared, folder: RunFolder) -> None:
+    """Train, and leave the run folder complete."""
+    loss = DPOLoss(config.beta, config.loss, config.label_smoothing)
+    stage = Stage(prepared.learnt, prepared.kept, loss, config)
+    reference = ModelSpec(config.reference or config.model, "policy", config.optimizer, stage.steps)
+    policy = ModelSpec(config.model, "policy", config.optimizer, stage.steps, lora=config.lora)
+    with (
+        folder.told_of_failure(),
+        session(config.cluster, cpus=config.learner.ranks, gpus=0, namespace=namespace_of(folder.path)),
+    ):
+        folder.rewind(0)
+        folder.tell("asking the reference")
+        with learning(config, {"model": reference}, folder.path, name="reference", seed=config.seed) as learner:
+            learnt, kept = (_with_reference(learner, each) for each in (prepared.learnt, prepared.kept))
+        stage = Stage(learnt, kept, loss, config)
+        folder.expect(stage.steps)
+        with learning(config, {"model": policy}, folder.path, name="dpo", seed=config.seed) as learner:
+            with folder.console.progress("DPO on comparisons", stage.steps):
+                found = train(learner, stage, folder, seed=config.seed)
+            save(learner, prepared.tokenizer, folder.path / OUTPUT)
+    text = (
+        f"{len(learnt.units)} comparisons learnt, {len(kept.units)} held out. There the preferred answer gained more "
+        f"probability in {found['accuracy']:.1%}, by a margin of {found['margin']:.3f} in implicit reward; the preferred "
+        f"answer's own implicit reward is {found['chosen_reward']:.3f} (below 0: it became less likely, too)."
+    )
+    folder.write_sections([Section("Direct preference optimisation", text)])
+    facts = {
+        "steps": stage.steps,
+        "eval_loss": found["loss"],
+        "accuracy": found["accuracy"],
+        "margin": found["margin"],
+        "chosen_reward": found["chosen_reward"],
+        "judgements": len(learnt.units),
+        "held_out": len(kept.units),
+        "model": f"{learner.num_parameters / 1e6:.1f} M parameters",
+    }
+    folder.finish(facts)
+
+
+def _with_reference(learner: LearnerGroup, examples: ExampleSet) -> ExampleSet:
+    """The same with what the reference thinks of each answer."""
+    import pyarrow as pa
+
+    said = predictions(learner, examples)[:, 0].astype(np.float32)
+    table = examples.table.append_column(pa.field("reference", pa.float32(), nullable=False), pa.array(said))
+    return ExampleSet(table, examples.units, examples.weights)

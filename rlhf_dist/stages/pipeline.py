@@ -1,0 +1,162 @@
+"""The whole way: fine-tuning, a reward model, PPO; each stage's output is the next one's input, finished ones are skipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf_dist.cluster.placement import lay_out
+from rlhf_dist.cluster.session import has_gpus, namespace_of, session
+from rlhf_dist.config import Job, ModelShape, PipelineConfig, PPOConfig, RewardConfig, SFTConfig, dump
+from rlhf_dist.data.tasks import TaskData, write_task
+from rlhf_dist.errors import ConfigError
+from rlhf_dist.stages import reward, sft
+from rlhf_dist.stages.ppo import run as run_ppo
+from rlhf_dist.telemetry.console import Console
+from rlhf_dist.telemetry.ppo_folder import PPOFolder
+from rlhf_dist.telemetry.run_folder import RunFolder, write_aside
+
+OWN_REWARD = "stages/reward/reward_model"
+"""How the config calls the reward model that the pipeline trains itself."""
+
+
+def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = False) -> Path:
+    """Run what is not finished yet; the folder holds the PPO run, and the earlier stages under `stages/`.
+
+    Args:
+        config: all stages' settings.
+        path: the run folder.
+        console: where to speak.
+        resume: let PPO go on from its newest checkpoint.
+
+    Raises:
+        ConfigError: a finished stage was made with other settings.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    if config.task is not None:
+        config = with_task(config, path, console)
+    write_aside(path / "pipeline.yaml", dump(config))
+    supervised = _sft_config(config, path), _reward_config(config, path)
+    needed, gpus = lay_out(config, gpus=has_gpus()).totals()
+    with session(config.cluster, cpus=needed, gpus=gpus, namespace=namespace_of(path)):
+        _stage(sft, "sft", supervised[0], console)
+        _stage(reward, "reward", supervised[1], console)
+        ppo = ppo_config(config, path)
+        if (path / "summary.json").exists():
+            console.say("PPO: finished before")
+            return path
+        folder = PPOFolder(path, ppo, console=console)
+        with console.progress("PPO against the reward", ppo.ppo.iterations):
+            run_ppo(ppo, folder, resume=resume)
+    return path
+
+
+def with_task(config: PipelineConfig, path: Path, console: Console) -> PipelineConfig:
+    """The config with what its embedded task brings: data, a model of random weights, a gold judge."""
+    assert config.task is not None
+    console.say(f"[bold]The task {config.task.name}:[/] writing prompts, demonstrations and feedback")
+    data = write_task(config.task, path / "data", held_out=config.prompts.held_out_limit, seed=config.seed)
+    start = path / "stages" / "start"
+    if not start.exists():
+        make_policy(config.model, data.tokenizer, start, seed=config.seed)
+    return _filled(config, start, data)
+
+
+def _filled(config: PipelineConfig, start: Path, data: TaskData) -> PipelineConfig:
+    demonstrations = config.sft.data.model_copy(update={"path": data.demonstrations})
+    prompts = {"path": data.prompts, "held_out": data.held_out, "column": "prompt"}
+    made = {
+        "task": None,
+        "policy": str(start),
+        "prompts": config.prompts.model_copy(update=prompts),
+        "gold_judge": data.gold_judge,
+        "sft": config.sft.model_copy(update={"data": demonstrations}),
+        "reward_model": config.reward_model.model_copy(update={"data": data.feedback}),
+    }
+    return PipelineConfig.model_validate({**dict(config), **made})
+
+
+def make_policy(shape: ModelShape, tokenizer: Any, folder: Path, *, seed: int) -> None:
+    """Write a small Llama with random weights and its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it would run through our own
+    torch.manual_seed(seed)
+    llama = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden,
+        intermediate_size=8 * shape.hidden // 3 // 8 * 8,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=shape.positions,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(llama).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def ppo_config(config: PipelineConfig, path: Path) -> PPOConfig:
+    """The PPO part as a config of its own, so that `rlhf-dist ppo RUN/config.yaml` runs it again."""
+    own = str(path / OWN_REWARD)
+    rewards = tuple(
+        each.model_copy(update={"path": own}) if each.kind == "model" and each.path == OWN_REWARD else each
+        for each in config.reward
+    )
+    kept = {name: getattr(config, name) for name in PPOConfig.model_fields}
+    if config.ppo.ptx_coef:
+        kept["demonstrations"] = config.demonstrations or config.sft.data
+    return PPOConfig(
+        **{**kept, "policy": str(path / "stages/sft" / sft.OUTPUT), "reward": rewards, "run_dir": str(path)}
+    )
+
+
+def _sft_config(config: PipelineConfig, path: Path) -> SFTConfig:
+    return SFTConfig(**_shared(config, path / "stages/sft"), **dict(config.sft), model=config.policy)
+
+
+def _reward_config(config: PipelineConfig, path: Path) -> RewardConfig:
+    policy = str(path / "stages/sft" / sft.OUTPUT)
+    made = {"model": policy, "policy": policy, "prompts": config.prompts, "rollout": config.rollout}
+    return RewardConfig(**_shared(config, path / "stages/reward"), **dict(config.reward_model), **made)
+
+
+def _shared(config: PipelineConfig, path: Path) -> dict[str, Any]:
+    names = set(Job.model_fields) - {"run_dir"}
+    return {**{name: getattr(config, name) for name in names}, "run_dir": str(path)}
+
+
+def _stage(stage: Any, name: str, config: Job, console: Console) -> None:
+    """Run a supervised stage unless it is finished."""
+    path = Path(config.run_dir)
+    if (path / "summary.json").exists():
+        _check_unchanged(path, config)
+        console.say(f"{name}: finished before")
+        return
+    prepared = stage.prepare(config)
+    console.say(f"[bold]{name}:[/] {prepared.describe()}")
+    stage.run(config, prepared, RunFolder(path, config, console=console, stage=name))
+
+
+def _check_unchanged(path: Path, config: Job) -> None:
+    before, now = yaml.safe_load((path / "config.yaml").read_text()), yaml.safe_load(dump(config))
+    for key in _flat(now):
+        if _flat(before).get(key) != _flat(now)[key]:
+            raise ConfigError(
+                f"{path} was made with {key} = {_flat(before).get(key)!r}, the config now says {_flat(now)[key]!r}; expected "
+                "the same. Delete the folder to make it again, or name another --run-dir"
+            )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

@@ -1,0 +1,205 @@
+"""A reward model, or an ensemble, from people's comparisons, rankings, scores and comments."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rlhf_dist.checkpoint import complete_or_absent
+from rlhf_dist.cluster.session import namespace_of, session
+from rlhf_dist.config import RewardConfig
+from rlhf_dist.data.examples import ExampleSet, example_table
+from rlhf_dist.data.feedback import Judged, read_feedback
+from rlhf_dist.data.preferences import judged_set
+from rlhf_dist.data.prompts import read_prompts
+from rlhf_dist.data.tables import held_out
+from rlhf_dist.errors import ConfigError
+from rlhf_dist.feedback.aggregate import Aggregated, aggregate
+from rlhf_dist.feedback.comments import rate_comments, rating_tokens
+from rlhf_dist.learner.rank import ModelSpec
+from rlhf_dist.models import check_same_tokenizer, load_tokenizer
+from rlhf_dist.records import Prompt
+from rlhf_dist.scoring.reward_file import RewardFile
+from rlhf_dist.stages.generation import generating
+from rlhf_dist.stages.reward_loss import RewardLoss
+from rlhf_dist.stages.reward_sections import Outcome, sections
+from rlhf_dist.stages.supervised import Stage, check_fits, learning, predictions, train, write_model
+from rlhf_dist.telemetry.run_folder import RunFolder, write_aside
+
+OUTPUT = "reward_model"
+"""The trained model's folder within the run's."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What could be read and checked before a process is started."""
+
+    tokenizer: Any
+    raw: list[Judged]
+    aggregated: Aggregated
+    prompts: list[Prompt]
+
+    def describe(self) -> str:
+        """One line for people."""
+        kinds = Counter(one.kind for one in self.aggregated.judged)
+        told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        careless = [one.name for one in self.aggregated.annotators if one.careless]
+        return f"{len(self.raw)} judgements, aggregated to {told}" + (
+            f"; suspected careless: {', '.join(careless)}" if careless else ""
+        )
+
+
+def prepare(config: RewardConfig) -> Prepared:
+    """Read tokenizer, feedback and prompts, check that they fit the model, and make one judgement of several.
+
+    Raises:
+        UserError: names the key, folder or line, what was found and what was expected.
+    """
+    tokenizer = load_tokenizer(config.model)
+    if not config.data:
+        raise ConfigError("data is empty; expected at least one file of feedback")
+    raw = read_feedback(config.data)
+    made = aggregate(raw, config.aggregate)
+    examples = judged_set(made.judged, tokenizer, max_tokens=config.max_tokens, select="last")
+    check_fits(config, config.model, examples)
+    prompts: list[Prompt] = []
+    if config.policy is not None and config.prompts is not None:
+        check_same_tokenizer(config.model, {"policy": config.policy})
+        asked = config.prompts
+        read = read_prompts(asked.path, tokenizer, max_tokens=asked.max_tokens, column=asked.column, split=asked.split)
+        prompts = read[: config.normalise_on]
+    if config.comment_judge is not None:
+        rating_tokens(config.comment_judge, load_tokenizer(config.comment_judge.model))
+    return Prepared(tokenizer, raw, made, prompts)
+
+
+def run(config: RewardConfig, prepared: Prepared, folder: RunFolder) -> None:
+    """Train the model or models, measure them on held-out judgements, and leave the run folder complete."""
+    cpus = max(config.learner.ranks, config.rollout.workers.min)
+    with (
+        folder.told_of_failure(),
+        session(config.cluster, cpus=cpus, gpus=0, namespace=namespace_of(folder.path)),
+    ):
+        folder.rewind(0)
+        judged = _read_comments(config, prepared, folder)
+        answers = _answers_of_policy(config, prepared, folder)
+        outcome = _train_members(config, prepared, judged, answers, folder)
+    folder.write_sections(sections(outcome, prepared.aggregated))
+    folder.finish(outcome.facts() | {"steps": outcome.steps, "model": outcome.size})
+
+
+def _read_comments(config: RewardConfig, prepared: Prepared, folder: RunFolder) -> list[Judged]:
+    """All judgements, comments with the rating that the judge reads from them; the ratings are kept beside."""
+    judged = prepared.aggregated.judged
+    comments = [one for one in judged if one.kind == "comments"]
+    if not comments or config.comment_judge is None:
+        return judged
+    folder.tell("reading comments")
+    judge = config.comment_judge
+    asked = rate_comments(comments, judge, load_tokenizer(judge.model))
+    longest = max(len(tokens) for tokens in asked.prompts) + 1
+    with generating(
+        judge.model,
+        config.rollout,
+        config.timeouts,
+        folder.path,
+        max_sequence=longest,
+        bf16=config.learner.precision == "bf16",
+        seed=config.seed,
+    ) as judges:
+        rated = asked.read(judges.rate(asked.prompts, asked.choices))
+    lines = [json.dumps(row) for row in rated.rows()]
+    write_aside(folder.path / "comments.jsonl", "".join(line + "\n" for line in lines))
+    return [*(one for one in judged if one.kind != "comments"), *rated.judged]
+
+
+def _answers_of_policy(config: RewardConfig, prepared: Prepared, folder: RunFolder) -> ExampleSet | None:
+    """The SFT policy's answers, whose rewards will have mean 0 and std 1."""
+    if config.policy is None or config.prompts is None:
+        return None
+    folder.tell("sampling the policy")
+    with generating(
+        config.policy,
+        config.rollout,
+        config.timeouts,
+        folder.path,
+        max_sequence=config.prompts.max_tokens + config.rollout.max_new_tokens,
+        bf16=config.learner.precision == "bf16",
+        seed=config.seed,
+    ) as generators:
+        found = generators.answers(prepared.prompts)
+    prompts, responses = (found.column(name).to_pylist() for name in ("prompt_tokens", "response_tokens"))
+    rows = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    whole = config.scores == "token-mean"
+    chosen = [
+        range(len(row) - len(end) if whole else len(row) - 1, len(row))
+        for row, end in zip(rows, responses, strict=True)
+    ]
+    table = example_table(rows, chosen)
+    return ExampleSet(table, [[number] for number in range(len(rows))], [1.0] * len(rows))
+
+
+def _train_members(
+    config: RewardConfig, prepared: Prepared, judged: Sequence[Judged], answers: ExampleSet | None, folder: RunFolder
+) -> Outcome:
+    """Train each member of the ensemble with a seed of its own, and collect what it says of held-out answers."""
+    away = held_out([repr(one.prompt) for one in judged], config.held_out)
+    learnt = [one for one, out in zip(judged, away, strict=True) if not out]
+    kept = [one for one, out in zip(judged, away, strict=True) if out]
+    loss = RewardLoss(config.compare_scale, config.margin, config.centre_coef)
+    said, said_of_policy, steps, size = [], [], 0, 0
+    members = tuple("." if member == 0 else f"member-{member}" for member in range(config.models))
+    with complete_or_absent(folder.path / OUTPUT) as aside:
+        for number, member in enumerate(members):
+            seed = config.seed + number
+            stage = Stage(
+                _examples(config, prepared, learnt, seed), _examples(config, prepared, kept, seed), loss, config
+            )
+            spec = ModelSpec(config.model, "value", config.optimizer, stage.steps, heads=config.heads, lora=config.lora)
+            folder.expect(stage.steps * len(members))
+            title = "Reward model" if len(members) == 1 else f"Reward model {number + 1} of {len(members)}"
+            with learning(config, {"model": spec}, folder.path, name="reward", seed=seed) as learner:
+                with folder.console.progress(title, stage.steps):
+                    train(learner, stage, folder, seed=seed, offset=steps)
+                said.append(predictions(learner, stage.held_out))
+                if answers is not None:
+                    said_of_policy.append(predictions(learner, answers))
+                write_model(learner, prepared.tokenizer, aside / member)
+            steps, size = steps + stage.steps, learner.num_parameters
+        policy = np.concatenate(said_of_policy, axis=1) if said_of_policy else None
+        file = RewardFile(scores=config.scores, members=members, compare_scale=config.compare_scale, **_moments(policy))
+        file.write(aside)
+    units = stage.held_out.units
+    parts = np.concatenate(said, axis=1)
+    known = [one for one in kept if _coefficient(config, one.kind) > 0]
+    rewards = [[parts[row] for row in unit] for unit in units]
+    raw = [one for one in prepared.raw if one.annotator and one.kind == "comparisons"]
+    return Outcome(known, rewards, raw, policy, file, len(learnt), steps, f"{size / 1e6:.1f} M parameters")
+
+
+def _examples(config: RewardConfig, prepared: Prepared, judged: Sequence[Judged], seed: int) -> ExampleSet:
+    return judged_set(
+        judged,
+        prepared.tokenizer,
+        max_tokens=config.max_tokens,
+        select="answer" if config.scores == "token-mean" else "last",
+        coefficients={kind: _coefficient(config, kind) for kind in ("scores", "comparisons", "rankings", "comments")},
+        heads=config.heads,
+        seed=seed,
+    )
+
+
+def _coefficient(config: RewardConfig, kind: str) -> float:
+    return {"scores": config.score_coef, "comments": config.language_coef}.get(kind, config.compare_coef)
+
+
+def _moments(policy: np.ndarray[Any, Any] | None) -> dict[str, float]:
+    if policy is None:
+        return {}
+    means = policy.mean(1)
+    return {"mean": float(means.mean()), "std": float(max(means.std(), 1e-6))}

@@ -1,0 +1,121 @@
+"""Supervised fine-tuning: the policy learns to say what demonstrations say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf_dist.cluster.session import namespace_of, session
+from rlhf_dist.config import Demonstrations, SFTConfig
+from rlhf_dist.data.demonstrations import (
+    Demonstration,
+    demonstration_set,
+    length_statistics,
+    read_demonstrations,
+    split_demonstrations,
+)
+from rlhf_dist.learner.engine import TrainedModel
+from rlhf_dist.learner.examples import ExampleBatch
+from rlhf_dist.learner.rank import ModelSpec
+from rlhf_dist.models import load_tokenizer
+from rlhf_dist.stages.supervised import Stage, check_fits, learning, save, train
+from rlhf_dist.telemetry.run_folder import RunFolder
+from rlhf_dist.telemetry.sections import Section
+
+OUTPUT = "policy"
+"""The trained model's folder within the run's."""
+
+
+def sft_loss(model: TrainedModel, batch: ExampleBatch) -> tuple[torch.Tensor, dict[str, float]]:
+    """Negative log-likelihood summed over the assistant's tokens."""
+    log_probs, entropy, _ = model(batch.packed)
+    return -log_probs.sum(), {"entropy": float(entropy.detach().sum())}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What could be read and checked before a process is started."""
+
+    stage: Stage
+    tokenizer: Any
+    lengths: dict[str, float]
+
+    def describe(self) -> str:
+        """One line for people."""
+        return (
+            f"{len(self.stage.train.units)} demonstrations, {len(self.stage.held_out.units)} held out; "
+            f"{self.lengths['tokens/mean']:.0f} tokens in the mean, {self.lengths['tokens/max']:.0f} at most; "
+            f"{self.stage.steps} steps"
+        )
+
+
+def prepare(config: SFTConfig) -> Prepared:
+    """Read tokenizer and data, and check that they fit the model.
+
+    Raises:
+        UserError: names the key, folder or line, what was found and what was expected.
+    """
+    tokenizer = load_tokenizer(config.model)
+    learnt, kept = demonstrations(config.data, tokenizer)
+    stage = Stage(demonstration_set(learnt), demonstration_set(kept), sft_loss, config)
+    check_fits(config, config.model, stage.train, stage.held_out)
+    return Prepared(stage, tokenizer, length_statistics([*learnt, *kept]))
+
+
+def demonstrations(settings: Demonstrations, tokenizer: Any) -> tuple[Sequence[Demonstration], Sequence[Demonstration]]:
+    """Demonstrations to learn, and demonstrations to evaluate on."""
+
+    def read(path: str, split: str) -> list[Demonstration]:
+        return read_demonstrations(path, tokenizer, max_tokens=settings.max_tokens, split=split)
+
+    rows = read(settings.path, settings.split)
+    if not isinstance(settings.held_out, str):
+        return split_demonstrations(rows, settings.held_out)
+    own_file = "/" in settings.held_out or Path(settings.held_out).suffix
+    return rows, read(settings.held_out, settings.split) if own_file else read(settings.path, settings.held_out)
+
+
+def run(config: SFTConfig, prepared: Prepared, folder: RunFolder) -> None:
+    """Fine-tune, and leave the run folder complete."""
+    folder.expect(prepared.stage.steps)
+    spec = ModelSpec(config.model, "policy", config.optimizer, prepared.stage.steps, lora=config.lora)
+    with (
+        folder.told_of_failure(),
+        session(config.cluster, cpus=config.learner.ranks, gpus=0, namespace=namespace_of(folder.path)),
+        learning(config, {"model": spec}, folder.path, name="sft", seed=config.seed) as learner,
+    ):
+        folder.rewind(0)
+        with folder.console.progress("SFT on demonstrations", prepared.stage.steps):
+            found = train(learner, prepared.stage, folder, seed=config.seed)
+        save(learner, prepared.tokenizer, folder.path / OUTPUT)
+    perplexity = math.exp(min(found["loss"], 700.0))
+    folder.write_sections([_section(prepared, found["loss"], perplexity)])
+    folder.finish(
+        {
+            "steps": prepared.stage.steps,
+            "eval_loss": found["loss"],
+            "eval_perplexity": perplexity,
+            "demonstrations": len(prepared.stage.train.units),
+            "held_out": len(prepared.stage.held_out.units),
+            "lengths": prepared.lengths,
+            "model": f"{learner.num_parameters / 1e6:.1f} M parameters",
+        }
+    )
+
+
+def _section(prepared: Prepared, loss: float, perplexity: float) -> Section:
+    lengths = prepared.lengths
+    rows = tuple(
+        (title, *(f"{lengths[f'{name}/{part}']:.0f}" for part in ("mean", "p50", "p95", "max")))
+        for title, name in (("whole row", "tokens"), ("answer", "answer_tokens"))
+    )
+    text = (
+        f"{len(prepared.stage.train.units)} demonstrations, {len(prepared.stage.held_out.units)} held out: loss {loss:.3f} "
+        f"nats per token of the answers, perplexity {perplexity:.2f}. Lengths in tokens:"
+    )
+    return Section("Fine-tuning", text, ("", "mean", "median", "95th percentile", "longest"), rows)

@@ -1,0 +1,99 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlhf_dist.config import Feedback
+from rlhf_dist.data.feedback import read_feedback
+from rlhf_dist.data.helpdesk import build_tokenizer
+from rlhf_dist.data.preferences import KINDS, judged_set
+from rlhf_dist.errors import DataError
+
+
+def read(path: Path, kind: str, *rows: object, **settings: object):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_feedback([Feedback(path=str(path), kind=kind, **settings)])
+
+
+def test_trl_rows_and_raw_judgements_are_the_same_comparisons(tmp_path: Path) -> None:
+    asked = [{"role": "user", "content": "q"}]
+    said = [[*asked, {"role": "assistant", "content": text}] for text in ("x", "y")]
+    rows = [
+        {"prompt": "q", "chosen": "x", "rejected": "y", "margin": 0.5},
+        {"prompt": "q", "a": "x", "b": "y", "preference": "a", "annotator": 7},
+        {"prompt": "q", "a": "x", "b": "y", "preference": "tie"},
+        {"prompt": "q", "a": "x", "b": "y", "preference": 0.25},
+        {"chosen": said[0], "rejected": said[1]},
+    ]
+    found = read(tmp_path / "c.jsonl", "comparisons", *rows)
+    assert [one.label for one in found] == [1.0, 1.0, 0.5, 0.25, 1.0]
+    assert [one.answers for one in found] == [("x", "y")] * 5
+    assert (found[0].margin, found[1].annotator, found[4].prompt) == (0.5, "7", asked)
+    assert found[0].source == "c"
+
+
+def test_scores_are_mapped_from_their_scale(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "answer": "x", "score": value} for value in (1, 3, 5)]
+    assert [one.label for one in read(tmp_path / "s.jsonl", "scores", *rows, scale=(1, 5))] == [0.0, 0.5, 1.0]
+
+
+BAD = {
+    "same answers": ("comparisons", {"prompt": "q", "chosen": "x", "rejected": "x"}, "both answers are the same"),
+    "odd preference": ("comparisons", {"prompt": "q", "a": "x", "b": "y", "preference": "left"}, "expected a, b, tie"),
+    "bad label": ("comparisons", {"prompt": "q", "chosen": "x", "rejected": "y", "label": 2}, "preference is 2"),
+    "negative margin": ("comparisons", {"prompt": "q", "chosen": "x", "rejected": "y", "margin": -1}, "margin is -1"),
+    "no rejected": ("comparisons", {"prompt": "q", "chosen": "x"}, "no 'rejected' among"),
+    "no prompt": ("comparisons", {"chosen": "x", "rejected": "y"}, "no `prompt`; expected one, or two chats"),
+    "score outside": ("scores", {"prompt": "q", "answer": "x", "score": 1.5}, "expected a number from 0 to 1"),
+    "one answer": ("rankings", {"prompt": "q", "answers": ["x"]}, "two or more, best first"),
+    "silent comment": ("comments", {"prompt": "q", "answer": "x", "comment": " "}, "comment is ' '; expected text"),
+    "empty answer": ("scores", {"prompt": "q", "answer": "", "score": 1}, "answer is ''; expected text"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_row_that_cannot_be_is_refused_with_file_and_line(case: str, tmp_path: Path) -> None:
+    kind, row, message = BAD[case]
+    with pytest.raises(DataError, match=rf"f.jsonl:1: .*{message}"):
+        read(tmp_path / "f.jsonl", kind, row)
+
+
+def test_weights_make_the_mean_over_units_the_sum_of_the_kinds_means(tmp_path: Path) -> None:
+    judged = [
+        *read(
+            tmp_path / "c.jsonl",
+            "comparisons",
+            *({"prompt": "q", "chosen": f"x{n}", "rejected": "y"} for n in range(6)),
+        ),
+        *read(tmp_path / "s.jsonl", "scores", *({"prompt": "q", "answer": f"x{n}", "score": 0.5} for n in range(2))),
+        *read(tmp_path / "r.jsonl", "rankings", {"prompt": "q", "answers": ["x", "y", "z"]}),
+    ]
+    coefficients = {"comparisons": 2.0, "scores": 0.5, "rankings": 1.0}
+    made = judged_set(judged, build_tokenizer(), max_tokens=64, select="last", coefficients=coefficients)
+    kind, weight, unit = (made.table.column(name).to_numpy(zero_copy_only=False) for name in ("kind", "weight", "unit"))
+    weight = np.array([each[0] for each in weight])
+    assert [len(rows) for rows in made.units] == [2] * 6 + [1] * 2 + [3]
+    first = np.array([rows[0] for rows in made.units])
+    for name, coefficient in coefficients.items():
+        mine = first[kind[first] == KINDS[name]]
+        assert weight[mine].sum() / len(made.units) == pytest.approx(coefficient)
+    assert unit.tolist() == sorted(unit.tolist())
+    left_out = judged_set(judged, build_tokenizer(), max_tokens=64, select="last", coefficients={"scores": 0.0})
+    assert len(left_out.units) == 7
+
+
+def test_selected_positions_are_the_last_the_answers_or_those_before_them(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    judged = read(tmp_path / "s.jsonl", "scores", {"prompt": "Hi", "answer": " Hello!", "score": 1})
+    found = {
+        select: judged_set(judged, tokenizer, max_tokens=64, select=select).table
+        for select in ("last", "answer", "before")
+    }
+    tokens = found["last"].column("tokens")[0].as_py()
+    start, stop = len(tokenizer("Hi")["input_ids"]), len(tokens)
+    assert found["last"].column("selected")[0].as_py() == [stop - 1]
+    assert found["answer"].column("selected")[0].as_py() == list(range(start, stop))
+    assert found["before"].column("selected")[0].as_py() == list(range(start - 1, stop - 1))
+    with pytest.raises(DataError, match=r"s.jsonl:1: .* expected at most 3"):
+        judged_set(judged, tokenizer, max_tokens=3, select="last")

@@ -1,0 +1,238 @@
+"""Rewards of all kinds on real models, functions and a real HTTP server."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+
+from rlhf_dist.config import FunctionReward, ModelReward, RemoteReward, Safety
+from rlhf_dist.data.helpdesk import build_tokenizer
+from rlhf_dist.errors import ConfigError, ModelError, RewardError
+from rlhf_dist.scoring import remote
+from rlhf_dist.scoring.reward import RewardScorer
+from rlhf_dist.scoring.reward_file import RewardFile, read_reward_file
+from rlhf_dist.scoring.reward_models import combined
+from tests.integration.runs import SHAPE
+
+TOKENIZER = build_tokenizer()
+PROMPTS = ["Customer: Hi,\nAgent:", "Customer: Hello,\nAgent:", "Customer: Hey,\nAgent:"]
+ANSWERS = [" Hello!", " Please send me your password.", " Have a nice day!"]
+
+
+def length_of(prompt: str, answer: str) -> float:
+    return float(len(answer))
+
+
+def broken(prompt: str, answer: str) -> float:
+    raise ZeroDivisionError("no luck")
+
+
+HERE = "tests.scoring.test_rewards"
+
+
+def tokens(texts: list[str], *, prompt: bool) -> list[np.ndarray]:
+    return [np.array(TOKENIZER(text, add_special_tokens=prompt)["input_ids"], dtype=np.int32) for text in texts]
+
+
+ROWS = tokens(PROMPTS, prompt=True), tokens(ANSWERS, prompt=False)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    TOKENIZER.save_pretrained(folder)
+    LlamaConfig(**SHAPE, vocab_size=len(TOKENIZER)).save_pretrained(folder)
+    return str(folder)
+
+
+def model(folder: Path, *, heads: int, seed: int) -> LlamaForSequenceClassification:
+    torch.manual_seed(seed)
+    config = LlamaConfig(**SHAPE, vocab_size=len(TOKENIZER), pad_token_id=0, num_labels=heads)
+    made = LlamaForSequenceClassification(config).eval()
+    made.save_pretrained(folder)
+    return made
+
+
+def scorer(tokenizer_folder: str, *rewards: object, safety: Safety | None = None) -> RewardScorer:
+    return RewardScorer(rewards, safety or Safety(), tokenizer_folder, bf16=False, batch_tokens=64, device="cpu")
+
+
+def parts(found: dict[str, list]) -> dict[str, list[float]]:
+    rows = [dict(row) for row in found["score_parts"]]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def logits(made: LlamaForSequenceClassification, *, whole: bool = False) -> np.ndarray:
+    """Obvious and slow: one sequence at a time, every position."""
+    found = []
+    for prompt, answer in zip(*ROWS, strict=True):
+        ids = torch.tensor(np.concatenate([prompt, answer])[None].astype(np.int64))
+        each = made.score(made.model(input_ids=ids).last_hidden_state)[0]
+        found.append((each[len(prompt) :].mean(0) if whole else each[-1]).detach().numpy())
+    return np.array(found)
+
+
+@pytest.mark.parametrize("scores", ["trajectory", "token-mean"])
+def test_an_ensemble_of_heads_and_models_is_combined_and_normalised(
+    scores: str, tmp_path: Path, tokenizer_folder: str
+) -> None:
+    members = [model(tmp_path, heads=2, seed=0), model(tmp_path / "member-1", heads=2, seed=1)]
+    RewardFile(scores=scores, members=(".", "member-1"), mean=0.1, std=0.5).write(tmp_path)
+    expected = np.concatenate([logits(each, whole=scores == "token-mean") for each in members], axis=1)
+    found = scorer(tokenizer_folder, ModelReward(path=str(tmp_path))).score(*ROWS)
+    np.testing.assert_allclose(found["score"], (expected.mean(1) - 0.1) / 0.5, atol=1e-5)
+    np.testing.assert_allclose(parts(found)["reward_disagreement"], expected.std(1) / 0.5, atol=1e-5)
+    careful = ModelReward(path=str(tmp_path), combine="mean-std", std_coef=2, normalise=False)
+    found = scorer(tokenizer_folder, careful).score(*ROWS)
+    np.testing.assert_allclose(found["score"], expected.mean(1) - 2 * expected.std(1), atol=1e-5)
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path).config.num_labels == 2
+
+
+def test_combinations_order_as_their_names_say() -> None:
+    values = np.array([[1.0, 3.0], [2.0, 2.0]])
+    assert combined(values, "mean", std_coef=1).tolist() == [2.0, 2.0]
+    assert combined(values, "min", std_coef=1).tolist() == [1.0, 2.0]
+    assert combined(values, "mean-std", std_coef=0.5).tolist() == [1.5, 2.0]
+
+
+def test_a_reward_file_that_reaches_outside_or_is_malformed_is_refused(tmp_path: Path) -> None:
+    assert read_reward_file(str(tmp_path)) == RewardFile()
+    RewardFile(members=("../elsewhere",)).write(tmp_path)
+    with pytest.raises(ModelError, match=r"members has '../elsewhere'; expected folders within"):
+        read_reward_file(str(tmp_path))
+    (tmp_path / "reward.json").write_text('{"mean": "much"}')
+    with pytest.raises(ModelError, match=r"reward.json: mean: .*number"):
+        read_reward_file(str(tmp_path))
+
+
+def test_rewards_are_added_up_by_weight_and_weight_zero_is_only_logged(tokenizer_folder: str) -> None:
+    rules = [
+        FunctionReward(kind="function", name=name, path=f"{HERE}:length_of", weight=weight)
+        for name, weight in (("a", 0.5), ("b", -0.25), ("gold", 0.0))
+    ]
+    found = scorer(tokenizer_folder, *rules).score(*ROWS)
+    lengths = [float(len(answer)) for answer in ANSWERS]
+    assert found["score"] == [0.25 * length for length in lengths]
+    assert parts(found) == {"a": lengths, "b": lengths, "gold": lengths}
+
+
+def test_a_function_that_raises_or_is_missing_is_named(tokenizer_folder: str) -> None:
+    rule = FunctionReward(kind="function", name="r", path=f"{HERE}:broken")
+    with pytest.raises(
+        RewardError, match=r"reward r: .*:broken raised ZeroDivisionError: no luck, on prompt 'Customer: Hi"
+    ):
+        scorer(tokenizer_folder, rule).score(*ROWS)
+    with pytest.raises(ConfigError, match="reward r is .*expected package.module:function"):
+        scorer(tokenizer_folder, rule.model_copy(update={"path": f"{HERE}:nothing"}))
+
+
+def test_an_answer_that_breaks_a_rule_scores_at_most_the_cap(tokenizer_folder: str) -> None:
+    rule = FunctionReward(kind="function", name="a", path=f"{HERE}:length_of")
+    safety = Safety(forbidden=("password",), required=("[!.]$",), shortest=2, longest=6, cap=-1.0)
+    found = scorer(tokenizer_folder, rule, safety=safety).score(*ROWS)
+    told = parts(found)
+    assert told["unsafe_forbidden"] == [0.0, 1.0, 0.0]
+    assert told["unsafe"] == [max(each) for each in zip(told["unsafe_forbidden"], told["unsafe_length"], strict=True)]
+    assert found["score"][0] == len(ANSWERS[0])
+    assert found["score"][1] == -1.0
+    low = FunctionReward(kind="function", name="a", path=f"{HERE}:length_of", weight=-1.0)
+    assert scorer(tokenizer_folder, low, safety=safety).score(*ROWS)["score"][1] == -len(ANSWERS[1]), (
+        "a cap, not a score"
+    )
+
+
+def test_a_classifiers_verdict_caps_the_reward(tmp_path: Path, tokenizer_folder: str) -> None:
+    made = model(tmp_path, heads=2, seed=3)
+    made.config.id2label = {0: "fine", 1: "unsafe"}
+    made.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    texts = [prompt + answer for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
+    ids = [torch.tensor([TOKENIZER(text)["input_ids"]]) for text in texts]
+    expected = [torch.softmax(made(input_ids=each).logits[0], -1)[1].item() for each in ids]
+    bound = sorted(expected)[1]
+    rule = FunctionReward(kind="function", name="a", path=f"{HERE}:length_of")
+    found = scorer(tokenizer_folder, rule, safety=Safety(classifier=str(tmp_path), threshold=bound)).score(*ROWS)
+    assert parts(found)["unsafe_classifier"] == [float(p >= bound - 1e-6) for p in expected]
+    made.config.id2label = {0: "yes", 1: "no"}
+    made.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="expected one named 'unsafe'"):
+        scorer(tokenizer_folder, rule, safety=Safety(classifier=str(tmp_path)))
+
+
+@contextmanager
+def server(answer: Callable[[int, list[dict[str, str]]], tuple[int, bytes]]) -> Iterator[tuple[str, list[int]]]:
+    """A server on loopback; `answer` takes the request's number and items. Yields its address and batch sizes."""
+    sizes: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            items = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["items"]
+            sizes.append(len(items))
+            status, body = answer(len(sizes), items)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{httpd.server_port}/", sizes
+    finally:
+        httpd.shutdown()
+        httpd.server_close()
+
+
+def lengths(items: list[dict[str, str]]) -> bytes:
+    return json.dumps({"scores": [len(item["answer"]) for item in items]}).encode()
+
+
+@pytest.fixture(autouse=True)
+def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.01)
+
+
+def test_a_server_is_asked_in_batches_and_again_when_it_is_busy(tokenizer_folder: str) -> None:
+    with server(lambda n, items: (503, b"") if n in (1, 3) else (200, lengths(items))) as (url, sizes):
+        settings = RemoteReward(kind="remote", name="r", url=url, batch=2)
+        found = scorer(tokenizer_folder, settings).score(*ROWS)
+    assert found["score"] == [float(len(answer)) for answer in ANSWERS]
+    assert sizes == [2, 2, 1, 1]
+
+
+REPLIES = {
+    "not JSON": (200, b"hello", r"expected {\"scores\": \[numbers\]}"),
+    "too few": (200, b'{"scores": [1]}', "1 scores for 3 answers; expected one each"),
+    "not a number": (200, b'{"scores": [1, "x", 2]}', r"scores.1: .*number"),
+    "infinite": (200, b'{"scores": [1, 1e999, 2]}', "scores.1: .*finite"),
+    "refused": (403, b"", "status 403; expected 200"),
+    "huge": (200, b" " * 5000, "larger than 1 KiB"),
+    "down": (500, b"", "status 500, in 2 attempts"),
+}
+
+
+@pytest.mark.parametrize("case", REPLIES)
+def test_a_reply_that_is_not_what_was_asked_for_stops_the_run(case: str, tokenizer_folder: str) -> None:
+    status, body, message = REPLIES[case]
+    with server(lambda n, items: (status, body)) as (url, sizes):
+        settings = RemoteReward(kind="remote", name="r", url=url, attempts=2, max_kib=1)
+        with pytest.raises(RewardError, match=message):
+            scorer(tokenizer_folder, settings).score(*ROWS)
+    assert len(sizes) == (2 if case == "down" else 1), "only what may pass is tried again"
+
+
+def test_nobody_listening_is_told_after_all_attempts(tokenizer_folder: str) -> None:
+    with server(lambda n, items: (200, b"")) as (url, _):
+        pass
+    settings = RemoteReward(kind="remote", name="r", url=url, attempts=3, timeout_s=1)
+    with pytest.raises(RewardError, match="ConnectError.*in 3 attempts"):
+        scorer(tokenizer_folder, settings).score(*ROWS)
