@@ -11,6 +11,7 @@ import typer
 
 from rlhf_dist.config import DPOConfig, Job, PipelineConfig, PPOConfig, RewardConfig, SFTConfig, dump, load
 from rlhf_dist.errors import RunError, UserError
+from rlhf_dist.feedback_cli import app as feedback_app
 
 if TYPE_CHECKING:
     from rlhf_dist.telemetry.console import Console
@@ -30,6 +31,9 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="go on from the run folder's newest checkpoint, if there is one")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print config, placement and memory; start nothing")]
+
+
+app.add_typer(feedback_app, name="feedback")
 
 
 @app.callback()

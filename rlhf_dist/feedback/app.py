@@ -1,0 +1,223 @@
+"""The feedback page: server-rendered, keyboard first, over a real database. Each request is one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Form, Request, Response
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
+from jinja2 import Environment, PackageLoader
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from rlhf_dist.errors import DataError
+from rlhf_dist.feedback import exchange, judge, people
+from rlhf_dist.feedback.database import Judgement, Task, Visit
+from rlhf_dist.feedback.differences import differences
+from rlhf_dist.feedback.supervision import overview
+
+COOKIE = "feedback"
+COOKIE_DAYS = 90
+FOLDER = Path(__file__).parent / "page"
+HEADERS = {
+    # Answers are other people's text and may hold anything: nothing but our own two files may run or be loaded.
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+HINTS = {
+    "comparison": "Which answer is better?",
+    "score": "How good is this answer?",
+    "comment": "What do you think of this answer?",
+}
+KINDS = {"jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet"}
+
+
+class NotInvited(Exception):
+    """A browser without an invitation, or a form that we did not give to it."""
+
+
+def make_app(engine: Engine, *, hosts: list[str] | None = None) -> FastAPI:
+    """The application on an open database.
+
+    Args:
+        engine: of the database.
+        hosts: names under which the page may be asked for; None: any. Names guard a page on loopback against DNS rebinding.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.engine = engine
+    if hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+    app.middleware("http")(_guarded)
+    app.add_exception_handler(NotInvited, _not_invited)
+    app.add_exception_handler(DataError, _not_understood)
+    app.include_router(routes)
+    return app
+
+
+routes = APIRouter()
+
+
+def transaction(request: Request) -> Iterator[Session]:
+    """A session whose work is committed when the route returns, and undone when it raises."""
+    with Session(request.app.state.engine) as session, session.begin():
+        yield session
+
+
+# With the default scope the commit would come after the response: nobody may hear of a judgement that is not committed.
+Open = Annotated[Session, Depends(transaction, scope="function")]
+
+
+def visitor(request: Request, session: Open) -> Visit:
+    """Whose browser asks."""
+    visit = people.visit_of(session, request.cookies.get(COOKIE))
+    if visit is None:
+        raise NotInvited("This page is by invitation. Please open the link that you were sent.")
+    return visit
+
+
+Came = Annotated[Visit, Depends(visitor, scope="function")]
+
+
+def poster(visit: Came, csrf: Annotated[str, Form()]) -> Visit:
+    """Whose browser sends a form that we gave to it."""
+    if not people.may_post(visit, csrf):
+        raise NotInvited("This form is out of date. Please go back to the page and try again.")
+    return visit
+
+
+Posted = Annotated[Visit, Depends(poster, scope="function")]
+
+
+def supervisor(visit: Came) -> Visit:
+    """Whose browser asks, if they may see everything."""
+    if not visit.annotator.supervisor:
+        raise NotInvited("This page is for supervisors.")
+    return visit
+
+
+Supervises = Annotated[Visit, Depends(supervisor, scope="function")]
+
+
+@routes.get("/style.css")
+def style() -> FileResponse:
+    """How it looks."""
+    return FileResponse(FOLDER / "style.css", headers={"Cache-Control": "max-age=3600"})
+
+
+@routes.get("/keys.js")
+def keys() -> FileResponse:
+    """What keys do."""
+    return FileResponse(FOLDER / "keys.js", media_type="text/javascript", headers={"Cache-Control": "max-age=3600"})
+
+
+@routes.get("/join/{token}")
+def join(token: str, request: Request, session: Open) -> Response:
+    """Take an invitation."""
+    entered = people.enter(session, token)
+    if entered is None:
+        raise NotInvited("This invitation is not known, or a newer one took its place. Please ask for a new link.")
+    annotator, key = entered
+    response = RedirectResponse("/supervise" if annotator.supervisor else "/", status_code=303)
+    secure = request.url.scheme == "https"
+    # Lax and not strict: the link is opened from a mail, and the page that it leads to must see the cookie.
+    response.set_cookie(COOKIE, key, max_age=COOKIE_DAYS * 86_400, httponly=True, samesite="lax", secure=secure)
+    return response
+
+
+@routes.get("/")
+def next_page(session: Open, visit: Came) -> HTMLResponse:
+    """The next task, or that all is done."""
+    me = visit.annotator_id
+    task = judge.next_task(session, me)
+    shared = {"visit": visit, "progress": judge.progress(session, me), "newest": judge.newest(session, me)}
+    if task is None:
+        return _page("done", shared)
+    shown = _sides(task, flipped=judge.is_flipped(task.id, me))
+    return _page("task", {**shared, "task": task, "shown": shown, "hint": HINTS[task.kind], "scores": judge.SCORES})
+
+
+@routes.post("/judge")
+def take(
+    session: Open,
+    visit: Posted,
+    task: Annotated[int, Form()],
+    verdict: Annotated[str, Form()],
+    comment: Annotated[str, Form()] = "",
+) -> Response:
+    """Take a judgement; one that stands already is left as it is."""
+    found = session.get(Task, task)
+    if found is None:
+        raise DataError(f"there is no task {task}")
+    judge.record(session, found, visit.annotator_id, verdict, comment)
+    return RedirectResponse("/", status_code=303)
+
+
+@routes.post("/undo")
+def take_back(session: Open, visit: Posted, judgement: Annotated[int, Form()]) -> Response:
+    """Withdraw a judgement; its task comes next."""
+    judge.undo(session, visit.annotator_id, judgement)
+    return RedirectResponse("/", status_code=303)
+
+
+@routes.get("/supervise")
+def supervise(session: Open, visit: Supervises) -> HTMLResponse:
+    """How it goes."""
+    return _page("supervise", {"visit": visit, "seen": overview(session), "link": None})
+
+
+@routes.post("/supervise/invite")
+def invite(request: Request, session: Open, visit: Posted, _: Supervises, name: Annotated[str, Form()]) -> HTMLResponse:
+    """Make an invitation, and show its link this once."""
+    token = people.invite(session, name)
+    session.flush()
+    link = str(request.url_for("join", token=token))
+    return _page("supervise", {"visit": visit, "seen": overview(session), "link": (name, link)})
+
+
+@routes.get("/supervise/export.{suffix}")
+def export(suffix: str, session: Open, _: Supervises, form: str = "raw") -> Response:
+    """All judgements as a file."""
+    if suffix not in KINDS:
+        raise DataError(f"export.{suffix} is not known; expected {' or '.join(KINDS)}")
+    rows = exchange.exported(session.scalars(select(Judgement).order_by(Judgement.id)), form=form)
+    named = {"Content-Disposition": f'attachment; filename="feedback.{suffix}"'}
+    return Response(exchange.encoded(rows, suffix), media_type=KINDS[suffix], headers=named)
+
+
+def _sides(task: Task, *, flipped: bool) -> list[Any]:
+    """Each answer in pieces, as this annotator sees them from left to right."""
+    if task.answer_b is None:
+        return [[(task.answer_a.strip(), False)]]
+    first, second = (task.answer_b, task.answer_a) if flipped else (task.answer_a, task.answer_b)
+    return [*differences(first.strip(), second.strip())]
+
+
+@cache
+def _pages() -> Environment:
+    return Environment(loader=PackageLoader("rlhf_dist.feedback", "page"), autoescape=True)
+
+
+def _page(name: str, values: dict[str, Any], *, status: int = 200) -> HTMLResponse:
+    return HTMLResponse(_pages().get_template(f"{name}.html.j2").render(values), status_code=status)
+
+
+async def _guarded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    response = await call_next(request)
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+def _not_invited(_: Request, error: Exception) -> Response:
+    return _page("message", {"title": "Not invited", "text": str(error)}, status=403)
+
+
+def _not_understood(_: Request, error: Exception) -> Response:
+    return _page("message", {"title": "Not taken", "text": f"Nothing was stored: {error}."}, status=422)

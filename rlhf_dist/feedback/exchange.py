@@ -1,0 +1,188 @@
+"""Judgements to and from other tools: TRL's formats, Argilla's and Label Studio's exports."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_dist.errors import DataError
+from rlhf_dist.feedback.database import Judgement
+from rlhf_dist.feedback.judge import SKIP
+from rlhf_dist.feedback.supervision import LABELS
+
+FORMS = ("raw", "trl")
+MUCH = {"a_much", "b_much"}
+SIDES = {"left": "a", "right": "b", "a": "a", "b": "b", "chosen": "a", "rejected": "b", "tie": "tie", "both": "tie"}
+
+
+def exported(judgements: Iterable[Judgement], *, form: str) -> list[dict[str, Any]]:
+    """Judgements that stand, as rows that `rlhf-dist reward` reads.
+
+    Args:
+        judgements: of the database.
+        form: `raw`, everything that was said, by annotator; `trl`, comparisons with a winner as prompt, chosen, rejected.
+
+    Raises:
+        DataError: the form is neither.
+    """
+    if form not in FORMS:
+        raise DataError(f"form is {form!r}; expected one of {', '.join(FORMS)}")
+    standing = [one for one in judgements if one.withdrawn is None and one.verdict != SKIP and one.task.gold is None]
+    if form == "trl":
+        return [_trl(one) for one in standing if one.task.kind == "comparison" and LABELS[one.verdict] != 0.5]
+    return [_raw(one) for one in standing]
+
+
+def _raw(one: Judgement) -> dict[str, Any]:
+    task = one.task
+    shared = {"annotator": one.annotator.name, "comment": one.comment or None, "seconds": round(one.seconds, 1)}
+    if task.kind == "comparison":
+        told = {"a": task.answer_a, "b": task.answer_b, "preference": LABELS[one.verdict], "verdict": one.verdict}
+        sources = {"source_a": task.source_a, "source_b": task.source_b}
+        return {"kind": "comparisons", "prompt": task.prompt, **told, **sources, **shared}
+    row = {"kind": f"{task.kind}s", "prompt": task.prompt, "answer": task.answer_a, "source": task.source_a, **shared}
+    return row | ({"score": int(one.verdict)} if task.kind == "score" else {})
+
+
+def _trl(one: Judgement) -> dict[str, Any]:
+    chosen, rejected = one.task.answer_a, one.task.answer_b or ""
+    if LABELS[one.verdict] == 0.0:
+        chosen, rejected = rejected, chosen
+    margin = 1.0 if one.verdict in MUCH else 0.0
+    shared = {"margin": margin, "annotator": one.annotator.name}
+    return {"prompt": one.task.prompt, "chosen": chosen, "rejected": rejected, **shared}
+
+
+def encoded(rows: Sequence[dict[str, Any]], suffix: str) -> bytes:
+    """Rows as the bytes of a `jsonl` or `parquet` file; columns that a row lacks are null in Parquet."""
+    if suffix == "jsonl":
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = pa.table({name: [row.get(name) for row in rows] for name in names})
+    out = io.BytesIO()
+    pq.write_table(table, out)
+    return out.getvalue()
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write a JSONL or Parquet file, by its suffix, in one step.
+
+    Raises:
+        DataError: the suffix is neither.
+    """
+    suffix = path.suffix.removeprefix(".")
+    if suffix not in ("jsonl", "parquet"):
+        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; expected .jsonl or .parquet")
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_bytes(encoded(rows, suffix))
+    aside.replace(path)
+
+
+def imported(path: Path, tool: str) -> list[dict[str, Any]]:
+    """Rows of another tool's export, as `rlhf-dist reward` reads them.
+
+    Args:
+        path: the export.
+        tool: `argilla` (records as JSON), `label-studio` (JSON).
+
+    Raises:
+        DataError: the file is not such an export, or holds no judgement; names the record.
+    """
+    try:
+        records = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable JSON file: {error}") from None
+    if not isinstance(records, list):
+        raise DataError(f"{path}: found {type(records).__name__}; expected a list of records")
+    readers = {"argilla": _argilla, "label-studio": _label_studio}
+    if tool not in readers:
+        raise DataError(f"tool is {tool!r}; expected one of {', '.join(readers)}")
+    rows = [
+        row for number, record in enumerate(records) for row in readers[tool](f"{path}: record {number + 1}", record)
+    ]
+    if not rows:
+        raise DataError(f"{path}: no judgements in {len(records)} records")
+    return rows
+
+
+def _argilla(where: str, record: Any) -> Iterator[dict[str, Any]]:
+    """Argilla 2: fields by name; responses by question, each a list of {value, user_id}."""
+    fields, responses = _part(where, record, "fields"), _part(where, record, "responses")
+    for question, given in responses.items():
+        for response in given:
+            row = _row(where, fields, response.get("value"), question, annotator=str(response.get("user_id", "")))
+            if row is not None:
+                yield row
+
+
+def _label_studio(where: str, record: Any) -> Iterator[dict[str, Any]]:
+    """Label Studio: data by name; annotations, each with results of type pairwise, choices, rating or textarea."""
+    data = _part(where, record, "data")
+    for annotation in record.get("annotations") or []:
+        if annotation.get("was_cancelled"):
+            continue
+        who = annotation.get("completed_by")
+        name = str(who.get("email") or who.get("id")) if isinstance(who, dict) else str(who)
+        for result in annotation.get("result") or []:
+            value = result.get("value") or {}
+            told = value.get("selected") or value.get("choices") or value.get("rating") or value.get("text")
+            told = told[0] if isinstance(told, list) and told else told
+            row = _row(where, data, told, str(result.get("from_name", "")), annotator=name)
+            if row is not None:
+                yield row
+
+
+def _row(where: str, fields: dict[str, Any], value: Any, question: str, *, annotator: str) -> dict[str, Any] | None:
+    """One judgement: a side, a number, or text, with the fields it is about; None for an empty one."""
+    if value in (None, ""):
+        return None
+    prompt = _first(where, fields, "prompt", "instruction", "question", "input")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return {"prompt": prompt, "answer": _answer(where, fields), "score": value, "annotator": annotator}
+    text = value[0].get("value") if isinstance(value, list) and value and isinstance(value[0], dict) else value
+    side = SIDES.get(_side(str(text)))
+    second = _named(fields, SECOND)
+    if side is not None and second is not None:
+        first = _first(where, fields, *FIRST)
+        return {"prompt": prompt, "a": first, "b": second, "preference": side, "annotator": annotator}
+    if second is not None:
+        raise DataError(f"{where}: {question} is {text!r}; expected a side ({', '.join(SIDES)}) or the name of a field")
+    return {"prompt": prompt, "answer": _answer(where, fields), "comment": str(text), "annotator": annotator}
+
+
+FIRST = ("a", "response_a", "answer1", "answer_a", "response1", "response-1", "chosen", "left")
+SECOND = ("b", "response_b", "answer2", "answer_b", "response2", "response-2", "rejected", "right")
+ONLY = ("answer", "response", "completion", "output", *FIRST)
+
+
+def _side(text: str) -> str:
+    low = text.strip().lower()
+    return "a" if low in FIRST else "b" if low in SECOND else low
+
+
+def _answer(where: str, fields: dict[str, Any]) -> Any:
+    return _first(where, fields, *ONLY)
+
+
+def _named(fields: dict[str, Any], names: Sequence[str]) -> Any:
+    return next((fields[name] for name in names if fields.get(name)), None)
+
+
+def _first(where: str, fields: dict[str, Any], *names: str) -> Any:
+    found = _named(fields, names)
+    if found is None:
+        raise DataError(f"{where}: fields are {sorted(fields)}; expected one of {', '.join(names)}")
+    return found
+
+
+def _part(where: str, record: Any, name: str) -> dict[str, Any]:
+    part = record.get(name) if isinstance(record, dict) else None
+    if not isinstance(part, dict):
+        raise DataError(f"{where}: no {name!r}; expected a record as the tool exports it")
+    return part

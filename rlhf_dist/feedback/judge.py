@@ -1,0 +1,161 @@
+"""Which task somebody gets next, and taking their judgement: once, whatever the browser does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import blake2b
+
+from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, aliased
+
+from rlhf_dist.errors import DataError
+from rlhf_dist.feedback.database import Judgement, Shown, Task, now
+
+VERDICTS = ("a_much", "a", "tie", "both_bad", "b", "b_much")
+"""Of a comparison, by the task's own sides."""
+SKIP, SAID = "skip", "said"
+MIRROR = {"a_much": "b_much", "a": "b", "b": "a", "b_much": "a_much"}
+SHOWN_FOR = timedelta(minutes=15)
+"""How long a task that was shown is kept for who saw it."""
+SCORES = (1, 2, 3, 4, 5)
+LONGEST_COMMENT = 5000
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an annotator is."""
+
+    judged: int
+    left: int
+    seconds: float | None
+    """Median per judgement; None before the first."""
+
+
+def next_task(session: Session, annotator_id: int) -> Task | None:
+    """A task that this annotator has not judged and that needs judgements; it is marked as shown. None: nothing is left.
+
+    A gold question goes to everybody. What was shown and not judged comes back first.
+    """
+    mine = exists().where(
+        Judgement.task_id == Task.id, Judgement.annotator_id == annotator_id, Judgement.withdrawn.is_(None)
+    )
+    other = aliased(Shown)
+    before_others = (
+        select(func.count())
+        .select_from(other)
+        .where(other.task_id == Task.id, other.annotator_id != annotator_id, other.since > now() - SHOWN_FOR)
+        .scalar_subquery()
+    )
+    before_me = (
+        select(Shown.since).where(Shown.task_id == Task.id, Shown.annotator_id == annotator_id).scalar_subquery()
+    )
+    wanted = (
+        select(Task)
+        .where(
+            ~mine, or_(Task.gold.is_not(None), (Task.done < Task.needed) & (Task.done + before_others < Task.needed))
+        )
+        .order_by(before_me.is_(None), Task.id)
+        .limit(1)
+    )
+    task = session.scalar(wanted)
+    if task is not None:
+        show(session, task.id, annotator_id)
+    return task
+
+
+def show(session: Session, task_id: int, annotator_id: int) -> None:
+    """Note that somebody has a task before their eyes, from when they first had it."""
+    shown = session.get(Shown, (task_id, annotator_id))
+    if shown is None:
+        session.add(Shown(task_id=task_id, annotator_id=annotator_id))
+    elif shown.since < now() - SHOWN_FOR:
+        shown.since = now()
+
+
+def is_flipped(task_id: int, annotator_id: int) -> bool:
+    """Whether this annotator sees the second answer on the left: a coin that falls alike on every visit."""
+    return bool(blake2b(f"{task_id}/{annotator_id}".encode(), digest_size=1).digest()[0] & 1)
+
+
+def record(session: Session, task: Task, annotator_id: int, verdict: str, comment: str) -> bool:
+    """Take a judgement; False if this annotator's judgement of the task stands already.
+
+    Args:
+        session: an open transaction; the caller commits it.
+        task: what was judged.
+        annotator_id: by whom.
+        verdict: as the page sent it, so by the sides that it showed.
+        comment: free text.
+
+    Raises:
+        DataError: the verdict is none of the task's kind, or a comment is missing or too long.
+    """
+    found = checked(task, verdict, comment, flipped=is_flipped(task.id, annotator_id))
+    shown = session.get(Shown, (task.id, annotator_id))
+    seconds = (now() - shown.since).total_seconds() if shown else 0.0
+    try:
+        with session.begin_nested():
+            made = Judgement(
+                task_id=task.id, annotator_id=annotator_id, verdict=found, comment=comment.strip(), seconds=seconds
+            )
+            session.add(made)
+    except IntegrityError:
+        return False
+    if shown is not None:
+        session.delete(shown)
+    if found != SKIP:
+        session.execute(update(Task).where(Task.id == task.id).values(done=Task.done + 1))
+    return True
+
+
+def checked(task: Task, verdict: str, comment: str, *, flipped: bool) -> str:
+    """The verdict by the task's own sides.
+
+    Raises:
+        DataError: it is none of the task's kind, or a comment is missing or too long.
+    """
+    if len(comment) > LONGEST_COMMENT:
+        raise DataError(f"the comment has {len(comment)} characters; expected at most {LONGEST_COMMENT}")
+    if verdict == SKIP:
+        return SKIP
+    allowed = {"comparison": VERDICTS, "score": tuple(map(str, SCORES)), "comment": (SAID,)}[task.kind]
+    if verdict not in allowed:
+        raise DataError(f"verdict is {verdict!r}; expected one of {', '.join((*allowed, SKIP))}")
+    if task.kind == "comment" and not comment.strip():
+        raise DataError("the comment is empty; expected a few words, or skip the task")
+    return MIRROR.get(verdict, verdict) if flipped else verdict
+
+
+def newest(session: Session, annotator_id: int) -> Judgement | None:
+    """An annotator's newest judgement that stands: what undo would take back."""
+    return session.scalar(
+        select(Judgement)
+        .where(Judgement.annotator_id == annotator_id, Judgement.withdrawn.is_(None))
+        .order_by(Judgement.id.desc())
+        .limit(1)
+    )
+
+
+def undo(session: Session, annotator_id: int, judgement_id: int) -> int | None:
+    """Withdraw a judgement of one's own, if it stands; returns its task, to be shown again. Asked twice, it happens once."""
+    found = session.get(Judgement, judgement_id)
+    if found is None or found.annotator_id != annotator_id or found.withdrawn is not None:
+        return None
+    found.withdrawn = now()
+    if found.verdict != SKIP:
+        session.execute(update(Task).where(Task.id == found.task_id).values(done=Task.done - 1))
+    show(session, found.task_id, annotator_id)
+    return found.task_id
+
+
+def progress(session: Session, annotator_id: int) -> Progress:
+    """How many judgements of an annotator stand, how many tasks are open to them, and their pace."""
+    stands = (Judgement.annotator_id == annotator_id) & Judgement.withdrawn.is_(None)
+    judged = session.scalar(select(func.count()).select_from(Judgement).where(stands)) or 0
+    mine = exists().where(Judgement.task_id == Task.id, stands)
+    is_open = or_(Task.gold.is_not(None), Task.done < Task.needed)
+    left = session.scalar(select(func.count()).select_from(Task).where(~mine, is_open)) or 0
+    recent = session.scalars(select(Judgement.seconds).where(stands).order_by(Judgement.id.desc()).limit(50)).all()
+    return Progress(judged, left, sorted(recent)[len(recent) // 2] if recent else None)

@@ -1,0 +1,135 @@
+"""`rlhf-dist feedback ...`: sample answers, serve the page, invite people, take judgements out and in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Collect people's judgements, and exchange them with other tools.", no_args_is_help=True)
+
+RunOrFile = Annotated[Path, typer.Argument(metavar="RUN_OR_FILE", help="run folder, or a task file")]
+Database = Annotated[
+    str | None, typer.Option(help="SQLAlchemy URL, e.g. postgresql+psycopg://...; default: SQLite beside the tasks")
+]
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a PPO run, a pipeline or the demo")],
+    against: Annotated[str, typer.Option(help="sft, self, or a model folder")] = "sft",
+    kind: Annotated[str, typer.Option(help="comparison, score or comment")] = "comparison",
+    prompts: Annotated[int, typer.Option(min=1, help="how many prompts to answer")] = 100,
+    seed: Annotated[int, typer.Option(help="of the choice of prompts and of the samples")] = 0,
+    out: Annotated[Path | None, typer.Option(help="task file; default: RUN/feedback/tasks.jsonl")] = None,
+) -> None:
+    """Let the run's policy, and what it is compared with, answer prompts; writes tasks for people."""
+    from rlhf_dist.feedback.serve import TASKS
+    from rlhf_dist.feedback.task_files import KINDS, write_tasks
+    from rlhf_dist.stages.feedback_sample import Wanted
+    from rlhf_dist.stages.feedback_sample import sample as make
+
+    if kind not in KINDS:
+        raise typer.BadParameter(f"{kind!r}; expected one of {', '.join(KINDS)}", param_hint="--kind")
+    rows = make(Wanted(run, against, kind, prompts, seed))
+    target = out or run / TASKS
+    write_tasks(target, rows)
+    print(f"{len(rows)} tasks in {target}; show them to people with: rlhf-dist feedback serve {target if out else run}")
+
+
+@app.command()
+def serve(
+    run_or_file: RunOrFile,
+    annotator: Annotated[list[str] | None, typer.Option(help="somebody to invite; repeat for several")] = None,
+    overlap: Annotated[int, typer.Option(min=1, help="judgements wanted of each task, by different annotators")] = 1,
+    database: Database = None,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="port to listen on")] = 8000,
+    base_url: Annotated[
+        str | None, typer.Option(help="how people reach the page, for the links; behind a proxy")
+    ] = None,
+) -> None:
+    """Serve the page on which people judge; prints an invitation link for everybody who is new."""
+    from rlhf_dist.feedback import serve as page
+
+    opened = page.open_feedback(run_or_file, database, overlap=overlap, annotators=annotator or [])
+    base = (base_url or f"http://{host}:{port}").rstrip("/")
+    print(f"{opened.new_tasks} new tasks; database {opened.url}")
+    for name, token in opened.invitations.items():
+        print(f"{name}: {base}/join/{token}")
+    if not opened.invitations:
+        print("nobody is new; `rlhf-dist feedback invite` makes a new link for somebody", flush=True)
+    print(f"serving on {base}; Ctrl+C stops it, and loses nothing", flush=True)
+    page.serve(opened.engine, host=host, port=port, open_hosts=base_url is not None)
+
+
+@app.command()
+def invite(
+    run_or_file: RunOrFile,
+    name: Annotated[str, typer.Argument(help="whom to invite; who is known gets a new link, and the old one ends")],
+    supervisor: Annotated[
+        bool, typer.Option("--supervisor", help="may see agreement and pace, invite and export")
+    ] = False,
+    database: Database = None,
+    base_url: Annotated[str, typer.Option(help="how people reach the page")] = "http://127.0.0.1:8000",
+) -> None:
+    """Make an invitation link. It is printed once and kept nowhere."""
+    from sqlalchemy.orm import Session
+
+    from rlhf_dist.feedback import people
+    from rlhf_dist.feedback.database import open_database
+    from rlhf_dist.feedback.serve import database_url
+
+    with Session(open_database(database_url(run_or_file, database))) as session, session.begin():
+        token = people.invite(session, name, supervisor=supervisor)
+    print(f"{name}: {base_url.rstrip('/')}/join/{token}")
+
+
+@app.command()
+def export(
+    run_or_file: RunOrFile,
+    out: Annotated[Path, typer.Argument(help="file to write: .jsonl or .parquet")],
+    form: Annotated[str, typer.Option(help="raw: everything, by annotator; trl: prompt, chosen, rejected")] = "raw",
+    database: Database = None,
+) -> None:
+    """Write all judgements that stand, gold questions left out, one row each."""
+    from sqlalchemy.orm import Session
+
+    from rlhf_dist.feedback.database import Judgement, open_database
+    from rlhf_dist.feedback.exchange import exported, write_rows
+    from rlhf_dist.feedback.serve import database_url
+
+    with Session(open_database(database_url(run_or_file, database))) as session:
+        rows = exported(session.query(Judgement).order_by(Judgement.id), form=form)
+    write_rows(out, rows)
+    print(f"{len(rows)} judgements in {out}")
+
+
+@app.command(name="import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="another tool's export, as JSON")],
+    out: Annotated[Path, typer.Argument(help="file to write: .jsonl or .parquet, for `rlhf-dist reward`")],
+    tool: Annotated[str, typer.Option("--from", help="argilla or label-studio")] = "argilla",
+) -> None:
+    """Turn another tool's export into feedback that `rlhf-dist reward` reads."""
+    from rlhf_dist.feedback.exchange import imported, write_rows
+
+    rows = imported(file, tool)
+    write_rows(out, rows)
+    print(f"{len(rows)} judgements in {out}")
+
+
+@app.command()
+def report(run_or_file: RunOrFile, database: Database = None) -> None:
+    """Print progress, annotators' agreement and reliability, and win rates with 95% intervals."""
+    from rich.console import Console
+    from sqlalchemy.orm import Session
+
+    from rlhf_dist.feedback.database import open_database
+    from rlhf_dist.feedback.serve import database_url
+    from rlhf_dist.feedback.supervision import overview
+    from rlhf_dist.feedback.supervision_view import show_overview
+
+    with Session(open_database(database_url(run_or_file, database))) as session:
+        show_overview(Console(), overview(session))

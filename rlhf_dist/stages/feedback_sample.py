@@ -1,0 +1,99 @@
+"""Tasks for people: prompts that a run's policy answered, against its SFT start, another policy, or itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from rlhf_dist.cluster.session import namespace_of, session
+from rlhf_dist.config import PPOConfig, Prompts, load
+from rlhf_dist.data.prompts import read_prompts
+from rlhf_dist.errors import DataError
+from rlhf_dist.feedback.task_files import TaskRow
+from rlhf_dist.models import check_same_tokenizer, load_tokenizer
+from rlhf_dist.records import Prompt
+from rlhf_dist.stages.generation import generating
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to sample."""
+
+    run: Path
+    """Folder of a PPO run; its config says how to generate."""
+    against: str
+    """`sft`, the policy that the run started with; `self`, a second sample; or a model folder."""
+    kind: str
+    """`comparison`, `score` or `comment`."""
+    prompts: int
+    seed: int
+
+
+def sample(wanted: Wanted) -> list[TaskRow]:
+    """Generate answers with real engines and pair them; pairs of equal answers are left out.
+
+    Raises:
+        UserError: the run has no policy or no prompts, or the policies' tokenizers differ.
+    """
+    config = load(PPOConfig, wanted.run / "config.yaml")
+    policy = str(wanted.run / "policy")
+    tokenizer = load_tokenizer(policy)
+    rival = {"sft": config.policy, "self": policy}.get(wanted.against, wanted.against)
+    check_same_tokenizer(policy, {"against": rival})
+    prompts = _prompts(config.prompts, tokenizer, wanted)
+    with session(config.cluster, cpus=config.rollout.workers.min, gpus=0, namespace=namespace_of(wanted.run)):
+        ours = _answers(config, wanted, policy, prompts, tokenizer, first_sample=0)
+        theirs = None
+        if wanted.kind == "comparison":
+            theirs = _answers(config, wanted, rival, prompts, tokenizer, first_sample=int(rival == policy))
+    if theirs is None:
+        return [
+            TaskRow(wanted.kind, prompt.text, a, source_a="policy")
+            for prompt, a in zip(prompts, ours, strict=True)
+            if a.strip()
+        ]
+    other = {"sft": "sft", "self": "policy"}.get(wanted.against, Path(wanted.against).name)
+    pairs = zip(prompts, ours, theirs, strict=True)
+    return [
+        _blind(prompt, (a, "policy"), (b, other), wanted.seed)
+        for prompt, a, b in pairs
+        if a != b and a.strip() and b.strip()
+    ]
+
+
+def _blind(prompt: Prompt, ours: tuple[str, str], theirs: tuple[str, str], seed: int) -> TaskRow:
+    """A comparison whose sides a coin decides."""
+    heads = blake2b(f"{seed}/{prompt.id}".encode(), digest_size=1).digest()[0] & 1
+    (a, source_a), (b, source_b) = (ours, theirs) if heads else (theirs, ours)
+    return TaskRow("comparison", prompt.text, a, b, source_a, source_b)
+
+
+def _prompts(settings: Prompts, tokenizer: Any, wanted: Wanted) -> Sequence[Prompt]:
+    """The run's held-out prompts, else those that it trained on."""
+    path = settings.held_out or settings.path
+    read = read_prompts(path, tokenizer, max_tokens=settings.max_tokens, column=settings.column, split=settings.split)
+    if not read:
+        raise DataError(f"{path}: no prompts; expected some to answer")
+    order = sorted(read, key=lambda prompt: blake2b(f"{wanted.seed}/{prompt.id}".encode(), digest_size=8).digest())
+    return sorted(order[: wanted.prompts], key=lambda prompt: prompt.id)
+
+
+def _answers(
+    config: PPOConfig, wanted: Wanted, model: str, prompts: Sequence[Prompt], tokenizer: Any, *, first_sample: int
+) -> list[str]:
+    with generating(
+        model,
+        config.rollout,
+        config.timeouts,
+        wanted.run,
+        max_sequence=config.max_sequence,
+        bf16=config.wire_dtype == "bfloat16",
+        seed=wanted.seed,
+    ) as generators:
+        found = generators.answers(prompts, first_sample=first_sample)
+    return [
+        tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found.column("response_tokens").to_pylist()
+    ]

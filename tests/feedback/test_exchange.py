@@ -1,0 +1,91 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf_dist.config import Feedback
+from rlhf_dist.data.feedback import read_feedback
+from rlhf_dist.errors import DataError
+from rlhf_dist.feedback.exchange import imported, write_rows
+
+ARGILLA = [
+    {
+        "id": "1",
+        "fields": {"instruction": "q", "response-1": "x", "response-2": "y"},
+        "responses": {
+            "preference": [{"value": "response-2", "user_id": "u1"}, {"value": "response-1", "user_id": "u2"}],
+            "why": [{"value": "", "user_id": "u1"}],
+        },
+    }
+]
+LABEL_STUDIO = [
+    {
+        "data": {"prompt": "q", "answer1": "x", "answer2": "y"},
+        "annotations": [
+            {"completed_by": 5, "result": [{"type": "pairwise", "from_name": "pw", "value": {"selected": "right"}}]},
+            {"completed_by": 6, "was_cancelled": True, "result": []},
+        ],
+    },
+    {
+        "data": {"prompt": "q", "answer": "x"},
+        "annotations": [
+            {
+                "completed_by": {"email": "a@b.c"},
+                "result": [{"type": "rating", "from_name": "stars", "value": {"rating": 4}}],
+            }
+        ],
+    },
+    {
+        "data": {"prompt": "q", "answer": "x"},
+        "annotations": [
+            {"completed_by": 5, "result": [{"type": "textarea", "from_name": "say", "value": {"text": ["too long"]}}]}
+        ],
+    },
+]
+
+
+def written(tmp_path: Path, records: object) -> Path:
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def test_argilla_records_become_comparisons_that_we_read(tmp_path: Path) -> None:
+    rows = imported(written(tmp_path, ARGILLA), "argilla")
+    write_rows(tmp_path / "rows.parquet", rows)
+    found = read_feedback([Feedback(path=str(tmp_path / "rows.parquet"))])
+    assert [(one.answers, one.label, one.annotator) for one in found] == [
+        (("x", "y"), 0.0, "u1"),
+        (("x", "y"), 1.0, "u2"),
+    ]
+
+
+def test_label_studio_tasks_become_comparisons_scores_and_comments(tmp_path: Path) -> None:
+    pair, score, comment = imported(written(tmp_path, LABEL_STUDIO), "label-studio")
+    assert pair == {"prompt": "q", "a": "x", "b": "y", "preference": "b", "annotator": "5"}
+    assert (score["score"], score["annotator"]) == (4, "a@b.c")
+    assert comment["comment"] == "too long"
+
+
+BAD = {
+    "not a list": ({"a": 1}, "found dict; expected a list of records"),
+    "no responses": ([{"fields": {}}], "record 1: no 'responses'"),
+    "nobody said anything": ([{"fields": {"prompt": "q"}, "responses": {}}], "no judgements in 1 records"),
+    "odd side": (
+        [{"fields": {"prompt": "q", "a": "x", "b": "y"}, "responses": {"pick": [{"value": "maybe"}]}}],
+        "record 1: pick is 'maybe'; expected a side",
+    ),
+    "no prompt": (
+        [{"fields": {"a": "x"}, "responses": {"s": [{"value": 3}]}}],
+        r"fields are \['a'\]; expected one of prompt",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_not_an_export_is_refused_with_the_record(case: str, tmp_path: Path) -> None:
+    records, message = BAD[case]
+    with pytest.raises(DataError, match=message):
+        imported(written(tmp_path, records), "argilla")
+    with pytest.raises(DataError, match="expected .jsonl or .parquet"):
+        write_rows(tmp_path / "rows.csv", [])
