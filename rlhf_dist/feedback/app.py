@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Form, Request, Response
+from fastapi import APIRouter, FastAPI, Form, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader
 from sqlalchemy import Engine, select
@@ -64,45 +65,38 @@ def make_app(engine: Engine, *, hosts: list[str] | None = None) -> FastAPI:
 routes = APIRouter()
 
 
+@contextmanager
 def transaction(request: Request) -> Iterator[Session]:
-    """A session whose work is committed when the route returns, and undone when it raises."""
-    with Session(request.app.state.engine) as session, session.begin():
+    """A session whose work is committed at the block's end, and undone if it raises.
+
+    It is opened and closed within one call of a route, so on one thread: were it a dependency, a request that holds the
+    database could wait for a thread while all threads wait for the database.
+    """
+    with Session(request.app.state.engine, expire_on_commit=False) as session, session.begin():
         yield session
 
 
-# With the default scope the commit would come after the response: nobody may hear of a judgement that is not committed.
-Open = Annotated[Session, Depends(transaction, scope="function")]
+@contextmanager
+def visiting(request: Request, *, csrf: str | None = None, supervises: bool = False) -> Iterator[tuple[Session, Visit]]:
+    """A transaction, and whose browser asks.
 
+    Args:
+        request: what came.
+        csrf: what a form brought; None: the request changes nothing.
+        supervises: only for supervisors.
 
-def visitor(request: Request, session: Open) -> Visit:
-    """Whose browser asks."""
-    visit = people.visit_of(session, request.cookies.get(COOKIE))
-    if visit is None:
-        raise NotInvited("This page is by invitation. Please open the link that you were sent.")
-    return visit
-
-
-Came = Annotated[Visit, Depends(visitor, scope="function")]
-
-
-def poster(visit: Came, csrf: Annotated[str, Form()]) -> Visit:
-    """Whose browser sends a form that we gave to it."""
-    if not people.may_post(visit, csrf):
-        raise NotInvited("This form is out of date. Please go back to the page and try again.")
-    return visit
-
-
-Posted = Annotated[Visit, Depends(poster, scope="function")]
-
-
-def supervisor(visit: Came) -> Visit:
-    """Whose browser asks, if they may see everything."""
-    if not visit.annotator.supervisor:
-        raise NotInvited("This page is for supervisors.")
-    return visit
-
-
-Supervises = Annotated[Visit, Depends(supervisor, scope="function")]
+    Raises:
+        NotInvited: a stranger, a form that we did not give to this browser, or no supervisor.
+    """
+    with transaction(request) as session:
+        visit = people.visit_of(session, request.cookies.get(COOKIE))
+        if visit is None:
+            raise NotInvited("This page is by invitation. Please open the link that you were sent.")
+        if csrf is not None and not people.may_post(visit, csrf):
+            raise NotInvited("This form is out of date. Please go back to the page and try again.")
+        if supervises and not visit.annotator.supervisor:
+            raise NotInvited("This page is for supervisors.")
+        yield session, visit
 
 
 @routes.get("/style.css")
@@ -118,9 +112,10 @@ def keys() -> FileResponse:
 
 
 @routes.get("/join/{token}")
-def join(token: str, request: Request, session: Open) -> Response:
+def join(token: str, request: Request) -> Response:
     """Take an invitation."""
-    entered = people.enter(session, token)
+    with transaction(request) as session:
+        entered = people.enter(session, token)
     if entered is None:
         raise NotInvited("This invitation is not known, or a newer one took its place. Please ask for a new link.")
     annotator, key = entered
@@ -132,11 +127,12 @@ def join(token: str, request: Request, session: Open) -> Response:
 
 
 @routes.get("/")
-def next_page(session: Open, visit: Came) -> HTMLResponse:
+def next_page(request: Request) -> HTMLResponse:
     """The next task, or that all is done."""
-    me = visit.annotator_id
-    task = judge.next_task(session, me)
-    shared = {"visit": visit, "progress": judge.progress(session, me), "newest": judge.newest(session, me)}
+    with visiting(request) as (session, visit):
+        me = visit.annotator_id
+        task = judge.next_task(session, me)
+        shared = {"visit": visit, "progress": judge.progress(session, me), "newest": judge.newest(session, me)}
     if task is None:
         return _page("done", shared)
     shown = _sides(task, flipped=judge.is_flipped(task.id, me))
@@ -145,48 +141,53 @@ def next_page(session: Open, visit: Came) -> HTMLResponse:
 
 @routes.post("/judge")
 def take(
-    session: Open,
-    visit: Posted,
+    request: Request,
+    csrf: Annotated[str, Form()],
     task: Annotated[int, Form()],
     verdict: Annotated[str, Form()],
     comment: Annotated[str, Form()] = "",
 ) -> Response:
     """Take a judgement; one that stands already is left as it is."""
-    found = session.get(Task, task)
-    if found is None:
-        raise DataError(f"there is no task {task}")
-    judge.record(session, found, visit.annotator_id, verdict, comment)
+    with visiting(request, csrf=csrf) as (session, visit):
+        found = session.get(Task, task)
+        if found is None:
+            raise DataError(f"there is no task {task}")
+        judge.record(session, found, visit.annotator_id, verdict, comment)
     return RedirectResponse("/", status_code=303)
 
 
 @routes.post("/undo")
-def take_back(session: Open, visit: Posted, judgement: Annotated[int, Form()]) -> Response:
+def take_back(request: Request, csrf: Annotated[str, Form()], judgement: Annotated[int, Form()]) -> Response:
     """Withdraw a judgement; its task comes next."""
-    judge.undo(session, visit.annotator_id, judgement)
+    with visiting(request, csrf=csrf) as (session, visit):
+        judge.undo(session, visit.annotator_id, judgement)
     return RedirectResponse("/", status_code=303)
 
 
 @routes.get("/supervise")
-def supervise(session: Open, visit: Supervises) -> HTMLResponse:
+def supervise(request: Request) -> HTMLResponse:
     """How it goes."""
-    return _page("supervise", {"visit": visit, "seen": overview(session), "link": None})
+    with visiting(request, supervises=True) as (session, visit):
+        return _page("supervise", {"visit": visit, "seen": overview(session), "link": None})
 
 
 @routes.post("/supervise/invite")
-def invite(request: Request, session: Open, visit: Posted, _: Supervises, name: Annotated[str, Form()]) -> HTMLResponse:
+def invite(request: Request, csrf: Annotated[str, Form()], name: Annotated[str, Form()]) -> HTMLResponse:
     """Make an invitation, and show its link this once."""
-    token = people.invite(session, name)
-    session.flush()
-    link = str(request.url_for("join", token=token))
-    return _page("supervise", {"visit": visit, "seen": overview(session), "link": (name, link)})
+    with visiting(request, csrf=csrf, supervises=True) as (session, visit):
+        token = people.invite(session, name)
+        session.flush()
+        link = str(request.url_for("join", token=token))
+        return _page("supervise", {"visit": visit, "seen": overview(session), "link": (name, link)})
 
 
 @routes.get("/supervise/export.{suffix}")
-def export(suffix: str, session: Open, _: Supervises, form: str = "raw") -> Response:
+def export(suffix: str, request: Request, form: str = "raw") -> Response:
     """All judgements as a file."""
     if suffix not in KINDS:
         raise DataError(f"export.{suffix} is not known; expected {' or '.join(KINDS)}")
-    rows = exchange.exported(session.scalars(select(Judgement).order_by(Judgement.id)), form=form)
+    with visiting(request, supervises=True) as (session, _):
+        rows = exchange.exported(session.scalars(select(Judgement).order_by(Judgement.id)), form=form)
     named = {"Content-Disposition": f'attachment; filename="feedback.{suffix}"'}
     return Response(exchange.encoded(rows, suffix), media_type=KINDS[suffix], headers=named)
 

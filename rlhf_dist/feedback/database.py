@@ -12,9 +12,11 @@ from typing import Any
 from sqlalchemy import Engine, ForeignKey, Index, create_engine, event, text
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.pool import QueuePool
 
 from rlhf_dist.errors import EnvironmentProblem
 
+OPEN = "gold IS NULL AND done < needed"
 BUSY_S = 30
 """How long a writer waits for another on SQLite."""
 
@@ -78,7 +80,10 @@ class Task(Table):
     done: Mapped[int] = mapped_column(default=0)
     """Judgements that stand."""
 
-    __table_args__ = (Index("open_tasks", "done", "needed"),)
+    __table_args__ = (
+        Index("open_tasks", "id", sqlite_where=text(OPEN), postgresql_where=text(OPEN)),
+        Index("gold_tasks", "id", sqlite_where=text("gold IS NOT NULL"), postgresql_where=text("gold IS NOT NULL")),
+    )
 
 
 class Judgement(Table):
@@ -149,7 +154,10 @@ def sqlite_url(file: Path) -> str:
 
 
 def _pool(url: str) -> dict[str, Any]:
-    return {} if url.startswith("sqlite") else {"pool_size": 20, "max_overflow": 40}
+    """SQLite has one writer at a time: here they queue for its one connection, in turn, where its own waiting is by sleeping."""
+    if url.startswith("sqlite"):
+        return {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": BUSY_S}
+    return {"pool_size": 40, "max_overflow": 0}
 
 
 def _prepare_sqlite(engine: Engine) -> None:

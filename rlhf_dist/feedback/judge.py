@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
+from typing import Any
 
 from sqlalchemy import exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.database import Judgement, Shown, Task, now
@@ -36,33 +37,45 @@ class Progress:
 def next_task(session: Session, annotator_id: int) -> Task | None:
     """A task that this annotator has not judged and that needs judgements; it is marked as shown. None: nothing is left.
 
-    A gold question goes to everybody. What was shown and not judged comes back first.
+    What was shown to them and not judged comes back first. A gold question goes to everybody, in its place among the others.
     """
-    mine = exists().where(
-        Judgement.task_id == Task.id, Judgement.annotator_id == annotator_id, Judgement.withdrawn.is_(None)
-    )
-    other = aliased(Shown)
-    before_others = (
-        select(func.count())
-        .select_from(other)
-        .where(other.task_id == Task.id, other.annotator_id != annotator_id, other.since > now() - SHOWN_FOR)
-        .scalar_subquery()
-    )
-    before_me = (
-        select(Shown.since).where(Shown.task_id == Task.id, Shown.annotator_id == annotator_id).scalar_subquery()
-    )
-    wanted = (
-        select(Task)
-        .where(
-            ~mine, or_(Task.gold.is_not(None), (Task.done < Task.needed) & (Task.done + before_others < Task.needed))
-        )
-        .order_by(before_me.is_(None), Task.id)
-        .limit(1)
-    )
-    task = session.scalar(wanted)
+    task = _shown_before(session, annotator_id)
+    if task is None:
+        found = [_first(session, annotator_id, gold=gold) for gold in (True, False)]
+        task = min((one for one in found if one is not None), key=lambda one: one.id, default=None)
     if task is not None:
         show(session, task.id, annotator_id)
     return task
+
+
+def _shown_before(session: Session, annotator_id: int) -> Task | None:
+    mine = (Shown.annotator_id == annotator_id) & ~_judged_by(annotator_id)
+    wanted = or_(Task.gold.is_not(None), Task.done < Task.needed)
+    return session.scalar(
+        select(Task).join(Shown, Shown.task_id == Task.id).where(mine, wanted).order_by(Task.id).limit(1)
+    )
+
+
+def _first(session: Session, annotator_id: int, *, gold: bool) -> Task | None:
+    """The first gold question not judged by them, or the first other task that lacks judgements which nobody is about to give.
+
+    Each reads its own partial index in order and stops at the first hit, however many tasks are finished.
+    """
+    others = (
+        select(func.count())
+        .select_from(Shown)
+        .where(Shown.task_id == Task.id, Shown.annotator_id != annotator_id, Shown.since > now() - SHOWN_FOR)
+        .scalar_subquery()
+    )
+    wanted = Task.gold.is_not(None) if gold else (Task.done < Task.needed) & (Task.done + others < Task.needed)
+    kind = Task.gold.is_not(None) if gold else Task.gold.is_(None)
+    return session.scalar(select(Task).where(kind, wanted, ~_judged_by(annotator_id)).order_by(Task.id).limit(1))
+
+
+def _judged_by(annotator_id: int) -> Any:
+    return exists().where(
+        Judgement.task_id == Task.id, Judgement.annotator_id == annotator_id, Judgement.withdrawn.is_(None)
+    )
 
 
 def show(session: Session, task_id: int, annotator_id: int) -> None:
@@ -154,8 +167,9 @@ def progress(session: Session, annotator_id: int) -> Progress:
     """How many judgements of an annotator stand, how many tasks are open to them, and their pace."""
     stands = (Judgement.annotator_id == annotator_id) & Judgement.withdrawn.is_(None)
     judged = session.scalar(select(func.count()).select_from(Judgement).where(stands)) or 0
-    mine = exists().where(Judgement.task_id == Task.id, stands)
     is_open = or_(Task.gold.is_not(None), Task.done < Task.needed)
-    left = session.scalar(select(func.count()).select_from(Task).where(~mine, is_open)) or 0
+    opened = session.scalar(select(func.count()).select_from(Task).where(is_open)) or 0
+    mine = session.scalar(select(func.count()).select_from(Judgement).join(Task).where(stands, is_open)) or 0
+    left = opened - mine
     recent = session.scalars(select(Judgement.seconds).where(stands).order_by(Judgement.id.desc()).limit(50)).all()
     return Progress(judged, left, sorted(recent)[len(recent) // 2] if recent else None)

@@ -1,0 +1,152 @@
+"""How many people can judge at once: concurrent clients against a real server, on SQLite and PostgreSQL.
+
+Each client is an annotator with a browser's session: it fetches a task and posts a verdict, over and over. Afterwards the
+database is counted: every judgement that was answered with success must be there, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from contract import arguments, publish
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from rlhf_dist.feedback.database import Judgement, Task, open_database, sqlite_url
+from rlhf_dist.feedback.serve import open_feedback
+from rlhf_dist.feedback.task_files import TaskRow, write_tasks
+
+POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """A PostgreSQL server from Debian's package, on loopback, with its own data; yields a URL. It refuses to run as root."""
+    assert POSTGRES is not None
+    data, port = folder / "postgres", free_port()
+    user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
+    data.mkdir()
+
+    if user:
+        shutil.chown(data, "postgres", "postgres")
+    quiet: dict[str, Any] = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/"}
+    subprocess.run([*user, POSTGRES / "initdb", "-D", data, "-A", "trust", "-U", "rlhf"], **quiet)
+    options = f"-p {port} -k {data} -c listen_addresses=127.0.0.1"
+    subprocess.run([*user, POSTGRES / "pg_ctl", "-D", data, "-w", "-o", options, "start"], **quiet)
+    try:
+        yield f"postgresql+psycopg://rlhf@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*user, POSTGRES / "pg_ctl", "-D", data, "-m", "fast", "stop"], **quiet)
+
+
+@contextmanager
+def server(tasks: Path, url: str) -> Iterator[str]:
+    """`rlhf-dist feedback serve` in a process of its own; yields its address."""
+    port = free_port()
+    command = [sys.executable, "-m", "rlhf_dist.cli", "feedback", "serve", str(tasks), "--database", url]
+    process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL)
+    try:
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def client(base: str, token: str, judgements: int, seconds: list[float]) -> int:
+    """Judge until all are given; returns how many were answered with success."""
+    taken = 0
+    async with httpx.AsyncClient(base_url=base, timeout=60, follow_redirects=True) as browser:
+        page = (await browser.get(f"/join/{token}")).text
+        csrf = re.search(r'name="csrf" value="([^"]*)"', page)[1]
+        while taken < judgements and (task := re.search(r'name="task" value="(\d+)"', page)):
+            began = time.perf_counter()
+            answer = await browser.post("/judge", data={"csrf": csrf, "task": task[1], "verdict": "a", "comment": ""})
+            seconds.append(time.perf_counter() - began)
+            answer.raise_for_status()
+            page, taken = answer.text, taken + 1
+    return taken
+
+
+async def storm(base: str, tokens: list[str], each: int) -> tuple[int, list[float], float]:
+    seconds: list[float] = []
+    began = time.perf_counter()
+    taken = await asyncio.gather(*(client(base, token, each, seconds) for token in tokens))
+    return sum(taken), seconds, time.perf_counter() - began
+
+
+def measure(folder: Path, url: str, *, clients: int, judgements: int) -> dict[str, float]:
+    each = judgements // clients
+    tasks = folder / "tasks.jsonl"
+    write_tasks(tasks, [TaskRow("comparison", f"p{n}", f"x{n}", f"y{n}") for n in range(judgements // 2)])
+    names = [f"annotator-{number}" for number in range(clients)]
+    opened = open_feedback(tasks, url, overlap=2, annotators=names)
+    opened.engine.dispose()
+    with server(tasks, url) as base:
+        taken, seconds, whole = asyncio.run(storm(base, [opened.invitations[name] for name in names], each))
+    engine = open_database(url)
+    with Session(engine) as session:
+        stored = session.scalar(select(func.count()).select_from(Judgement))
+        distinct = session.scalar(
+            select(func.count()).select_from(select(Judgement.task_id, Judgement.annotator_id).distinct().subquery())
+        )
+        counted = session.scalar(select(func.sum(Task.done)))
+    engine.dispose()
+    return {
+        "answered": float(taken),
+        "lost": float(taken - stored),
+        "doubled": float(stored - distinct),
+        "miscounted": float(counted - stored),
+        "p50_ms": 1000 * statistics.median(seconds),
+        "p99_ms": 1000 * sorted(seconds)[int(0.99 * len(seconds))],
+        "judgements_per_second": taken / whole,
+    }
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    clients, judgements = (10, 400) if options.quick else (50, 10_000)
+    rows = []
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        root = Path(folder)
+        root.chmod(0o755)  # PostgreSQL runs as another user, and its data lie within
+        (root / "sqlite").mkdir()
+        url = sqlite_url(root / "sqlite" / "feedback.db")
+        rows.append({"database": "sqlite", **measure(root / "sqlite", url, clients=clients, judgements=judgements)})
+        if POSTGRES is not None:
+            (root / "postgres").mkdir()
+            with postgres(root / "postgres") as url:
+                rows.append(
+                    {"database": "postgres", **measure(root / "postgres", url, clients=clients, judgements=judgements)}
+                )
+    keys = ("answered", "lost", "doubled", "miscounted", "p50_ms", "p99_ms", "judgements_per_second")
+    figures = {f"{row['database']}_{key}": row[key] for row in rows for key in keys}
+    publish("feedback", figures, rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
