@@ -102,7 +102,7 @@ async def storm(base: str, tokens: list[str], each: int) -> tuple[int, list[floa
 def measure(folder: Path, url: str, *, clients: int, judgements: int) -> dict[str, float]:
     each = judgements // clients
     tasks = folder / "tasks.jsonl"
-    write_tasks(tasks, [TaskRow("comparison", f"p{n}", f"x{n}", f"y{n}") for n in range(judgements // 2)])
+    write_tasks(tasks, [TaskRow("comparison", f"p{n}", f"x{n}", f"y{n}") for n in range(judgements // 2 + clients)])
     names = [f"annotator-{number}" for number in range(clients)]
     opened = open_feedback(tasks, url, overlap=2, annotators=names)
     opened.engine.dispose()

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlhf_dist.config import DPOConfig, Job, PipelineConfig, PPOConfig, RewardConfig, SFTConfig, dump, load
+from rlhf_dist.config import (
+    DPOConfig,
+    EvaluateConfig,
+    Job,
+    PipelineConfig,
+    PPOConfig,
+    RewardConfig,
+    SFTConfig,
+    dump,
+    load,
+    override,
+)
 from rlhf_dist.errors import RunError, UserError
 from rlhf_dist.feedback_cli import app as feedback_app
 
@@ -194,6 +206,51 @@ def ppo(
     with console.progress("PPO", config.ppo.iterations):
         stage.run(config, folder, resume=resume)
     _tell(console, path)
+
+
+@app.command()
+def evaluate(
+    config_or_run: Annotated[
+        Path, typer.Argument(metavar="CONFIG_OR_RUN", help="YAML file, or the folder of a PPO run")
+    ],
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    seed: Seed = None,
+    address: Address = None,
+) -> None:
+    """Compare policies: rewards, win rates with intervals, KL, diversity, fluency, safety, and measures against targets."""
+    from rlhf_dist.stages import evaluate as stage
+
+    changes = _with(overrides, seed, address)
+    if config_or_run.is_dir():
+        config = override(stage.config_of_run(config_or_run), changes)
+    else:
+        config = load(EvaluateConfig, config_or_run, changes)
+    from rlhf_dist.telemetry.console import Console
+    from rlhf_dist.telemetry.report import write_report
+    from rlhf_dist.telemetry.run_folder import RunFolder, choose
+
+    console = Console()
+    prepared = stage.prepare(config)
+    of_run = config_or_run.is_dir() and run_dir is None
+    path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=of_run)
+    results = stage.run(config, prepared, RunFolder(path, config, console=console, stage="evaluation"))
+    _show_results(console, *stage.table(results))
+    if of_run:
+        write_report(config_or_run)  # with the evaluation in it
+    console.say(
+        f"Report: [bold]{(config_or_run if of_run else path) / 'report.html'}[/]   answers: {path / 'answers.jsonl'}"
+    )
+
+
+def _show_results(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """One line per measure, one column per policy: measures are many and policies few."""
+    from rich.table import Table
+
+    table = Table(head[0], *(row[0] for row in rows))
+    for number, name in enumerate(head[1:], start=1):
+        table.add_row(name, *(row[number] for row in rows))
+    console.rich.print(table, markup=False)
 
 
 @app.command()

@@ -3,7 +3,8 @@
 Imports neither torch, ray nor vllm, so that `--help` and validation answer at once.
 """
 
-from rlhf_dist.config.files import dump, keys, load
+from rlhf_dist.config.evaluation import EvaluateConfig
+from rlhf_dist.config.files import dump, keys, load, override
 from rlhf_dist.config.pipeline import ModelShape, PipelineConfig, Task
 from rlhf_dist.config.ppo import GOLD, PPO, Experience, PPOConfig, StopOn
 from rlhf_dist.config.rewards import FunctionReward, ModelReward, RemoteReward, Reward, Safety
@@ -44,6 +45,7 @@ __all__ = [
     "CommentJudge",
     "DPOConfig",
     "Demonstrations",
+    "EvaluateConfig",
     "Experience",
     "Feedback",
     "FunctionReward",
@@ -75,4 +77,5 @@ __all__ = [
     "dump",
     "keys",
     "load",
+    "override",
 ]

@@ -29,6 +29,21 @@ def load(kind: type[C], path: Path, overrides: list[str] | None = None) -> C:
         raise ConfigError("\n".join(_explain(kind, path, item) for item in error.errors())) from None
 
 
+def override(config: C, overrides: list[str]) -> C:
+    """The same config with `key.sub=value` overrides.
+
+    Raises:
+        ConfigError: names the override's key, what was found and what was expected.
+    """
+    tree = config.model_dump(mode="json")
+    for each in overrides:
+        _apply(tree, each)
+    try:
+        return type(config).model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(type(config), Path("--set"), item) for item in error.errors())) from None
+
+
 def dump(config: BaseModel) -> str:
     """The resolved config as YAML, enough to run again."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -33,7 +33,9 @@ class ModelShape(Section):
 class Task(Section):
     """An embedded task, which brings its own data, tokenizer and gold judge."""
 
-    name: Literal["dialogue"] = Field("dialogue", description="which task")
+    name: Literal["dialogue", "summarisation", "translation", "style", "classification"] = Field(
+        "dialogue", description="which task"
+    )
     prompts: int = Field(4096, ge=64, description="most prompts that PPO trains on")
     demonstrations: int = Field(4096, ge=8, description="demonstrations for SFT")
     comparisons: int = Field(8192, ge=0, description="comparisons for the reward model")
@@ -54,6 +56,7 @@ class PipelineConfig(PPOConfig):
     task: Task | None = Field(None, description="embedded task; null: your own data")
     model: ModelShape = Field(ModelShape(), description="shape of the model that a task starts from")
     sft: SFT = Field(SFT(), description="fine-tuning")
+    judge: SFT = Field(SFT(), description="the small comment judge that a task with comments trains for itself")
     reward_model: RewardModel = Field(RewardModel(), description="the reward model")
 
     @model_validator(mode="after")

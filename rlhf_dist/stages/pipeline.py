@@ -9,7 +9,17 @@ import yaml
 
 from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.cluster.session import has_gpus, namespace_of, session
-from rlhf_dist.config import Job, ModelShape, PipelineConfig, PPOConfig, RewardConfig, SFTConfig, dump
+from rlhf_dist.config import (
+    SFT,
+    CommentJudge,
+    Job,
+    ModelShape,
+    PipelineConfig,
+    PPOConfig,
+    RewardConfig,
+    SFTConfig,
+    dump,
+)
 from rlhf_dist.data.tasks import TaskData, write_task
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.stages import reward, sft
@@ -38,11 +48,12 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
     if config.task is not None:
         config = with_task(config, path, console)
     write_aside(path / "pipeline.yaml", dump(config))
-    supervised = _sft_config(config, path), _reward_config(config, path)
     needed, gpus = lay_out(config, gpus=has_gpus()).totals()
     with session(config.cluster, cpus=needed, gpus=gpus, namespace=namespace_of(path)):
-        _stage(sft, "sft", supervised[0], console)
-        _stage(reward, "reward", supervised[1], console)
+        _stage(sft, "sft", _sft_config(config, config.sft, path / "stages/sft"), console)
+        if config.judge.data.path:
+            _stage(sft, "judge", _sft_config(config, config.judge, path / "stages/judge"), console)
+        _stage(reward, "reward", _reward_config(config, path), console)
         ppo = ppo_config(config, path)
         if (path / "summary.json").exists():
             console.say("PPO: finished before")
@@ -61,19 +72,24 @@ def with_task(config: PipelineConfig, path: Path, console: Console) -> PipelineC
     start = path / "stages" / "start"
     if not start.exists():
         make_policy(config.model, data.tokenizer, start, seed=config.seed)
-    return _filled(config, start, data)
+    return _filled(config, start, data, path)
 
 
-def _filled(config: PipelineConfig, start: Path, data: TaskData) -> PipelineConfig:
+def _filled(config: PipelineConfig, start: Path, data: TaskData, path: Path) -> PipelineConfig:
     demonstrations = config.sft.data.model_copy(update={"path": data.demonstrations})
     prompts = {"path": data.prompts, "held_out": data.held_out, "column": "prompt"}
+    judges: dict[str, Any] = {}
+    rated = config.judge.data.model_copy(update={"path": data.ratings or ""})
+    if data.ratings:
+        judges["comment_judge"] = CommentJudge(model=str(path / "stages/judge" / sft.OUTPUT), **data.judge)
     made = {
         "task": None,
         "policy": str(start),
         "prompts": config.prompts.model_copy(update=prompts),
         "gold_judge": data.gold_judge,
         "sft": config.sft.model_copy(update={"data": demonstrations}),
-        "reward_model": config.reward_model.model_copy(update={"data": data.feedback}),
+        "judge": config.judge.model_copy(update={"data": rated}),
+        "reward_model": config.reward_model.model_copy(update={"data": data.feedback, **judges}),
     }
     return PipelineConfig.model_validate({**dict(config), **made})
 
@@ -118,8 +134,8 @@ def ppo_config(config: PipelineConfig, path: Path) -> PPOConfig:
     )
 
 
-def _sft_config(config: PipelineConfig, path: Path) -> SFTConfig:
-    return SFTConfig(**_shared(config, path / "stages/sft"), **dict(config.sft), model=config.policy)
+def _sft_config(config: PipelineConfig, stage: SFT, path: Path) -> SFTConfig:
+    return SFTConfig(**_shared(config, path), **dict(stage), model=config.policy)
 
 
 def _reward_config(config: PipelineConfig, path: Path) -> RewardConfig:

@@ -18,7 +18,10 @@ TITLES = {
     "sft": "Supervised fine-tuning",
     "reward": "A reward model from people's judgements",
     "dpo": "Direct preference optimisation",
+    "evaluation": "Policies compared",
 }
+STAGES = ("evaluation", "sft", "judge", "reward")
+"""Folders under `stages/`, as the report of a whole run shows them."""
 CHARTS = (
     (
         "Reward",
@@ -89,8 +92,7 @@ def write_report(run_dir: Path) -> Path:
     from jinja2 import Environment, PackageLoader
 
     summary = _read_json(run_dir / "summary.json")
-    rows = read_lines(run_dir / "metrics.jsonl")
-    samples = read_lines(run_dir / "samples.jsonl") if (run_dir / "samples.jsonl").exists() else []
+    rows, samples = (_lines_if_there(run_dir / name) for name in ("metrics.jsonl", "samples.jsonl"))
     config = run_dir / "config.yaml"
     page = Environment(loader=PackageLoader("rlhf_dist.telemetry", "."), autoescape=True).get_template("report.html.j2")
     target = run_dir / "report.html"
@@ -102,7 +104,7 @@ def write_report(run_dir: Path) -> Path:
         tiles=tiles(summary) if summary["stage"] == "ppo" else stage_tiles(summary),
         charts=charts(rows),
         samples=_telling(samples)[:SHOWN_SAMPLES],
-        stages=[_Earlier.read(folder) for folder in sorted(run_dir.glob("stages/*"), reverse=True) if _is_done(folder)],
+        stages=[_Earlier.read(run_dir / "stages" / name) for name in STAGES if _is_done(run_dir / "stages" / name)],
         sections=_sections(run_dir),
         run=str(run_dir),
         kept=_kept(run_dir),
@@ -230,6 +232,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}:{number}: found {type(row).__name__}; expected a JSON object")
         rows.append(row)
     return rows
+
+
+def _lines_if_there(path: Path) -> list[dict[str, Any]]:
+    return read_lines(path) if path.exists() else []
 
 
 def _telling(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -13,22 +13,32 @@ from pathlib import Path
 from rlhf_dist.data.helpdesk.annotators import demonstrations, preferences
 from rlhf_dist.data.helpdesk.grammar import held_out_prompts, split, train_prompts
 from rlhf_dist.data.helpdesk.judge import explain, gold_score
+from rlhf_dist.data.helpdesk.opinions import RATING_PROMPT, RATINGS, comments, ratings, scores
 from rlhf_dist.data.helpdesk.tokenizer import build_tokenizer
 from rlhf_dist.errors import DataError
 
 __all__ = [
+    "RATINGS",
+    "RATING_PROMPT",
     "Paths",
     "Sizes",
     "build_tokenizer",
+    "comments",
     "demonstrations",
     "explain",
     "gold_score",
     "held_out_prompts",
     "preferences",
+    "ratings",
+    "scores",
     "split",
     "train_prompts",
     "write",
 ]
+
+
+RATINGS_PER_COMMENT = 2
+"""Rated comments for the judge, by others than those that it will read."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,8 @@ class Sizes:
     held_out: int = 256
     demonstrations: int = 4096
     preferences: int = 8192
+    scores: int = 0
+    comments: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,10 @@ class Paths:
     held_out: Path
     demonstrations: Path
     preferences: Path
+    scores: Path
+    comments: Path
+    ratings: Path
+    """Comments with ratings, as demonstrations for a comment judge."""
     tokenizer: Path
 
 
@@ -63,7 +79,6 @@ def write(folder: Path, *, sizes: Sizes, seed: int) -> Paths:
         ("prompts", sizes.prompts, len(train)),
         ("held_out", sizes.held_out, len(held_out)),
         ("demonstrations", sizes.demonstrations, None),
-        ("preferences", sizes.preferences, None),
     ):
         if size < 1 or (most is not None and size > most):
             raise DataError(f"help desk: {name} is {size}, expected 1 to {most or 'any number'}")
@@ -73,15 +88,21 @@ def write(folder: Path, *, sizes: Sizes, seed: int) -> Paths:
         held_out=folder / "held_out.jsonl",
         demonstrations=folder / "demonstrations.jsonl",
         preferences=folder / "preferences.jsonl",
+        scores=folder / "scores.jsonl",
+        comments=folder / "comments.jsonl",
+        ratings=folder / "ratings.jsonl",
         tokenizer=folder / "tokenizer",
     )
     _write_rows(paths.prompts, ({"prompt": prompt} for prompt in train[: sizes.prompts]))
     _write_rows(paths.held_out, ({"prompt": prompt} for prompt in held_out[: sizes.held_out]))
     _write_rows(paths.demonstrations, demonstrations(sizes.demonstrations, seed))
     _write_rows(paths.preferences, preferences(sizes.preferences, seed))
+    _write_rows(paths.scores, scores(sizes.scores, seed))
+    _write_rows(paths.comments, comments(sizes.comments, seed))
+    _write_rows(paths.ratings, ratings(RATINGS_PER_COMMENT * sizes.comments, seed))
     build_tokenizer().save_pretrained(paths.tokenizer)
     return paths
 
 
-def _write_rows(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+def _write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

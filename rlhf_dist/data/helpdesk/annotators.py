@@ -60,7 +60,7 @@ def preferences(n: int, seed: int) -> list[dict[str, str]]:
     pairs: list[dict[str, str]] = []
     while len(pairs) < n:
         prompt = rng.choice(prompts)
-        a, b = _two_answers(case_of(prompt), rng)
+        a, b = two_answers(case_of(prompt), rng)
         margin = gold_score(prompt, a) - gold_score(prompt, b)
         if margin == 0:
             continue
@@ -106,7 +106,8 @@ def _or_another(right: str, choices: tuple[str, ...], habits: Habits, rng: Rando
     return rng.choice([choice for choice in choices if choice != right]) if rng.random() < habits.wrong else right
 
 
-def _two_answers(case: Case, rng: Random) -> tuple[str, str]:
+def two_answers(case: Case, rng: Random) -> tuple[str, str]:
+    """Two answers to one prompt, from perfect to broken; half of the pairs differ in one part only."""
     first, second = (
         _draft(case, rng.choices((AVERAGE, CAREFUL, PERFECT), weights=(5, 4, 1))[0], rng) for _ in range(2)
     )

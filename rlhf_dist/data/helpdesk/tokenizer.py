@@ -1,14 +1,14 @@
-"""A tokenizer of the help desk's own, small enough that a policy of a million parameters is not mostly embeddings."""
+"""The help desk's tokenizer."""
 
 from typing import TYPE_CHECKING
 
 from rlhf_dist.data.helpdesk.annotators import joined
 from rlhf_dist.data.helpdesk.grammar import known_sentences, train_prompts
+from rlhf_dist.data.helpdesk.opinions import RATING_PROMPT, RATINGS, sayings
+from rlhf_dist.data.word_tokenizer import word_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 CHAT_TEMPLATE = """\
 {{ bos_token }}
@@ -22,34 +22,10 @@ CHAT_TEMPLATE = """\
 
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":
-    """A byte-level BPE of at most 512 tokens, the same each time; it puts <bos> in front as Llama's does.
+    """A tokenizer of at most 512 tokens, the same each time, with a chat template.
 
     A completion is encoded with `add_special_tokens=False` and ended with <eos> by whoever trains on it.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     texts = [*train_prompts(), *(joined([sentence.text]) for sentence in known_sentences().values())]
-    words = {word for text in texts for word, _ in byte_level.pre_tokenize_str(text)}
-    tokens = [PAD, BOS, EOS, *sorted(byte_level.alphabet()), *sorted(words - set(byte_level.alphabet()))]
-    # Merges would need their intermediate pieces in the vocabulary. With `ignore_merges` a known word is one token as
-    # it stands, and any other text falls apart into its bytes, so none is ever lost.
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
-    tokenizer.pre_tokenizer = byte_level
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([PAD, BOS, EOS])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
-    )
-    built: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
-    )
-    return built
+    texts += [RATING_PROMPT.format(comment=" ".join(sayings())), *RATINGS]
+    return word_tokenizer(texts, chat_template=CHAT_TEMPLATE)

@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+
+from rlhf_dist.evaluation import texts
+from rlhf_dist.evaluation.intervals import interval, win_rate
+
+
+def test_distinct_counts_n_grams() -> None:
+    assert texts.distinct(["a b a b", "a b"], 1) == pytest.approx(2 / 6)
+    assert texts.distinct(["a b a b", "a b"], 2) == pytest.approx(2 / 4)
+    assert texts.distinct(["a"], 2) == 0.0
+
+
+def test_self_bleu_is_high_for_echoes_and_low_for_strangers() -> None:
+    assert texts.self_bleu(["the same words again and again"] * 5) == pytest.approx(100)
+    assert texts.self_bleu([f"w{n}a w{n}b w{n}c w{n}d" for n in range(5)]) < 5
+    assert texts.self_bleu(["alone"]) == 0.0
+
+
+def test_measures_against_targets_are_perfect_for_equal_texts_and_known_otherwise() -> None:
+    same = ["the cat sat on the mat today", "dogs bark loudly at night outside"]
+    assert texts.bleu(same, same) == pytest.approx(100)
+    assert texts.chrf(same, same) == pytest.approx(100)
+    assert texts.rouge(same, same) == {"rouge-1": 1.0, "rouge-2": 1.0, "rouge-l": 1.0}
+    found = texts.rouge(["the cat sat"], ["the cat ran"])
+    assert found["rouge-1"] == pytest.approx(2 / 3)
+    assert found["rouge-2"] == pytest.approx(1 / 2)
+    assert texts.bleu(["x y z w"], ["a b c d"]) < 1
+
+
+def test_accuracy_forgives_case_spaces_and_the_final_stop() -> None:
+    assert texts.accuracy([" Good. ", "bad", "good"], ["good", "good", "good"]) == pytest.approx(2 / 3)
+
+
+def test_intervals_cover_the_mean_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    covered = [
+        (found := interval(rng.normal(1.0, 2.0, 60).tolist(), seed=n)).low <= 1.0 <= found.high for n in range(200)
+    ]
+    assert 0.90 <= np.mean(covered) <= 0.985
+    one = interval([0.5] * 10)
+    assert (one.mean, one.low, one.high) == (0.5, 0.5, 0.5)
+
+
+def test_a_win_rate_counts_ties_half_and_knows_when_it_is_open() -> None:
+    even = win_rate([1.0, 0.0] * 50)
+    assert not even.decided
+    clear = win_rate([1.0] * 80 + [0.5] * 10 + [0.0] * 10)
+    assert clear.decided
+    assert (clear.wins, clear.ties, clear.losses, clear.rate.mean) == (80, 10, 10, pytest.approx(0.85))
