@@ -4,11 +4,28 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_dist.config import DPOConfig, PipelineConfig, PPOConfig, RewardConfig, SFTConfig, dump, keys, load
+from rlhf_dist.config import (
+    DPOConfig,
+    EvaluateConfig,
+    PipelineConfig,
+    PPOConfig,
+    RewardConfig,
+    SFTConfig,
+    dump,
+    keys,
+    load,
+)
 from rlhf_dist.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-KINDS = {"demo": PipelineConfig, "pipeline": PipelineConfig, "sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
+KINDS = {
+    "demo": PipelineConfig,
+    "pipeline": PipelineConfig,
+    "sft": SFTConfig,
+    "reward": RewardConfig,
+    "dpo": DPOConfig,
+    "evaluate": EvaluateConfig,
+}
 MINIMAL = "policy: a\nreward: b\nprompts: {path: p.jsonl}\n"
 
 
@@ -19,9 +36,9 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configs_load_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
-    kind = KINDS.get(path.stem, PPOConfig)
+    kind = PipelineConfig if path.parent.name == "scenarios" else KINDS.get(path.stem, PPOConfig)
     config = load(kind, path)
     (tmp_path / "again.yaml").write_text(dump(config))
     assert load(kind, tmp_path / "again.yaml") == config
@@ -44,6 +61,14 @@ BAD = {
     "learner.micro_batch_tokens=100": r"micro_batch_tokens is 100; expected at least .* = 640",
     "learner.ranks=65": r"a batch has 64 samples for learner.ranks 65",
     "prompts=3": r"`prompts` is 3; expected",
+    "reward=[{kind: model, path: a}, {kind: model, path: b}]": "reward has 'reward' twice; expected a name of its own",
+    "reward=[{path: a, weight: 0}]": "reward has no component with a weight",
+    "reward=[{kind: function, name: r, path: nowhere}]": "`reward.0.function.path` is 'nowhere'",
+    "reward=[{kind: function, name: r, path: 'a:b'}]": "reward has no model that it could start from; expected a critic",
+    "ppo.ptx_coef=0.1": "ppo.ptx_coef is 0.1, but demonstrations is null",
+    "ppo.stop_on.gold_drop=0.1": "gold_drop needs a gold_judge, or a reward of weight 0 named 'gold'",
+    "safety.forbidden=['(']": r"`safety.forbidden` is .*regular expressions; '\(' is none",
+    "safety={shortest: 5, longest: 2}": "shortest at most longest, found 5 above 2",
     "policy.path=x": r"--set policy.path=x: policy is a value, not a section",
     "nonsense": r"--set nonsense: expected key.sub=value",
 }

@@ -54,8 +54,12 @@ Reward = Annotated[ModelReward | FunctionReward | RemoteReward, Field(discrimina
 
 
 def _components(value: Any) -> Any:
-    """A folder is short for one reward model."""
-    return ({"kind": "model", "path": value},) if isinstance(value, str) else value
+    """A folder is short for one reward model, and a part without a kind is one."""
+    if isinstance(value, str):
+        return ({"kind": "model", "path": value},)
+    if isinstance(value, (list, tuple)):
+        return tuple({"kind": "model", **each} if isinstance(each, dict) else each for each in value)
+    return value
 
 
 Rewards = Annotated[tuple[Reward, ...], BeforeValidator(_components)]

@@ -51,8 +51,8 @@ class ModelSpec:
     total_steps: int
     temperature: float = 1.0
     value_head: bool = False
-    heads: int = 1
-    """Labels of a `value` model; more than one is an ensemble."""
+    heads: int | None = None
+    """Labels of a `value` model, more than one for an ensemble; None: as its folder says, one if it is no classifier yet."""
     shift: float = 0.0
     scale: float = 1.0
     """Of a `value` model's outputs; see `ValueModel`."""

@@ -121,8 +121,8 @@ def test_demo_goes_through_all_stages_and_leaves_a_judged_run(tmp_path: Path) ->
     changes = {
         "ppo.iterations": 2,
         "ppo.prompts_per_iteration": 16,
-        "sft.examples": 288,
-        "reward_model.examples": 288,
+        "task.demonstrations": 288,
+        "task.comparisons": 288,
         "prompts.held_out_limit": 16,
         "telemetry.wandb": "true",
         "telemetry.tensorboard": "true",
@@ -133,7 +133,8 @@ def test_demo_goes_through_all_stages_and_leaves_a_judged_run(tmp_path: Path) ->
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["seed"] == 3
     assert 0.0 <= summary["gold_win_rate"] <= 1.0
-    assert [stage["stage"] for stage in json.loads((tmp_path / "run" / "stages.json").read_text())] == ["sft", "reward"]
+    for stage in ("sft", "reward"):
+        assert json.loads((tmp_path / "run" / "stages" / stage / "summary.json").read_text())["stage"] == stage
     assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))

@@ -1,0 +1,224 @@
+"""SFT, reward models and DPO on the real learner, at reduced size."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rlhf_dist.checkpoint import verify
+from rlhf_dist.cluster.session import session
+from rlhf_dist.config import Cluster, DPOConfig, Job, ModelReward, RewardConfig, SFTConfig
+from rlhf_dist.data.helpdesk import build_tokenizer, gold_score, preferences, ratings
+from rlhf_dist.errors import ConfigError, ModelError
+from rlhf_dist.models import load_policy
+from rlhf_dist.scoring.answers import Answers
+from rlhf_dist.scoring.reward_file import read_reward_file
+from rlhf_dist.scoring.reward_models import LearnedReward
+from rlhf_dist.stages import dpo, reward, sft
+from rlhf_dist.telemetry.console import Console
+from rlhf_dist.telemetry.run_folder import RunFolder
+from tests.integration.runs import Folders
+
+LEARNER = {"zero_stage": 0, "micro_batch_tokens": 2048, "threads": 1}
+FAST = {"lr": 3e-3, "warmup": 0.0}
+SMALL = {"engine": "transformers", "max_new_tokens": 12, "max_concurrent": 32}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session() -> Iterator[None]:
+    with session(Cluster(), cpus=2, gpus=0, namespace="rlhf/stages"):
+        yield
+
+
+def run(stage: Any, config: Job, path: Path) -> dict[str, Any]:
+    folder = RunFolder(path, config, console=Console(), stage=stage.__name__.rpartition(".")[2])
+    stage.run(config, stage.prepare(config), folder)
+    assert "<svg" in (path / "report.html").read_text()
+    return json.loads((path / "summary.json").read_text())
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def losses(path: Path, key: str) -> list[float]:
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [row[key] for row in rows if key in row]
+
+
+def test_lora_fine_tuning_learns_and_its_adapter_is_the_merged_model(folders: Folders, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Customer: {n % 7}\nAgent:", "completion": " Hello! Have a nice day!"} for n in range(96)]
+    config = SFTConfig(
+        model=str(folders.policy),
+        data={"path": write(tmp_path / "d.jsonl", rows), "held_out": 0.3, "max_tokens": 64},
+        epochs=8,
+        batch_size=16,
+        optimizer={"lr": 2e-2, "warmup": 0.0},
+        lora={"rank": 4, "alpha": 8},
+        learner={**LEARNER, "ranks": 2, "zero_stage": 3},
+    )
+    summary = run(sft, config, tmp_path / "run")
+    assert losses(tmp_path / "run", "eval/loss")[-1] < 0.8 * losses(tmp_path / "run", "train/loss")[0]
+    assert summary["eval_perplexity"] == pytest.approx(math.exp(summary["eval_loss"]))
+    assert min(losses(tmp_path / "run", "train/grad_norm")) > 0
+    verify(tmp_path / "run" / "policy")
+
+    from peft import PeftModel
+
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy")
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(folders.policy), tmp_path / "run" / "policy" / "adapter"
+    )
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-4, rtol=0)
+    start = load_policy(str(folders.policy), dtype=torch.float32).model.embed_tokens.weight
+    assert torch.equal(merged.model.embed_tokens.weight, start), "what is frozen has not moved"
+
+
+@pytest.fixture(scope="module")
+def comment_judge(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A judge that has learnt to rate comments, as the demo's does."""
+    root = tmp_path_factory.mktemp("judge")
+    config = SFTConfig(
+        model=str(folders.policy),
+        data={"path": write(root / "d.jsonl", ratings(1200, 0)), "max_tokens": 64},
+        epochs=3,
+        batch_size=32,
+        optimizer=FAST,
+        learner=LEARNER,
+    )
+    run(sft, config, root / "run")
+    return str(root / "run" / "policy")
+
+
+def test_one_reward_model_learns_from_every_kind_of_feedback(
+    folders: Folders, comment_judge: str, tmp_path: Path
+) -> None:
+    rng = Random(0)
+
+    def gold(row: dict[str, str], side: str) -> float:
+        return gold_score(row["prompt"], row[side])
+
+    pairs = preferences(500, 0)
+    crowd = [
+        {"prompt": row["prompt"], "a": row["chosen"], "b": row["rejected"], "preference": vote, "annotator": name}
+        for row in preferences(80, 1)
+        for name, right in (("ann", 0.9), ("bob", 0.9), ("cat", 0.9), ("eve", 0.2))
+        if (vote := "a" if (gold(row, "chosen") > gold(row, "rejected")) == (rng.random() < right) else "b")
+    ]
+    scores = [
+        {"prompt": r["prompt"], "answer": r["chosen"], "score": 1 + 4 * gold(r, "chosen")} for r in preferences(200, 2)
+    ]
+    said = {True: "Very good. It is kind.", False: "Bad. It makes no sense."}
+    comments = [
+        {"prompt": r["prompt"], "answer": r[side], "comment": said[gold(r, side) > 0.5]}
+        for r in preferences(60, 3)
+        for side in ("chosen", "rejected")
+    ]
+    ranked = [
+        {
+            "prompt": r["prompt"],
+            "answers": sorted([r["chosen"], r["rejected"], " Hello!"], key=lambda a: -gold_score(r["prompt"], a)),
+        }
+        for r in preferences(60, 4)
+    ]
+    kinds = {"comparisons": pairs, "scores": scores, "comments": comments, "rankings": ranked}
+    data = [{"path": write(tmp_path / f"{kind}.jsonl", rows), "kind": kind} for kind, rows in kinds.items()]
+    data[1]["scale"] = [1, 5]
+    config = RewardConfig(
+        model=str(folders.policy),
+        policy=str(folders.policy),
+        prompts={"path": str(folders.prompts), "max_tokens": 40},
+        data=[*data, {"path": write(tmp_path / "crowd.jsonl", crowd)}],
+        comment_judge={"model": comment_judge, "prompt": "Comment: {comment}\nRating:"},
+        aggregate="dawid-skene",
+        compare_scale=2.0,
+        heads=2,
+        models=2,
+        normalise_on=32,
+        epochs=4,
+        batch_size=32,
+        optimizer=FAST,
+        learner=LEARNER,
+        rollout=SMALL,
+    )
+    path = tmp_path / "run"
+    summary = run(reward, config, path)
+    assert summary["accuracy"] > 0.6
+    assert summary["disagreement"] > 0
+    first, *_, last = losses(path, "train/comparisons/loss")
+    assert last < first
+    labels = {
+        row["comment"]: row["label"] for row in map(json.loads, (path / "comments.jsonl").read_text().splitlines())
+    }
+    assert labels[said[True]] > labels[said[False]] + 0.2, "the judge read them"
+
+    report = (path / "report.html").read_text()
+    for text in ("Calibration", "suspected careless", "Krippendorff", "crowd (comparisons)", "Rewards of the policy"):
+        assert text in report, text
+    model = path / "reward_model"
+    verify(model)
+    for member in (model, model / "member-1"):
+        assert AutoModelForSequenceClassification.from_pretrained(member).config.num_labels == 2
+    file = read_reward_file(str(model))
+    assert file.members == (".", "member-1")
+    learnt = LearnedReward(ModelReward(path=str(model)), bf16=False, batch_tokens=512, device="cpu")
+    tokenizer = build_tokenizer()
+    good, bad = (
+        np.mean(_scores(learnt, tokenizer, [(r["prompt"], r[side]) for r in pairs[:80]]))
+        for side in ("chosen", "rejected")
+    )
+    assert good > bad
+
+
+def _scores(learnt: LearnedReward, tokenizer: Any, rows: list[tuple[str, str]]) -> list[float]:
+    prompts = [np.array(tokenizer(prompt)["input_ids"], dtype=np.int32) for prompt, _ in rows]
+    answers = [
+        np.array([*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id], dtype=np.int32)
+        for _, answer in rows
+    ]
+    return learnt.score(Answers(prompts, answers, tokenizer))["reward"]
+
+
+def test_direct_preference_optimisation_makes_the_preferred_answer_likelier(folders: Folders, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Customer: {n}\nAgent:", "chosen": " Hello!", "rejected": " My cat likes boxes."} for n in range(64)
+    ]
+    config = DPOConfig(
+        model=str(folders.policy),
+        data=[{"path": write(tmp_path / "p.jsonl", rows)}],
+        epochs=2,
+        batch_size=16,
+        held_out=0.1,
+        optimizer=FAST,
+        learner={**LEARNER, "ranks": 2, "zero_stage": 2},
+    )
+    summary = run(dpo, config, tmp_path / "run")
+    assert summary["accuracy"] == 1.0
+    assert summary["margin"] > 0.1
+    assert losses(tmp_path / "run", "train/loss")[0] == pytest.approx(math.log(2), abs=1e-3), (
+        "it starts as its reference"
+    )
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_starts(folders: Folders, tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", [{"prompt": f"p{n}", "completion": " x" * 70} for n in range(4)])
+    config = SFTConfig(model=str(folders.policy), data={"path": path, "held_out": 0.5}, learner=LEARNER)
+    with pytest.raises(ModelError, match="has 128 positions; the longest row has 1"):
+        sft.prepare(config)
+    short = write(tmp_path / "s.jsonl", [{"prompt": f"p{n}", "completion": " x" * 20} for n in range(4)])
+    small = {**config.model_dump(), "data": {"path": short, "held_out": 0.5}, "learner": {"micro_batch_tokens": 8}}
+    with pytest.raises(ConfigError, match="micro_batch_tokens is 8; expected at least"):
+        sft.prepare(SFTConfig.model_validate(small))
+    scores = write(tmp_path / "f.jsonl", [{"prompt": "q", "answer": "x", "score": 1}])
+    with pytest.raises(ConfigError, match="a file of scores: .*DPO learns from comparisons"):
+        dpo.prepare(DPOConfig(model=str(folders.policy), data=[{"path": scores, "kind": "scores"}]))
