@@ -13,7 +13,7 @@ from rlhf_dist.data import helpdesk
 from rlhf_dist.data.helpdesk import Sizes, explain, gold_score
 from rlhf_dist.data.helpdesk.annotators import PERFECT, joined, sentences
 from rlhf_dist.data.helpdesk.grammar import ITEMS, PROBLEMS, STEPS, case_of, known_sentences
-from rlhf_dist.data.helpdesk.tokenizer import BOS, EOS, PAD
+from rlhf_dist.data.word_tokenizer import BOS, EOS, PAD
 from rlhf_dist.errors import DataError
 
 PROMPT = "Customer: Hi, my printer shows a paper jam since this morning. What can I do?\nAgent:"
