@@ -10,6 +10,7 @@ from rlhf_dist.cluster.session import session
 from rlhf_dist.config import Cluster, PipelineConfig, load, override
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.stages import evaluate
+from rlhf_dist.stages.feedback_sample import Wanted, sample
 from rlhf_dist.stages.pipeline import run
 from rlhf_dist.telemetry.console import Console
 from rlhf_dist.telemetry.run_folder import RunFolder
@@ -94,6 +95,13 @@ def test_the_dialogue_uses_every_part_goes_on_where_it_was_and_is_evaluated(tmp_
     assert set(trained.wins) == {"gold", "reward"}
     assert {"distinct_1", "self_bleu", "perplexity"} <= trained.figures.keys()
     assert len((Path(asked.run_dir) / "answers.jsonl").read_text().splitlines()) == 16
+
+    tasks = sample(Wanted(path, against="sft", kind="comparison", prompts=8, seed=1))
+    assert {task.source_a for task in tasks} | {task.source_b for task in tasks} == {"policy", "sft"}
+    assert all(task.a != task.b for task in tasks)
+    assert sample(Wanted(path, against="sft", kind="comparison", prompts=8, seed=1)) == tasks, (
+        "the same seed, the same tasks"
+    )
 
 
 def brevity(prompt: str, answer: str) -> float:
