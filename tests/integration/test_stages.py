@@ -66,7 +66,8 @@ def test_lora_fine_tuning_learns_and_its_adapter_is_the_merged_model(folders: Fo
         learner={**LEARNER, "ranks": 2, "zero_stage": 3},
     )
     summary = run(sft, config, tmp_path / "run")
-    assert losses(tmp_path / "run", "eval/loss")[-1] < 0.8 * losses(tmp_path / "run", "train/loss")[0]
+    first, last = losses(tmp_path / "run", "train/loss")[0], losses(tmp_path / "run", "eval/loss")[-1]
+    assert last < first - 0.7, "the frozen head is small: its logits reach about 1.3"
     assert summary["eval_perplexity"] == pytest.approx(math.exp(summary["eval_loss"]))
     assert min(losses(tmp_path / "run", "train/grad_norm")) > 0
     verify(tmp_path / "run" / "policy")
