@@ -67,7 +67,8 @@ def test_lora_fine_tuning_learns_and_its_adapter_is_the_merged_model(folders: Fo
     )
     summary = run(sft, config, tmp_path / "run")
     first, last = losses(tmp_path / "run", "train/loss")[0], losses(tmp_path / "run", "eval/loss")[-1]
-    assert last < first - 0.7, "the frozen head is small: its logits reach about 1.3"
+    # The frozen random head lets no hidden state say these words at less than 4.93 nats; it starts at 6.18.
+    assert last < first - 0.9
     assert summary["eval_perplexity"] == pytest.approx(math.exp(summary["eval_loss"]))
     assert min(losses(tmp_path / "run", "train/grad_norm")) > 0
     verify(tmp_path / "run" / "policy")

@@ -11,7 +11,7 @@ from rlhf_dist.algorithms.advantages import gae
 from rlhf_dist.config import PPO
 from rlhf_dist.data.packing import plan
 from rlhf_dist.learner.ppo import Models, update
-from rlhf_dist.learner.rank import RankRows, to_experience
+from rlhf_dist.learner.rows import RankRows, to_experience
 from rlhf_dist.models import PolicyModel, ValueModel, response_positions
 
 SHAPE: dict[str, Any] = {
