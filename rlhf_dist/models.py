@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,16 @@ class PolicyModel(nn.Module):
         log_probs, entropy = head(hidden, batch.targets, self.temperature, entropy_grad)
         values = self.value_head(hidden)[:, 0].float() if self.value_head is not None else None
         return log_probs, entropy, values
+
+
+@contextmanager
+def at_temperature(policy: Any, temperature: float) -> Iterator[None]:
+    """A policy's log-probs at another temperature inside the block."""
+    kept, policy.temperature = policy.temperature, temperature
+    try:
+        yield
+    finally:
+        policy.temperature = kept
 
 
 class ValueModel(nn.Module):

@@ -14,7 +14,8 @@ from rlhf_dist.config import PPO, Learner, Timeouts
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.packing import MicroBatch, plan
 from rlhf_dist.errors import EnvironmentProblem
-from rlhf_dist.learner.rank import Imitation, LearnerRank, Loss, ModelSpec, Now
+from rlhf_dist.learner.imitation import Imitation
+from rlhf_dist.learner.rank import LearnerRank, Loss, ModelSpec, Now
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.weights import Probe
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -22,11 +21,13 @@ from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.learner.adapters import adapt, merged, save_adapter
 from rlhf_dist.learner.engine import TrainedModel
 from rlhf_dist.learner.examples import ExampleBatch, read_examples
+from rlhf_dist.learner.imitation import Imitation, imitate
 from rlhf_dist.learner.ppo import Models, update
 from rlhf_dist.learner.rows import read_rows, to_experience
 from rlhf_dist.models import (
     PolicyModel,
     ValueModel,
+    at_temperature,
     load_policy,
     load_value_model,
     pack,
@@ -59,18 +60,6 @@ class ModelSpec:
     lora: Lora | None = None
     state: str = ""
     """Folder of a checkpoint's optimiser state, to go on from; empty: start anew."""
-
-
-@dataclass(frozen=True)
-class Imitation:
-    """Demonstrations beside PPO on one rank."""
-
-    table: list[Any]
-    """One handle of all examples, in a list so that Ray hands the handle over and not its value."""
-    micros: list[list[MicroBatch]]
-    """Micro-batches of each optimiser step."""
-    tokens: list[float]
-    """Tokens to learn in each step, over all ranks."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +190,10 @@ class LearnerRank:
         data = read_rows(ray.get(blocks), rows, score_clip=ppo.score_clip, missing_eos_penalty=ppo.missing_eos_penalty)
         models = Models(self.models["policy"], self.models.get("critic"))
         if now.imitation is not None:
-            models.also = partial(self._imitate, now.imitation, ray.get(now.imitation.table)[0], ppo)
+            table = ray.get(now.imitation.table)[0]
+            models.also = partial(
+                imitate, models.policy, now.imitation, table, coefficient=ppo.ptx_coef, ranks=self.ranks
+            )
         device = models.policy.device
         experience = [[to_experience(data, micro, device) for micro in mini] for mini in mini_batches]
         logs.CONTEXT.update(iteration=now.iteration, version=now.iteration)
@@ -219,18 +211,6 @@ class LearnerRank:
             torch.cuda.empty_cache()  # an engine that shares the GPU wakes next
         log.info("updated", extra={"rows": len(rows), "pg_loss": facts["actor/pg_loss"]})
         return facts
-
-    def _imitate(self, shown: Imitation, table: pa.RecordBatch, ppo: PPO, step: int) -> tuple[float, float]:
-        """Add the gradients of ptx_coef times the demonstrations' mean loss; this rank's summed loss, and its tokens."""
-        policy, total, tokens = self.models["policy"], 0.0, 0
-        with at_temperature(policy.module, 1.0):
-            for micro in shown.micros[step]:
-                batch = read_examples(table, micro).to(policy.device)
-                loss = -policy(batch.packed)[0].sum()
-                policy.backward(loss * (ppo.ptx_coef * self.ranks / shown.tokens[step]))
-                total += float(loss.detach())
-                tokens += int(batch.lengths.sum())
-        return total, float(tokens)
 
     def train_step(
         self,
@@ -349,13 +329,3 @@ class LearnerRank:
             torch.distributed.all_reduce(moved)
             return moved.cpu()
         return vector
-
-
-@contextmanager
-def at_temperature(module: Any, temperature: float) -> Iterator[None]:
-    """A policy's log-probs at another temperature inside the block."""
-    kept, module.temperature = module.temperature, temperature
-    try:
-        yield
-    finally:
-        module.temperature = kept

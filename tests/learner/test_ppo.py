@@ -28,6 +28,8 @@ SHAPE: dict[str, Any] = {
 class PlainTrained:
     """`TrainedModel`'s contract: gradients add up over `backward`, `step` applies and clears them."""
 
+    device = torch.device("cpu")
+
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
         self.optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
