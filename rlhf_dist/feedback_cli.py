@@ -22,17 +22,24 @@ def sample(
     kind: Annotated[str, typer.Option(help="comparison, score or comment")] = "comparison",
     prompts: Annotated[int, typer.Option(min=1, help="how many prompts to answer")] = 100,
     seed: Annotated[int, typer.Option(help="of the choice of prompts and of the samples")] = 0,
+    gold: Annotated[
+        Path | None,
+        typer.Option(
+            help="file with prompt, chosen and rejected, about which nobody careful errs: mixed in, for everybody"
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="task file; default: RUN/feedback/tasks.jsonl")] = None,
 ) -> None:
     """Let the run's policy, and what it is compared with, answer prompts; writes tasks for people."""
     from rlhf_dist.feedback.serve import TASKS
-    from rlhf_dist.feedback.task_files import KINDS, write_tasks
+    from rlhf_dist.feedback.task_files import KINDS, read_gold, spread, write_tasks
     from rlhf_dist.stages.feedback_sample import Wanted
     from rlhf_dist.stages.feedback_sample import sample as make
 
     if kind not in KINDS:
         raise typer.BadParameter(f"{kind!r}; expected one of {', '.join(KINDS)}", param_hint="--kind")
-    rows = make(Wanted(run, against, kind, prompts, seed))
+    known = read_gold(str(gold), seed=seed) if gold else []
+    rows = spread(known, make(Wanted(run, against, kind, prompts, seed)))
     target = out or run / TASKS
     write_tasks(target, rows)
     print(f"{len(rows)} tasks in {target}; show them to people with: rlhf-dist feedback serve {target if out else run}")

@@ -59,6 +59,32 @@ def write_tasks(path: Path, rows: Sequence[TaskRow]) -> None:
     aside.replace(path)
 
 
+def read_gold(path: str, *, seed: int) -> list[TaskRow]:
+    """Questions whose answer is known, from comparisons with `prompt`, `chosen` and `rejected`; a coin decides the sides.
+
+    Raises:
+        DataError: a row lacks one of them; names file and line.
+    """
+    found = []
+    for number, row in enumerate(read_rows(path)):
+        right_first = blake2b(f"{seed}/{number}".encode(), digest_size=1).digest()[0] & 1
+        a, b = ("chosen", "rejected") if right_first else ("rejected", "chosen")
+        sides = {"prompt": row.get("prompt"), "a": row.get(a), "b": row.get(b)}
+        for name, text in zip(("prompt", a, b), sides.values(), strict=True):
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(f"{path}:{number + 1}: {name} is {text!r}; expected text")
+        found.append(_task(f"{path}:{number + 1}", {**sides, "gold": "a" if right_first else "b"}))
+    return found
+
+
+def spread(gold: Sequence[TaskRow], among: Sequence[TaskRow]) -> list[TaskRow]:
+    """All rows, the gold questions at equal distances, so that one is met now and then and never first or in a row."""
+    total = len(gold) + len(among)
+    places = {(2 * number + 1) * total // (2 * len(gold)) for number in range(len(gold))}
+    golden, others = iter(gold), iter(among)
+    return [next(golden) if place in places else next(others) for place in range(total)]
+
+
 def load_tasks(session: Session, rows: Sequence[TaskRow], *, overlap: int) -> int:
     """Put tasks that the database does not have yet into it; returns their number.
 

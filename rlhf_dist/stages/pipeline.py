@@ -97,12 +97,12 @@ def _filled(config: PipelineConfig, start: Path, data: TaskData, path: Path) -> 
 def make_policy(shape: ModelShape, tokenizer: Any, folder: Path, *, seed: int) -> None:
     """Write a small Llama with random weights and its tokenizer."""
     import torch
+    from safetensors.torch import save_model
     from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # it would run through our own
     torch.manual_seed(seed)
     llama = LlamaConfig(
+        architectures=["LlamaForCausalLM"],
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden,
         intermediate_size=8 * shape.hidden // 3 // 8 * 8,
@@ -115,8 +115,12 @@ def make_policy(shape: ModelShape, tokenizer: Any, folder: Path, *, seed: int) -
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(llama).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    aside = folder.with_name(f".{folder.name}.partial")
+    llama.save_pretrained(aside)
+    # The model's own save_pretrained imports DeepSpeed, for seconds and with a warning.
+    save_model(LlamaForCausalLM(llama), str(aside / "model.safetensors"), metadata={"format": "pt"})
+    tokenizer.save_pretrained(aside)
+    aside.rename(folder)
 
 
 def ppo_config(config: PipelineConfig, path: Path) -> PPOConfig:
