@@ -37,6 +37,7 @@ from rlhf_dist.telemetry.run_folder import RunFolder
 
 WORDS = [f"w{number}" for number in range(40)]
 PROMPTS = [f"Say {number}:" for number in range(50)]
+KINDS = ("comparisons", "scores", "comments")
 LEARNER = {"zero_stage": 0, "micro_batch_tokens": 4096, "threads": 2}
 PEOPLE = {"ann": 0.85, "bob": 0.85, "cat": 0.85, "dan": 0.5, "eve": 0.3}
 """Annotator to the probability of choosing what is better."""
@@ -153,12 +154,7 @@ def careless(root: Path, *, questions: int, seed: int) -> dict[str, float]:
 def mixed(root: Path, *, judgements: int, iterations: int) -> list[dict[str, Any]]:
     """The gold score that PPO reaches against reward models of each kind of feedback, and of all, at equal numbers."""
     third = judgements // 3
-    amounts = {
-        "comparisons": {"comparisons": judgements},
-        "scores": {"comparisons": 0, "scores": judgements},
-        "comments": {"comparisons": 0, "comments": judgements},
-        "mixed": {"comparisons": third, "scores": third, "comments": third},
-    }
+    amounts = {kind: {kind: judgements} for kind in KINDS} | {"mixed": dict.fromkeys(KINDS, third)}
     found = []
     for kind, task in amounts.items():
         path = run_pipeline(demo(root / kind, iterations, task=task), root / kind, Console())
@@ -199,7 +195,7 @@ def ensembles(root: Path, *, comparisons: int, iterations: int) -> list[dict[str
 def demo(path: Path, iterations: int, *, task: dict[str, int], **changes: Any) -> PipelineConfig:
     """The demo at reduced size, with other feedback."""
     tree = yaml.safe_load((Path(__file__).parents[1] / "configs" / "demo.yaml").read_text())
-    tree["task"] |= {"demonstrations": 2048, **task}
+    tree["task"] |= {"demonstrations": 2048, **dict.fromkeys(KINDS, 0), **task}
     tree["ppo"]["iterations"] = iterations
     for key, value in changes.items():
         tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
@@ -223,9 +219,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, session(Cluster(), cpus=4, gpus=0, namespace="rlhf/reward_models"):
         root = Path(folder)
-        figures |= recovery(root / "recovery", comparisons=256 if quick else 8000, seed=0)
+        figures |= recovery(root / "recovery", comparisons=128 if quick else 8000, seed=0)
         seeds = [
-            careless(root / f"careless-{n}", questions=64 if quick else 1200, seed=n) for n in range(1 if quick else 3)
+            careless(root / f"careless-{n}", questions=48 if quick else 1200, seed=n) for n in range(1 if quick else 3)
         ]
         for name in seeds[0]:
             figures[f"careless_{name}"] = statistics.mean(each[name] for each in seeds)

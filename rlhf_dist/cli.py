@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,52 +75,26 @@ CheckOnly = Annotated[
 ]
 
 
-@app.command()
-def sft(
-    config_file: ConfigFile,
-    overrides: Overrides = None,
-    run_dir: RunDir = None,
-    seed: Seed = None,
-    address: Address = None,
-    dry_run: CheckOnly = False,
-) -> None:
-    """Fine-tune a model on demonstrations."""
-    config = load(SFTConfig, config_file, _with(overrides, seed, address))
-    from rlhf_dist.stages import sft as stage
+def _supervised(name: str, kind: type[Job], does: str) -> None:
+    """Add the command of a supervised stage, `rlhf_dist.stages.NAME`."""
 
-    _run_stage(stage, "sft", config, run_dir, dry_run=dry_run)
+    def command(
+        config_file: ConfigFile,
+        overrides: Overrides = None,
+        run_dir: RunDir = None,
+        seed: Seed = None,
+        address: Address = None,
+        dry_run: CheckOnly = False,
+    ) -> None:
+        config = load(kind, config_file, _with(overrides, seed, address))
+        _run_stage(import_module(f"rlhf_dist.stages.{name}"), name, config, run_dir, dry_run=dry_run)
 
-
-@app.command()
-def reward(
-    config_file: ConfigFile,
-    overrides: Overrides = None,
-    run_dir: RunDir = None,
-    seed: Seed = None,
-    address: Address = None,
-    dry_run: CheckOnly = False,
-) -> None:
-    """Train a reward model on people's comparisons, rankings, scores and comments."""
-    config = load(RewardConfig, config_file, _with(overrides, seed, address))
-    from rlhf_dist.stages import reward as stage
-
-    _run_stage(stage, "reward", config, run_dir, dry_run=dry_run)
+    app.command(name, help=does)(command)
 
 
-@app.command()
-def dpo(
-    config_file: ConfigFile,
-    overrides: Overrides = None,
-    run_dir: RunDir = None,
-    seed: Seed = None,
-    address: Address = None,
-    dry_run: CheckOnly = False,
-) -> None:
-    """Train a policy on comparisons directly, without a reward model (DPO, IPO)."""
-    config = load(DPOConfig, config_file, _with(overrides, seed, address))
-    from rlhf_dist.stages import dpo as stage
-
-    _run_stage(stage, "dpo", config, run_dir, dry_run=dry_run)
+_supervised("sft", SFTConfig, "Fine-tune a model on demonstrations.")
+_supervised("reward", RewardConfig, "Train a reward model on people's comparisons, rankings, scores and comments.")
+_supervised("dpo", DPOConfig, "Train a policy on comparisons directly, without a reward model (DPO, IPO).")
 
 
 @app.command()

@@ -4,7 +4,7 @@ Imports neither torch, ray nor vllm, so that `--help` and validation answer at o
 """
 
 from rlhf_dist.config.evaluation import EvaluateConfig
-from rlhf_dist.config.files import dump, keys, load, override
+from rlhf_dist.config.files import dump, flat, keys, load, override
 from rlhf_dist.config.pipeline import ModelShape, PipelineConfig, Task
 from rlhf_dist.config.ppo import GOLD, PPO, Experience, PPOConfig, StopOn
 from rlhf_dist.config.rewards import FunctionReward, ModelReward, RemoteReward, Reward, Safety
@@ -75,6 +75,7 @@ __all__ = [
     "Weights",
     "WorkerRange",
     "dump",
+    "flat",
     "keys",
     "load",
     "override",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +48,14 @@ def override(config: C, overrides: list[str]) -> C:
 def dump(config: BaseModel) -> str:
     """The resolved config as YAML, enough to run again."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of a dumped config by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rlhf_dist.config import (
     RewardConfig,
     SFTConfig,
     dump,
+    flat,
 )
 from rlhf_dist.data.tasks import TaskData, write_task
 from rlhf_dist.errors import ConfigError
@@ -166,17 +167,10 @@ def _stage(stage: Any, name: str, config: Job, console: Console) -> None:
 
 
 def _check_unchanged(path: Path, config: Job) -> None:
-    before, now = yaml.safe_load((path / "config.yaml").read_text()), yaml.safe_load(dump(config))
-    for key in _flat(now):
-        if _flat(before).get(key) != _flat(now)[key]:
+    before, now = flat(yaml.safe_load((path / "config.yaml").read_text())), flat(yaml.safe_load(dump(config)))
+    for key in now:
+        if before.get(key) != now[key]:
             raise ConfigError(
-                f"{path} was made with {key} = {_flat(before).get(key)!r}, the config now says {_flat(now)[key]!r}; expected "
-                "the same. Delete the folder to make it again, or name another --run-dir"
+                f"{path} was made with {key} = {before.get(key)!r}, the config now says {now[key]!r}; expected the same. "
+                "Delete the folder to make it again, or name another --run-dir"
             )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found

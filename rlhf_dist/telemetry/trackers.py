@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlhf_dist.config import flat
 from rlhf_dist.telemetry.ray_metrics import RayMetricsTracker
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class MlflowTracker:
         known = self._client.get_experiment_by_name(project)
         experiment = known.experiment_id if known else self._client.create_experiment(project)
         self._run = self._client.create_run(experiment, run_name=folder.name).info.run_id
-        for key, value in _flat(config).items():
+        for key, value in flat(config).items():
             self._client.log_param(self._run, key, str(value)[:500])
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
@@ -137,13 +138,6 @@ class Unbreakable:
         except Exception as error:  # noqa: BLE001 - other people's services may fail in any way
             log.warning("%s is given up for this run: %s: %s", self._name, type(error).__name__, error)
             self._tracker = None
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def trackers(run_dir: Path, config: Any) -> list[Tracker]:
