@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -119,6 +120,8 @@ class LearnerRank:
             LOCAL_SIZE="1",
             DS_ACCELERATOR="cuda" if cuda else "cpu",
         )
+        # DeepSpeed's autotuner would import MLflow, where it is installed: most of the seconds that DeepSpeed's import takes.
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
         import deepspeed
 
         # DeepSpeed's shared-memory collectives would be compiled here and now: they need g++ and ranks on one machine.

@@ -27,6 +27,8 @@ SMALL_DEMO = {
     "task.demonstrations": 512,
     "sft.epochs": 1,
     "task.comparisons": 512,
+    "task.scores": 0,
+    "task.comments": 0,
     "reward_model.epochs": 1,
     "reward_model.normalise_on": 16,
     "prompts.held_out_limit": 16,

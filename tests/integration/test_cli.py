@@ -122,7 +122,9 @@ def test_demo_goes_through_all_stages_and_leaves_a_judged_run(tmp_path: Path) ->
         "ppo.iterations": 2,
         "ppo.prompts_per_iteration": 16,
         "task.demonstrations": 288,
-        "task.comparisons": 288,
+        "task.comparisons": 192,
+        "task.scores": 64,
+        "task.comments": 64,
         "prompts.held_out_limit": 16,
         "telemetry.wandb": "true",
         "telemetry.tensorboard": "true",
@@ -133,7 +135,7 @@ def test_demo_goes_through_all_stages_and_leaves_a_judged_run(tmp_path: Path) ->
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["seed"] == 3
     assert 0.0 <= summary["gold_win_rate"] <= 1.0
-    for stage in ("sft", "reward"):
+    for stage in ("sft", "judge", "reward"):
         assert json.loads((tmp_path / "run" / "stages" / stage / "summary.json").read_text())["stage"] == stage
     assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
