@@ -34,12 +34,12 @@ def smoothed(values: Sequence[float], *, weight: float = 0.6) -> list[float]:
     return out
 
 
-def line_chart(title: str, xs: Sequence[float], values: Sequence[float]) -> str:
-    """One metric over iterations: the raw line faint, the smoothed one strong, each point with a tooltip."""
+def line_chart(title: str, xs: Sequence[float], values: Sequence[float], *, along: str = "iteration") -> str:
+    """One metric over iterations, or along what else rises: the raw line faint, the smoothed one strong, tooltips on points."""
     frame = _Frame(xs, min(values), max(values))
     points = "".join(
         f'<circle class="dot" cx="{frame.x(x):.1f}" cy="{frame.y(v):.1f}" r="5">'
-        f"<title>iteration {x:g}: {v:.4g}</title></circle>"
+        f"<title>{along} {x:.4g}: {v:.4g}</title></circle>"
         for x, v in zip(xs, values, strict=True)
     )
     body = (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.evaluation.stopping import GOLD_MEAN
-from rlhf_dist.telemetry.charts import curves
+from rlhf_dist.telemetry.charts import line_chart
 from rlhf_dist.telemetry.console import COLUMNS, Console
 from rlhf_dist.telemetry.run_folder import RunFolder, write_aside
 from rlhf_dist.telemetry.sections import Section
@@ -108,7 +108,9 @@ def over_optimisation(rows: Sequence[Mapping[str, float]]) -> list[Section]:
     xs = [distance[number] for number in order]
 
     def drawn(name: str, key: str) -> str:
-        return f'<p class="soft">{name}</p>' + curves(name, {name: (xs, [seen[number][key] for number in order])})
+        return f'<p class="soft">{name}</p>' + line_chart(
+            name, xs, [seen[number][key] for number in order], along="root of KL"
+        )
 
     best = max(range(len(seen)), key=lambda number: seen[number][GOLD_MEAN])
     text = (
