@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -39,10 +40,12 @@ def quality(judged: Sequence[Judged], rewards: Sequence[Sequence[float]], *, com
         if one.kind in ("scores", "comments"):
             errors.append(abs(_sigmoid(found[0]) - one.label))
             continue
-        for first in range(len(found)):
-            for second in range(first + 1, len(found)):
-                predicted.append(_sigmoid(compare_scale * (found[first] - found[second])))
-                labels.append(one.label)
+        for first, second in combinations(range(len(found)), 2):
+            # A ranking lists the better one first; in the order of the texts, either may be, as calibration needs.
+            flip = one.kind == "rankings" and one.answers[first] > one.answers[second]
+            gap = found[second] - found[first] if flip else found[first] - found[second]
+            predicted.append(_sigmoid(compare_scale * gap))
+            labels.append(1 - one.label if flip else one.label)
     bins = reliability_bins(predicted, labels)
     hits = [_hit(p, y) for p, y in zip(predicted, labels, strict=True)]
     return Quality(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
+_CHARACTERS = "\u3040-\u30ff\u3400-\u9fff"
 SELF_BLEU_TEXTS = 200
 """Texts beyond which self-BLEU takes evenly spaced ones: it compares each with all others."""
 
@@ -47,9 +49,17 @@ def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     from rouge_score.rouge_scorer import RougeScorer
 
     names = {"rouge1": "rouge-1", "rouge2": "rouge-2", "rougeL": "rouge-l"}
-    scorer = RougeScorer([*names], use_stemmer=False)
+    scorer = RougeScorer([*names], tokenizer=_Words())
     scores = [scorer.score(reference, text) for text, reference in zip(texts, references, strict=True)]
     return {ours: float(np.mean([score[theirs].fmeasure for score in scores])) for theirs, ours in names.items()}
+
+
+class _Words:
+    """Words of any script in lower case; Chinese and Japanese by character. rouge-score's own tokenizer knows a to z only."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words, without punctuation."""
+        return re.findall(rf"[{_CHARACTERS}]|[^\W{_CHARACTERS}]+", text.lower())
 
 
 def accuracy(texts: Sequence[str], references: Sequence[str]) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 
 from rlhf_dist.data.feedback import Judged
 from rlhf_dist.feedback.agreement import Agreement, agreement
+from rlhf_dist.feedback.crowd_bradley_terry import crowd_bradley_terry
 
 CHOICES = {1.0: "a", 0.0: "b"}
 CARELESS = 0.5
@@ -55,12 +56,9 @@ def aggregate(judged: Sequence[Judged], how: str) -> Aggregated:
     if how == "none" or all(len(group) == 1 for group in groups):
         return Aggregated([*comparisons, *rest], [], None)
     votes = [one for one in comparisons if one.annotator]
-    posterior, reliability = dawid_skene(votes)
-    if how == "bradley-terry":
-        posterior = bradley_terry(votes)
-    elif how in ("soft", "majority"):
-        posterior = {_task(group): share(group, majority=how == "majority") for group in groups}
-    merged = [replace(group[0], label=posterior.get(_task(group), share(group)), annotator="") for group in groups]
+    skilled, reliability = dawid_skene(votes)
+    posterior = skilled if how == "dawid-skene" else bradley_terry(votes) if how == "bradley-terry" else {}
+    merged = [_merged(group, posterior, majority=how == "majority") for group in groups]
     scores = [_mean(group) for group in _groups([one for one in rest if one.kind == "scores"])]
     others = [one for one in rest if one.kind != "scores"]
     return Aggregated([*merged, *scores, *others], _told(votes, reliability), agreement(votes))
@@ -98,30 +96,12 @@ def dawid_skene(votes: Sequence[Judged]) -> tuple[dict[Any, float], dict[str, fl
 
 
 def bradley_terry(votes: Sequence[Judged]) -> dict[Any, float]:
-    """Posterior of the first answer by Bradley and Terry's model with annotators' skills and side preferences.
-
-    An annotator compares with probability `skill`, else picks a side by habit (crowd-kit's NoisyBradleyTerry, after Chen et
-    al. 2013, "Pairwise ranking aggregation in a crowdsourced setting"). Answers to one prompt share their strengths.
-    """
-    import pandas as pd
-    from crowdkit.aggregation import NoisyBradleyTerry
-
+    """Posterior of the first answer by `crowd_bradley_terry`; answers to one prompt share their strengths."""
     rows = [one for one in votes if one.label in CHOICES]
-    ends = [[f"{one.task[1]}\n{answer}" for answer in one.answers] for one in rows]
-    table = pd.DataFrame(
-        {
-            "worker": [one.annotator for one in rows],
-            "left": [left for left, _ in ends],
-            "right": [right for _, right in ends],
-            "label": [pair[one.label == 0.0] for pair, one in zip(ends, rows, strict=True)],
-        }
-    )
-    strengths = NoisyBradleyTerry(n_iter=200).fit_predict(table).clip(1e-6, 1 - 1e-6)
-    logits = np.log(strengths / (1 - strengths))
-    return {
-        one.task: float(1 / (1 + np.exp(np.clip(logits[right] - logits[left], -50, 50))))
-        for one, (left, right) in zip(rows, ends, strict=True)
-    }
+    first, second = ([(one.task[1], one.answers[side]) for one in rows] for side in (0, 1))
+    chosen, people = [one.label == 1.0 for one in rows], [one.annotator for one in rows]
+    better, _ = crowd_bradley_terry(first, second, chosen, people)
+    return {one.task: float(p) for one, p in zip(rows, better, strict=True)}
 
 
 def _expected_hits(votes: Sequence[Judged], posterior: dict[Any, float]) -> dict[str, float]:
@@ -157,8 +137,13 @@ def _groups(judged: Sequence[Judged]) -> list[list[Judged]]:
     return [*groups.values()]
 
 
-def _task(group: Sequence[Judged]) -> Any:
-    return group[0].task
+def _merged(group: Sequence[Judged], posterior: dict[Any, float], *, majority: bool) -> Judged:
+    """One judgement of a group's; who was not named says what they said."""
+    one = group[0]
+    if not one.annotator:
+        return one
+    label = posterior[one.task] if one.task in posterior else share(group, majority=majority)
+    return replace(one, label=label, annotator="")
 
 
 def _mean(group: Sequence[Judged]) -> Judged:

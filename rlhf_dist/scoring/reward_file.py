@@ -21,11 +21,19 @@ class RewardFile(BaseModel):
     """Where an answer's score is read: at its last token, or the mean over its tokens."""
     members: tuple[str, ...] = (".",)
     """Folders of an ensemble's models, relative to this one."""
-    mean: float = 0.0
+    means: tuple[float, ...] = (0.0,)
+    """Of each member's and head's rewards of the SFT policy's answers. Comparisons leave each its own constant, which would
+    else pass for disagreement."""
     std: float = 1.0
-    """Of the ensemble's mean on the SFT policy's answers."""
+    """Of the ensemble's mean on the same answers."""
     compare_scale: float = 1.0
     """P(a over b) = sigmoid(compare_scale (r_a - r_b)), unnormalised."""
+
+    @property
+    def first_mean(self) -> float:
+        """Mean reward of those answers by the first member alone."""
+        own = self.means[: max(1, len(self.means) // len(self.members))]
+        return sum(own) / len(own)
 
     def write(self, folder: Path) -> None:
         """Write it into a model folder."""

@@ -35,7 +35,7 @@ class LearnedReward:
         """The combined reward, and with an ensemble its standard deviation as `NAME_disagreement`."""
         values = self.members(answers)
         if self._settings.normalise:
-            values = (values - self._file.mean) / self._file.std
+            values = (values - np.array(self._file.means)) / self._file.std
         found = {self.name: combined(values, self._settings.combine, std_coef=self._settings.std_coef).tolist()}
         if values.shape[1] > 1:
             found[f"{self.name}_disagreement"] = values.std(1).tolist()

@@ -44,7 +44,7 @@ class Rules:
             found["unsafe_length"] = [float(not settings.shortest <= length <= longest) for length in lengths]
         if self._classifier is not None:
             verdicts = self._classifier.probabilities(answers.texts)
-            found["unsafe_classifier"] = [float(p >= settings.threshold) for p in verdicts]
+            found["unsafe_classifier"] = [float(not p < settings.threshold) for p in verdicts]  # NaN is not safe
         if found:
             found[UNSAFE] = [max(broken) for broken in zip(*found.values(), strict=True)]
         return found
@@ -61,6 +61,7 @@ class Classifier:
         """Load model and tokenizer; the label is the one named `unsafe`, or the only one."""
         self._model, self._tokenizer = load_classifier(path)
         self._model = self._model.to(device).eval()
+        self._tokenizer.truncation_side = "left"  # the answer comes last, and it is what counts
         self._device = device
         labels = {name.lower(): number for number, name in self._model.config.id2label.items()}
         if len(labels) > 1 and UNSAFE not in labels:

@@ -198,8 +198,9 @@ def _coefficient(config: RewardConfig, kind: str) -> float:
     return {"scores": config.score_coef, "comments": config.language_coef}.get(kind, config.compare_coef)
 
 
-def _moments(policy: np.ndarray[Any, Any] | None) -> dict[str, float]:
+def _moments(policy: np.ndarray[Any, Any] | None) -> dict[str, Any]:
+    """Those of `RewardFile`; answers that all score alike leave the scale as it is."""
     if policy is None:
         return {}
-    means = policy.mean(1)
-    return {"mean": float(means.mean()), "std": float(max(means.std(), 1e-6))}
+    std = float(policy.mean(1).std())
+    return {"means": tuple(policy.mean(0).tolist()), "std": std if std > 1e-6 else 1.0}

@@ -48,7 +48,8 @@ class Outcome:
     @cached_property
     def disagreement(self) -> float:
         """Mean standard deviation over the ensemble, in units of the normalised reward."""
-        spread = [float(each.std()) for one in self.heads for each in one]
+        means = np.array(self.file.means)
+        spread = [float((each - means).std()) for one in self.heads for each in one]
         return float(np.mean(spread)) / self.file.std
 
     def by_annotator(self) -> dict[str, Quality]:
@@ -82,7 +83,7 @@ class Outcome:
             **{name: None if math.isnan(value) else value for name, value in found.items()},
             "judgements": self.learnt,
             "held_out": len(self.judged),
-            "reward_mean": self.file.mean,
+            "reward_mean": float(np.mean(self.file.means)),
             "reward_std": self.file.std,
         }
 
@@ -154,9 +155,10 @@ def _annotator_section(outcome: Outcome, aggregated: Aggregated) -> Section:
 
 
 def _policy_section(policy: np.ndarray[Any, Any], file: RewardFile) -> Section:
-    values: Sequence[float] = ((policy.mean(1) - file.mean) / file.std).tolist()
+    mean = float(np.mean(file.means))
+    values: Sequence[float] = ((policy.mean(1) - mean) / file.std).tolist()
     text = (
         f"Normalised rewards of {len(values)} answers of the policy that PPO starts from. Before normalisation their mean is "
-        f"{file.mean:.3f} and their standard deviation {file.std:.3f}; both are stored with the model."
+        f"{mean:.3f} and their standard deviation {file.std:.3f}; both are stored with the model."
     )
     return Section("Rewards of the policy's answers", text, svg=histogram("Rewards of the policy's answers", values))

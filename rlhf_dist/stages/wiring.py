@@ -217,4 +217,4 @@ def critic_units(config: PPOConfig) -> tuple[float, float]:
     if config.critic is not None or source is None:
         return 0.0, 1.0
     file = read_reward_file(source.path)
-    return (file.mean, source.weight / file.std) if source.normalise else (0.0, source.weight)
+    return (file.first_mean, source.weight / file.std) if source.normalise else (0.0, source.weight)

@@ -41,6 +41,17 @@ def test_accuracy_counts_choices_ties_and_a_rankings_pairs() -> None:
     assert math.isnan(only.accuracy)
 
 
+def test_a_ranking_that_is_right_as_often_as_predicted_is_calibrated() -> None:
+    rng = random.Random(0)
+    gap = math.log(0.7 / 0.3)
+    judged, rewards = [], []
+    for _ in range(4000):
+        answers, right = rng.sample(["x", "y"], 2), rng.random() < 0.7
+        judged.append(Judged("rankings", "p", tuple(answers), 1.0, "s", "here"))
+        rewards.append([gap, 0.0] if right else [0.0, gap])
+    assert quality(judged, rewards, compare_scale=1.0).ece < 0.03
+
+
 def test_sources_are_told_apart() -> None:
     judged = [pair(1.0), pair(1.0), pair(0.0)]
     found = quality_by(["good", "good", "bad"], judged, [[1, 0]] * 3, compare_scale=1.0)

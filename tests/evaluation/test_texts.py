@@ -25,6 +25,9 @@ def test_measures_against_targets_are_perfect_for_equal_texts_and_known_otherwis
     found = texts.rouge(["the cat sat"], ["the cat ran"])
     assert found["rouge-1"] == pytest.approx(2 / 3)
     assert found["rouge-2"] == pytest.approx(1 / 2)
+    russian = texts.rouge(["кот сидит здесь"], ["Кот сидит там."])
+    assert russian["rouge-1"] == pytest.approx(2 / 3)
+    assert texts.rouge(["猫在家"], ["猫在屋"])["rouge-1"] == pytest.approx(2 / 3)
     assert texts.bleu(["x y z w"], ["a b c d"]) < 1
 
 

@@ -2,12 +2,19 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
 from rlhf_dist.data.feedback import Judged
 from rlhf_dist.feedback.aggregate import aggregate, share
 from rlhf_dist.feedback.agreement import agreement
+from rlhf_dist.feedback.crowd_bradley_terry import (
+    RELIABILITY_LOGIT,
+    RELIABILITY_STD,
+    STRENGTH_STD,
+    crowd_bradley_terry,
+)
 
 CAREFUL = {"ann": 0.85, "bob": 0.85, "cat": 0.85}
 CARELESS = {"dan": 0.5, "eve": 0.3}
@@ -50,6 +57,41 @@ def test_careful_annotators_are_not_suspected_and_bradley_terry_agrees_with_the_
         made = aggregate(votes, how)
         assert not [one for one in made.annotators if one.careless]
         assert accuracy(made.judged, truth) > 0.9, how
+
+
+def test_bradley_terry_knows_reliabilities_and_believes_the_unanimous() -> None:
+    votes, truth = simulated(CAREFUL | CARELESS, tasks=200, seed=0)
+    assert accuracy(aggregate(votes, "bradley-terry").judged, truth) > accuracy(
+        aggregate(votes, "majority").judged, truth
+    )
+    rows = [(one.prompt, *one.answers, one.label == 1.0, one.annotator) for one in votes]
+    first, second = ([(row[0], row[side]) for row in rows] for side in (1, 2))
+    _, reliability = crowd_bradley_terry(first, second, [row[3] for row in rows], [row[4] for row in rows])
+    assert sorted(reliability, key=lambda name: reliability[name])[:2] == ["eve", "dan"]
+    unanimous = [vote(task, float(task), name) for task in (0, 1) for name in "abc"]
+    assert [one.label > 0.5 for one in aggregate(unanimous, "bradley-terry").judged] == [False, True]
+
+
+def test_bradley_terry_is_the_optimum_of_its_formula() -> None:
+    """One vote by a reliable annotator: the derivative by the gap vanishes where the model says it does."""
+    better, reliability = crowd_bradley_terry(["x"], ["y"], [True], ["ann"])
+    p, q = float(better[0]), reliability["ann"]
+    gap, skill = math.log(p / (1 - p)), math.log(q / (1 - q))
+    chance = q * p + (1 - q) * (1 - p)
+    assert (2 * q - 1) * p * (1 - p) / chance == pytest.approx(gap / 2 / STRENGTH_STD**2, abs=1e-4)
+    assert (2 * p - 1) * q * (1 - q) / chance == pytest.approx(
+        (skill - RELIABILITY_LOGIT) / RELIABILITY_STD**2, abs=1e-4
+    )
+
+
+def test_who_was_not_named_keeps_what_they_said_and_sources_their_own_votes() -> None:
+    plain = [vote(0, 1.0, ""), vote(0, 0.0, "")]
+    other = [vote(1, 1.0, "ann"), vote(1, 1.0, "bob")]
+    elsewhere = [replace(vote(1, 0.0, name), source="t") for name in ("ann", "bob")]
+    for how in ("soft", "majority", "dawid-skene", "bradley-terry"):
+        made = aggregate([*plain, *other], how).judged
+        assert [one.label for one in made if one.prompt == "p0"] == [1.0, 0.0], how
+    assert [one.label for one in aggregate([*other, *elsewhere], "soft").judged] == [1.0, 0.0]
 
 
 def test_soft_labels_are_shares_and_sides_do_not_matter() -> None:

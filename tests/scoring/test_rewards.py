@@ -79,16 +79,20 @@ def logits(made: LlamaForSequenceClassification, *, whole: bool = False) -> np.n
     return np.array(found)
 
 
+MEANS = (0.1, -0.3, 0.7, 0.5)
+
+
 @pytest.mark.parametrize("scores", ["trajectory", "token-mean"])
 def test_an_ensemble_of_heads_and_models_is_combined_and_normalised(
     scores: str, tmp_path: Path, tokenizer_folder: str
 ) -> None:
     members = [model(tmp_path, heads=2, seed=0), model(tmp_path / "member-1", heads=2, seed=1)]
-    RewardFile(scores=scores, members=(".", "member-1"), mean=0.1, std=0.5).write(tmp_path)
+    RewardFile(scores=scores, members=(".", "member-1"), means=MEANS, std=0.5).write(tmp_path)
     expected = np.concatenate([logits(each, whole=scores == "token-mean") for each in members], axis=1)
     found = scorer(tokenizer_folder, ModelReward(path=str(tmp_path))).score(*ROWS)
-    np.testing.assert_allclose(found["score"], (expected.mean(1) - 0.1) / 0.5, atol=1e-5)
-    np.testing.assert_allclose(parts(found)["reward_disagreement"], expected.std(1) / 0.5, atol=1e-5)
+    np.testing.assert_allclose(found["score"], (expected.mean(1) - 0.25) / 0.5, atol=1e-5)
+    np.testing.assert_allclose(parts(found)["reward_disagreement"], (expected - MEANS).std(1) / 0.5, atol=1e-5)
+    assert read_reward_file(str(tmp_path)).first_mean == pytest.approx(-0.1)
     careful = ModelReward(path=str(tmp_path), combine="mean-std", std_coef=2, normalise=False)
     found = scorer(tokenizer_folder, careful).score(*ROWS)
     np.testing.assert_allclose(found["score"], expected.mean(1) - 2 * expected.std(1), atol=1e-5)
@@ -107,8 +111,8 @@ def test_a_reward_file_that_reaches_outside_or_is_malformed_is_refused(tmp_path:
     RewardFile(members=("../elsewhere",)).write(tmp_path)
     with pytest.raises(ModelError, match=r"members has '../elsewhere'; expected folders within"):
         read_reward_file(str(tmp_path))
-    (tmp_path / "reward.json").write_text('{"mean": "much"}')
-    with pytest.raises(ModelError, match=r"reward.json: mean: .*number"):
+    (tmp_path / "reward.json").write_text('{"std": "much"}')
+    with pytest.raises(ModelError, match=r"reward.json: std: .*number"):
         read_reward_file(str(tmp_path))
 
 
