@@ -1,4 +1,4 @@
-"""What reward models learn from people: a known utility recovered, careless annotators, mixed feedback, ensembles.
+"""What reward models learn from people: a known utility recovered, careless annotators, mixed feedback.
 
 Everything is trained by the real stages. Judgements are simulated, so that what is right is known:
 
@@ -151,45 +151,14 @@ def careless(root: Path, *, questions: int, seed: int) -> dict[str, float]:
     return {**found, "named_rightly": float(named == {"dan", "eve"})}
 
 
-def mixed(root: Path, *, judgements: int, iterations: int) -> list[dict[str, Any]]:
+def mixed(root: Path, *, judgements: int, iterations: int) -> dict[str, dict[str, float]]:
     """The gold score that PPO reaches against reward models of each kind of feedback, and of all, at equal numbers."""
     third = judgements // 3
     amounts = {kind: {kind: judgements} for kind in KINDS} | {"mixed": dict.fromkeys(KINDS, third)}
-    found = []
-    for kind, task in amounts.items():
-        path = run_pipeline(demo(root / kind, iterations, task=task), root / kind, Console())
-        found.append({"reward from": kind, **told(path)})
-    return found
-
-
-def ensembles(root: Path, *, comparisons: int, iterations: int) -> list[dict[str, Any]]:
-    """PPO almost without a KL penalty, against one head, and against the mean less one standard deviation of four models."""
-    found = []
-    for name, models, combine in (("one", 1, "mean"), ("four, mean - std", 4, "mean-std")):
-        path = root / f"{models}"
-        config = demo(
-            path,
-            iterations,
-            task={"comparisons": comparisons},
-            reward_model={"models": models},
-            reward=[{"path": "stages/reward/reward_model", "combine": combine}],
-            ppo={"kl_coef": 0.01},
-        )
-        run_pipeline(config, path, Console())
-        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        gold = [row["reward/gold/mean"] for row in rows]
-        smooth = [statistics.mean(gold[max(0, n - 2) : n + 3]) for n in range(len(gold))]
-        peak = max(range(len(smooth)), key=lambda n: smooth[n])
-        found.append(
-            {
-                "reward": name,
-                "gold at peak": smooth[peak],
-                "KL at peak": rows[peak]["objective/kl"],
-                "gold at end": smooth[-1],
-                "KL at end": rows[-1]["objective/kl"],
-            }
-        )
-    return found
+    return {
+        kind: told(run_pipeline(demo(root / kind, iterations, task=task), root / kind, Console()))
+        for kind, task in amounts.items()
+    }
 
 
 def demo(path: Path, iterations: int, *, task: dict[str, int], **changes: Any) -> PipelineConfig:
@@ -212,6 +181,11 @@ def told(path: Path) -> dict[str, float]:
     }
 
 
+def long(found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """One row per figure."""
+    return [{"of": of, "figure": name, "value": value} for of, each in found.items() for name, value in each.items()]
+
+
 def main() -> None:
     options = arguments(__doc__)
     quick = options.quick
@@ -225,17 +199,11 @@ def main() -> None:
         ]
         for name in seeds[0]:
             figures[f"careless_{name}"] = statistics.mean(each[name] for each in seeds)
-        rows += [{"of": f"careless, seed {n}", **each} for n, each in enumerate(seeds)]
+        rows += long({f"careless, seed {n}": each for n, each in enumerate(seeds)})
         if not quick:
             feedback = mixed(root / "mixed", judgements=3000, iterations=20)
-            figures |= {f"gold_from_{each['reward from']}": each["gold"] for each in feedback}
-            several = ensembles(root / "ensembles", comparisons=2000, iterations=40)
-            figures |= {"kl_at_peak_one": several[0]["KL at peak"], "kl_at_peak_ensemble": several[1]["KL at peak"]}
-            figures |= {
-                "gold_at_peak_one": several[0]["gold at peak"],
-                "gold_at_peak_ensemble": several[1]["gold at peak"],
-            }
-            rows += [{"of": str(each)} for each in (*feedback, *several)]
+            figures |= {f"gold_from_{kind}": each["gold"] for kind, each in feedback.items()}
+            rows += long({f"PPO against {kind}": each for kind, each in feedback.items()})
     publish("reward_models", figures, rows, options.json)
 
 

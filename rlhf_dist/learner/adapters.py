@@ -25,7 +25,7 @@ def adapt(model: Any, lora: Lora, *, also: tuple[str, ...] = ()) -> None:
         also: modules that are trained whole, e.g. a classifier's new head.
 
     Raises:
-        ConfigError: no module has one of the names in `lora.targets`.
+        ConfigError: no module has one of the names in `lora.targets`, or weights are stored transposed.
     """
     from peft import inject_adapter_in_model
 
@@ -33,6 +33,10 @@ def adapt(model: Any, lora: Lora, *, also: tuple[str, ...] = ()) -> None:
         inject_adapter_in_model(_config(lora, also), model, adapter_name=ADAPTER)
     except ValueError as error:
         raise ConfigError(f"lora.targets is {list(lora.targets)}: {error}") from error
+    if any(getattr(module, "fan_in_fan_out", False) for module in model.modules()):
+        raise ConfigError(
+            "lora: this model's layers are transposed (Conv1D, as in GPT-2); expected Linear ones, or no lora"
+        )
     for name in also:
         for parameter in getattr(model, name).parameters():
             parameter.requires_grad_(True)

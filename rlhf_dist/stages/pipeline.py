@@ -46,17 +46,21 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
         ConfigError: a finished stage was made with other settings.
     """
     path.mkdir(parents=True, exist_ok=True)
+    given = config
     if config.task is not None:
+        _check_unchanged(path / "pipeline.yaml", config, of=("task.", "model."))
         config = with_task(config, path, console)
-    write_aside(path / "pipeline.yaml", dump(config))
+    ppo = ppo_config(config, path)
+    supervised = _supervised(config, path)
+    everything: list[Job | PPOConfig] = [*(stage for _, _, stage in supervised), ppo]
+    for stage in filter(_finished, everything):
+        _check_unchanged(Path(stage.run_dir) / "config.yaml", stage)
+    write_aside(path / "pipeline.yaml", dump(given))
     needed, gpus = lay_out(config, gpus=has_gpus()).totals()
     with session(config.cluster, cpus=needed, gpus=gpus, namespace=namespace_of(path)):
-        _stage(sft, "sft", _sft_config(config, config.sft, path / "stages/sft"), console)
-        if config.judge.data.path:
-            _stage(sft, "judge", _sft_config(config, config.judge, path / "stages/judge"), console)
-        _stage(reward, "reward", _reward_config(config, path), console)
-        ppo = ppo_config(config, path)
-        if (path / "summary.json").exists():
+        for kind, name, each in supervised:
+            _stage(kind, name, each, console)
+        if _finished(ppo):
             console.say("PPO: finished before")
             return path
         folder = PPOFolder(path, ppo, console=console)
@@ -139,6 +143,16 @@ def ppo_config(config: PipelineConfig, path: Path) -> PPOConfig:
     )
 
 
+def _supervised(config: PipelineConfig, path: Path) -> list[tuple[Any, str, Job]]:
+    """Modules, names and configs of the stages before PPO."""
+    judge = [(sft, "judge", _sft_config(config, config.judge, path / "stages/judge"))] if config.judge.data.path else []
+    return [
+        (sft, "sft", _sft_config(config, config.sft, path / "stages/sft")),
+        *judge,
+        (reward, "reward", _reward_config(config, path)),
+    ]
+
+
 def _sft_config(config: PipelineConfig, stage: SFT, path: Path) -> SFTConfig:
     return SFTConfig(**_shared(config, path), **dict(stage), model=config.policy)
 
@@ -156,21 +170,26 @@ def _shared(config: PipelineConfig, path: Path) -> dict[str, Any]:
 
 def _stage(stage: Any, name: str, config: Job, console: Console) -> None:
     """Run a supervised stage unless it is finished."""
-    path = Path(config.run_dir)
-    if (path / "summary.json").exists():
-        _check_unchanged(path, config)
+    if _finished(config):
         console.say(f"{name}: finished before")
         return
     prepared = stage.prepare(config)
     console.say(f"[bold]{name}:[/] {prepared.describe()}")
-    stage.run(config, prepared, RunFolder(path, config, console=console, stage=name))
+    stage.run(config, prepared, RunFolder(Path(config.run_dir), config, console=console, stage=name))
 
 
-def _check_unchanged(path: Path, config: Job) -> None:
-    before, now = flat(yaml.safe_load((path / "config.yaml").read_text())), flat(yaml.safe_load(dump(config)))
+def _finished(config: Job | PPOConfig) -> bool:
+    return (Path(config.run_dir) / "summary.json").exists()
+
+
+def _check_unchanged(file: Path, config: Any, of: tuple[str, ...] = ("",)) -> None:
+    """Compare settings with those that a folder was made with, if it was: all, or those under some sections."""
+    if not file.exists():
+        return
+    before, now = flat(yaml.safe_load(file.read_text())), flat(yaml.safe_load(dump(config)))
     for key in now:
-        if before.get(key) != now[key]:
+        if key.startswith(of) and before.get(key) != now[key]:
             raise ConfigError(
-                f"{path} was made with {key} = {before.get(key)!r}, the config now says {now[key]!r}; expected the same. "
-                "Delete the folder to make it again, or name another --run-dir"
+                f"{file.parent} was made with {key} = {before.get(key)!r}, the config now says {now[key]!r}; expected the "
+                "same. Delete the folder to make it again, or name another --run-dir"
             )

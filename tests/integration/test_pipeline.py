@@ -84,6 +84,11 @@ def test_the_dialogue_uses_every_part_goes_on_where_it_was_and_is_evaluated(tmp_
     assert (path / "summary.json").stat().st_mtime_ns == before, "everything is finished"
     with pytest.raises(ConfigError, match=r"stages/sft was made with epochs = 1, the config now says 2"):
         run(override(config, ["sft.epochs=2"]), path, Console())
+    with pytest.raises(ConfigError, match=r"was made with ppo.kl_coef = 0.1, the config now says 0.2"):
+        run(override(config, ["ppo.kl_coef=0.2"]), path, Console())
+    with pytest.raises(ConfigError, match=r"was made with task.comparisons = 256, the config now says 300"):
+        run(override(config, ["task.comparisons=300"]), path, Console())
+    assert load(PipelineConfig, path / "pipeline.yaml") == config, "a refused config leaves no trace"
 
     asked = evaluate.config_of_run(path)
     made = evaluate.run(
