@@ -135,8 +135,9 @@ def report(run_or_file: RunOrFile, database: Database = None) -> None:
 
     from rlhf_dist.feedback.database import open_database
     from rlhf_dist.feedback.serve import database_url
-    from rlhf_dist.feedback.supervision import overview
+    from rlhf_dist.feedback.supervision import everything, overview
     from rlhf_dist.feedback.supervision_view import show_overview
 
     with Session(open_database(database_url(run_or_file, database))) as session:
-        show_overview(Console(), overview(session))
+        found = everything(session)
+    show_overview(Console(), overview(found))

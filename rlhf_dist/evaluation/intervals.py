@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,15 +45,23 @@ def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
     array = np.asarray(values, dtype=np.float64)
     if not len(array):
         return Interval(float("nan"), float("nan"), float("nan"))
-    draws = np.random.default_rng(seed).integers(0, len(array), (RESAMPLES, len(array)))
-    low, high = np.percentile(array[draws].mean(1), [2.5, 97.5])
+    rng = np.random.default_rng(seed)
+    means = [array[rng.integers(0, len(array), len(array))].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(array.mean()), float(low), float(high))
+
+
+def wilson(rate: float, n: int) -> Interval:
+    """95 % interval of a rate over `n` trials (Wilson 1927), which is also right where all went alike and nothing varies."""
+    z2 = 1.959964**2
+    centre, spread = (rate + z2 / (2 * n)) / (1 + z2 / n), math.sqrt(z2 * (rate * (1 - rate) / n + z2 / (4 * n * n)))
+    return Interval(rate, max(0.0, centre - spread / (1 + z2 / n)), min(1.0, centre + spread / (1 + z2 / n)))
 
 
 def win_rate(labels: Sequence[float], *, seed: int = 0) -> WinRate:
     """Of one value per prompt: 1 for a win, 0 for a loss, between for a tie or a divided vote."""
     return WinRate(
-        interval(labels, seed=seed),
+        interval(labels, seed=seed) if len(set(labels)) != 1 else wilson(labels[0], len(labels)),
         wins=sum(label > 0.5 for label in labels),
         ties=sum(label == 0.5 for label in labels),
         losses=sum(label < 0.5 for label in labels),

@@ -19,7 +19,7 @@ from rlhf_dist.errors import DataError
 from rlhf_dist.feedback import exchange, judge, people
 from rlhf_dist.feedback.database import Judgement, Task, Visit
 from rlhf_dist.feedback.differences import differences
-from rlhf_dist.feedback.supervision import overview
+from rlhf_dist.feedback.supervision import everything, overview
 
 COOKIE = "feedback"
 COOKIE_DAYS = 90
@@ -115,7 +115,7 @@ def keys() -> FileResponse:
 def join(token: str, request: Request) -> Response:
     """Take an invitation."""
     with transaction(request) as session:
-        entered = people.enter(session, token)
+        entered = people.enter(session, token, request.cookies.get(COOKIE))
     if entered is None:
         raise NotInvited("This invitation is not known, or a newer one took its place. Please ask for a new link.")
     annotator, key = entered
@@ -168,17 +168,24 @@ def take_back(request: Request, csrf: Annotated[str, Form()], judgement: Annotat
 def supervise(request: Request) -> HTMLResponse:
     """How it goes."""
     with visiting(request, supervises=True) as (session, visit):
-        return _page("supervise", {"visit": visit, "seen": overview(session), "link": None})
+        found = everything(session)
+    return _page("supervise", {"visit": visit, "seen": overview(found), "link": None})
 
 
 @routes.post("/supervise/invite")
-def invite(request: Request, csrf: Annotated[str, Form()], name: Annotated[str, Form()]) -> HTMLResponse:
+def invite(
+    request: Request,
+    csrf: Annotated[str, Form()],
+    name: Annotated[str, Form()],
+    replace: Annotated[bool, Form()] = False,
+) -> HTMLResponse:
     """Make an invitation, and show its link this once."""
     with visiting(request, csrf=csrf, supervises=True) as (session, visit):
-        token = people.invite(session, name)
+        token = people.invite(session, name, replace=replace)
         session.flush()
-        link = str(request.url_for("join", token=token))
-        return _page("supervise", {"visit": visit, "seen": overview(session), "link": (name, link)})
+        found = everything(session)
+    link = str(request.url_for("join", token=token))
+    return _page("supervise", {"visit": visit, "seen": overview(found), "link": (name, link)})
 
 
 @routes.get("/supervise/export.{suffix}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,19 +111,20 @@ def imported(path: Path, tool: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _argilla(where: str, record: Any) -> Iterator[dict[str, Any]]:
+def _argilla(where: str, record: Any) -> list[dict[str, Any]]:
     """Argilla 2: fields by name; responses by question, each a list of {value, user_id}."""
     fields, responses = _part(where, record, "fields"), _part(where, record, "responses")
-    for question, given in responses.items():
-        for response in given:
-            row = _row(where, fields, response.get("value"), question, annotator=str(response.get("user_id", "")))
-            if row is not None:
-                yield row
+    told = [
+        (question, response.get("value"), str(response.get("user_id", "")))
+        for question, given in responses.items()
+        for response in given
+    ]
+    return _rows(where, fields, told)
 
 
-def _label_studio(where: str, record: Any) -> Iterator[dict[str, Any]]:
+def _label_studio(where: str, record: Any) -> list[dict[str, Any]]:
     """Label Studio: data by name; annotations, each with results of type pairwise, choices, rating or textarea."""
-    data = _part(where, record, "data")
+    data, told = _part(where, record, "data"), []
     for annotation in record.get("annotations") or []:
         if annotation.get("was_cancelled"):
             continue
@@ -131,29 +132,57 @@ def _label_studio(where: str, record: Any) -> Iterator[dict[str, Any]]:
         name = str(who.get("email") or who.get("id")) if isinstance(who, dict) else str(who)
         for result in annotation.get("result") or []:
             value = result.get("value") or {}
-            told = value.get("selected") or value.get("choices") or value.get("rating") or value.get("text")
-            told = told[0] if isinstance(told, list) and told else told
-            row = _row(where, data, told, str(result.get("from_name", "")), annotator=name)
-            if row is not None:
-                yield row
+            said = value.get("selected") or value.get("choices") or value.get("rating") or value.get("text")
+            told.append((str(result.get("from_name", "")), said[0] if isinstance(said, list) and said else said, name))
+    return _rows(where, data, told)
+
+
+class _NoSide(DataError):
+    """Text about a pair of answers that names neither: a remark, beside a choice."""
+
+
+def _rows(where: str, fields: dict[str, Any], told: Sequence[tuple[str, Any, str]]) -> list[dict[str, Any]]:
+    """Judgements of one record, from questions, what was said, and by whom; remarks on a pair have no place of their own."""
+    rows, remarks = [], []
+    for question, value, annotator in told:
+        try:
+            row = _row(where, fields, value, question, annotator=annotator)
+        except _NoSide as error:
+            remarks.append(error)
+        else:
+            rows += [row] if row is not None else []
+    if remarks and not rows:
+        raise remarks[0]
+    return rows
 
 
 def _row(where: str, fields: dict[str, Any], value: Any, question: str, *, annotator: str) -> dict[str, Any] | None:
     """One judgement: a side, a number, or text, with the fields it is about; None for an empty one."""
-    if value in (None, ""):
+    if value in (None, "", []):
         return None
     prompt = _first(where, fields, "prompt", "instruction", "question", "input")
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return {"prompt": prompt, "answer": _answer(where, fields), "score": value, "annotator": annotator}
-    text = value[0].get("value") if isinstance(value, list) and value and isinstance(value[0], dict) else value
-    side = SIDES.get(_side(str(text)))
     second = _named(fields, SECOND)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if second is not None:
+            raise DataError(f"{where}: {question} is {value}, of two answers; expected a score of one, or a side")
+        return {"prompt": prompt, "answer": _answer(where, fields), "score": value, "annotator": annotator}
+    text = _best(value) if isinstance(value, list) else value
+    side = SIDES.get(_side(str(text)))
     if side is not None and second is not None:
         first = _first(where, fields, *FIRST)
         return {"prompt": prompt, "a": first, "b": second, "preference": side, "annotator": annotator}
     if second is not None:
-        raise DataError(f"{where}: {question} is {text!r}; expected a side ({', '.join(SIDES)}) or the name of a field")
+        raise _NoSide(f"{where}: {question} is {text!r}; expected a side ({', '.join(SIDES)}) or the name of a field")
     return {"prompt": prompt, "answer": _answer(where, fields), "comment": str(text), "annotator": annotator}
+
+
+def _best(ranking: Sequence[Any]) -> Any:
+    """The first of names, or the one of {value, rank} with the lowest rank; `tie` if two share it."""
+    if not all(isinstance(each, dict) for each in ranking):
+        return ranking[0]
+    ordered = sorted(ranking, key=lambda each: each.get("rank", 0))
+    shared = len(ordered) > 1 and "rank" in ordered[0] and ordered[0]["rank"] == ordered[1].get("rank")
+    return "tie" if shared else ordered[0].get("value")
 
 
 FIRST = ("a", "response_a", "answer1", "answer_a", "response1", "response-1", "chosen", "left")

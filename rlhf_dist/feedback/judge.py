@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
@@ -20,6 +21,8 @@ SKIP, SAID = "skip", "said"
 MIRROR = {"a_much": "b_much", "a": "b", "b": "a", "b_much": "a_much"}
 SHOWN_FOR = timedelta(minutes=15)
 """How long a task that was shown is kept for who saw it."""
+CHOOSING = 0x72_6C_68_66
+"""Number of the lock under which tasks are chosen; any will do."""
 SCORES = (1, 2, 3, 4, 5)
 LONGEST_COMMENT = 5000
 
@@ -39,6 +42,7 @@ def next_task(session: Session, annotator_id: int) -> Task | None:
 
     What was shown to them and not judged comes back first. A gold question goes to everybody, in its place among the others.
     """
+    _one_at_a_time(session)
     task = _shown_before(session, annotator_id)
     if task is None:
         found = [_first(session, annotator_id, gold=gold) for gold in (True, False)]
@@ -46,6 +50,12 @@ def next_task(session: Session, annotator_id: int) -> Task | None:
     if task is not None:
         show(session, task.id, annotator_id)
     return task
+
+
+def _one_at_a_time(session: Session) -> None:
+    """Let nobody else choose until this transaction ends, lest two take a task's last place; SQLite's queue anyhow."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(CHOOSING)))
 
 
 def _shown_before(session: Session, annotator_id: int) -> Task | None:
@@ -82,7 +92,8 @@ def show(session: Session, task_id: int, annotator_id: int) -> None:
     """Note that somebody has a task before their eyes, from when they first had it."""
     shown = session.get(Shown, (task_id, annotator_id))
     if shown is None:
-        session.add(Shown(task_id=task_id, annotator_id=annotator_id))
+        with suppress(IntegrityError), session.begin_nested():  # another tab was quicker
+            session.add(Shown(task_id=task_id, annotator_id=annotator_id))
     elif shown.since < now() - SHOWN_FOR:
         shown.since = now()
 
@@ -153,10 +164,10 @@ def newest(session: Session, annotator_id: int) -> Judgement | None:
 
 def undo(session: Session, annotator_id: int, judgement_id: int) -> int | None:
     """Withdraw a judgement of one's own, if it stands; returns its task, to be shown again. Asked twice, it happens once."""
-    found = session.get(Judgement, judgement_id)
-    if found is None or found.annotator_id != annotator_id or found.withdrawn is not None:
+    mine = (Judgement.id == judgement_id) & (Judgement.annotator_id == annotator_id) & Judgement.withdrawn.is_(None)
+    found: Judgement | None = session.scalar(update(Judgement).where(mine).values(withdrawn=now()).returning(Judgement))
+    if found is None:
         return None
-    found.withdrawn = now()
     if found.verdict != SKIP:
         session.execute(update(Task).where(Task.id == found.task_id).values(done=Task.done - 1))
     show(session, found.task_id, annotator_id)

@@ -51,21 +51,40 @@ class Overview:
     """Of each two sources that were compared: the first's win rate over the second."""
 
 
-def overview(session: Session) -> Overview:
-    """Read the whole database once."""
-    everything = session.scalars(select(Judgement).order_by(Judgement.id)).all()
-    standing = [one for one in everything if one.withdrawn is None]
+@dataclass(frozen=True)
+class Everything:
+    """What the database holds, read at once, so that nobody waits while it is made sense of."""
+
+    judgements: Sequence[Judgement]
+    annotators: Sequence[Annotator]
+    tasks: int
+    finished: int
+
+
+def everything(session: Session) -> Everything:
+    """Read the whole database."""
+    return Everything(
+        judgements=session.scalars(select(Judgement).order_by(Judgement.id)).all(),
+        annotators=session.scalars(select(Annotator).order_by(Annotator.name)).all(),
+        tasks=session.scalar(select(func.count()).select_from(Task)) or 0,
+        finished=session.scalar(select(func.count()).select_from(Task).where(Task.done >= Task.needed)) or 0,
+    )
+
+
+def overview(found: Everything) -> Overview:
+    """Agreement, reliabilities and win rates; seconds, for many judgements."""
+    standing = [one for one in found.judgements if one.withdrawn is None]
     judged = [one for one in standing if one.verdict != SKIP]
     comparisons = [as_judged(one) for one in judged if one.task.kind == "comparison"]
     made = aggregate(comparisons, "soft")
     reliability = {one.name: one for one in made.annotators}
     return Overview(
         people=[
-            _person(annotator, [one for one in everything if one.annotator_id == annotator.id], reliability)
-            for annotator in session.scalars(select(Annotator).order_by(Annotator.name))
+            _person(annotator, [one for one in found.judgements if one.annotator_id == annotator.id], reliability)
+            for annotator in found.annotators
         ],
-        tasks=session.scalar(select(func.count()).select_from(Task)) or 0,
-        finished=session.scalar(select(func.count()).select_from(Task).where(Task.done >= Task.needed)) or 0,
+        tasks=found.tasks,
+        finished=found.finished,
         judgements=len(judged),
         agreement=made.agreement,
         contests=contests(judged),

@@ -55,13 +55,18 @@ def sample(wanted: Wanted) -> list[TaskRow]:
             for prompt, a in zip(prompts, ours, strict=True)
             if a.strip()
         ]
-    other = {"sft": "sft", "self": "policy"}.get(wanted.against, Path(wanted.against).name)
+    other = {"sft": "sft", "self": "policy"}.get(wanted.against) or _name(Path(wanted.against))
     pairs = zip(prompts, ours, theirs, strict=True)
     return [
         _blind(prompt, (a, "policy"), (b, other), wanted.seed)
         for prompt, a, b in pairs
         if a != b and a.strip() and b.strip()
     ]
+
+
+def _name(folder: Path) -> str:
+    """What a rival is called: its folder, and where that says no more than what it is, its run."""
+    return folder.parent.name if folder.name == "policy" else folder.name
 
 
 def _blind(prompt: Prompt, ours: tuple[str, str], theirs: tuple[str, str], seed: int) -> TaskRow:

@@ -45,6 +45,15 @@ def test_intervals_cover_the_mean_as_often_as_they_say() -> None:
     assert (one.mean, one.low, one.high) == (0.5, 0.5, 0.5)
 
 
+def test_a_few_wins_in_a_row_are_not_certainty() -> None:
+    found = win_rate([1.0] * 10)
+    assert (found.rate.mean, found.rate.high) == (1.0, pytest.approx(1.0))
+    assert found.rate.low == pytest.approx(10 / (10 + 1.959964**2), abs=1e-9), "Wilson's bound for n of n"
+    assert found.decided
+    assert not win_rate([0.0]).decided
+    assert not win_rate([1.0] * 3).decided
+
+
 def test_a_win_rate_counts_ties_half_and_knows_when_it_is_open() -> None:
     even = win_rate([1.0, 0.0] * 50)
     assert not even.decided

@@ -18,7 +18,7 @@ from rlhf_dist.feedback.database import Annotator, Judgement, Task, Visit, open_
 from rlhf_dist.feedback.differences import differences
 from rlhf_dist.feedback.judge import is_flipped
 from rlhf_dist.feedback.serve import open_feedback
-from rlhf_dist.feedback.supervision import overview
+from rlhf_dist.feedback.supervision import everything, overview
 from rlhf_dist.feedback.task_files import TaskRow, read_tasks, write_tasks
 
 TASKS = [TaskRow("comparison", f"prompt {n}", f"good {n}", f"bad {n}", "ppo", "sft") for n in range(4)]
@@ -81,7 +81,7 @@ def test_a_judgement_is_stored_by_the_tasks_own_sides_whatever_side_was_shown(op
         flips.add(is_flipped(one.task_id, one.annotator_id))
     assert flips == {True, False}, "both sides were seen"
     with Session(engine) as session:
-        ((first, second, won),) = overview(session).contests
+        ((first, second, won),) = overview(everything(session)).contests
     assert (first, second, won.rate.mean, won.wins) == ("ppo", "sft", 1.0, 4)
 
 
@@ -132,6 +132,9 @@ def test_undo_shows_the_task_again_once_and_keeps_what_was_withdrawn(opened) -> 
     assert [one.withdrawn is None for one in stored] == [False, True]
     with Session(engine) as session:
         assert session.get(Task, int(task)).done == 1
+        assert len(exchange.exported(session.scalars(select(Judgement)), form="raw")) == 1, (
+            "what was withdrawn is no feedback"
+        )
 
 
 def test_nobody_undoes_what_another_said(opened) -> None:
@@ -156,7 +159,14 @@ def test_only_who_is_invited_comes_in_and_only_supervisors_supervise(opened) -> 
     assert "How it goes" in boss.text
     link = boss.client.post("/supervise/invite", data={"csrf": boss.field("csrf"), "name": "eve"}).text
     token = re.search(r"/join/([\w-]+)", link)[1]
-    assert "Which answer is better?" in Page(engine, token).text
+    eve = Page(engine, token)
+    assert "Which answer is better?" in eve.text
+    again = boss.client.post("/supervise/invite", data={"csrf": boss.field("csrf"), "name": "eve"})
+    assert (again.status_code, "eve has an invitation already" in again.text) == (422, True), "a page loaded again"
+    eve.client.get(f"/join/{token}")
+    assert eve.send("a").status_code == 200, "the link opened once more leaves open forms as they are"
+    boss.client.post("/supervise/invite", data={"csrf": boss.field("csrf"), "name": "eve", "replace": "true"})
+    assert eve.client.get("/").status_code == 403
 
 
 def test_a_form_of_another_page_is_refused(opened) -> None:
@@ -262,6 +272,13 @@ def test_exports_open_in_trl_form_and_leave_out_ties_skips_and_gold(opened, tmp_
     assert [row["preference"] for row in raw] == [1.0, 0.5, 0.0]
 
 
+def test_every_button_says_what_it_does(tmp_path: Path) -> None:
+    write_tasks(tmp_path / "t.jsonl", [TaskRow("score", "p", "good")])
+    made = open_feedback(tmp_path / "t.jsonl", None, overlap=1, annotators=["ann"])
+    labels = re.findall(r"<button name=.*?<span>(.*?)</span>", Page(made.engine, made.invitations["ann"]).text)
+    assert labels == ["1 Useless", "2", "3 Fair", "4", "5 Perfect", "Skip"]
+
+
 def test_gold_questions_go_to_everybody_and_count_for_quality(tmp_path: Path) -> None:
     write_tasks(tmp_path / "t.jsonl", [TaskRow("comparison", "p", "good", "bad", gold="a")])
     made = open_feedback(tmp_path / "t.jsonl", None, overlap=1, annotators=["ann", "bob"])
@@ -269,7 +286,8 @@ def test_gold_questions_go_to_everybody_and_count_for_quality(tmp_path: Path) ->
         page = Page(made.engine, made.invitations[name])
         page.send(page.better(wanted))
     with Session(made.engine) as session:
-        people = {one.name: one.gold for one in overview(session).people}
+        people = {one.name: one.gold for one in overview(everything(session)).people}
+        assert exchange.exported(session.scalars(select(Judgement)), form="raw") == [], "they are no feedback"
     assert people == {"ann": (1, 1), "bob": (0, 1), "supervisor": (0, 0)}
 
 

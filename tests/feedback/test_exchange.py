@@ -60,6 +60,17 @@ def test_argilla_records_become_comparisons_that_we_read(tmp_path: Path) -> None
     ]
 
 
+def test_rankings_go_by_rank_and_remarks_on_a_pair_do_not_hide_its_side(tmp_path: Path) -> None:
+    def record(value: object) -> dict[str, object]:
+        said = {"best": [{"value": value, "user_id": "u"}], "why": [{"value": "clearer", "user_id": "u"}]}
+        return {"fields": {"prompt": "q", "response-1": "x", "response-2": "y"}, "responses": said}
+
+    ranked = [{"value": "response-1", "rank": 2}, {"value": "response-2", "rank": 1}]
+    equal = [{**each, "rank": 1} for each in ranked]
+    rows = imported(written(tmp_path, [record(ranked), record(equal), record(["response-1", "response-2"])]), "argilla")
+    assert [row["preference"] for row in rows] == ["b", "tie", "a"]
+
+
 def test_label_studio_tasks_become_comparisons_scores_and_comments(tmp_path: Path) -> None:
     pair, score, comment = imported(written(tmp_path, LABEL_STUDIO), "label-studio")
     assert pair == {"prompt": "q", "a": "x", "b": "y", "preference": "b", "annotator": "5"}
@@ -74,6 +85,10 @@ BAD = {
     "odd side": (
         [{"fields": {"prompt": "q", "a": "x", "b": "y"}, "responses": {"pick": [{"value": "maybe"}]}}],
         "record 1: pick is 'maybe'; expected a side",
+    ),
+    "a score of a pair": (
+        [{"fields": {"prompt": "q", "a": "x", "b": "y"}, "responses": {"stars": [{"value": 2}]}}],
+        "stars is 2, of two answers; expected a score of one",
     ),
     "no prompt": (
         [{"fields": {"a": "x"}, "responses": {"s": [{"value": 3}]}}],
