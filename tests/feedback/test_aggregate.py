@@ -85,12 +85,13 @@ def test_bradley_terry_is_the_optimum_of_its_formula() -> None:
 
 
 def test_who_was_not_named_keeps_what_they_said_and_sources_their_own_votes() -> None:
-    plain = [vote(0, 1.0, ""), vote(0, 0.0, "")]
+    plain = [vote(0, 1.0, ""), vote(0, 0.0, ""), vote(1, 0.0, "")]
     other = [vote(1, 1.0, "ann"), vote(1, 1.0, "bob")]
     elsewhere = [replace(vote(1, 0.0, name), source="t") for name in ("ann", "bob")]
     for how in ("soft", "majority", "dawid-skene", "bradley-terry"):
         made = aggregate([*plain, *other], how).judged
         assert [one.label for one in made if one.prompt == "p0"] == [1.0, 0.0], how
+        assert [one.label > 0.5 for one in made if one.prompt == "p1"] == [False, True], how
     assert [one.label for one in aggregate([*other, *elsewhere], "soft").judged] == [1.0, 0.0]
 
 
