@@ -156,6 +156,10 @@ def test_the_page_fits_a_phone_and_works_without_a_mouse_or_scripts(server: Serv
     page.keyboard.press("d")
     shade = page.evaluate("getComputedStyle(document.querySelector('mark')).backgroundColor")
     assert shade != "rgba(0, 0, 0, 0)", "differences are marked"
+    page.focus("input[type=checkbox]")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(300)
+    assert server.stored() == [], "Enter on what is no verdict judges nothing"
 
     plain = browser.new_context(java_script_enabled=False).new_page()
     plain.goto(server.links["bob"])
