@@ -98,6 +98,8 @@ def dawid_skene(votes: Sequence[Judged]) -> tuple[dict[Any, float], dict[str, fl
 def bradley_terry(votes: Sequence[Judged]) -> dict[Any, float]:
     """Posterior of the first answer by `crowd_bradley_terry`; answers to one prompt share their strengths."""
     rows = [one for one in votes if one.label in CHOICES]
+    if not rows:
+        return {}  # ties only
     first, second = ([(one.task[1], one.answers[side]) for one in rows] for side in (0, 1))
     chosen, people = [one.label == 1.0 for one in rows], [one.annotator for one in rows]
     better, _ = crowd_bradley_terry(first, second, chosen, people)
@@ -115,6 +117,8 @@ def _expected_hits(votes: Sequence[Judged], posterior: dict[Any, float]) -> dict
 
 def _told(votes: Sequence[Judged], reliability: dict[str, float]) -> list[Annotator]:
     """Annotators, the least reliable first, and who is suspected of carelessness."""
+    if not reliability:
+        return []
     counts = Counter(one.annotator for one in votes)
     bound = 0.5 + CARELESS * (float(np.median([*reliability.values()])) - 0.5)
     told = []

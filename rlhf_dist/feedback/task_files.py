@@ -78,7 +78,7 @@ def read_gold(path: str, *, seed: int) -> list[TaskRow]:
 
 
 def spread(gold: Sequence[TaskRow], among: Sequence[TaskRow]) -> list[TaskRow]:
-    """All rows, the gold questions at equal distances, so that one is met now and then and never first or in a row."""
+    """All rows, the gold questions at equal distances, so that one is met now and then."""
     total = len(gold) + len(among)
     places = {(2 * number + 1) * total // (2 * len(gold)) for number in range(len(gold))}
     golden, others = iter(gold), iter(among)

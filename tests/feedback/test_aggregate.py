@@ -95,6 +95,11 @@ def test_who_was_not_named_keeps_what_they_said_and_sources_their_own_votes() ->
     assert [one.label for one in aggregate([*other, *elsewhere], "soft").judged] == [1.0, 0.0]
 
 
+@pytest.mark.parametrize("how", ["soft", "majority", "dawid-skene", "bradley-terry"])
+def test_ties_alone_are_a_tie(how: str) -> None:
+    assert [one.label for one in aggregate([vote(0, 0.5, name) for name in "abc"], how).judged] == [0.5]
+
+
 def test_soft_labels_are_shares_and_sides_do_not_matter() -> None:
     flipped = Judged("comparisons", "p0", ("y", "x"), 1.0, "s", "here", "cat")
     (one,) = aggregate([vote(0, 1.0, "ann"), vote(0, 1.0, "bob"), flipped], "soft").judged
