@@ -179,7 +179,7 @@ def ppo(
     path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume)
     folder = PPOFolder(path, config, console=console)
     with console.progress("PPO", config.ppo.iterations):
-        stage.run(config, folder, resume=resume)
+        stage.run(config, prepared, folder, resume=resume)
     _tell(console, path)
 
 

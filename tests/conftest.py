@@ -1,9 +1,69 @@
-"""Shared by all tests: one thread, so that numbers repeat and the machine's cores are shared fairly."""
+"""Shared by all tests: small models, one thread, and the suite's own account of its seconds."""
+
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.runs import Folders
+
+SLOWEST = 10
+SECONDS: dict[str, float] = defaultdict(float)
+"""Of each test, setup and teardown in."""
+OUTCOMES: dict[str, str] = {}
+BEGAN = time.monotonic()
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
+    """Numbers repeat, and the machine's cores are shared fairly."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return Folders(tmp_path_factory.mktemp("models"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--results", type=Path, metavar="FILE", help="write each test's outcome and seconds as JSON")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    SECONDS[report.nodeid] += report.duration
+    if report.when == "call" or report.outcome != "passed":
+        OUTCOMES[report.nodeid] = report.outcome
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The total and the slowest, so that whoever adds to either sees it."""
+    total = time.monotonic() - BEGAN
+    terminalreporter.section(f"{total:.0f} s in all; the slowest tests")
+    for name in sorted(SECONDS, key=lambda each: -SECONDS[each])[:SLOWEST]:
+        terminalreporter.write_line(f"{SECONDS[name]:6.1f} s  {name}")
+    if config.getoption("--results") is not None:
+        _write_results(config.getoption("--results"), total)
+
+
+def _write_results(file: Path, total: float) -> None:
+    """In the shape of the benchmarks' results."""
+    counts = {outcome: [*OUTCOMES.values()].count(outcome) for outcome in ("passed", "failed", "skipped")}
+    rows = [{"test": name, "outcome": OUTCOMES[name], "seconds": round(SECONDS[name], 1)} for name in OUTCOMES]
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record = {
+        "name": file.stem,
+        "when": when,
+        "machine": _machine(),
+        "figures": {**counts, "seconds": total},
+        "rows": rows,
+    }
+    file.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'unknown'}, {len(names)} cores"

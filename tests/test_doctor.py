@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 from packaging.specifiers import SpecifierSet
@@ -137,10 +136,8 @@ def test_plugin_shut_out_by_vllm_plugins_is_a_problem(monkeypatch):
     assert doctor.plugin().status == "ok"
 
 
-def test_diagnosis_is_quick_ends_with_the_plan_and_shows_every_line():
-    start = time.perf_counter()
+def test_diagnosis_ends_with_the_plan_and_shows_every_line():
     findings = doctor.diagnose()
-    assert time.perf_counter() - start < 15  # 5 s on an idle machine; tests may share it
     assert [finding.name for finding in findings[-4:]] == [
         f"will use: {what}" for what in ("engine", "device", "threads", "backend")
     ]

@@ -109,6 +109,10 @@ class TrainedModel:
             clip_grad_norm_(parameters=self.module.parameters(), max_norm=self.engine.gradient_clipping())
         )
 
+    def free(self) -> None:
+        """Take DeepSpeed's hooks off the module, whose memory is then given back with the last reference."""
+        self.engine.destroy()
+
     def shapes(self) -> list[tuple[str, torch.Size]]:
         """Hugging Face name and full shape of each parameter, in a fixed order; tied parameters once."""
         return [(name, getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in self._named()]

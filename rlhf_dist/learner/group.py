@@ -16,6 +16,7 @@ from rlhf_dist.data.packing import MicroBatch, plan
 from rlhf_dist.errors import EnvironmentProblem
 from rlhf_dist.learner.imitation import Imitation
 from rlhf_dist.learner.rank import LearnerRank, Loss, ModelSpec, Now
+from rlhf_dist.models import read_config
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.weights import Probe
 
@@ -37,36 +38,46 @@ class SupervisedBatch:
 class LearnerGroup:
     """The learner as the controller sees it."""
 
-    def __init__(
-        self, ranks: Sequence[Any], settings: Learner, *, hidden: int, watch: Watch, timeouts: Timeouts
-    ) -> None:
+    def __init__(self, ranks: Sequence[Any], settings: Learner, *, watch: Watch, timeouts: Timeouts) -> None:
         """Take over started ranks.
 
         Args:
             ranks: handles of `LearnerRank` actors, in rank order.
             settings: the learner's settings.
-            hidden: the policy's hidden size, for balancing.
             watch: how to wait.
             timeouts: how long.
         """
-        self.ranks = list(ranks)
-        self._settings, self._hidden, self._watch, self._timeouts = settings, hidden, watch, timeouts
+        self.ranks, self.settings = list(ranks), settings
+        self._watch, self._timeouts = watch, timeouts
+        self._hidden = 1
         self._num_buckets = 0
         self._demonstrations: tuple[Any, ExampleSet] | None = None
         self.num_parameters = 0
 
-    def start(self, specs: dict[str, ModelSpec], *, run_dir: Path, interface: str | None) -> None:
-        """Let the ranks meet and load their models.
+    def meet(self, *, run_dir: Path, interface: str | None) -> None:
+        """Let the ranks find each other.
 
         Raises:
             EnvironmentProblem: ranks cannot reach each other or the run folder; names who cannot reach whom.
         """
         start = self._timeouts.start
-        log_dir = str(run_dir.absolute() / "logs")
-        doors = self._call("open", log_dir, timeout_s=start, doing="opening a port")
+        doors = self._call("open", timeout_s=start, doing="opening a port")
         self._check_reachable(doors, run_dir)
         self._call("join", *doors[0], start, interface, timeout_s=start, doing="meeting the other ranks")
-        self.num_parameters = self._call("load", specs, timeout_s=start, doing="loading models")[0]
+
+    def load(self, specs: dict[str, ModelSpec], *, run_dir: Path, seed: int) -> None:
+        """Load models in place of those that the ranks held.
+
+        Args:
+            specs: models to train, by name.
+            run_dir: where log files go from now on.
+            seed: of weights that start at random.
+        """
+        self._hidden = read_config(next(iter(specs.values())).path).hidden_size
+        log_dir = str(run_dir.absolute() / "logs")
+        self.num_parameters = self._call(
+            "load", specs, log_dir, seed, timeout_s=self._timeouts.start, doing="loading models"
+        )[0]
 
     def _check_reachable(self, doors: Sequence[tuple[str, int]], run_dir: Path) -> None:
         """Before the first collective, which would only hang: everybody knocks at one rank of every node."""
@@ -189,7 +200,7 @@ class LearnerGroup:
         return max(peaks)
 
     def _plan(self, lengths: Sequence[int]) -> list[list[list[list[int]]]]:
-        settings = self._settings
+        settings = self.settings
         return plan(
             lengths,
             ranks=len(self.ranks),
@@ -239,21 +250,14 @@ class GroupPlace:
     interface: str | None = None
 
 
-def start_group(place: GroupPlace, specs: dict[str, ModelSpec], *, hidden: int, seed: int) -> LearnerGroup:
-    """Start one actor per rank, let them meet, and load the models.
-
-    Args:
-        place: where.
-        specs: models to train, by name.
-        hidden: their hidden size, for balancing.
-        seed: of weights that start at random.
-    """
+def start_group(place: GroupPlace) -> LearnerGroup:
+    """Start one actor per rank, and let them meet; they hold no model yet."""
     import ray
 
     settings = place.settings
     env = {} if any(each["num_gpus"] for each in place.options) else {"OMP_NUM_THREADS": str(settings.threads)}
     kinds = [ray.remote(LearnerRank).options(runtime_env={"env_vars": env}, **each) for each in place.options]
-    ranks = [kind.remote(rank, settings.ranks, settings, seed=seed) for rank, kind in enumerate(kinds)]
-    group = LearnerGroup(ranks, settings, hidden=hidden, watch=place.watch, timeouts=place.timeouts)
-    group.start(specs, run_dir=place.run_dir, interface=place.interface)
+    ranks = [kind.remote(rank, settings.ranks, settings) for rank, kind in enumerate(kinds)]
+    group = LearnerGroup(ranks, settings, watch=place.watch, timeouts=place.timeouts)
+    group.meet(run_dir=place.run_dir, interface=place.interface)
     return group

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from rlhf_dist.cluster import rendezvous
+from rlhf_dist.cluster.imports import import_deepspeed, import_transformers
 from rlhf_dist.config import PPO, Learner, Lora, Optimizer
 from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.learner.adapters import adapt, merged, save_adapter
@@ -80,12 +80,11 @@ class Now:
 class LearnerRank:
     """A Ray actor; one per rank. Its calls are collective: the group makes them on all ranks at once."""
 
-    def __init__(self, rank: int, ranks: int, settings: Learner, *, seed: int) -> None:
+    def __init__(self, rank: int, ranks: int, settings: Learner) -> None:
         """Prepare the process; nothing is loaded before `join`."""
         self.rank, self.ranks, self.settings = rank, ranks, settings
         self.models: dict[str, TrainedModel] = {}
         self.buckets: list[list[str]] = []
-        torch.manual_seed(seed)
         if not torch.cuda.is_available():
             torch.set_num_threads(settings.threads)
 
@@ -93,9 +92,8 @@ class LearnerRank:
         """How Ray's dashboard and logs call it."""
         return f"LearnerRank({self.rank} of {self.ranks})"
 
-    def open(self, log_dir: str) -> tuple[str, int]:
+    def open(self) -> tuple[str, int]:
         """Listen on a free port of this node's address until `join`; returns both."""
-        logs.to_file(log_dir, f"learner-{self.rank}")
         self._door = rendezvous.Door()
         return self._door.address
 
@@ -120,8 +118,8 @@ class LearnerRank:
             LOCAL_SIZE="1",
             DS_ACCELERATOR="cuda" if cuda else "cpu",
         )
-        # DeepSpeed's autotuner would import MLflow, where it is installed: most of the seconds that DeepSpeed's import takes.
-        sys.modules["mlflow"] = None  # type: ignore[assignment]
+        import_transformers()
+        import_deepspeed()
         import deepspeed
 
         # DeepSpeed's shared-memory collectives would be compiled here and now: they need g++ and ranks on one machine.
@@ -133,8 +131,13 @@ class LearnerRank:
             verbose=False,
         )
 
-    def load(self, specs: dict[str, ModelSpec]) -> int:
-        """Load and shard models by name; returns the first one's parameter count."""
+    def load(self, specs: dict[str, ModelSpec], log_dir: str, seed: int) -> int:
+        """Load and shard models by name, in place of those that are here; returns the first one's parameter count."""
+        logs.to_file(log_dir, f"learner-{self.rank}")
+        for old in self.models.values():
+            old.free()
+        self.models.clear()
+        torch.manual_seed(seed)
         for name, spec in specs.items():
             self.models[name] = self._load(spec)
             if spec.state:

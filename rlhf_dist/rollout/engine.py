@@ -43,9 +43,6 @@ class RolloutEngine(Protocol):
     def probe(self, tokens: Sequence[int]) -> list[float]:
         """Log-probs of tokens[1:] given what precedes them, in nats, at temperature 1."""
 
-    def rate(self, prompts: Sequence[Sequence[int]], choices: Sequence[int]) -> list[list[float]]:
-        """How likely each of some tokens is to come next, given that one of them does: [prompts][choices], sums 1."""
-
     def sleep(self) -> None:
         """Give device memory back while nothing runs; the weights are gone then."""
 

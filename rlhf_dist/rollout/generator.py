@@ -10,6 +10,7 @@ from rlhf_dist.cluster.one_thread import OneThread
 from rlhf_dist.records import PromptTask, Sample, SampleRequest, Sampling, sample_seed
 from rlhf_dist.rollout.engine import RolloutEngine
 from rlhf_dist.rollout.spec import EngineSpec
+from rlhf_dist.rollout.transformers_engine import TransformersEngine
 from rlhf_dist.store.schema import rollout_batch
 from rlhf_dist.telemetry import logs
 
@@ -33,7 +34,8 @@ class Generator:
         return self._alone(self._generate, tasks)
 
     def rate(self, prompts: Sequence[Sequence[int]], choices: Sequence[int]) -> list[list[float]]:
-        """How likely each of some tokens is to come next; see `RolloutEngine.rate`."""
+        """How likely each of some tokens is to come next; see `TransformersEngine.rate`, the one engine that can tell."""
+        assert isinstance(self._engine, TransformersEngine)
         return self._alone(self._engine.rate, prompts, choices)
 
     def _generate(self, tasks: Sequence[PromptTask]) -> pa.RecordBatch:

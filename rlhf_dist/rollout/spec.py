@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_dist.cluster.imports import import_transformers
 from rlhf_dist.config import Rollout
 from rlhf_dist.records import Sampling
 from rlhf_dist.rollout.engine import RolloutEngine
@@ -32,6 +33,7 @@ class EngineSpec:
         """Start the engine in this process."""
         import torch
 
+        import_transformers()
         on_gpu = torch.cuda.is_available()
         if not on_gpu:
             torch.set_num_threads(self.threads)

@@ -78,17 +78,21 @@ class TransformersEngine:
     def _start_group(self) -> None:
         chosen, self._waiting = self._waiting[: self._max_concurrent], self._waiting[self._max_concurrent :]
         self._group = [_Running(r, torch.Generator().manual_seed(r.seed)) for r in chosen]
-        width = max(len(r.prompt_tokens) for r in chosen)
-        ids = np.zeros((len(chosen), width), dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, request in enumerate(chosen):
-            ids[row, width - len(request.prompt_tokens) :] = request.prompt_tokens
-            mask[row, width - len(request.prompt_tokens) :] = 1
-        self._next, self._mask = (torch.from_numpy(array).to(self._device) for array in (ids, mask))
+        self._next, self._mask = self._left_padded([r.prompt_tokens for r in chosen])
         self._cache = None
 
+    def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask, both [prompts, longest], so that all prompts end in the last column."""
+        width = max(len(prompt) for prompt in prompts)
+        ids = np.zeros((len(prompts), width), dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = prompt
+            mask[row, width - len(prompt) :] = 1
+        return torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device)
+
     def _forward(self) -> torch.Tensor:
-        positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -self._next.shape[1] :]
+        positions = _positions(self._mask)[:, -self._next.shape[1] :]
         out = self._lm(
             input_ids=self._next,
             attention_mask=self._mask,
@@ -150,13 +154,13 @@ class TransformersEngine:
 
     @torch.no_grad()
     def rate(self, prompts: Sequence[Sequence[int]], choices: Sequence[int]) -> list[list[float]]:
-        """Probabilities of the choices; see `RolloutEngine`."""
-        found = []
-        for prompt in prompts:
-            logits = self._lm(input_ids=torch.tensor([list(prompt)], device=self._device), logits_to_keep=1).logits[
-                0, -1
-            ]
-            found.append(torch.softmax(logits.float()[list(choices)], dim=-1).tolist())
+        """How likely each of some tokens is to come next, given that one of them does: [prompts][choices], sums 1."""
+        found: list[list[float]] = []
+        for start in range(0, len(prompts), self._max_concurrent):
+            ids, mask = self._left_padded(prompts[start : start + self._max_concurrent])
+            places = {"attention_mask": mask, "position_ids": _positions(mask)}
+            logits = self._lm(input_ids=ids, **places, logits_to_keep=1, use_cache=False).logits[:, -1].float()
+            found += torch.softmax(logits[:, list(choices)], dim=-1).tolist()
         return found
 
     def sleep(self) -> None:
@@ -167,6 +171,11 @@ class TransformersEngine:
     def wake(self) -> None:
         """Move it back."""
         self._lm.to(self._device)
+
+
+def _positions(mask: torch.Tensor) -> torch.Tensor:
+    """Position of each token among those that the mask lets through."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def truncated_log_probs(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:

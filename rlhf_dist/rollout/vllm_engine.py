@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -166,17 +165,6 @@ class VLLMEngine:
         params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
         (output,) = self._llm.generate([{"prompt_token_ids": list(tokens)}], params, use_tqdm=False)
         return [found[token].logprob for token, found in zip(tokens[1:], output.prompt_logprobs[1:], strict=True)]
-
-    def rate(self, prompts: Sequence[Sequence[int]], choices: Sequence[int]) -> list[list[float]]:
-        """Probabilities of the choices; see `RolloutEngine`."""
-        from vllm import SamplingParams
-
-        params = SamplingParams(
-            max_tokens=1, temperature=1.0, allowed_token_ids=list(choices), logprobs=len(choices), detokenize=False
-        )
-        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        outputs = self._llm.generate(requests, params, use_tqdm=False)
-        return [[math.exp(output.outputs[0].logprobs[0][token].logprob) for token in choices] for output in outputs]
 
     def sleep(self) -> None:
         """Give weights and KV cache back; see `RolloutEngine`. vLLM can do so on GPUs; elsewhere this does nothing."""

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from rlhf_dist.cluster.imports import import_transformers
 from rlhf_dist.cluster.one_thread import OneThread
 from rlhf_dist.cluster.watch import fetch
 from rlhf_dist.errors import RewardError
@@ -87,6 +88,7 @@ class ScoringWorker:
         self._alone(self._score, store)
 
     def _load(self) -> Scorer:
+        import_transformers()
         cuda = torch.cuda.is_available()
         if not cuda:
             torch.set_num_threads(self._threads)

@@ -25,7 +25,7 @@ from rlhf_dist.learner.rank import ModelSpec
 from rlhf_dist.models import check_same_tokenizer, load_tokenizer
 from rlhf_dist.stages.reward_loss import accuracy
 from rlhf_dist.stages.sft import OUTPUT
-from rlhf_dist.stages.supervised import Stage, check_fits, learning, predictions, save, train
+from rlhf_dist.stages.supervised import Stage, check_fits, learner_of, predictions, save, train
 from rlhf_dist.telemetry.run_folder import RunFolder
 from rlhf_dist.telemetry.sections import Section
 
@@ -103,17 +103,18 @@ def run(config: DPOConfig, prepared: Prepared, folder: RunFolder) -> None:
     with (
         folder.told_of_failure(),
         session(config.cluster, cpus=config.learner.ranks, gpus=0, namespace=namespace_of(folder.path)),
+        learner_of(config, folder.path) as learner,
     ):
         folder.rewind(0)
         folder.tell("asking the reference")
-        with learning(config, {"model": reference}, folder.path, name="reference", seed=config.seed) as learner:
-            learnt, kept = (_with_reference(learner, each) for each in (prepared.learnt, prepared.kept))
+        learner.load({"model": reference}, run_dir=folder.path, seed=config.seed)
+        learnt, kept = (_with_reference(learner, each) for each in (prepared.learnt, prepared.kept))
         stage = Stage(learnt, kept, loss, config)
         folder.expect(stage.steps)
-        with learning(config, {"model": policy}, folder.path, name="dpo", seed=config.seed) as learner:
-            with folder.console.progress("DPO on comparisons", stage.steps):
-                found = train(learner, stage, folder, seed=config.seed)
-            save(learner, prepared.tokenizer, folder.path / OUTPUT)
+        learner.load({"model": policy}, run_dir=folder.path, seed=config.seed)
+        with folder.console.progress("DPO on comparisons", stage.steps):
+            found = train(learner, stage, folder, seed=config.seed)
+        save(learner, prepared.tokenizer, folder.path / OUTPUT)
     text = (
         f"{len(learnt.units)} comparisons learnt, {len(kept.units)} held out. There the preferred answer gained more "
         f"probability in {found['accuracy']:.1%}, by a margin of {found['margin']:.3f} in implicit reward; the preferred "

@@ -44,7 +44,7 @@ class Generators:
         )
 
     def rate(self, prompts: Sequence[Sequence[int]], choices: Sequence[int]) -> list[list[float]]:
-        """For each prompt, how likely each of some tokens is to come next; see `RolloutEngine.rate`."""
+        """For each prompt, how likely each of some tokens is to come next; see `TransformersEngine.rate`."""
         found = self._ask("rate", prompts, choices, doing="rating")
         rated: list[list[float]] = [[] for _ in prompts]
         for number, part in enumerate(found):

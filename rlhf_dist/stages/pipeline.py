@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,11 @@ from rlhf_dist.config import (
 )
 from rlhf_dist.data.tasks import TaskData, write_task
 from rlhf_dist.errors import ConfigError
+from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.stages import reward, sft
+from rlhf_dist.stages.ppo import prepare as prepare_ppo
 from rlhf_dist.stages.ppo import run as run_ppo
+from rlhf_dist.stages.supervised import learner_of
 from rlhf_dist.telemetry.console import Console
 from rlhf_dist.telemetry.ppo_folder import PPOFolder
 from rlhf_dist.telemetry.run_folder import RunFolder, write_aside
@@ -51,21 +56,21 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
         _check_unchanged(path / "pipeline.yaml", config, of=("task.", "model."))
         config = with_task(config, path, console)
     ppo = ppo_config(config, path)
-    supervised = _supervised(config, path)
+    supervised = supervised_stages(config, path)
     everything: list[Job | PPOConfig] = [*(stage for _, _, stage in supervised), ppo]
     for stage in filter(_finished, everything):
         _check_unchanged(Path(stage.run_dir) / "config.yaml", stage)
     write_aside(path / "pipeline.yaml", dump(given))
     needed, gpus = lay_out(config, gpus=has_gpus()).totals()
     with session(config.cluster, cpus=needed, gpus=gpus, namespace=namespace_of(path)):
-        for kind, name, each in supervised:
-            _stage(kind, name, each, console)
+        _supervise(supervised, console)
         if _finished(ppo):
             console.say("PPO: finished before")
             return path
+        prepared = prepare_ppo(ppo)
         folder = PPOFolder(path, ppo, console=console)
         with console.progress("PPO against the reward", ppo.ppo.iterations):
-            run_ppo(ppo, folder, resume=resume)
+            run_ppo(ppo, prepared, folder, resume=resume)
     return path
 
 
@@ -143,7 +148,7 @@ def ppo_config(config: PipelineConfig, path: Path) -> PPOConfig:
     )
 
 
-def _supervised(config: PipelineConfig, path: Path) -> list[tuple[Any, str, Job]]:
+def supervised_stages(config: PipelineConfig, path: Path) -> list[tuple[Any, str, Job]]:
     """Modules, names and configs of the stages before PPO."""
     judge = [(sft, "judge", _sft_config(config, config.judge, path / "stages/judge"))] if config.judge.data.path else []
     return [
@@ -168,14 +173,27 @@ def _shared(config: PipelineConfig, path: Path) -> dict[str, Any]:
     return {**{name: getattr(config, name) for name in names}, "run_dir": str(path)}
 
 
-def _stage(stage: Any, name: str, config: Job, console: Console) -> None:
-    """Run a supervised stage unless it is finished."""
-    if _finished(config):
-        console.say(f"{name}: finished before")
-        return
-    prepared = stage.prepare(config)
-    console.say(f"[bold]{name}:[/] {prepared.describe()}")
-    stage.run(config, prepared, RunFolder(Path(config.run_dir), config, console=console, stage=name))
+def _supervise(stages: Sequence[tuple[Any, str, Job]], console: Console) -> None:
+    """Run the supervised stages that are not finished; on CPUs one learner group serves them all.
+
+    On GPUs each stage has a group of its own: between two of them engines need the devices.
+    """
+    left = []
+    for stage, name, config in stages:
+        if _finished(config):
+            console.say(f"{name}: finished before")
+        else:
+            left.append((stage, name, config))
+    with ExitStack() as until_the_last:
+        group: LearnerGroup | None = None
+        for stage, name, config in left:
+            prepared = stage.prepare(config)
+            console.say(f"[bold]{name}:[/] {prepared.describe()}")
+            folder = RunFolder(Path(config.run_dir), config, console=console, stage=name)
+            if group is None and not has_gpus():
+                with folder.told_of_failure():
+                    group = until_the_last.enter_context(learner_of(config, folder.path))
+            stage.run(config, prepared, folder, group)
 
 
 def _finished(config: Job | PPOConfig) -> bool:

@@ -94,15 +94,15 @@ def _demonstrations(config: PPOConfig, tokenizer: Any) -> ExampleSet | None:
     return made
 
 
-def run(config: PPOConfig, folder: PPOFolder, *, resume: bool = False) -> None:
+def run(config: PPOConfig, prepared: Prepared, folder: PPOFolder, *, resume: bool = False) -> None:
     """Train, and leave the run folder complete.
 
     Args:
         config: the run's settings.
+        prepared: what `prepare` read and checked.
         folder: where it leaves its files.
         resume: go on from the folder's newest checkpoint.
     """
-    prepared = prepare(config)
     state, begin = newest(config, folder.path) if resume else (State(0, config.ppo.kl_coef), Begin())
     local = lay_out(config, gpus=has_gpus())
     cpus, gpus = local.totals()

@@ -21,6 +21,7 @@ from rlhf_dist.data.tables import held_out
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.feedback.aggregate import Aggregated, aggregate
 from rlhf_dist.feedback.comments import rate_comments, rating_tokens
+from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.rank import ModelSpec
 from rlhf_dist.models import check_same_tokenizer, load_tokenizer
 from rlhf_dist.records import Prompt
@@ -28,7 +29,7 @@ from rlhf_dist.scoring.reward_file import RewardFile
 from rlhf_dist.stages.generation import generating
 from rlhf_dist.stages.reward_loss import RewardLoss
 from rlhf_dist.stages.reward_sections import Outcome, sections
-from rlhf_dist.stages.supervised import Stage, check_fits, learning, predictions, train, write_model
+from rlhf_dist.stages.supervised import Stage, check_fits, learner_of, predictions, train, write_model
 from rlhf_dist.telemetry.run_folder import RunFolder, write_aside
 
 OUTPUT = "reward_model"
@@ -78,8 +79,15 @@ def prepare(config: RewardConfig) -> Prepared:
     return Prepared(tokenizer, raw, made, prompts)
 
 
-def run(config: RewardConfig, prepared: Prepared, folder: RunFolder) -> None:
-    """Train the model or models, measure them on held-out judgements, and leave the run folder complete."""
+def run(config: RewardConfig, prepared: Prepared, folder: RunFolder, shared: LearnerGroup | None = None) -> None:
+    """Train the model or models, measure them on held-out judgements, and leave the run folder complete.
+
+    Args:
+        config: the stage's settings.
+        prepared: what `prepare` read and checked.
+        folder: where it leaves its files.
+        shared: a pipeline's learner group; without, the stage has one of its own, once nobody generates any more.
+    """
     cpus = max(config.learner.ranks, config.rollout.workers.min)
     with (
         folder.told_of_failure(),
@@ -88,7 +96,8 @@ def run(config: RewardConfig, prepared: Prepared, folder: RunFolder) -> None:
         folder.rewind(0)
         judged = _read_comments(config, prepared, folder)
         answers = _answers_of_policy(config, prepared, folder)
-        outcome = _train_members(config, prepared, judged, answers, folder)
+        with learner_of(config, folder.path, shared) as learner:
+            outcome = _train_members(config, prepared, judged, answers, (folder, learner))
     folder.write_sections(sections(outcome, prepared.aggregated))
     folder.finish(outcome.facts() | {"steps": outcome.steps, "model": outcome.size})
 
@@ -105,7 +114,8 @@ def _read_comments(config: RewardConfig, prepared: Prepared, folder: RunFolder) 
     longest = max(len(tokens) for tokens in asked.prompts) + 1
     with generating(
         judge.model,
-        config.rollout,
+        # One token is read of each prompt and none is decoded: an engine built for decoding would only start more slowly.
+        config.rollout.model_copy(update={"engine": "transformers"}),
         config.timeouts,
         folder.path,
         max_sequence=longest,
@@ -145,9 +155,14 @@ def _answers_of_policy(config: RewardConfig, prepared: Prepared, folder: RunFold
 
 
 def _train_members(
-    config: RewardConfig, prepared: Prepared, judged: Sequence[Judged], answers: ExampleSet | None, folder: RunFolder
+    config: RewardConfig,
+    prepared: Prepared,
+    judged: Sequence[Judged],
+    answers: ExampleSet | None,
+    where: tuple[RunFolder, LearnerGroup],
 ) -> Outcome:
     """Train each member of the ensemble with a seed of its own, and collect what it says of held-out answers."""
+    folder, learner = where
     away = held_out([repr(one.prompt) for one in judged], config.held_out)
     learnt = [one for one, out in zip(judged, away, strict=True) if not out]
     kept = [one for one, out in zip(judged, away, strict=True) if out]
@@ -163,13 +178,13 @@ def _train_members(
             spec = ModelSpec(config.model, "value", config.optimizer, stage.steps, heads=config.heads, lora=config.lora)
             folder.expect(stage.steps * len(members))
             title = "Reward model" if len(members) == 1 else f"Reward model {number + 1} of {len(members)}"
-            with learning(config, {"model": spec}, folder.path, name="reward", seed=seed) as learner:
-                with folder.console.progress(title, stage.steps):
-                    train(learner, stage, folder, seed=seed, offset=steps)
-                said.append(predictions(learner, stage.held_out))
-                if answers is not None:
-                    said_of_policy.append(predictions(learner, answers))
-                write_model(learner, prepared.tokenizer, aside / member)
+            learner.load({"model": spec}, run_dir=folder.path, seed=seed)
+            with folder.console.progress(title, stage.steps):
+                train(learner, stage, folder, seed=seed, offset=steps)
+            said.append(predictions(learner, stage.held_out))
+            if answers is not None:
+                said_of_policy.append(predictions(learner, answers))
+            write_model(learner, prepared.tokenizer, aside / member)
             steps, size = steps + stage.steps, learner.num_parameters
         policy = np.concatenate(said_of_policy, axis=1) if said_of_policy else None
         file = RewardFile(scores=config.scores, members=members, compare_scale=config.compare_scale, **_moments(policy))

@@ -21,9 +21,10 @@ from rlhf_dist.data.demonstrations import (
 )
 from rlhf_dist.learner.engine import TrainedModel
 from rlhf_dist.learner.examples import ExampleBatch
+from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.rank import ModelSpec
 from rlhf_dist.models import load_tokenizer
-from rlhf_dist.stages.supervised import Stage, check_fits, learning, save, train
+from rlhf_dist.stages.supervised import Stage, check_fits, learner_of, save, train
 from rlhf_dist.telemetry.run_folder import RunFolder
 from rlhf_dist.telemetry.sections import Section
 
@@ -80,15 +81,16 @@ def demonstrations(settings: Demonstrations, tokenizer: Any) -> tuple[Sequence[D
     return rows, read(settings.held_out, settings.split) if own_file else read(settings.path, settings.held_out)
 
 
-def run(config: SFTConfig, prepared: Prepared, folder: RunFolder) -> None:
-    """Fine-tune, and leave the run folder complete."""
+def run(config: SFTConfig, prepared: Prepared, folder: RunFolder, shared: LearnerGroup | None = None) -> None:
+    """Fine-tune, on a learner group of its own or a pipeline's, and leave the run folder complete."""
     folder.expect(prepared.stage.steps)
     spec = ModelSpec(config.model, "policy", config.optimizer, prepared.stage.steps, lora=config.lora)
     with (
         folder.told_of_failure(),
         session(config.cluster, cpus=config.learner.ranks, gpus=0, namespace=namespace_of(folder.path)),
-        learning(config, {"model": spec}, folder.path, name="sft", seed=config.seed) as learner,
+        learner_of(config, folder.path, shared) as learner,
     ):
+        learner.load({"model": spec}, run_dir=folder.path, seed=config.seed)
         folder.rewind(0)
         with folder.console.progress("SFT on demonstrations", prepared.stage.steps):
             found = train(learner, prepared.stage, folder, seed=config.seed)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from rlhf_dist.checkpoint import complete_or_absent
-from rlhf_dist.cluster.session import has_gpus
+from rlhf_dist.cluster.session import has_gpus, namespace_of
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Job, Training
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.learner.group import GroupPlace, LearnerGroup, SupervisedBatch, start_group
-from rlhf_dist.learner.rank import Loss, ModelSpec
+from rlhf_dist.learner.rank import Loss
 from rlhf_dist.models import read_config
 from rlhf_dist.telemetry.run_folder import RunFolder
 
@@ -65,27 +65,27 @@ def check_fits(config: Job, model: str, *examples: ExampleSet) -> None:
 
 
 @contextmanager
-def learning(
-    config: Job, specs: dict[str, ModelSpec], run_dir: Path, *, name: str, seed: int
-) -> Iterator[LearnerGroup]:
-    """A learner group that holds some models inside the block.
+def learner_of(config: Job, run_dir: Path, shared: LearnerGroup | None = None) -> Iterator[LearnerGroup]:
+    """A stage's learner group inside the block, holding no model yet: one of its own, or that of several stages.
 
     Args:
         config: the stage's settings.
-        specs: models by name.
-        run_dir: where log files go.
-        name: the stage's, for the actors' names.
-        seed: of weights that start at random.
+        run_dir: what every rank must be able to see.
+        shared: the group of a pipeline, which goes on after this stage; it was started with the same settings.
     """
     import ray
 
+    if shared is not None:
+        yield shared
+        return
+
     share = config.cluster.gpu_share if has_gpus() else 0.0
     options = [
-        {"num_cpus": 1, "num_gpus": share, "name": f"{name}-learner-{rank}"} for rank in range(config.learner.ranks)
+        {"num_cpus": 1, "num_gpus": share, "name": f"learner-{rank}", "namespace": namespace_of(run_dir)}
+        for rank in range(config.learner.ranks)
     ]
-    hidden = read_config(next(iter(specs.values())).path).hidden_size
     place = GroupPlace(config.learner, options, run_dir, Watch(), config.timeouts, config.cluster.interface)
-    group = start_group(place, specs, hidden=hidden, seed=seed)
+    group = start_group(place)
     try:
         yield group
     finally:
@@ -190,9 +190,3 @@ def write_model(learner: LearnerGroup, tokenizer: Any, folder: Path) -> None:
     """Write the stage's model with its tokenizer in Hugging Face layout."""
     learner.save("model", folder.absolute())
     tokenizer.save_pretrained(folder)
-
-
-def as_rows(table: Mapping[str, Sequence[Any]] | Sequence[Sequence[Any]]) -> tuple[tuple[str, ...], ...]:
-    """Cells as text for a report's table; numbers with three digits."""
-    rows = table.items() if isinstance(table, Mapping) else table
-    return tuple(tuple(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row) for row in rows)

@@ -11,6 +11,7 @@ from typing import Any
 
 from rlhf_dist.cluster.memory import ModelSize
 from rlhf_dist.cluster.placement import Layout, Place, options, reserve, room
+from rlhf_dist.cluster.session import namespace_of
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import GOLD, FunctionReward, PPOConfig, Reward
 from rlhf_dist.controller import Parts
@@ -63,7 +64,7 @@ def wired(config: PPOConfig, prepared: Prepared, layout: Layout, run_dir: Path, 
     (store_place,) = layout.of("store")
     store = (
         ray.remote(Store)
-        .options(name="store", **options(store_place, group))
+        .options(**_named(store_place, group, run_dir))
         .remote(
             batch_rows=config.batch_samples,
             max_staleness=config.experience.max_staleness,
@@ -78,10 +79,11 @@ def wired(config: PPOConfig, prepared: Prepared, layout: Layout, run_dir: Path, 
     try:
         rollouts.open()
         starting = {name: worker.start.remote() for name, worker in scorers.items()}
-        ranks = [{"name": place.name, **options(place, group)} for place in layout.of("learner")]
+        ranks = [_named(place, group, run_dir) for place in layout.of("learner")]
         place = GroupPlace(config.learner, ranks, run_dir, watch, config.timeouts, config.cluster.interface)
         specs = model_specs(config, begin)
-        learner = start_group(place, specs, hidden=prepared.sizes["policy"].hidden, seed=config.seed)
+        learner = start_group(place)
+        learner.load(specs, run_dir=run_dir, seed=config.seed)
         watch.wait(starting, timeout_s=config.timeouts.start, doing="starting and loading its model")
         for name, worker in scorers.items():
             watch.add_loop(name, worker.run.remote(store))
@@ -92,6 +94,11 @@ def wired(config: PPOConfig, prepared: Prepared, layout: Layout, run_dir: Path, 
         watch.forget()
         rollouts.close()
         remove_placement_group(group)  # and with it everybody in it
+
+
+def _named(place: Place, group: Any, run_dir: Path) -> dict[str, Any]:
+    """Ray options of an actor in its place; its name is the run's own, also within a session that other runs share."""
+    return {"name": place.name, "namespace": namespace_of(run_dir), **options(place, group)}
 
 
 def _fleet(
@@ -121,7 +128,7 @@ def _fleet(
 
     def spawn(name: str, slot: int) -> Any:
         place = places[slot] if slot < len(places) else places[0]
-        kind = ray.remote(RolloutWorker).options(name=name, **shared, **options(place, group))
+        kind = ray.remote(RolloutWorker).options(**shared, **{**_named(place, group, run_dir), "name": name})
         return kind.remote(name, spec, sampling, seed=config.seed, **limits)
 
     def spare() -> int:
@@ -151,7 +158,7 @@ def _scorers(config: PPOConfig, layout: Layout, group: Any, run_dir: Path) -> di
         scorer, arguments = kinds[place.role]
         env = {} if place.gpus else {"OMP_NUM_THREADS": str(scoring.threads)}
         kind = ray.remote(ScoringWorker).options(
-            name=place.name, max_concurrency=2, runtime_env={"env_vars": env}, **options(place, group)
+            max_concurrency=2, runtime_env={"env_vars": env}, **_named(place, group, run_dir)
         )
         return kind.remote(
             place.name,

@@ -70,7 +70,8 @@ class Slurm:
         (self.folder / "spool").mkdir()
         self._wait(lambda: (munge / "socket").exists(), "munged")
         self._spawn(["slurmctld", "-D"], "slurmctld")
-        self._spawn(["slurmd", "-D"], "slurmd")
+        # Jobs end with `ray stop`, which ends every Ray process that it sees: let it see its own only.
+        self._spawn(["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "slurmd", "-D"], "slurmd")
         self._wait(lambda: "idle" in self.run("sinfo", "-h", "-o", "%t", check=False), "a node in state idle")
 
     def run(self, *command: str, check: bool = True) -> str:

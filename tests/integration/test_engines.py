@@ -1,6 +1,7 @@
 """vLLM against transformers, in fp32: the same log-probs before and after a weight pull."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,16 +9,18 @@ import pyarrow as pa
 import pytest
 import torch
 
-from rlhf_dist.cluster.session import session
-from rlhf_dist.config import Cluster
+from rlhf_dist.cluster.watch import Watch
+from rlhf_dist.config import Rollout
 from rlhf_dist.errors import EnvironmentProblem, WeightError
 from rlhf_dist.models import load_policy
 from rlhf_dist.records import RowKey, Sample, SampleRequest, Sampling, sample_seed
 from rlhf_dist.rollout.engine import RolloutEngine
+from rlhf_dist.rollout.spec import engine_spec, environment
 from rlhf_dist.rollout.transformers_engine import TransformersEngine, truncated_log_probs
 from rlhf_dist.rollout.vllm_engine import ENVIRONMENT, VLLMEngine
+from rlhf_dist.rollout.worker import RolloutWorker
 from rlhf_dist.store.weights import encode_bucket
-from tests.integration.runs import Folders
+from tests.runs import Folders
 
 SAMPLING = Sampling(max_new_tokens=16, temperature=0.7, top_p=0.9, top_k=50, stop=(), eos_token_ids=(2,))
 
@@ -60,16 +63,14 @@ class Remote:
         return lambda *arguments: ray.get(getattr(self.host, name).remote(*arguments), timeout=200)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    with session(Cluster(), cpus=4, gpus=0, namespace="test"):
-        yield
-
-
 @pytest.fixture(scope="module", params=["policy", "tied"])
-def engine(request: pytest.FixtureRequest, folders: Folders) -> tuple[Remote, str]:
+def engine(request: pytest.FixtureRequest, ray_session: None, folders: Folders) -> Iterator[tuple[Remote, str]]:
+    import ray
+
     path = str(getattr(folders, request.param))
-    return Remote(path), path
+    made = Remote(path)
+    yield made, path
+    ray.kill(made.host)
 
 
 def tables_of(path: str, seed: int) -> tuple[list[pa.Table], list[str], torch.nn.Module]:
@@ -141,6 +142,23 @@ def test_a_flipped_bit_or_a_missing_weight_is_refused(folders: Folders, engine: 
     broken = tables[0].set_column(4, tables[0].schema.field("data"), data)
     with pytest.raises(WeightError, match=f"weight {names[0]}: checksum"):
         vllm.load_weights([broken, tables[1]], names, 9)
+
+
+def test_no_room_for_the_kv_cache_names_the_settings(ray_session: None, folders: Folders, tmp_path: Path) -> None:
+    import ray
+
+    settings = Rollout(kv_cache_gib=1e-6, max_concurrent=4, max_new_tokens=12)
+    shared = {"dtype": "float32", "max_sequence": 64, "seed": 0, "on_gpu": False, "log_dir": str(tmp_path)}
+    spec = engine_spec(settings, str(folders.policy), **shared)
+    env = {"env_vars": environment(settings, on_gpu=False)}
+    worker = (
+        ray.remote(RolloutWorker)
+        .options(runtime_env=env)
+        .remote("rollout-0", spec, SAMPLING, seed=0, probe_tolerance=1e-3, timeout_s=60)
+    )
+    with pytest.raises(EnvironmentProblem, match=r"rollout-0(.|\n)*KV cache(.|\n)*rollout.kv_cache_gib"):
+        Watch().one("rollout-0", worker.start.remote(), timeout_s=240, doing="starting")
+    ray.kill(worker)
 
 
 def test_a_variable_that_opens_vllm_to_strangers_is_refused(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,24 +7,41 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_dist.cluster.session import session
 from rlhf_dist.cluster.watch import Watch
-from rlhf_dist.config import Cluster, Learner, Optimizer, Timeouts
+from rlhf_dist.config import Learner, Optimizer, Timeouts
 from rlhf_dist.data.examples import example_table
-from rlhf_dist.learner.group import GroupPlace, SupervisedBatch, start_group
-from rlhf_dist.learner.rank import ModelSpec
+from rlhf_dist.learner.group import LearnerGroup, SupervisedBatch
+from rlhf_dist.learner.rank import LearnerRank, ModelSpec
 from rlhf_dist.models import PolicyModel, load_policy, pack
 from rlhf_dist.stages.sft import sft_loss
-from tests.integration.runs import Folders
+from tests.runs import Folders
 
 STEPS = 5
 OPTIMIZER = Optimizer(lr=1e-3, warmup=0.4, max_grad_norm=0.5, weight_decay=0.01)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    with session(Cluster(), cpus=4, gpus=0, namespace="test"):
-        yield
+class AnyStage(LearnerRank):
+    """A rank whose ZeRO stage changes from load to load, so that eight cases share three processes."""
+
+    def choose(self, settings: Learner) -> None:
+        self.settings = settings
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def group(
+    request: pytest.FixtureRequest, ray_session: None, folders: Folders, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LearnerGroup]:
+    import ray
+
+    settings = Learner(ranks=request.param, zero_stage=0, micro_batch_tokens=128, row_tokens=64, threads=1)
+    kind = ray.remote(AnyStage).options(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+    ranks = [kind.remote(rank, settings.ranks, settings) for rank in range(settings.ranks)]
+    timeouts = Timeouts(start=240, update=120, publish=60)
+    made = LearnerGroup(ranks, settings, watch=Watch(), timeouts=timeouts)
+    made.meet(run_dir=tmp_path_factory.mktemp("parity"), interface=None)
+    yield made
+    for rank in ranks:
+        ray.kill(rank)
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +76,10 @@ def plain(folders: Folders, sequences: list[np.ndarray]) -> tuple[list[float], d
     return losses, {name.removeprefix("lm."): value.detach() for name, value in model.named_parameters()}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_zero_equals_plain_torch(
     stage: int,
-    ranks: int,
+    group: LearnerGroup,
     folders: Folders,
     sequences: list[np.ndarray],
     plain: tuple[list[float], dict[str, torch.Tensor]],
@@ -71,24 +87,17 @@ def test_zero_equals_plain_torch(
 ) -> None:
     import ray
 
-    settings = Learner(ranks=ranks, zero_stage=stage, micro_batch_tokens=128, row_tokens=64, threads=1)
-    spec = ModelSpec(str(folders.policy), "policy", OPTIMIZER, STEPS)
-    timeouts = Timeouts(start=240, update=120, publish=60)
-    options = [{"num_cpus": 1, "num_gpus": 0} for _ in range(settings.ranks)]
-    place = GroupPlace(settings, options, tmp_path, Watch(), timeouts)
-    group = start_group(place, {"model": spec}, hidden=64, seed=0)
-    try:
-        stored = ray.put(example_table([x.tolist() for x in sequences], [range(3, len(x) - 1) for x in sequences]))
-        losses = []
-        for step in range(STEPS):
-            chosen = range(step * 12, (step + 1) * 12)
-            count = float(sum(len(sequences[i]) - 4 for i in chosen))
-            batch = SupervisedBatch(stored, [[i] for i in chosen], [len(sequences[i]) for i in chosen], count)
-            losses.append(group.train_step("model", batch, sft_loss)["loss"])
-        weights = ray.get([rank.state.remote("model") for rank in group.ranks])[0]
-    finally:
-        for rank in group.ranks:
-            ray.kill(rank)
+    settings = group.settings.model_copy(update={"zero_stage": stage})
+    ray.get([rank.choose.remote(settings) for rank in group.ranks])
+    group.load({"model": ModelSpec(str(folders.policy), "policy", OPTIMIZER, STEPS)}, run_dir=tmp_path, seed=0)
+    stored = ray.put(example_table([x.tolist() for x in sequences], [range(3, len(x) - 1) for x in sequences]))
+    losses = []
+    for step in range(STEPS):
+        chosen = range(step * 12, (step + 1) * 12)
+        count = float(sum(len(sequences[i]) - 4 for i in chosen))
+        batch = SupervisedBatch(stored, [[i] for i in chosen], [len(sequences[i]) for i in chosen], count)
+        losses.append(group.train_step("model", batch, sft_loss)["loss"])
+    weights = ray.get([rank.state.remote("model") for rank in group.ranks])[0]
     assert losses == pytest.approx(plain[0], abs=1e-4)
     for name, expected in plain[1].items():
         np.testing.assert_allclose(weights[name], expected.numpy(), atol=1e-4, rtol=0, err_msg=name)

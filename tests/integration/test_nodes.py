@@ -11,31 +11,21 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from rlhf_dist.config import dump
 from tests.integration.hosts import BIN, Hosts, hosts, not_permitted
-from tests.integration.runs import SMALL_DEMO, Folders, overrides
+from tests.runs import Folders, log_lines
 
 REASON = not_permitted()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
-DEMO = {
-    **SMALL_DEMO,
-    "ppo.iterations": 4,
-    "ppo.prompts_per_iteration": 640,
-    "rollout.workers": "{min: 1, max: 2}",
-    "experience.keep": True,
-    "weights.probe_every": 1,
-}
+ITERATIONS, ROWS = 4, 640
+"""So many samples that an iteration lasts about as long as a worker takes to start."""
 
 
 @pytest.fixture
 def machines() -> Iterator[Hosts]:
     with hosts(3) as made:
         yield made
-
-
-def lines(run: Path, actor: str) -> list[dict[str, object]]:
-    file = run / "logs" / f"{actor}.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def done(run: Path) -> int:
@@ -51,36 +41,48 @@ def wait_for(condition: Callable[[], bool], driver: subprocess.Popen[bytes], out
         time.sleep(0.2)
 
 
-def test_demo_on_three_nodes_of_which_one_joins_late_and_one_dies(machines: Hosts, tmp_path: Path) -> None:
+def test_a_run_on_three_nodes_of_which_one_joins_late_and_one_dies(
+    machines: Hosts, folders: Folders, tmp_path: Path
+) -> None:
     machines.start_node(0, cpus=3)
     machines.start_node(1, cpus=1)
-    run, output = tmp_path / "run", tmp_path / "output"
-    command = [str(BIN / "rlhf-dist"), "demo", "--address", machines.cluster, "--run-dir", str(run), *overrides(DEMO)]
+    run, output, file = tmp_path / "run", tmp_path / "output", tmp_path / "ppo.yaml"
+    rollout = {
+        "workers": {"min": 1, "max": 2},
+        "engine": "transformers",
+        "max_new_tokens": 48,
+        "samples_per_prompt": 10,
+    }
+    config = folders.config(ppo={"iterations": ITERATIONS, "prompts_per_iteration": ROWS // 10}, rollout=rollout)
+    file.write_text(dump(config))
+    command = [str(BIN / "rlhf-dist"), "ppo", str(file), "--address", machines.cluster, "--run-dir", str(run)]
     driver = machines.spawn(0, command, output)
 
     wait_for(lambda: done(run) >= 1, driver, output, timeout=300)
     machines.start_node(2, cpus=1)
     joined_in = done(run)
     wait_for(
-        lambda: any(line["message"] == "generated" for line in lines(run, "rollout-1")), driver, output, timeout=120
+        lambda: any(line["message"] == "generated" for line in log_lines(run, "rollout-1")), driver, output, timeout=120
     )
-    works_in = next(line["iteration"] for line in lines(run, "rollout-1") if line["message"] == "generated")
+    works_in = next(line["iteration"] for line in log_lines(run, "rollout-1") if line["message"] == "generated")
     assert works_in <= joined_in + 1, "the node that joined got no work within one iteration"
 
     machines.kill(1)
     assert driver.wait(timeout=400) == 0, output.read_text()[-3000:]
 
-    nodes = {actor: {line["node"] for line in lines(run, actor)} for actor in ("learner-0", "rollout-0", "rollout-1")}
+    nodes = {
+        actor: {line["node"] for line in log_lines(run, actor)} for actor in ("learner-0", "rollout-0", "rollout-1")
+    }
     assert nodes == {name: {machines.address(host)} for name, host in zip(nodes, (0, 1, 2), strict=True)}
-    for iteration in range(DEMO["ppo.iterations"]):
+    for iteration in range(ITERATIONS):
         file = run / "experience" / f"iteration={iteration:06d}" / "batch.arrow"
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         keys = Counter(zip(table["prompt_id"].to_pylist(), table["sample_index"].to_pylist(), strict=True))
-        assert len(keys) == table.num_rows == DEMO["ppo.prompts_per_iteration"], "a sample is missing or doubled"
+        assert len(keys) == table.num_rows == ROWS, "a sample is missing or doubled"
         assert set(table["policy_version"].to_pylist()) == {iteration}
     summary = json.loads((run / "summary.json").read_text())
     assert summary["restarts"] == 1
-    assert summary["weight_versions"] == DEMO["ppo.iterations"] + 1
+    assert summary["weight_versions"] == ITERATIONS + 1
 
 
 LEARN_ON_TWO_NODES = """
@@ -100,7 +102,8 @@ with session(Cluster(address=address), cpus=0, gpus=0, namespace="test"):
     place = GroupPlace(Learner(ranks=2, zero_stage=3, threads=1), options, Path(run_dir), Watch(), Timeouts())
     spec = ModelSpec(model, "policy", Optimizer(), 1)
     try:
-        group = start_group(place, {"policy": spec}, hidden=64, seed=0)
+        group = start_group(place)
+        group.load({"policy": spec}, run_dir=Path(run_dir), seed=0)
     except EnvironmentProblem as error:
         print("PROBLEM", error)
     else:
@@ -117,7 +120,7 @@ def test_ranks_on_two_nodes_learn_together_or_say_who_cannot_reach_whom(
     script = [sys.executable, "-c", LEARN_ON_TWO_NODES, machines.cluster, str(folders.policy), str(tmp_path)]
     assert "SAVED" in machines.run(0, script, timeout=240)
     assert (tmp_path / "saved" / "model.safetensors").is_file()
-    nodes = [line["node"] for rank in (0, 1) for line in lines(tmp_path, f"learner-{rank}")]
+    nodes = [line["node"] for rank in (0, 1) for line in log_lines(tmp_path, f"learner-{rank}")]
     assert set(nodes) <= {machines.address(1), machines.address(2)}
 
     machines.block(1, 2)

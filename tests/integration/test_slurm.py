@@ -10,16 +10,26 @@ from pathlib import Path
 import pytest
 
 from tests.integration.hosts import BIN
-from tests.integration.runs import SMALL_DEMO, overrides
 from tests.integration.slurm import Slurm, missing, slurm
+from tests.runs import overrides
 
 ROOT = Path(__file__).parents[2]
 REASON = missing()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 DEMO = {
-    **SMALL_DEMO,
-    "ppo.iterations": 5,
+    "task.prompts": 64,
+    "task.demonstrations": 128,
+    "task.comparisons": 64,
+    "task.scores": 0,
+    "task.comments": 0,
+    "model": "{hidden: 64, layers: 2, heads: 2, positions: 128}",
+    "sft.epochs": 1,
+    "reward_model.epochs": 1,
+    "reward_model.normalise_on": 8,
+    "prompts.held_out_limit": 8,
+    "rollout.engine": "transformers",
+    "ppo.iterations": 8,
     "ppo.prompts_per_iteration": 32,
     "checkpoint_every": 1,
     # Two cores: learner, engine and scorers share one of Ray's CPU slots.
@@ -89,6 +99,7 @@ def test_a_job_whose_ray_does_not_start_fails_and_says_so(cluster: Slurm, tmp_pa
             "RLHF_VENV": str(BIN.parent),
             "RLHF_TOKEN_FILE": str(tmp_path / "token"),
             "RLHF_PORT": port,
+            "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "5",
         }
         log = tmp_path / "log"
         job = cluster.submit(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.hosts import BIN, Hosts, hosts, not_permitted
-from tests.integration.runs import Folders, metrics, overrides
+from tests.runs import Folders, metrics, overrides
 
 ROOT = Path(__file__).parents[2]
 SSHD = Path("/usr/sbin/sshd")
@@ -91,6 +91,7 @@ def test_a_run_on_two_machines_by_ssh_leaves_no_ray_behind(
         "prompts.max_tokens": 40,
         "ppo.iterations": 2,
         "ppo.prompts_per_iteration": 8,
+        "rollout.engine": "transformers",
         "rollout.max_new_tokens": 12,
         "learner.micro_batch_tokens": 512,
         "learner.threads": 1,

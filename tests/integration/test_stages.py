@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,8 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf_dist.checkpoint import verify
-from rlhf_dist.cluster.session import session
-from rlhf_dist.config import Cluster, DPOConfig, Job, ModelReward, RewardConfig, SFTConfig
+from rlhf_dist.config import DPOConfig, Job, ModelReward, RewardConfig, SFTConfig
 from rlhf_dist.data.helpdesk import build_tokenizer, gold_score, preferences, ratings
 from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.models import load_policy
@@ -24,17 +22,14 @@ from rlhf_dist.scoring.reward_models import LearnedReward
 from rlhf_dist.stages import dpo, reward, sft
 from rlhf_dist.telemetry.console import Console
 from rlhf_dist.telemetry.run_folder import RunFolder
-from tests.integration.runs import Folders
+from tests.runs import Folders
 
 LEARNER = {"zero_stage": 0, "micro_batch_tokens": 2048, "threads": 1}
 FAST = {"lr": 3e-3, "warmup": 0.0}
 SMALL = {"engine": "transformers", "max_new_tokens": 12, "max_concurrent": 32}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    with session(Cluster(), cpus=2, gpus=0, namespace="rlhf/stages"):
-        yield
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def run(stage: Any, config: Job, path: Path) -> dict[str, Any]:
@@ -61,7 +56,7 @@ def test_lora_fine_tuning_learns_and_its_adapter_is_the_merged_model(folders: Fo
         data={"path": write(tmp_path / "d.jsonl", rows), "held_out": 0.3, "max_tokens": 64},
         epochs=8,
         batch_size=16,
-        optimizer={"lr": 2e-2, "warmup": 0.0},
+        optimizer={"lr": 2e-2, "warmup": 0.0, "schedule": "cosine"},
         lora={"rank": 4, "alpha": 8},
         learner={**LEARNER, "ranks": 2, "zero_stage": 3},
     )

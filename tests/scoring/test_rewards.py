@@ -19,7 +19,7 @@ from rlhf_dist.scoring import remote
 from rlhf_dist.scoring.reward import RewardScorer
 from rlhf_dist.scoring.reward_file import RewardFile, read_reward_file
 from rlhf_dist.scoring.reward_models import combined
-from tests.integration.runs import SHAPE
+from tests.runs import SHAPE
 
 TOKENIZER = build_tokenizer()
 PROMPTS = ["Customer: Hi,\nAgent:", "Customer: Hello,\nAgent:", "Customer: Hey,\nAgent:"]

@@ -16,7 +16,7 @@ from rlhf_dist.learner.examples import read_examples
 from rlhf_dist.models import PolicyModel, ValueModel
 from rlhf_dist.stages.dpo import DPOLoss
 from rlhf_dist.stages.reward_loss import RewardLoss
-from tests.integration.runs import SHAPE
+from tests.runs import SHAPE
 
 TOKENIZER = build_tokenizer()
 JUDGED = [

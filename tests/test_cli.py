@@ -1,20 +1,37 @@
-"""The command line as a user meets it, in processes of its own."""
+"""The command line as a user meets it: in this process, and once in a process of its own."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-import yaml
 
+from rlhf_dist.cli import main
 from rlhf_dist.config import dump
-from tests.integration.runs import Folders
+from tests.runs import Folders
 
 
-def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rlhf_dist.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=560, check=False)
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """Runs a command line here: what it imports is imported once."""
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr("sys.argv", ["rlhf-dist", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        return Done(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture
@@ -24,7 +41,18 @@ def config_file(folders: Folders, tmp_path: Path) -> Path:
     return file
 
 
-def test_dry_run_prints_config_placement_and_memory_and_starts_nothing(config_file: Path, tmp_path: Path) -> None:
+def test_in_a_process_of_its_own_bad_input_is_one_message_without_a_traceback(config_file: Path) -> None:
+    command = [sys.executable, "-m", "rlhf_dist.cli", "ppo", str(config_file), "--set", "ppo.itertions=7"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "did you mean `ppo.iterations`?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_dry_run_prints_config_placement_and_memory_and_starts_nothing(
+    cli: Callable[..., Done], config_file: Path, tmp_path: Path
+) -> None:
     done = cli("ppo", config_file, "--dry-run", "--set", "ppo.iterations=7", "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     for text in ("iterations: 7", "Placement", "learner", "rollout", "MiB", "64 prompts"):
@@ -32,7 +60,7 @@ def test_dry_run_prints_config_placement_and_memory_and_starts_nothing(config_fi
     assert not (tmp_path / "run").exists()
 
 
-def test_plan_fits_or_says_what_does_not(config_file: Path) -> None:
+def test_plan_fits_or_says_what_does_not(cli: Callable[..., Done], config_file: Path) -> None:
     plan = ("plan", config_file, "--nodes", "2", "--gpus-per-node", "2")
     done = cli(*plan)
     assert done.returncode == 0, done.stderr
@@ -48,7 +76,7 @@ def test_plan_fits_or_says_what_does_not(config_file: Path) -> None:
     assert "Does not fit: node 0 device 0 (learner-0)" in full.stdout
 
 
-def test_show_and_logs_and_status_say_what_is_missing(tmp_path: Path) -> None:
+def test_show_and_logs_and_status_say_what_is_missing(cli: Callable[..., Done], tmp_path: Path) -> None:
     shown = cli("show", tmp_path)
     assert (shown.returncode, "no samples; they are kept with" in shown.stderr) == (2, True)
     logs = cli("logs", tmp_path)
@@ -67,15 +95,16 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_message_and_exit_code_2(case: str, config_file: Path) -> None:
+def test_bad_input_is_one_message_and_exit_code_2(cli: Callable[..., Done], case: str, config_file: Path) -> None:
     changes, message = BAD[case]
     done = cli("ppo", config_file, *changes)
     assert done.returncode == 2
     assert message in done.stderr
-    assert "Traceback" not in done.stderr
 
 
-def test_different_tokenizers_are_named(folders: Folders, config_file: Path, tmp_path: Path) -> None:
+def test_different_tokenizers_are_named(
+    cli: Callable[..., Done], folders: Folders, config_file: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "reward"
     other.mkdir()
     for file in folders.reward.iterdir():
@@ -97,7 +126,7 @@ def test_different_tokenizers_are_named(folders: Folders, config_file: Path, tmp
     ],
 )
 def test_bad_prompt_files_are_named_with_their_line(
-    content: str, message: str, config_file: Path, tmp_path: Path
+    cli: Callable[..., Done], content: str, message: str, config_file: Path, tmp_path: Path
 ) -> None:
     prompts = tmp_path / "bad.jsonl"
     prompts.write_text(content)
@@ -107,7 +136,9 @@ def test_bad_prompt_files_are_named_with_their_line(
     assert message in done.stderr
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(config_file: Path, tmp_path: Path) -> None:
+def test_a_folder_that_holds_a_run_is_not_overwritten(
+    cli: Callable[..., Done], config_file: Path, tmp_path: Path
+) -> None:
     held = tmp_path / "held"
     held.mkdir()
     (held / "config.yaml").write_text("seed: 1\n")
@@ -115,30 +146,3 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(config_file: Path, tmp_pat
     assert done.returncode == 2
     assert "already holds a run" in done.stderr
     assert (held / "config.yaml").read_text() == "seed: 1\n"
-
-
-def test_demo_goes_through_all_stages_and_leaves_a_judged_run(tmp_path: Path) -> None:
-    changes = {
-        "ppo.iterations": 2,
-        "ppo.prompts_per_iteration": 16,
-        "task.demonstrations": 288,
-        "task.comparisons": 192,
-        "task.scores": 64,
-        "task.comments": 64,
-        "prompts.held_out_limit": 16,
-        "telemetry.wandb": "true",
-        "telemetry.tensorboard": "true",
-    }
-    settings = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
-    done = cli("demo", "--run-dir", tmp_path / "run", "--seed", 3, *settings)
-    assert done.returncode == 0, done.stdout + done.stderr
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["seed"] == 3
-    assert 0.0 <= summary["gold_win_rate"] <= 1.0
-    for stage in ("sft", "judge", "reward"):
-        assert json.loads((tmp_path / "run" / "stages" / stage / "summary.json").read_text())["stage"] == stage
-    assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
-    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
-    again = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert again["gold_judge"] == "rlhf_dist.data.helpdesk:gold_score"

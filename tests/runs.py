@@ -3,13 +3,14 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.data.helpdesk import build_tokenizer, train_prompts
-from rlhf_dist.stages.ppo import run
+from rlhf_dist.stages.ppo import prepare, run
 from rlhf_dist.telemetry.console import Console
 from rlhf_dist.telemetry.ppo_folder import PPOFolder
 
@@ -21,20 +22,6 @@ SHAPE = {
     "num_key_value_heads": 1,
     "max_position_embeddings": 128,
 }
-
-
-SMALL_DEMO = {
-    "task.demonstrations": 512,
-    "sft.epochs": 1,
-    "task.comparisons": 512,
-    "task.scores": 0,
-    "task.comments": 0,
-    "reward_model.epochs": 1,
-    "reward_model.normalise_on": 16,
-    "prompts.held_out_limit": 16,
-    "learner.threads": 1,
-}
-"""The demo in a minute, for tests of where it runs and not of what it learns."""
 
 
 def overrides(settings: dict[str, object]) -> list[str]:
@@ -84,10 +71,16 @@ class Folders:
         return PPOConfig.model_validate(tree)
 
 
-def train(config: PPOConfig, path: Path) -> Path:
-    """A whole PPO run on real parts; returns the run folder."""
-    run(config, PPOFolder(path, config, console=Console()))
+def train(config: PPOConfig, path: Path, *, resume: bool = False) -> Path:
+    """A whole PPO run on real parts; returns the run folder. In a shared session no two runs' folders share a name."""
+    run(config, prepare(config), PPOFolder(path, config, console=Console()), resume=resume)
     return path
+
+
+def log_lines(run: Path, actor: str) -> list[dict[str, Any]]:
+    """What an actor of a run has logged so far, whole lines only."""
+    file = run / "logs" / f"{actor}.jsonl"
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []
 
 
 def metrics(path: Path) -> list[dict[str, float]]:

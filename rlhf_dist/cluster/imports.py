@@ -1,0 +1,33 @@
+"""Heavy packages without what they import for others: an actor's start is mostly imports."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def without(package: str) -> Iterator[None]:
+    """Inside the block the package looks as if it were not installed, unless it was imported before."""
+    hidden = package not in sys.modules
+    if hidden:
+        sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[package]
+
+
+def import_transformers() -> None:
+    """Import transformers' generation, which takes scikit-learn along (a second) for a kind of decoding that nobody here uses."""
+    with without("sklearn"):
+        importlib.import_module("transformers.generation.candidate_generator")
+
+
+def import_deepspeed() -> None:
+    """Import DeepSpeed, whose autotuner takes MLflow along (three seconds)."""
+    with without("mlflow"):
+        importlib.import_module("deepspeed")

@@ -1,0 +1,131 @@
+"""The demo in a process of its own, with every part that a pipeline can have, and what can be done with its folder."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf_dist.cli import shipped_config
+from rlhf_dist.config import PipelineConfig, load, override
+from rlhf_dist.errors import ConfigError
+from rlhf_dist.stages import evaluate
+from rlhf_dist.stages.feedback_sample import Wanted, sample
+from rlhf_dist.stages.pipeline import run
+from rlhf_dist.telemetry.console import Console
+from rlhf_dist.telemetry.run_folder import RunFolder
+from tests.runs import overrides
+
+PARTS = {
+    "seed": 3,
+    "task.prompts": 64,
+    "task.demonstrations": 288,
+    "task.comparisons": 256,
+    "task.scores": 64,
+    "task.comments": 64,
+    "model": "{hidden: 64, layers: 2, heads: 2, positions: 128}",
+    "sft.epochs": 1,
+    "judge.epochs": 1,
+    "reward_model.epochs": 1,
+    "reward_model.normalise_on": 16,
+    "reward_model.heads": 2,
+    "reward": "[{path: stages/reward/reward_model, combine: mean-std}, "
+    "{kind: function, name: brief, path: 'tests.integration.test_demo:brevity', weight: 0.1}]",
+    "safety": "{forbidden: [password], longest: 40, cap: -2}",
+    "prompts.held_out_limit": 8,
+    "ppo.iterations": 2,
+    "ppo.prompts_per_iteration": 16,
+    "ppo.ptx_coef": 0.5,
+    "ppo.stop_on": "{kl_above: 1.0e-9}",
+    "telemetry.wandb": True,
+    "telemetry.tensorboard": True,
+}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a finished demo, and what was printed."""
+    path = tmp_path_factory.mktemp("demo") / "run"
+    command = [sys.executable, "-m", "rlhf_dist.cli", "demo", "--run-dir", str(path), *overrides(PARTS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return path, done.stdout
+
+
+@pytest.fixture
+def config() -> PipelineConfig:
+    return load(PipelineConfig, shipped_config("demo.yaml"), [f"{key}={value}" for key, value in PARTS.items()])
+
+
+def test_the_demo_goes_through_all_stages_and_leaves_a_judged_run(demo: tuple[Path, str]) -> None:
+    path, printed = demo
+    summary = json.loads((path / "summary.json").read_text())
+    assert (summary["seed"], summary["iterations"], summary["engine"]) == (3, 2, "vllm")
+    assert 0.0 <= summary["gold_win_rate"] <= 1.0
+    assert 0 <= summary["gold_score_before"] <= 1
+    assert "above ppo.stop_on.kl_above" in summary["stopped"]
+    for stage in ("sft", "judge", "reward"):
+        assert json.loads((path / "stages" / stage / "summary.json").read_text())["stage"] == stage
+    assert (path / "policy" / "model.safetensors").exists()
+    assert list((path / "wandb").glob("offline-run-*"))
+    assert list((path / "tensorboard").glob("events*"))
+    assert yaml.safe_load((path / "config.yaml").read_text())["gold_judge"] == "rlhf_dist.data.helpdesk:gold_score"
+    report = (path / "report.html").read_text()
+    for title in ("Supervised fine-tuning", "A reward model from people", "Over-optimisation", "Calibration"):
+        assert title in report
+    assert "Gold judge prefers the trained policy on" in printed
+
+
+def test_every_part_of_the_reward_is_recorded(demo: tuple[Path, str]) -> None:
+    path, _ = demo
+    assert (path / "stages" / "reward" / "comments.jsonl").read_text().count("\n") > 50
+    row = json.loads((path / "metrics.jsonl").read_text().splitlines()[0])
+    for part in ("reward", "reward_disagreement", "brief", "gold", "unsafe", "unsafe_forbidden", "unsafe_length"):
+        assert f"reward/{part}/mean" in row
+    assert row["actor/ptx_loss"] > 0
+
+
+def test_a_finished_demo_is_not_run_again_nor_under_other_settings(
+    demo: tuple[Path, str], config: PipelineConfig
+) -> None:
+    path, _ = demo
+    before = (path / "summary.json").stat().st_mtime_ns
+    run(config, path, Console())
+    assert (path / "summary.json").stat().st_mtime_ns == before, "everything is finished"
+    with pytest.raises(ConfigError, match=r"stages/sft was made with epochs = 1, the config now says 2"):
+        run(override(config, ["sft.epochs=2"]), path, Console())
+    with pytest.raises(ConfigError, match=r"was made with ppo.kl_coef = \S+, the config now says 0.2"):
+        run(override(config, ["ppo.kl_coef=0.2"]), path, Console())
+    with pytest.raises(ConfigError, match=r"was made with task.comparisons = 256, the config now says 300"):
+        run(override(config, ["task.comparisons=300"]), path, Console())
+    assert load(PipelineConfig, path / "pipeline.yaml") == config, "a refused config leaves no trace"
+
+
+def test_a_finished_demo_is_evaluated_against_its_start(demo: tuple[Path, str], ray_session: None) -> None:
+    path, _ = demo
+    asked = override(evaluate.config_of_run(path), ["rollout.engine=transformers"])
+    folder = RunFolder(Path(asked.run_dir), asked, console=Console(), stage="evaluation")
+    start, trained = evaluate.run(asked, evaluate.prepare(asked), folder)
+    assert start.means["kl"].mean == pytest.approx(0.0, abs=1e-4), "the reference is the start"
+    assert trained.means["kl"].mean != 0
+    assert set(trained.wins) == {"gold", "reward"}
+    assert {"distinct_1", "self_bleu", "perplexity"} <= trained.figures.keys()
+    assert len((Path(asked.run_dir) / "answers.jsonl").read_text().splitlines()) == 16
+
+
+def test_answers_of_a_finished_demo_become_tasks_for_people_the_same_with_the_same_seed(
+    demo: tuple[Path, str], ray_session: None
+) -> None:
+    path, _ = demo
+    file = path / "config.yaml"
+    file.write_text(file.read_text().replace("engine: vllm", "engine: transformers"))
+    tasks = sample(Wanted(path, against="sft", kind="comparison", prompts=8, seed=1))
+    assert {task.source_a for task in tasks} | {task.source_b for task in tasks} == {"policy", "sft"}
+    assert all(task.a != task.b for task in tasks)
+    assert sample(Wanted(path, against="sft", kind="comparison", prompts=8, seed=1)) == tasks
+
+
+def brevity(prompt: str, answer: str) -> float:
+    return 1 / (1 + len(answer.split()))

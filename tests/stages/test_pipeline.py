@@ -1,0 +1,48 @@
+"""Every embedded task's files pass each stage's checks; the whole way is in tests/integration/test_scenarios.py (`--soak`)."""
+
+from pathlib import Path
+
+import pytest
+
+from rlhf_dist.config import PipelineConfig, load
+from rlhf_dist.stages import reward, sft
+from rlhf_dist.stages.pipeline import OWN_REWARD, ppo_config, supervised_stages, with_task
+from rlhf_dist.stages.ppo import prepare as prepare_ppo
+from rlhf_dist.telemetry.console import Console
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "scenarios"
+NAMES = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+SMALL = [
+    "task.prompts=64",
+    "task.demonstrations=256",
+    "task.comparisons=256",
+    "model={hidden: 64, layers: 2, heads: 2, positions: 128}",
+    "sft.epochs=1",
+    "reward_model.epochs=1",
+    "reward_model.normalise_on=16",
+    "prompts.held_out_limit=8",
+    "ppo.iterations=2",
+    "ppo.prompts_per_iteration=16",
+    "rollout.engine=transformers",
+    "learner.threads=1",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scenarios_files_are_what_every_stage_expects(name: str, tmp_path: Path) -> None:
+    config = with_task(load(PipelineConfig, CONFIGS / f"{name}.yaml", SMALL), tmp_path, Console())
+    start = tmp_path / "stages" / "start"
+    # As if the earlier stages had run: models of the shape that they leave behind.
+    for made in ("stages/sft/policy", OWN_REWARD):
+        (tmp_path / made).parent.mkdir(parents=True)
+        (tmp_path / made).symlink_to(start)
+    stages = {name: (stage, each) for stage, name, each in supervised_stages(config, tmp_path)}
+    learnt = sft.prepare(stages["sft"][1])
+    assert len(learnt.stage.train.units) > 200
+    judged = reward.prepare(stages["reward"][1])
+    assert len(judged.raw) >= 256
+    ppo = ppo_config(config, tmp_path)
+    prepared = prepare_ppo(ppo)
+    assert len(prepared.prompts) == 64
+    assert len(prepared.held_out) == 8
+    assert ppo.gold_judge is not None
