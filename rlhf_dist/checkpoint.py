@@ -35,6 +35,12 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
     _sync(folder.parent)
 
 
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run from which training can go on; None where there is none."""
+    found = sorted(folder.parent for folder in (run_dir / "checkpoints").glob("step-*/learner"))
+    return found[-1] if found else None
+
+
 def verify(folder: Path) -> None:
     """Check every file of a checkpoint against its digest.
 

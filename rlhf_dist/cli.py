@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -113,14 +115,38 @@ def pipeline(
 
 def _run_pipeline(config: PipelineConfig, run_dir: Path | None, *, resume: bool, anew: bool) -> None:
     """Run all stages; `anew`: in a folder that holds no run yet, unless that run is resumed."""
-    from rlhf_dist.stages.pipeline import run
     from rlhf_dist.telemetry.console import Console
     from rlhf_dist.telemetry.run_folder import choose
 
-    console = Console()
     path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume or not anew)
-    run(config, path, console, resume=resume)
+    with Console() as console, _stoppable(path):
+        from rlhf_dist.stages.pipeline import run
+
+        run(config, path, console, resume=resume)
     _tell(console, path)
+
+
+@contextmanager
+def _stoppable(path: Path) -> Iterator[None]:
+    """If somebody ends the block by a signal, say so, and how to go on with the run in `path`."""
+    from rlhf_dist.checkpoint import newest_checkpoint
+    from rlhf_dist.stopping import Stopped, stoppable
+
+    try:
+        with stoppable():
+            yield
+    except Stopped as stop:
+        command = [word for word in sys.argv[1:] if word != "--resume"]
+        named = any(word.partition("=")[0] == "--run-dir" for word in command)
+        again = shlex.join(["rlhf-dist", *command, *([] if named else ["--run-dir", str(path)])])
+        checkpoint = newest_checkpoint(path)
+        if command[0] in ("ppo", "demo", "pipeline"):
+            kept = f"the newest checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint of PPO yet"
+            advice = f"{kept}. To go on: {again} --resume"
+        else:
+            advice = f"this stage keeps no checkpoints. To begin again, delete {path} and run: {again}"
+        print(f"{stop}; {advice}", file=sys.stderr)
+        raise typer.Exit(stop.exit_code) from None
 
 
 def _run_stage(stage: Any, name: str, config: Job, run_dir: Path | None, *, dry_run: bool) -> None:
@@ -128,14 +154,15 @@ def _run_stage(stage: Any, name: str, config: Job, run_dir: Path | None, *, dry_
     from rlhf_dist.telemetry.console import Console
     from rlhf_dist.telemetry.run_folder import RunFolder, choose
 
-    console = Console()
-    prepared = stage.prepare(config)
-    if dry_run:
-        console.rich.print(dump(config), markup=False, highlight=False)
-        console.say(prepared.describe())
-        return
-    path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None)
-    stage.run(config, prepared, RunFolder(path, config, console=console, stage=name))
+    with Console() as console:
+        prepared = stage.prepare(config)
+        if dry_run:
+            console.rich.print(dump(config), markup=False, highlight=False)
+            console.say(prepared.describe())
+            return
+        path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None)
+        with _stoppable(path):
+            stage.run(config, prepared, RunFolder(path, config, console=console, stage=name))
     _tell_stage(console, path / stage.OUTPUT)
 
 
@@ -166,20 +193,19 @@ def ppo(
     from rlhf_dist.telemetry.ppo_folder import PPOFolder
     from rlhf_dist.telemetry.run_folder import choose
 
-    console = Console()
-    prepared = stage.prepare(config)
-    if dry_run:
-        from rlhf_dist.stages.plan import here
-        from rlhf_dist.telemetry.plan_view import show_plan
+    with Console() as console:
+        prepared = stage.prepare(config)
+        if dry_run:
+            from rlhf_dist.stages.plan import here
+            from rlhf_dist.telemetry.plan_view import show_plan
 
-        console.rich.print(dump(config), markup=False, highlight=False)
-        show_plan(console.rich, here(config))
-        console.say(f"{len(prepared.prompts)} prompts")
-        return
-    path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume)
-    folder = PPOFolder(path, config, console=console)
-    with console.progress("PPO", config.ppo.iterations):
-        stage.run(config, prepared, folder, resume=resume)
+            console.rich.print(dump(config), markup=False, highlight=False)
+            show_plan(console.rich, here(config))
+            console.say(f"{len(prepared.prompts)} prompts")
+            return
+        path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume)
+        with _stoppable(path):
+            stage.run(config, prepared, PPOFolder(path, config, console=console), resume=resume)
     _tell(console, path)
 
 
@@ -205,11 +231,12 @@ def evaluate(
     from rlhf_dist.telemetry.report import write_report
     from rlhf_dist.telemetry.run_folder import RunFolder, choose
 
-    console = Console()
-    prepared = stage.prepare(config)
     of_run = config_or_run.is_dir() and run_dir is None
-    path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=of_run)
-    results = stage.run(config, prepared, RunFolder(path, config, console=console, stage="evaluation"))
+    with Console() as console:
+        prepared = stage.prepare(config)
+        path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=of_run)
+        with _stoppable(path):
+            results = stage.run(config, prepared, RunFolder(path, config, console=console, stage="evaluation"))
     _show_results(console, *stage.table(results))
     if of_run:
         write_report(config_or_run)  # with the evaluation in it

@@ -136,6 +136,13 @@ def options(place: Place, group: Any) -> dict[str, Any]:
     return {"num_cpus": place.cpus, "num_gpus": place.gpus, "scheduling_strategy": strategy}
 
 
+def shares_cores(layout: Layout) -> bool:
+    """Whether all actors compute on the cores of one machine: no GPUs, and no second node."""
+    import ray
+
+    return not any(place.gpus for place in layout.places) and sum(bool(node["Alive"]) for node in ray.nodes()) == 1
+
+
 def room(place: Place) -> int:
     """How many more actors like this one the cluster could start now."""
     import ray

@@ -15,6 +15,7 @@ from pathlib import Path
 from rlhf_dist.cluster.rendezvous import knock
 from rlhf_dist.config import Cluster
 from rlhf_dist.errors import EnvironmentProblem
+from rlhf_dist.stopping import handlers_kept
 
 
 def namespace_of(run: Path) -> str:
@@ -52,10 +53,11 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str) -> I
         check_size(cpus, gpus)
         yield
         return
-    if settings.address is None:
-        _start_local(settings, cpus, namespace)
-    else:
-        attach(settings.address, namespace)
+    with handlers_kept():
+        if settings.address is None:
+            _start_local(settings, cpus, namespace)
+        else:
+            attach(settings.address, namespace)
     # Ray's reaping makes this process ignore SIGCHLD, and then the exit code of every child of ours would read 0.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:

@@ -12,6 +12,7 @@ from rlhf_dist.data.examples import ExampleSet, example_table
 from rlhf_dist.data.prompts import answer_tokens, chat_text, prompt_tokens
 from rlhf_dist.data.tables import held_out, read_rows
 from rlhf_dist.errors import DataError
+from rlhf_dist.progress import counted
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def read_demonstrations(path: str, tokenizer: Any, *, max_tokens: int, split: st
             and line.
     """
     found = []
-    for number, row in enumerate(read_rows(path, split=split)):
+    for number, row in enumerate(counted(read_rows(path, split=split), f"tokenising {path}")):
         where = f"{path}:{number + 1}"
         made = _of_messages(where, row["messages"], tokenizer) if "messages" in row else _of_pair(where, row, tokenizer)
         if len(made.tokens) > max_tokens:

@@ -12,6 +12,7 @@ from rlhf_dist.data.examples import ExampleSet, example_table
 from rlhf_dist.data.feedback import Judged
 from rlhf_dist.data.prompts import answer_tokens, prompt_tokens
 from rlhf_dist.errors import DataError
+from rlhf_dist.progress import counted
 
 KINDS = {"scores": 0.0, "comparisons": 1.0, "rankings": 2.0, "comments": 3.0}
 """Code of each kind of feedback in the examples' column `kind`."""
@@ -53,7 +54,7 @@ def judged_set(
     draws = np.random.default_rng([seed, heads]).poisson(1.0, (len(wanted), heads)) if heads > 1 else None
     rows: list[dict[str, Any]] = []
     units = []
-    for number, one in enumerate(wanted):
+    for number, one in enumerate(counted(wanted, "tokenising judgements")):
         weight = (coefficients or {}).get(one.kind, 1.0) * len(wanted) / counts[one.kind]
         shared = {
             "unit": number,

@@ -9,6 +9,7 @@ import numpy as np
 
 from rlhf_dist.data.tables import read_rows
 from rlhf_dist.errors import DataError
+from rlhf_dist.progress import counted
 from rlhf_dist.records import Prompt, PromptTask
 
 COLUMNS = ("prompt", "messages")
@@ -32,7 +33,7 @@ def read_prompts(
         )
     return [
         _prompt(f"{path}:{number + 1}", number, row.get(chosen), tokenizer, max_tokens)
-        for number, row in enumerate(rows)
+        for number, row in enumerate(counted(rows, f"tokenising {path}"))
     ]
 
 

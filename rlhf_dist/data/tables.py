@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_dist.errors import DataError
+from rlhf_dist.progress import counted
 
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
 
@@ -52,7 +53,7 @@ def held_out(keys: Sequence[str], share: float) -> list[bool]:
 
 def _read_jsonl(file: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(counted(file.read_bytes().splitlines(), f"reading {file}"), start=1):
         if not line.strip():
             raise DataError(f"{file}:{number}: an empty line; expected a JSON object")
         try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import PPO, Learner, Timeouts
 from rlhf_dist.data.examples import ExampleSet
@@ -255,7 +256,7 @@ def start_group(place: GroupPlace) -> LearnerGroup:
     import ray
 
     settings = place.settings
-    env = {} if any(each["num_gpus"] for each in place.options) else {"OMP_NUM_THREADS": str(settings.threads)}
+    env = {} if any(each["num_gpus"] for each in place.options) else environment_of(settings.threads)
     kinds = [ray.remote(LearnerRank).options(runtime_env={"env_vars": env}, **each) for each in place.options]
     ranks = [kind.remote(rank, settings.ranks, settings) for rank, kind in enumerate(kinds)]
     group = LearnerGroup(ranks, settings, watch=place.watch, timeouts=place.timeouts)

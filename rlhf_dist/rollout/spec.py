@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_dist.cluster.imports import import_transformers
+from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.config import Rollout
 from rlhf_dist.records import Sampling
 from rlhf_dist.rollout.engine import RolloutEngine
@@ -86,14 +87,14 @@ def engine_spec(
 def environment(rollout: Rollout, *, on_gpu: bool) -> dict[str, str]:
     """Variables of an engine's process."""
     if rollout.engine == "transformers":
-        return {"OMP_NUM_THREADS": str(rollout.threads)}
+        return environment_of(rollout.threads)
     from rlhf_dist.rollout.vllm_engine import ENVIRONMENT
 
     if on_gpu:
         return dict(ENVIRONMENT)
     return {
         **ENVIRONMENT,
-        "OMP_NUM_THREADS": str(rollout.threads),
+        **environment_of(rollout.threads),
         # Binding would pin the engines of several workers to the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }

@@ -43,7 +43,7 @@ class ScoringWorker:
         scorer: type[Any],
         arguments: dict[str, Any],
         *,
-        lease_tokens: int,
+        lease_tokens: tuple[int, int],
         threads: int,
         timeout_s: float,
         log_dir: str,
@@ -54,7 +54,7 @@ class ScoringWorker:
             name: the worker's name, under which it leases rows.
             scorer: class of the scorer.
             arguments: the scorer's arguments, without the device.
-            lease_tokens: most tokens of rows leased at once.
+            lease_tokens: fewest tokens of rows leased at once, while more are on their way, and most.
             threads: CPU threads, where there is no GPU.
             timeout_s: seconds granted to each call to the store.
             log_dir: where the worker's log file goes.

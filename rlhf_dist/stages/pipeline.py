@@ -69,8 +69,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
             return path
         prepared = prepare_ppo(ppo)
         folder = PPOFolder(path, ppo, console=console)
-        with console.progress("PPO against the reward", ppo.ppo.iterations):
-            run_ppo(ppo, prepared, folder, resume=resume)
+        run_ppo(ppo, prepared, folder, resume=resume)
     return path
 
 

@@ -116,7 +116,6 @@ def run(config: PPOConfig, prepared: Prepared, folder: PPOFolder, *, resume: boo
         check_size(*layout.totals())
         with wired(config, prepared, layout, folder.path, begin) as parts:
             folder.listeners.append(parts.store.note.remote)
-            folder.tell("evaluating")
             stopped = _train(parts, prepared, config, folder, state)
             folder.tell("evaluating")
             before = folder.answers_before()
@@ -136,6 +135,7 @@ def _train(parts: Parts, prepared: Prepared, config: PPOConfig, folder: PPOFolde
     probe = probe_sequence(prepared)
     parts.learner.publish(parts.store, state.iteration, probe_tokens=probe)
     if state.iteration == 0:
+        folder.tell("evaluating")
         folder.keep_answers_before(answer(parts.rollouts, prepared.held_out, timeout_s=config.timeouts.batch))
     prompts = PromptSampler(
         prepared.prompts,
@@ -157,7 +157,8 @@ def _train(parts: Parts, prepared: Prepared, config: PPOConfig, folder: PPOFolde
 
     if prepared.demonstrations is not None:
         parts.learner.imitate(prepared.demonstrations)
-    return train(parts, prompts, config, probe_tokens=probe, report=report, state=state)
+    with folder.console.progress("PPO", config.ppo.iterations, done=state.iteration):
+        return train(parts, prompts, config, probe_tokens=probe, report=report, state=state)
 
 
 def spans_of(parts: Parts, *, timeout_s: float) -> dict[str, list[Span]]:

@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rlhf_dist.checkpoint import complete_or_absent, verify
+from rlhf_dist.checkpoint import complete_or_absent, newest_checkpoint, verify
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.controller import State
 from rlhf_dist.errors import ConfigError
@@ -53,10 +53,10 @@ def newest(config: PPOConfig, run_dir: Path) -> tuple[State, Begin]:
         ModelError: a file of it has changed since it was written.
         ConfigError: it is of a run with more iterations than the config asks for.
     """
-    found = sorted(folder.parent for folder in (run_dir / "checkpoints").glob("step-*/learner"))
-    if not found:
+    found = newest_checkpoint(run_dir)
+    if found is None:
         return State(0, config.ppo.kl_coef), Begin()
-    folder = found[-1].absolute()
+    folder = found.absolute()
     verify(folder)
     state = State(**json.loads((folder / STATE).read_text()))
     if state.iteration > config.ppo.iterations:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_dist.cluster.memory import ModelSize
-from rlhf_dist.cluster.placement import Layout, Place, options, reserve, room
+from rlhf_dist.cluster.placement import Layout, Place, options, reserve, room, shares_cores
 from rlhf_dist.cluster.session import namespace_of
+from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import GOLD, FunctionReward, PPOConfig, Reward
 from rlhf_dist.controller import Parts
@@ -154,9 +156,12 @@ def _scorers(config: PPOConfig, layout: Layout, group: Any, run_dir: Path) -> di
         ),
     }
 
+    # Worth a forward pass; or all there will be, where any pass would take the cores from the engine.
+    least = sys.maxsize if shares_cores(layout) else scoring.batch_tokens
+
     def make(place: Place) -> Any:
         scorer, arguments = kinds[place.role]
-        env = {} if place.gpus else {"OMP_NUM_THREADS": str(scoring.threads)}
+        env = {} if place.gpus else environment_of(scoring.threads)
         kind = ray.remote(ScoringWorker).options(
             max_concurrency=2, runtime_env={"env_vars": env}, **_named(place, group, run_dir)
         )
@@ -164,7 +169,7 @@ def _scorers(config: PPOConfig, layout: Layout, group: Any, run_dir: Path) -> di
             place.name,
             scorer,
             arguments,
-            lease_tokens=scoring.batch_tokens,
+            lease_tokens=(least, scoring.batch_tokens),
             threads=scoring.threads,
             timeout_s=config.timeouts.call,
             log_dir=str(run_dir.absolute() / "logs"),

@@ -79,9 +79,17 @@ class Store:
         self._bytes[keys[0].iteration] += batch.nbytes
         await self._notify()
 
-    async def next_rows(self, worker: str, scorer: str, max_tokens: int, wait_s: float) -> list[RowView]:
-        """Lease rows that lack a scorer's column. Unblocked by: finished samples; empty after `wait_s`."""
-        return await self._wait(lambda: self._experience.lease_rows(worker, scorer, max_tokens), wait_s) or []
+    async def next_rows(self, worker: str, scorer: str, tokens: tuple[int, int], wait_s: float) -> list[RowView]:
+        """Lease rows that lack a scorer's column. Unblocked by: finished samples; empty after `wait_s`.
+
+        Args:
+            worker: who asks.
+            scorer: whose column.
+            tokens: the fewest, while more rows are on their way, and the most; see `ExperienceIndex.lease_rows`.
+            wait_s: how long to wait for them.
+        """
+        least, most = tokens
+        return await self._wait(lambda: self._experience.lease_rows(worker, scorer, most, least), wait_s) or []
 
     async def add_column(self, worker: str, scorer: str, keys: Sequence[RowKey], batch: pa.RecordBatch) -> None:
         """Accept a scorer's columns for rows leased to it.

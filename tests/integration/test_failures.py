@@ -1,5 +1,6 @@
 """What stops a run, and what it says: on the real parts."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,13 +9,14 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_dist.cluster.session import session
 from rlhf_dist.cluster.watch import Watch
-from rlhf_dist.config import Cluster, Safety
+from rlhf_dist.config import Cluster, Safety, dump
 from rlhf_dist.errors import EnvironmentProblem, RewardError, WaitTimeout, WorkerDied
 from rlhf_dist.records import PromptTask, RowKey, Sample
 from rlhf_dist.scoring.reward import RewardScorer
@@ -45,7 +47,7 @@ def test_a_reward_that_is_nan_is_refused_and_names_the_sample(folders: Folders, 
         "batch_tokens": 512,
     }
     made = ray.remote(ScoringWorker).options(max_concurrency=2)
-    limits = {"lease_tokens": 512, "threads": 1, "timeout_s": 60, "log_dir": str(tmp_path / "logs")}
+    limits = {"lease_tokens": (0, 512), "threads": 1, "timeout_s": 60, "log_dir": str(tmp_path / "logs")}
     worker = made.remote("reward-0", RewardScorer, arguments, **limits)
     task, tokens = PromptTask(0, 7, (3, 4, 5), 1), (6, 7)
     sample = Sample(RowKey(0, 7, 0), task.tokens, tokens, (-1.0, -1.0), "stop", 0)
@@ -83,6 +85,36 @@ def test_a_value_head_learns_and_a_killed_worker_that_may_not_be_replaced_ends_t
     rows = metrics(run)
     assert rows[0]["training/rollout_probs_diff_mean"] < 1e-5
     assert rows[1]["critic/vf_loss"] != rows[0]["critic/vf_loss"]
+
+
+def test_sigterm_ends_a_run_in_order_and_says_how_to_go_on(folders: Folders, tmp_path: Path) -> None:
+    config = folders.config(
+        ppo={"iterations": 100000}, rollout={"engine": "transformers"}, experience={"keep": False}, checkpoint_every=1
+    )
+    file, run = tmp_path / "ppo.yaml", tmp_path / "terminated"
+    file.write_text(dump(config))
+    command = [sys.executable, "-m", "rlhf_dist.cli", "ppo", str(file), "--run-dir", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while not list((run / "checkpoints").glob("step-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    last = said.splitlines()[-1]
+    newest = max((run / "checkpoints").glob("step-*/learner")).parent
+    assert last.startswith(f"stopped by SIGTERM; the newest checkpoint is {newest}. To go on: rlhf-dist ppo {file}")
+    assert last.endswith(f"--run-dir {run} --resume")
+    assert "PC: @" not in said
+    assert "Traceback" not in said
+    assert json.loads((run / "status.json").read_text())["state"] == "stopped"
+    actors = {log_lines(run, file.stem)[0]["pid"] for file in (run / "logs").glob("*.jsonl")}
+    deadline = time.monotonic() + 60
+    while left := [pid for pid in actors if psutil.pid_exists(pid)]:
+        assert time.monotonic() < deadline, f"{left} outlive their run"
+        time.sleep(0.1)
 
 
 def test_a_wait_that_runs_out_names_the_actor_and_what_it_was_doing() -> None:

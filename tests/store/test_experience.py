@@ -45,9 +45,9 @@ class Life(RuleBasedStateMachine):
         with pytest.raises(StoreError, match="not leased to it"):
             self.index.append(worker, object(), [stranger], [5])
 
-    @rule(worker=WORKERS, scorer=st.sampled_from(SCORERS), tokens=st.integers(1, 30))
-    def lease_rows(self, worker: str, scorer: str, tokens: int) -> None:
-        views = self.index.lease_rows(worker, scorer, tokens)
+    @rule(worker=WORKERS, scorer=st.sampled_from(SCORERS), tokens=st.integers(1, 30), least=st.integers(0, 40))
+    def lease_rows(self, worker: str, scorer: str, tokens: int, least: int) -> None:
+        views = self.index.lease_rows(worker, scorer, tokens, least)
         assert sum(view.tokens for view in views) <= max(tokens, 5)
         self.scoring.setdefault((worker, scorer), []).extend(view.key for view in views)
 
@@ -103,7 +103,7 @@ class Life(RuleBasedStateMachine):
             keys = [key for task in tasks for key in task.row_keys()]
             self.index.append("d", object(), keys, [5] * len(keys))
         for scorer in SCORERS:
-            while views := self.index.lease_rows("d", scorer, 100):
+            while views := self.index.lease_rows("d", scorer, 100, 10**9):  # waits for nothing that never comes
                 self.index.add_column("d", scorer, object(), [view.key for view in views])
         if not self.taken:
             assert len(self.index.take(self.iteration)) == PROMPTS * SAMPLES
@@ -128,6 +128,23 @@ def test_nothing_starts_before_its_version_exists() -> None:
     index.publish(0)
     assert [task.iteration for task in index.lease_prompts("a", 10)] == [0]
     assert index.lease_prompts("a", 10) == []
+
+
+def test_scorers_wait_for_a_batch_worth_a_pass_as_long_as_rows_are_on_their_way() -> None:
+    index = ExperienceIndex(batch_rows=4)
+    index.submit([PromptTask(0, prompt, (1,), 2) for prompt in range(2)])
+    index.publish(0)
+    first, second = (index.lease_prompts("a", 2)[0].row_keys() for _ in range(2))
+    index.append("a", object(), list(first), [5, 5])
+    assert index.lease_rows("s", "reward", 100, 11) == []
+    assert len(index.lease_rows("s", "reward", 100, 10)) == 2, "enough"
+    index.append("a", object(), list(second)[:1], [5])
+    assert index.lease_rows("s", "reward", 100, 11) == [], "one is still generated"
+    index.release("a")
+    assert index.lease_rows("s", "reward", 100, 11) == [], "it will be generated again"
+    index.lease_prompts("b", 1)
+    index.append("b", object(), list(second)[1:], [5])
+    assert len(index.lease_rows("s", "reward", 100, 11)) == 2, "nothing more will come"
 
 
 def test_a_check_that_always_passes_would_be_noticed() -> None:

@@ -1,0 +1,17 @@
+"""Threads of an actor that computes on CPUs."""
+
+from __future__ import annotations
+
+import os
+
+SHORT_SPIN = "1000"
+"""libgomp's threads wait for each other by spinning, 300,000 rounds by default. Beside another busy process that turns every
+wait for a preempted thread into a wasted time slice; after 1,000 rounds they sleep. `benchmarks/results/threads.json` has both."""
+
+
+def environment_of(threads: int) -> dict[str, str]:
+    """Variables of a process that computes with so many threads; the user's own GOMP_SPINCOUNT wins."""
+    found = {"OMP_NUM_THREADS": str(threads)}
+    if threads > 1:
+        found["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", SHORT_SPIN)
+    return found

@@ -1,0 +1,52 @@
+"""Ctrl-C, SIGTERM and SIGHUP end a run in order: as an exception, so that every `finally` on the way does its part."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(KeyboardInterrupt):
+    """Somebody asked the process to end."""
+
+    def __init__(self, number: int) -> None:
+        """By which signal."""
+        self.number = signal.Signals(number)
+        super().__init__(f"stopped by {'Ctrl-C' if self.number == signal.SIGINT else self.number.name}")
+
+    @property
+    def exit_code(self) -> int:
+        """What shells call the end of a process by this signal."""
+        return 128 + self.number
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside the block the first of the signals raises `Stopped`; further ones are ignored, since the end is under way."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    before = {each: signal.signal(each, stop) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """What the block does to the handlers of these signals is undone: Ray puts its own in the place of everybody's."""
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
