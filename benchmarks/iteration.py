@@ -2,6 +2,10 @@
 
 The parts: vLLM alone in a process of its own, generating answers to the same prompts with the same engine options; and bare
 torch in a process of its own, doing the same forward and backward passes on the same tokens, padded, with the same threads.
+
+`sync_over_parts`: the iteration over the sum of its parts, where every answer has the full length. `natural_over_parts`:
+generation and scoring over their parts, where answers end by themselves (mean 43 of at most 128 tokens) and so come one by one.
+`busy_over_quiet`: the iteration beside one process that keeps a core busy, over the iteration before it.
 """
 
 from __future__ import annotations
@@ -19,18 +23,21 @@ from typing import Any
 from contract import arguments, publish
 
 THREADS = 2
-ITERATIONS = 5
+QUIET, BUSY = 5, 4
+"""Iterations alone (the first, which warms up, does not count), and then beside a busy process."""
+MEAN_ANSWER = 43
+"""Tokens of an answer of natural length."""
 
 
 def config_of(root: Path, policy: Path, reward: Path, prompts: Path, size: dict[str, int]) -> dict[str, Any]:
-    """The system's settings; the defaults elsewhere."""
+    """The system's settings; the defaults elsewhere. How many iterations is filled in by who runs it."""
     longest = size["prompt"] + size["answer"]
     return {
         "policy": str(policy),
         "reward": str(reward),
         "prompts": {"path": str(prompts), "max_tokens": size["prompt"]},
         "run_dir": str(root / "run"),
-        "ppo": {"iterations": ITERATIONS, "prompts_per_iteration": size["prompts"]},
+        "ppo": {"prompts_per_iteration": size["prompts"]},
         "rollout": {"max_new_tokens": size["answer"], "max_concurrent": size["prompts"], "threads": THREADS},
         "learner": {"zero_stage": 0, "micro_batch_tokens": 16 * longest, "threads": THREADS},
         "scoring": {"batch_tokens": 16 * longest},
@@ -39,19 +46,32 @@ def config_of(root: Path, policy: Path, reward: Path, prompts: Path, size: dict[
     }
 
 
-def system(tree: dict[str, Any], tokens_file: Path) -> list[dict[str, float]]:
-    """Metrics of each iteration; the last batch's sequences go to `tokens_file`."""
+def system(tree: dict[str, Any], tokens_file: Path, *, busy: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Median metrics of the iterations alone, and of `busy` ones beside a busy process; a batch goes to `tokens_file`."""
     from system import run_system
 
     found: list[dict[str, float]] = []
+    neighbour: list[subprocess.Popen[bytes]] = []
 
-    def report(_: int, metrics: Any, batch: Any) -> None:
+    def report(iteration: int, metrics: Any, batch: Any) -> None:
         found.append(dict(metrics))
         columns = ("prompt_id", "prompt_tokens", "response_tokens")
         tokens_file.write_text(json.dumps({name: batch.column(name).to_pylist() for name in columns}))
+        if iteration == QUIET - 1 and busy:
+            neighbour.append(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
 
-    run_system(tree, Path(tree["run_dir"]), report)
-    return found
+    whole = {**tree, "ppo": {**tree["ppo"], "iterations": QUIET + busy}}
+    try:
+        run_system(whole, Path(tree["run_dir"]), report)
+    finally:
+        for process in neighbour:
+            process.kill()
+    return median_of(found[1:QUIET]), median_of(found[QUIET:])
+
+
+def median_of(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Of each metric."""
+    return {key: statistics.median(row[key] for row in rows) for key in rows[0]} if rows else {}
 
 
 def expected(tree: dict[str, Any]) -> dict[str, float]:
@@ -89,7 +109,7 @@ def bare_vllm(tree: dict[str, Any], tokens: dict[str, Any]) -> dict[str, float]:
             seed=seed,
             logprobs=0,
             detokenize=False,
-            stop_token_ids=[1],
+            stop_token_ids=tree["ends"],
             flat_logprobs=True,
         )
 
@@ -112,10 +132,15 @@ def bare_torch(tree: dict[str, Any], tokens: dict[str, Any]) -> dict[str, float]
     reward, critic = (AutoModelForSequenceClassification.from_pretrained(tree["reward"]) for _ in range(2))
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True) for model in (policy, critic)]
     pairs = list(zip(tokens["prompt_tokens"], tokens["response_tokens"], strict=True))
-    width = max(len(p) + len(r) for p, r in pairs)
-    ids = torch.tensor([p + r + [0] * (width - len(p) - len(r)) for p, r in pairs])
-    mask = torch.tensor([[0.0] * (len(p) - 1) + [1.0] * len(r) + [0.0] * (width - len(p) - len(r)) for p, r in pairs])
-    batches = list(zip(ids.split(16), mask.split(16), strict=True))
+
+    def padded(part: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+        width = max(len(p) + len(r) for p, r in part)
+        ids = [p + r + [0] * (width - len(p) - len(r)) for p, r in part]
+        mask = [[0.0] * (len(p) - 1) + [1.0] * len(r) + [0.0] * (width - len(p) - len(r)) for p, r in part]
+        return torch.tensor(ids), torch.tensor(mask)
+
+    pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+    batches = [padded(pairs[start : start + 16]) for start in range(0, len(pairs), 16)]
 
     def log_probs(model: Any, x: torch.Tensor) -> torch.Tensor:
         logits = model(input_ids=x, use_cache=False).logits[:, :-1]
@@ -168,8 +193,22 @@ def alone(part: str, folder: Path) -> dict[str, float]:
     return found
 
 
+def measure(
+    root: Path, tree: dict[str, Any], *, ends: list[int], busy: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Run the system on answers that end with any of some tokens, and leave what the parts need in the folder."""
+    (Path(tree["policy"]) / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    (root / "tree.json").write_text(json.dumps({**tree, "ends": ends}))
+    return system({**tree, "run_dir": str(root / f"run-{len(ends)}")}, root / "tokens.json", busy=busy)
+
+
+def seconds_of(metrics: dict[str, float]) -> dict[str, float]:
+    """The phases among an iteration's metrics."""
+    return {key.removeprefix("timing_s/"): value for key, value in metrics.items() if key.startswith("timing_s/")}
+
+
 def main() -> None:
-    """System, then parts, then the ratio."""
+    """System, then parts, then the ratios."""
     options = arguments(__doc__ or "")
     from random_models import write, write_prompts
     from transformers import LlamaConfig
@@ -186,19 +225,28 @@ def main() -> None:
             root / "prompts.jsonl", count=4 * size["prompts"], tokens=size["prompt"], vocabulary=4096
         )
         tree = config_of(root, policy, reward, prompts, size)
-        (root / "tree.json").write_text(json.dumps(tree))
-        found = system(tree, root / "tokens.json")[1:]
+        quiet, busy = measure(root, tree, ends=[1], busy=BUSY)
         parts = {**alone("bare_vllm", root), **alone("bare_torch", root)}
         modelled = expected(tree)
-    median = {key: statistics.median(row[key] for row in found) for key in found[0]}
-    phases = {key.removeprefix("timing_s/"): value for key, value in median.items() if key.startswith("timing_s/")}
+        # Random weights say each of the 4,096 tokens about equally often.
+        natural, _ = measure(root, tree, ends=list(range(1, 1 + 4096 // MEAN_ANSWER)), busy=0)
+        natural_parts = {**alone("bare_vllm", root), **alone("bare_torch", root)}
+    phases = seconds_of(quiet)
+    looked = ("generate", "reward", "reference")
     rows = [{"where": "system", "phase": name, "seconds": value} for name, value in phases.items()]
     rows += [{"where": "bare parts", "phase": name, "seconds": value} for name, value in parts.items()]
+    rows += [{"where": "beside a busy process", "phase": k, "seconds": v} for k, v in seconds_of(busy).items()]
+    rows += [{"where": "natural lengths", "phase": k, "seconds": v} for k, v in seconds_of(natural).items()]
+    rows += [{"where": "their bare parts", "phase": k, "seconds": natural_parts[k]} for k in looked]
     figures = {
         "step_s": phases["step"],
         "parts_s": sum(parts.values()),
         "sync_over_parts": phases["step"] / sum(parts.values()),
-        "tokens_per_second": median["perf/throughput"],
+        "tokens_per_second": quiet["perf/throughput"],
+        "busy_over_quiet": busy["timing_s/step"] / phases["step"],
+        "natural_over_parts": (natural["timing_s/gen"] + natural["timing_s/score_wait"])
+        / sum(natural_parts[k] for k in looked),
+        "natural_answer_tokens": natural["response_length/mean"],
     }
     for phase, seconds in modelled.items():
         rows.append({"where": "cost model", "phase": phase, "seconds": seconds})

@@ -84,6 +84,7 @@ def _start_local(settings: Cluster, cpus: float, namespace: str) -> None:
     if settings.dashboard:
         check_port_free(settings.dashboard_port)
     ray.init(
+        address="local",  # not another cluster that happens to run on this machine
         num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
         object_store_memory=settings.object_store_mib * 2**20,
         include_dashboard=settings.dashboard,

@@ -6,7 +6,7 @@ import os
 
 SHORT_SPIN = "1000"
 """libgomp's threads wait for each other by spinning, 300,000 rounds by default. Beside another busy process that turns every
-wait for a preempted thread into a wasted time slice; after 1,000 rounds they sleep. `benchmarks/results/threads.json` has both."""
+wait for a preempted thread into a wasted time slice; after 1,000 they sleep (benchmarks/iteration.py, `busy_over_quiet`)."""
 
 
 def environment_of(threads: int) -> dict[str, str]:
