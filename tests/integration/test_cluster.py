@@ -5,7 +5,6 @@ import os
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 import urllib.parse
 import urllib.request
@@ -39,12 +38,9 @@ class Head:
 
     def __init__(self, folder: Path) -> None:
         self.port, self.dashboard = free_port(), free_port()
-        self.temporary = tempfile.mkdtemp(prefix="rh")
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "RLHF_TOKEN_FILE": str(folder / "token"),
-            # Where Ray notes the machine's newest cluster: others must not find ours. Sockets lie there too: a short path.
-            "RAY_TMPDIR": self.temporary,
             "PATH": f"{BIN}:{os.environ['PATH']}",
         }
         self.environment |= {"RAY_ADDRESS": f"http://127.0.0.1:{self.dashboard}", "RLHF_PYTHON": str(BIN / "python")}
@@ -70,7 +66,9 @@ class Head:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        newest = Path("/tmp/ray/ray_current_cluster")  # Ray's note for those who look for a cluster on this machine
+        if newest.exists() and newest.read_text().endswith(f":{self.port}"):
+            newest.unlink()
 
     def bash(self, script: str) -> subprocess.CompletedProcess[str]:
         command = ["bash", "-c", script]
