@@ -47,6 +47,8 @@ class Hosts:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
             "OMP_NUM_THREADS": "1",
+            # No name server answers in there; who asks all the same shall not wait for it.
+            "RES_OPTIONS": "timeout:1 attempts:1",
         }
 
     def address(self, host: int) -> str:
