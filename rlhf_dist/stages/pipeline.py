@@ -63,7 +63,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
     write_aside(path / "pipeline.yaml", dump(given))
     needed, gpus = lay_out(config, gpus=has_gpus()).totals()
     with session(config.cluster, cpus=needed, gpus=gpus, namespace=namespace_of(path)):
-        _supervise(supervised, console)
+        _supervise(supervised, console, share=_room_for_both(config))
         if _finished(ppo):
             console.say("PPO: finished before")
             return path
@@ -172,11 +172,19 @@ def _shared(config: PipelineConfig, path: Path) -> dict[str, Any]:
     return {**{name: getattr(config, name) for name in names}, "run_dir": str(path)}
 
 
-def _supervise(stages: Sequence[tuple[Any, str, Job]], console: Console) -> None:
-    """Run the supervised stages that are not finished; on CPUs one learner group serves them all.
+def _room_for_both(config: PipelineConfig) -> bool:
+    """Whether engines, which the reward model's stage needs for a while, find room beside the learner's ranks.
 
-    On GPUs each stage has a group of its own: between two of them engines need the devices.
+    On GPUs they take turns: an engine has the devices to itself between two groups.
     """
+    import ray
+
+    slots = ray.cluster_resources().get("CPU", 0.0)
+    return not has_gpus() and slots >= config.learner.ranks + config.rollout.workers.min
+
+
+def _supervise(stages: Sequence[tuple[Any, str, Job]], console: Console, *, share: bool) -> None:
+    """Run the supervised stages that are not finished, with `share` on one learner group for them all."""
     left = []
     for stage, name, config in stages:
         if _finished(config):
@@ -189,7 +197,7 @@ def _supervise(stages: Sequence[tuple[Any, str, Job]], console: Console) -> None
             prepared = stage.prepare(config)
             console.say(f"[bold]{name}:[/] {prepared.describe()}")
             folder = RunFolder(Path(config.run_dir), config, console=console, stage=name)
-            if group is None and not has_gpus():
+            if group is None and share:
                 with folder.told_of_failure():
                     group = until_the_last.enter_context(learner_of(config, folder.path))
             stage.run(config, prepared, folder, group)

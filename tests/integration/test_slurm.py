@@ -29,6 +29,7 @@ DEMO = {
     "reward_model.normalise_on": 8,
     "prompts.held_out_limit": 8,
     "rollout.engine": "transformers",
+    "learner.ranks": 1,
     "ppo.iterations": 8,
     "ppo.prompts_per_iteration": 32,
     "checkpoint_every": 1,
