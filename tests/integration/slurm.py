@@ -96,11 +96,8 @@ class Slurm:
 
     def stop(self) -> None:
         for daemon in reversed(self._daemons):
-            daemon.terminate()
-            try:
-                daemon.wait(15)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
+            (daemon.kill if daemon.args[0] == "unshare" else daemon.terminate)()  # `unshare` heeds nothing else
+            daemon.wait()
 
     def _spawn(self, command: list[str], name: str) -> None:
         with (self.folder / f"{name}.out").open("wb") as file:

@@ -38,7 +38,7 @@ DEMO = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Slurm]:
     with slurm() as made:
         yield made
