@@ -49,4 +49,5 @@ def handlers_kept() -> Iterator[None]:
         yield
     finally:
         for each, handler in before.items():
-            signal.signal(each, handler)
+            if handler is not None:  # None: it was not set from Python, so Python cannot set it again
+                signal.signal(each, handler)

@@ -46,6 +46,8 @@ class _Row:
 @dataclass
 class _ScoringQueue:
     waiting: deque[RowKey] = field(default_factory=deque)
+    tokens: int = 0
+    """Of the rows that wait; counted along, since every finished sample asks for it."""
     leased: dict[RowKey, str] = field(default_factory=dict)
 
 
@@ -142,6 +144,7 @@ class ExperienceIndex:
             self._rows[key] = _Row(length, {ROLLOUT_WRITER: Slice(block, position)})
             for queue in self._scoring.values():
                 queue.waiting.append(key)
+                queue.tokens += length
         self.accepted += len(keys)
 
     def lease_rows(self, worker: str, scorer: str, max_tokens: int, least_tokens: int = 0) -> list[RowView]:
@@ -153,13 +156,14 @@ class ExperienceIndex:
         queue = self._scoring[scorer]
         granted: list[RowView] = []
         total = 0
-        if self._more_to_come() and sum(self._rows[key].tokens for key in queue.waiting) < least_tokens:
+        if queue.tokens < least_tokens and self._more_to_come():
             return granted
         while queue.waiting:
             row = self._rows[queue.waiting[0]]
             if granted and total + row.tokens > max_tokens:
                 break
             key = queue.waiting.popleft()
+            queue.tokens -= row.tokens
             queue.leased[key] = worker
             granted.append(self._view(key))
             total += row.tokens
@@ -226,6 +230,7 @@ class ExperienceIndex:
             for key in reversed(back):
                 del queue.leased[key]
                 queue.waiting.appendleft(key)
+                queue.tokens += self._rows[key].tokens
 
     def status(self) -> dict[str, int]:
         """Counts for logs and error messages."""
@@ -246,6 +251,9 @@ class ExperienceIndex:
             "no row is both running and written": lambda: not self._running.keys() & self._rows.keys(),
             "staleness is bounded": lambda: (
                 self.accepted + len(self._running) <= (self.max_staleness + self.version + 1) * self.batch_rows
+            ),
+            "waiting tokens are those of the rows that wait": lambda: all(
+                queue.tokens == sum(self._rows[key].tokens for key in queue.waiting) for queue in self._scoring.values()
             ),
             "every row is waiting, leased or scored, once": lambda: all(
                 (queue.waiting.count(key) + (key in queue.leased) + (scorer in row.slices)) == 1
