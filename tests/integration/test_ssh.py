@@ -73,7 +73,7 @@ class Machines:
 def machines(tmp_path: Path) -> Iterator[Machines]:
     with hosts(2) as net:
         made = Machines(net, tmp_path)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         while subprocess.run(["ssh", "one", "true"], env=made.environment, capture_output=True, check=False).returncode:
             assert time.monotonic() < deadline, (tmp_path / "sshd0.log").read_text()
             time.sleep(0.2)
