@@ -17,4 +17,4 @@ esac
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 # Two at a time, each file in one process: while one test waits for processes to start or end, the other computes.
-exec .venv/bin/pytest -m "not soak" --numprocesses=2 --dist=loadfile "${tests[@]}" "$@"
+exec .venv/bin/pytest -m "not soak" --numprocesses=2 --dist=loadfile --no-loadscope-reorder "${tests[@]}" "$@"

@@ -32,6 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", type=Path, metavar="FILE", help="write each test's outcome and seconds as JSON")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The quick ones first: they fail first, and some of them want a process that no Ray session lives in."""
+    items.sort(key=lambda item: "integration" in item.path.parts)
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     SECONDS[report.nodeid] += report.duration
     if report.when == "call" or report.outcome != "passed":

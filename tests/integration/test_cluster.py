@@ -54,12 +54,18 @@ class Head:
         command = ["bash", "-c", f"{source} && exec {start} {sizes}"]
         with (folder / "output").open("wb") as output:
             self.process = subprocess.Popen(command, env=self.environment, stdout=output, stderr=output, cwd=ROOT)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 180
         while "Ray runtime started" not in (folder / "output").read_text():
             assert self.process.poll() is None, (folder / "output").read_text()
             assert time.monotonic() < deadline, (folder / "output").read_text()
             time.sleep(0.1)
         self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+
+        # The agent that takes jobs comes up after all else.
+        ready = f"ray job submit --address {self.environment['RAY_ADDRESS']} -- true"
+        while (tried := self.bash(ready)).returncode:
+            assert time.monotonic() < deadline, tried.stderr
+            time.sleep(1)
 
     def stop(self) -> None:
         """End what we started and nobody else's Ray, which `ray stop` would end too."""
