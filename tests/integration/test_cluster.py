@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.parse
 import urllib.request
@@ -39,17 +40,22 @@ class Head:
 
     def __init__(self, folder: Path) -> None:
         self.port, self.dashboard = free_port(), free_port()
+        # Where Ray notes the machine's newest cluster and what Prometheus shall scrape: not the notes of another Ray. Sockets lie
+        # there too: a short path.
+        self.temporary = tempfile.mkdtemp(prefix="rh")
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "RLHF_TOKEN_FILE": str(folder / "token"),
             "RAY_metrics_report_interval_ms": "1000",
+            "RAY_TMPDIR": self.temporary,
             "PATH": f"{BIN}:{os.environ['PATH']}",
         }
         self.environment |= {"RAY_ADDRESS": f"http://127.0.0.1:{self.dashboard}", "RLHF_PYTHON": str(BIN / "python")}
         start = (
             f"ray start --block --head --port={self.port} --dashboard-port={self.dashboard} --include-dashboard=true"
         )
-        sizes = "--num-cpus=4 --object-store-memory=200000000"
+        # With the default port it takes no jobs on a machine where another Ray runs.
+        sizes = f"--num-cpus=4 --object-store-memory=200000000 --dashboard-agent-listen-port={free_port()}"
         source = f"source {ROOT}/launch/cluster_env.sh && share_token && unset RAY_ADDRESS"
         command = ["bash", "-c", f"{source} && exec {start} {sizes}"]
         with (folder / "output").open("wb") as output:
@@ -74,9 +80,7 @@ class Head:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
-        newest = Path("/tmp/ray/ray_current_cluster")  # Ray's note for those who look for a cluster on this machine
-        if newest.exists() and newest.read_text().endswith(f":{self.port}"):
-            newest.unlink()
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
     def bash(self, script: str) -> subprocess.CompletedProcess[str]:
         command = ["bash", "-c", script]
@@ -118,12 +122,14 @@ def test_a_cluster_without_the_right_token_is_refused_with_a_sentence(head: Head
 
 
 @pytest.fixture
-def prometheus(tmp_path: Path) -> Iterator[str]:
+def prometheus(head: Head, tmp_path: Path) -> Iterator[str]:
     if shutil.which("prometheus") is None:
         pytest.skip("no prometheus: install Debian's package")
     address = f"127.0.0.1:{free_port()}"
     shipped = (ROOT / "launch" / "monitoring" / "prometheus.yml").read_text()
-    hurried = re.sub(r"(scrape_interval|refresh_interval): \w+", r"\1: 1s", shipped)
+    hurried = re.sub(r"(scrape_interval|refresh_interval): \w+", r"\1: 1s", shipped).replace(
+        "/tmp/ray", f"{head.temporary}/ray"
+    )
     (tmp_path / "prometheus.yml").write_text(hurried)
     files = [f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
     with (tmp_path / "prometheus.log").open("wb") as log:
