@@ -22,11 +22,16 @@ from typing import Any
 
 from contract import arguments, publish
 
+Metrics = dict[str, float]
 THREADS = 2
-QUIET, BUSY = 5, 4
+QUIET, BUSY = 4, 3
 """Iterations alone (the first, which warms up, does not count), and then beside a busy process."""
+REPEATS = 4
+"""Of every bare part; the first does not count."""
 MEAN_ANSWER = 43
 """Tokens of an answer of natural length."""
+BATCHES = ("full.json", "natural.json")
+"""The last batch of either run of the system."""
 
 
 def config_of(root: Path, policy: Path, reward: Path, prompts: Path, size: dict[str, int]) -> dict[str, Any]:
@@ -46,35 +51,37 @@ def config_of(root: Path, policy: Path, reward: Path, prompts: Path, size: dict[
     }
 
 
-def system(tree: dict[str, Any], tokens_file: Path, *, busy: int) -> tuple[dict[str, float], dict[str, float]]:
+def system(tree: dict[str, Any], tokens_file: Path, *, quiet: int, busy: int) -> tuple[Metrics, Metrics]:
     """Median metrics of the iterations alone, and of `busy` ones beside a busy process; a batch goes to `tokens_file`."""
     from system import run_system
 
-    found: list[dict[str, float]] = []
+    found: list[Metrics] = []
     neighbour: list[subprocess.Popen[bytes]] = []
 
     def report(iteration: int, metrics: Any, batch: Any) -> None:
         found.append(dict(metrics))
-        columns = ("prompt_id", "prompt_tokens", "response_tokens")
-        tokens_file.write_text(json.dumps({name: batch.column(name).to_pylist() for name in columns}))
-        if iteration == QUIET - 1 and busy:
+        columns = {name: batch.column(name).to_pylist() for name in ("prompt_tokens", "response_tokens")}
+        tokens_file.write_text(json.dumps({**columns, "ends": tree["ends"]}))
+        if iteration == quiet - 1 and busy:
             neighbour.append(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
 
-    whole = {**tree, "ppo": {**tree["ppo"], "iterations": QUIET + busy}}
+    config = {name: value for name, value in tree.items() if name != "ends"}
+    config["ppo"] = {**tree["ppo"], "iterations": quiet + busy}
+    (Path(tree["policy"]) / "generation_config.json").write_text(json.dumps({"eos_token_id": tree["ends"]}))
     try:
-        run_system(whole, Path(tree["run_dir"]), report)
+        run_system(config, Path(tree["run_dir"]), report)
     finally:
         for process in neighbour:
             process.kill()
-    return median_of(found[1:QUIET]), median_of(found[QUIET:])
+    return median_of(found[1:quiet]), median_of(found[quiet:])
 
 
-def median_of(rows: list[dict[str, float]]) -> dict[str, float]:
+def median_of(rows: list[Metrics]) -> Metrics:
     """Of each metric."""
     return {key: statistics.median(row[key] for row in rows) for key in rows[0]} if rows else {}
 
 
-def expected(tree: dict[str, Any]) -> dict[str, float]:
+def expected(tree: dict[str, Any]) -> Metrics:
     """Seconds per phase by the model of `rlhf-dist plan`; random weights hardly ever end an answer early."""
     from rlhf_dist.cluster.cost import CPU, phase_seconds
     from rlhf_dist.config import PPOConfig
@@ -84,9 +91,9 @@ def expected(tree: dict[str, Any]) -> dict[str, float]:
     return phase_seconds(config, model_sizes(config), CPU, rollout_workers=1, gpus=False, answer_share=1.0)
 
 
-def bare_vllm(tree: dict[str, Any], tokens: dict[str, Any]) -> dict[str, float]:
-    """Seconds in which vLLM alone answers the same prompts."""
-    from vllm import LLM, SamplingParams
+def bare_vllm(tree: dict[str, Any], batches: list[dict[str, Any]]) -> list[Metrics]:
+    """Seconds in which vLLM alone answers the prompts of each batch."""
+    from vllm import LLM
 
     rollout = tree["rollout"]
     llm = LLM(
@@ -101,37 +108,51 @@ def bare_vllm(tree: dict[str, Any], tokens: dict[str, Any]) -> dict[str, float]:
         kv_cache_memory_bytes=2**30,
         disable_log_stats=True,
     )
-    prompts = [{"prompt_token_ids": prompt} for prompt in tokens["prompt_tokens"]]
+    return [generate_seconds(llm, rollout["max_new_tokens"], batch) for batch in batches]
+
+
+def generate_seconds(llm: Any, longest: int, batch: dict[str, Any]) -> Metrics:
+    """Median seconds of one engine for one batch."""
+    from vllm import SamplingParams
+
+    prompts = [{"prompt_token_ids": prompt} for prompt in batch["prompt_tokens"]]
 
     def params(seed: int) -> Any:
         return SamplingParams(
-            max_tokens=rollout["max_new_tokens"],
+            max_tokens=longest,
             seed=seed,
             logprobs=0,
             detokenize=False,
-            stop_token_ids=tree["ends"],
+            stop_token_ids=batch["ends"],
             flat_logprobs=True,
         )
 
     seconds = []
-    for repeat in range(4):
+    for repeat in range(REPEATS):
         started = time.perf_counter()
         llm.generate(prompts, [params(1000 * repeat + i) for i in range(len(prompts))], use_tqdm=False)
         seconds.append(time.perf_counter() - started)
     return {"generate": statistics.median(seconds[1:])}
 
 
-def bare_torch(tree: dict[str, Any], tokens: dict[str, Any]) -> dict[str, float]:
+def bare_torch(tree: dict[str, Any], batches: list[dict[str, Any]]) -> list[Metrics]:
     """Seconds of the same passes in plain torch: reward, reference, values, policy and critic steps."""
     import torch
-    import torch.nn.functional as F
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     torch.set_num_threads(THREADS)
     policy, reference = (AutoModelForCausalLM.from_pretrained(tree["policy"]) for _ in range(2))
     reward, critic = (AutoModelForSequenceClassification.from_pretrained(tree["reward"]) for _ in range(2))
+    return [passes_seconds(policy, reference, reward, critic, batch) for batch in batches]
+
+
+def passes_seconds(policy: Any, reference: Any, reward: Any, critic: Any, batch: dict[str, Any]) -> Metrics:
+    """Median seconds of each kind of pass over one batch, in padded micro-batches of 16 rows of like length."""
+    import torch
+    import torch.nn.functional as F
+
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True) for model in (policy, critic)]
-    pairs = list(zip(tokens["prompt_tokens"], tokens["response_tokens"], strict=True))
+    pairs = list(zip(batch["prompt_tokens"], batch["response_tokens"], strict=True))
 
     def padded(part: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
         width = max(len(p) + len(r) for p, r in part)
@@ -169,7 +190,7 @@ def bare_torch(tree: dict[str, Any], tokens: dict[str, Any]) -> dict[str, float]
         "critic step": lambda: learn(critic, values, optimizers[1]),
     }
     seconds: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(4):
+    for _ in range(REPEATS):
         for name, call in work.items():
             started = time.perf_counter()
             call()
@@ -177,8 +198,8 @@ def bare_torch(tree: dict[str, Any], tokens: dict[str, Any]) -> dict[str, float]
     return {name: statistics.median(found[1:]) for name, found in seconds.items()}
 
 
-def alone(part: str, folder: Path) -> dict[str, float]:
-    """Run one part in a fresh process."""
+def alone(part: str, folder: Path) -> list[Metrics]:
+    """Run one part in a fresh process; what it found for the batch of full and of natural lengths."""
     env = {
         **os.environ,
         "OMP_NUM_THREADS": str(THREADS),
@@ -189,20 +210,11 @@ def alone(part: str, folder: Path) -> dict[str, float]:
     }
     command = [sys.executable, __file__, "--part", part, str(folder)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: list[Metrics] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def measure(
-    root: Path, tree: dict[str, Any], *, ends: list[int], busy: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Run the system on answers that end with any of some tokens, and leave what the parts need in the folder."""
-    (Path(tree["policy"]) / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
-    (root / "tree.json").write_text(json.dumps({**tree, "ends": ends}))
-    return system({**tree, "run_dir": str(root / f"run-{len(ends)}")}, root / "tokens.json", busy=busy)
-
-
-def seconds_of(metrics: dict[str, float]) -> dict[str, float]:
+def seconds_of(metrics: Metrics) -> Metrics:
     """The phases among an iteration's metrics."""
     return {key.removeprefix("timing_s/"): value for key, value in metrics.items() if key.startswith("timing_s/")}
 
@@ -215,8 +227,10 @@ def main() -> None:
 
     shape = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
     size = {"prompts": 64, "prompt": 16, "answer": 128}
+    quiet_iterations, busy_iterations = QUIET, BUSY
     if options.quick:
         shape["num_hidden_layers"], size = 2, {"prompts": 16, "prompt": 16, "answer": 32}
+        quiet_iterations, busy_iterations = 2, 1
     llama = LlamaConfig(**shape, num_key_value_heads=4, vocab_size=4096, max_position_embeddings=256)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -225,12 +239,16 @@ def main() -> None:
             root / "prompts.jsonl", count=4 * size["prompts"], tokens=size["prompt"], vocabulary=4096
         )
         tree = config_of(root, policy, reward, prompts, size)
-        quiet, busy = measure(root, tree, ends=[1], busy=BUSY)
-        parts = {**alone("bare_vllm", root), **alone("bare_torch", root)}
-        modelled = expected(tree)
+        (root / "tree.json").write_text(json.dumps(tree))
+        full = {**tree, "ends": [1], "run_dir": str(root / "full")}
+        quiet, busy = system(full, root / BATCHES[0], quiet=quiet_iterations, busy=busy_iterations)
         # Random weights say each of the 4,096 tokens about equally often.
-        natural, _ = measure(root, tree, ends=list(range(1, 1 + 4096 // MEAN_ANSWER)), busy=0)
-        natural_parts = {**alone("bare_vllm", root), **alone("bare_torch", root)}
+        ends = list(range(1, 1 + 4096 // MEAN_ANSWER))
+        short = {**tree, "ends": ends, "run_dir": str(root / "natural")}
+        natural, _ = system(short, root / BATCHES[1], quiet=quiet_iterations, busy=0)
+        pairs = zip(alone("bare_vllm", root), alone("bare_torch", root), strict=True)
+        parts, natural_parts = ({**vllm, **torch} for vllm, torch in pairs)
+        modelled = expected(tree)
     phases = seconds_of(quiet)
     looked = ("generate", "reward", "reference")
     rows = [{"where": "system", "phase": name, "seconds": value} for name, value in phases.items()]
@@ -258,7 +276,8 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--part"]:
         folder = Path(sys.argv[3])
-        given = [json.loads((folder / name).read_text()) for name in ("tree.json", "tokens.json")]
+        batches = [json.loads((folder / name).read_text()) for name in BATCHES]
+        given = json.loads((folder / "tree.json").read_text()), batches
         print(json.dumps({"bare_vllm": bare_vllm, "bare_torch": bare_torch}[sys.argv[2]](*given)))
     else:
         main()
