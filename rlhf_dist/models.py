@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.errors import ModelError
+from rlhf_dist.imports import import_transformers
 
 LOGITS_BYTES = 256 * 2**20
 """[tokens, vocab] logits are made in pieces of this many fp32 bytes, and made again in the backward pass."""
@@ -274,6 +275,7 @@ def read_config(path: str) -> Any:
     Raises:
         ModelError: the folder is missing or its config unreadable.
     """
+    import_transformers()
     from transformers import AutoConfig
 
     check_folder(path)
@@ -289,6 +291,7 @@ def load_tokenizer(path: str) -> Any:
     Raises:
         ModelError: there is none, or it has no end-of-sequence token.
     """
+    import_transformers()
     from transformers import AutoTokenizer
 
     check_folder(path)

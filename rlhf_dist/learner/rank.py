@@ -16,9 +16,9 @@ import pyarrow as pa
 import torch
 
 from rlhf_dist.cluster import rendezvous
-from rlhf_dist.cluster.imports import import_deepspeed, import_transformers
 from rlhf_dist.config import PPO, Learner, Lora, Optimizer
 from rlhf_dist.data.packing import MicroBatch
+from rlhf_dist.imports import import_deepspeed, import_transformers
 from rlhf_dist.learner.adapters import adapt, merged, save_adapter
 from rlhf_dist.learner.engine import TrainedModel
 from rlhf_dist.learner.examples import ExampleBatch, read_examples

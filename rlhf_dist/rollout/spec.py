@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_dist.cluster.imports import import_transformers
 from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.config import Rollout
+from rlhf_dist.imports import import_transformers
 from rlhf_dist.records import Sampling
 from rlhf_dist.rollout.engine import RolloutEngine
 
@@ -97,6 +97,8 @@ def environment(rollout: Rollout, *, on_gpu: bool) -> dict[str, str]:
         **environment_of(rollout.threads),
         # Binding would pin the engines of several workers to the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # vLLM compiles two small functions of its sampler even where its model runs eagerly: 2 to 5 s before the first sample.
+        **({} if rollout.compile else {"TORCH_COMPILE_DISABLE": "1"}),
     }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from rlhf_dist.errors import EnvironmentProblem, WeightError
+from rlhf_dist.imports import import_vllm
 from rlhf_dist.records import Sample, SampleRequest, Sampling
 from rlhf_dist.rollout import vllm_weight_plugin
 
@@ -59,6 +60,7 @@ class VLLMEngine:
         for name in REFUSED:
             if os.environ.get(name, "0") not in ("", "0"):
                 raise EnvironmentProblem(f"{name} is set, which lets anyone who reaches vLLM run code; unset it")
+        import_vllm()
         from vllm import LLM
 
         vllm_weight_plugin.register()

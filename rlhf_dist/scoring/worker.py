@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from rlhf_dist.cluster.imports import import_transformers
 from rlhf_dist.cluster.one_thread import OneThread
 from rlhf_dist.cluster.watch import fetch
 from rlhf_dist.errors import RewardError
+from rlhf_dist.imports import import_transformers
 from rlhf_dist.records import RowKey
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.schema import written_by

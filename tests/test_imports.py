@@ -2,11 +2,11 @@ import importlib.util
 import subprocess
 import sys
 
-from rlhf_dist.cluster.imports import without
+from rlhf_dist.imports import without
 
 CODE = """
 import sys
-from rlhf_dist.cluster.imports import import_transformers
+from rlhf_dist.imports import import_transformers
 import_transformers()
 from transformers import LlamaForCausalLM
 print("sklearn" in sys.modules)

@@ -22,8 +22,8 @@ def without(package: str) -> Iterator[None]:
 
 
 def import_transformers() -> None:
-    """Import transformers' generation, which takes scikit-learn along (a second) for a kind of decoding that nobody here uses."""
-    with without("sklearn"):
+    """Import transformers' generation, without scikit-learn (for a kind of decoding) and SciPy (for losses of images)."""
+    with without("sklearn"), without("scipy"):
         importlib.import_module("transformers.generation.candidate_generator")
 
 
@@ -31,3 +31,11 @@ def import_deepspeed() -> None:
     """Import DeepSpeed, whose autotuner takes MLflow along (three seconds)."""
     with without("mlflow"):
         importlib.import_module("deepspeed")
+
+
+def import_vllm() -> None:
+    """Import vLLM without SciPy, which it takes along to resample sound."""
+    import_transformers()
+    with without("scipy"):
+        importlib.import_module("vllm")
+        importlib.import_module("vllm.entrypoints.llm")
