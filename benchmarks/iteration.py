@@ -107,6 +107,7 @@ def bare_vllm(tree: dict[str, Any], batches: list[dict[str, Any]]) -> list[Metri
         logprobs_mode="processed_logprobs",
         kv_cache_memory_bytes=2**30,
         disable_log_stats=True,
+        generation_config="vllm",  # answers end where the batch says, not where the folder of the last run does
     )
     return [generate_seconds(llm, rollout["max_new_tokens"], batch) for batch in batches]
 

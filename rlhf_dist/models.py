@@ -122,11 +122,10 @@ class LogProbHead(nn.Linear):
         logits = F.linear(hidden, self.weight, self.bias).float()
         if temperature != 1.0:
             logits = logits / temperature
-        log_probs = -F.cross_entropy(logits, targets, reduction="none")
-        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-            all_log_probs = torch.log_softmax(logits, dim=-1)
-            entropy = -(all_log_probs.exp() * all_log_probs).sum(-1)
-        return log_probs, entropy
+        all_log_probs = torch.log_softmax(logits, dim=-1)
+        log_probs = all_log_probs.gather(-1, targets[:, None])[:, 0]
+        kept = all_log_probs if entropy_grad else all_log_probs.detach()
+        return log_probs, -(kept.exp() * kept).sum(-1)
 
 
 class PolicyModel(nn.Module):
