@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_dist.checkpoint import complete_or_absent
-from rlhf_dist.cluster.session import namespace_of, session
+from rlhf_dist.cluster.session import has_gpus, namespace_of, session
 from rlhf_dist.config import RewardConfig
 from rlhf_dist.data.examples import ExampleSet, example_table
 from rlhf_dist.data.feedback import Judged, read_feedback
@@ -133,9 +133,11 @@ def _answers_of_policy(config: RewardConfig, prepared: Prepared, folder: RunFold
     if config.policy is None or config.prompts is None:
         return None
     folder.tell("sampling the policy")
+    # So few answers are generated sooner, on CPUs, than vLLM starts.
+    rollout = config.rollout if has_gpus() else config.rollout.model_copy(update={"engine": "transformers"})
     with generating(
         config.policy,
-        config.rollout,
+        rollout,
         config.timeouts,
         folder.path,
         max_sequence=config.prompts.max_tokens + config.rollout.max_new_tokens,
