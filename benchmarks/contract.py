@@ -18,7 +18,9 @@ from rich.table import Table
 def arguments(description: str) -> argparse.Namespace:
     """`--quick` and `--json FILE`."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="the same keys at reduced size, within two minutes on two cores")
+    parser.add_argument(
+        "--quick", action="store_true", help="the same keys at reduced size, within two minutes on two cores"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     return parser.parse_args()
 

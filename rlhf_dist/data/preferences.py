@@ -18,11 +18,40 @@ KINDS = {"scores": 0.0, "comparisons": 1.0, "rankings": 2.0, "comments": 3.0}
 """Code of each kind of feedback in the examples' column `kind`."""
 
 
+class JudgedTokens:
+    """Judged answers as token ids, each tokenised once however many sets it is part of."""
+
+    def __init__(self, tokenizer: Any, *, max_tokens: int) -> None:
+        """Take the model's tokenizer, and the longest prompt and answer."""
+        self._tokenizer, self._max_tokens = tokenizer, max_tokens
+        self._known: dict[tuple[str, str], tuple[list[int], int]] = {}
+
+    def __call__(self, one: Judged, answer: str) -> tuple[list[int], int]:
+        """Prompt and answer as token ids, and how many of them are the prompt's.
+
+        Raises:
+            DataError: they are too long; names file and line.
+        """
+        key = repr(one.prompt), answer
+        if key not in self._known:
+            self._known[key] = self._tokenise(one, answer)
+        return self._known[key]
+
+    def _tokenise(self, one: Judged, answer: str) -> tuple[list[int], int]:
+        prompt = prompt_tokens(one.where, one.prompt, self._tokenizer)[1]
+        tokens = prompt + answer_tokens(answer, self._tokenizer)
+        if len(tokens) > self._max_tokens:
+            raise DataError(
+                f"{one.where}: prompt and answer have {len(tokens)} tokens; expected at most {self._max_tokens} (max_tokens). "
+                "Raise the limit or leave the row out: it is never cut silently"
+            )
+        return tokens, len(prompt)
+
+
 def judged_set(
     judged: Sequence[Judged],
-    tokenizer: Any,
+    tokens_of: JudgedTokens,
     *,
-    max_tokens: int,
     select: Literal["last", "answer", "before"],
     coefficients: Mapping[str, float] | None = None,
     heads: int = 1,
@@ -38,8 +67,7 @@ def judged_set(
 
     Args:
         judged: what people said; comments with their rating.
-        tokenizer: the model's.
-        max_tokens: longest prompt and answer.
+        tokens_of: their prompts and answers as token ids.
         select: positions whose output is wanted: the last token, the answer's tokens, or those before each of them, whose
             outputs predict it.
         coefficients: of the kinds, default 1; a kind of coefficient 0 is left out.
@@ -64,20 +92,13 @@ def judged_set(
             "weight": weight * (draws[number] if draws is not None else np.ones(heads)),
         }
         units.append(list(range(len(rows), len(rows) + len(one.answers))))
-        rows += [{**shared, **_tokens(one, answer, tokenizer, max_tokens, select)} for answer in one.answers]
+        rows += [{**shared, **_row(*tokens_of(one, answer), select)} for answer in one.answers]
     targets = {name: [row[name] for row in rows] for name in ("unit", "kind", "label", "margin", "weight")}
     table = example_table([row["tokens"] for row in rows], [row["selected"] for row in rows], targets)
     return ExampleSet(table, units, [1.0] * len(units))
 
 
-def _tokens(one: Judged, answer: str, tokenizer: Any, max_tokens: int, select: str) -> dict[str, Any]:
-    prompt = prompt_tokens(one.where, one.prompt, tokenizer)[1]
-    tokens = prompt + answer_tokens(answer, tokenizer)
-    if len(tokens) > max_tokens:
-        raise DataError(
-            f"{one.where}: prompt and answer have {len(tokens)} tokens; expected at most {max_tokens} (max_tokens). Raise the "
-            "limit or leave the row out: it is never cut silently"
-        )
-    start, stop = len(prompt), len(tokens)
+def _row(tokens: list[int], start: int, select: str) -> dict[str, Any]:
+    stop = len(tokens)
     positions = {"last": range(stop - 1, stop), "answer": range(start, stop), "before": range(start - 1, stop - 1)}
     return {"tokens": tokens, "selected": positions[select]}

@@ -14,7 +14,7 @@ from rlhf_dist.cluster.session import namespace_of, session
 from rlhf_dist.config import DPOConfig
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.feedback import Judged, read_feedback
-from rlhf_dist.data.preferences import judged_set
+from rlhf_dist.data.preferences import JudgedTokens, judged_set
 from rlhf_dist.data.tables import held_out
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.feedback.aggregate import aggregate
@@ -84,10 +84,11 @@ def prepare(config: DPOConfig) -> Prepared:
         raise ConfigError(f"data has {found}; DPO learns from comparisons, expected at least one file of them")
     judged = aggregate(read_feedback(config.data), config.aggregate).judged
     away = held_out([repr(one.prompt) for one in judged], config.held_out)
+    tokens = JudgedTokens(tokenizer, max_tokens=config.max_tokens)
 
     def examples(kept: bool) -> ExampleSet:
         chosen: list[Judged] = [one for one, out in zip(judged, away, strict=True) if out == kept]
-        return judged_set(chosen, tokenizer, max_tokens=config.max_tokens, select="before")
+        return judged_set(chosen, tokens, select="before")
 
     learnt, kept = examples(kept=False), examples(kept=True)
     check_fits(config, config.model, learnt, kept)

@@ -15,7 +15,7 @@ from rlhf_dist.cluster.session import has_gpus, namespace_of, session
 from rlhf_dist.config import RewardConfig
 from rlhf_dist.data.examples import ExampleSet, example_table
 from rlhf_dist.data.feedback import Judged, read_feedback
-from rlhf_dist.data.preferences import judged_set
+from rlhf_dist.data.preferences import JudgedTokens, judged_set
 from rlhf_dist.data.prompts import read_prompts
 from rlhf_dist.data.tables import held_out
 from rlhf_dist.errors import ConfigError
@@ -43,6 +43,7 @@ class Prepared:
     tokenizer: Any
     raw: list[Judged]
     aggregated: Aggregated
+    tokens: JudgedTokens
     prompts: list[Prompt]
 
     def describe(self) -> str:
@@ -66,7 +67,8 @@ def prepare(config: RewardConfig) -> Prepared:
         raise ConfigError("data is empty; expected at least one file of feedback")
     raw = read_feedback(config.data)
     made = aggregate(raw, config.aggregate)
-    examples = judged_set(made.judged, tokenizer, max_tokens=config.max_tokens, select="last")
+    tokens = JudgedTokens(tokenizer, max_tokens=config.max_tokens)
+    examples = judged_set(made.judged, tokens, select="last")
     check_fits(config, config.model, examples)
     prompts: list[Prompt] = []
     if config.policy is not None and config.prompts is not None:
@@ -76,7 +78,7 @@ def prepare(config: RewardConfig) -> Prepared:
         prompts = read[: config.normalise_on]
     if config.comment_judge is not None:
         rating_tokens(config.comment_judge, load_tokenizer(config.comment_judge.model))
-    return Prepared(tokenizer, raw, made, prompts)
+    return Prepared(tokenizer, raw, made, tokens, prompts)
 
 
 def run(config: RewardConfig, prepared: Prepared, folder: RunFolder, shared: LearnerGroup | None = None) -> None:
@@ -202,8 +204,7 @@ def _train_members(
 def _examples(config: RewardConfig, prepared: Prepared, judged: Sequence[Judged], seed: int) -> ExampleSet:
     return judged_set(
         judged,
-        prepared.tokenizer,
-        max_tokens=config.max_tokens,
+        prepared.tokens,
         select="answer" if config.scores == "token-mean" else "last",
         coefficients={kind: _coefficient(config, kind) for kind in ("scores", "comparisons", "rankings", "comments")},
         heads=config.heads,

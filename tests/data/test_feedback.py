@@ -7,7 +7,7 @@ import pytest
 from rlhf_dist.config import Feedback
 from rlhf_dist.data.feedback import read_feedback
 from rlhf_dist.data.helpdesk import build_tokenizer
-from rlhf_dist.data.preferences import KINDS, judged_set
+from rlhf_dist.data.preferences import KINDS, JudgedTokens, judged_set
 from rlhf_dist.errors import DataError
 
 
@@ -70,7 +70,7 @@ def test_weights_make_the_mean_over_units_the_sum_of_the_kinds_means(tmp_path: P
         *read(tmp_path / "r.jsonl", "rankings", {"prompt": "q", "answers": ["x", "y", "z"]}),
     ]
     coefficients = {"comparisons": 2.0, "scores": 0.5, "rankings": 1.0}
-    made = judged_set(judged, build_tokenizer(), max_tokens=64, select="last", coefficients=coefficients)
+    made = judged_set(judged, JudgedTokens(build_tokenizer(), max_tokens=64), select="last", coefficients=coefficients)
     kind, weight, unit = (made.table.column(name).to_numpy(zero_copy_only=False) for name in ("kind", "weight", "unit"))
     weight = np.array([each[0] for each in weight])
     assert [len(rows) for rows in made.units] == [2] * 6 + [1] * 2 + [3]
@@ -79,7 +79,9 @@ def test_weights_make_the_mean_over_units_the_sum_of_the_kinds_means(tmp_path: P
         mine = first[kind[first] == KINDS[name]]
         assert weight[mine].sum() / len(made.units) == pytest.approx(coefficient)
     assert unit.tolist() == sorted(unit.tolist())
-    left_out = judged_set(judged, build_tokenizer(), max_tokens=64, select="last", coefficients={"scores": 0.0})
+    left_out = judged_set(
+        judged, JudgedTokens(build_tokenizer(), max_tokens=64), select="last", coefficients={"scores": 0.0}
+    )
     assert len(left_out.units) == 7
 
 
@@ -87,7 +89,7 @@ def test_selected_positions_are_the_last_the_answers_or_those_before_them(tmp_pa
     tokenizer = build_tokenizer()
     judged = read(tmp_path / "s.jsonl", "scores", {"prompt": "Hi", "answer": " Hello!", "score": 1})
     found = {
-        select: judged_set(judged, tokenizer, max_tokens=64, select=select).table
+        select: judged_set(judged, JudgedTokens(tokenizer, max_tokens=64), select=select).table
         for select in ("last", "answer", "before")
     }
     tokens = found["last"].column("tokens")[0].as_py()
@@ -96,4 +98,22 @@ def test_selected_positions_are_the_last_the_answers_or_those_before_them(tmp_pa
     assert found["answer"].column("selected")[0].as_py() == list(range(start, stop))
     assert found["before"].column("selected")[0].as_py() == list(range(start - 1, stop - 1))
     with pytest.raises(DataError, match=r"s.jsonl:1: .* expected at most 3"):
-        judged_set(judged, tokenizer, max_tokens=3, select="last")
+        judged_set(judged, JudgedTokens(tokenizer, max_tokens=3), select="last")
+
+
+def test_an_answer_is_tokenised_once_however_many_sets_it_is_part_of(tmp_path: Path) -> None:
+    tokenizer, asked = build_tokenizer(), []
+
+    def counting(text: str, **options: object) -> object:
+        asked.append(text)
+        return tokenizer(text, **options)
+
+    counting.eos_token_id = tokenizer.eos_token_id  # type: ignore[attr-defined]
+    rows = [{"prompt": "Hi", "answer": answer, "score": 1} for answer in (" Hello!", " Bye!")]
+    judged = read(tmp_path / "s.jsonl", "scores", *rows)
+    tokens = JudgedTokens(counting, max_tokens=64)
+    first = judged_set(judged, tokens, select="last").table.column("tokens")
+    before = len(asked)
+    again = judged_set([judged[1], judged[0]], tokens, select="answer").table.column("tokens")
+    assert before == len(asked) > 0
+    assert again.to_pylist() == first.to_pylist()[::-1]

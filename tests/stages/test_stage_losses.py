@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from rlhf_dist.data.feedback import Judged
 from rlhf_dist.data.helpdesk import build_tokenizer
-from rlhf_dist.data.preferences import judged_set
+from rlhf_dist.data.preferences import JudgedTokens, judged_set
 from rlhf_dist.data.prompts import answer_tokens
 from rlhf_dist.learner.examples import read_examples
 from rlhf_dist.models import PolicyModel, ValueModel
@@ -42,7 +42,7 @@ def tokens(one: Judged, answer: str) -> tuple[list[int], int]:
 def test_the_mixed_loss_is_the_sum_of_its_kinds_means(select: Any) -> None:
     torch.manual_seed(0)
     classifier = LlamaForSequenceClassification(shape(num_labels=2)).eval()
-    made = judged_set(JUDGED, TOKENIZER, max_tokens=64, select=select, coefficients=COEFFICIENTS)
+    made = judged_set(JUDGED, JudgedTokens(TOKENIZER, max_tokens=64), select=select, coefficients=COEFFICIENTS)
     assert made.table.column("weight").type.list_size == 1
 
     def reward(one: Judged, answer: str) -> np.ndarray:
@@ -80,7 +80,7 @@ def test_the_mixed_loss_is_the_sum_of_its_kinds_means(select: Any) -> None:
 
 
 def test_an_empty_micro_batch_takes_part_with_a_loss_of_nothing() -> None:
-    made = judged_set(JUDGED, TOKENIZER, max_tokens=64, select="last")
+    made = judged_set(JUDGED, JudgedTokens(TOKENIZER, max_tokens=64), select="last")
     model = ValueModel(LlamaForSequenceClassification(shape(num_labels=1)))
     total, facts = RewardLoss(1.0, False, 0.0)(model, read_examples(made.table, []))
     total.backward()
@@ -90,7 +90,7 @@ def test_an_empty_micro_batch_takes_part_with_a_loss_of_nothing() -> None:
 
 def test_each_head_of_an_ensemble_sees_a_resample_of_its_own() -> None:
     many = [Judged("scores", "Hi", (f" {n}",), 0.5, "s", str(n)) for n in range(400)]
-    made = judged_set(many, TOKENIZER, max_tokens=64, select="last", heads=4, seed=1)
+    made = judged_set(many, JudgedTokens(TOKENIZER, max_tokens=64), select="last", heads=4, seed=1)
     weights = np.array(made.table.column("weight").to_pylist())
     assert weights.shape == (400, 4)
     np.testing.assert_allclose(weights.mean(0), 1.0, atol=0.15)
@@ -102,7 +102,7 @@ def test_dpo_losses_compare_policy_and_reference_on_the_answers_alone(kind: str)
     torch.manual_seed(0)
     lm = LlamaForCausalLM(shape()).eval()
     pairs = [one for one in JUDGED if one.kind == "comparisons"]
-    made = judged_set(pairs, TOKENIZER, max_tokens=64, select="before")
+    made = judged_set(pairs, JudgedTokens(TOKENIZER, max_tokens=64), select="before")
     reference = np.linspace(-6.5, -5.0, made.table.num_rows).astype(np.float32)
 
     def log_prob(one: Judged, answer: str) -> tuple[float, int]:
