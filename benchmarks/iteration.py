@@ -24,7 +24,7 @@ from contract import arguments, publish
 
 Metrics = dict[str, float]
 THREADS = 2
-QUIET, BUSY = 4, 3
+QUIET, BUSY = 4, 2
 """Iterations alone (the first, which warms up, does not count), and then beside a busy process."""
 REPEATS = 4
 """Of every bare part; the first does not count."""
