@@ -137,7 +137,9 @@ class RewardConfig(RewardModel, Job):
     model: str = Field(description="Hugging Face folder or name of the model to start from, usually the SFT policy")
     policy: str | None = Field(None, description="its answers normalise the reward; null: no normalisation")
     prompts: Prompts | None = Field(None, description="what `policy` answers for that")
-    rollout: Rollout = Field(Rollout(), description="how `policy` and the comment judge run; the judge, and on CPUs both, by transformers")
+    rollout: Rollout = Field(
+        Rollout(), description="how `policy` and the comment judge run; the judge, and on CPUs both, by transformers"
+    )
     run_dir: str = Field("runs/reward", description="folder that the run leaves behind")
 
     @model_validator(mode="after")
