@@ -105,7 +105,8 @@ def test_a_finished_demo_is_not_run_again_nor_under_other_settings(
 
 def test_a_finished_demo_is_evaluated_against_its_start(demo: tuple[Path, str], ray_session: None) -> None:
     path, _ = demo
-    asked = override(evaluate.config_of_run(path), ["rollout.engine=transformers"])
+    asked = evaluate.config_of_run(path)
+    assert asked.rollout.engine == "vllm", "here it generates with a folder's own weights"
     folder = RunFolder(Path(asked.run_dir), asked, console=Console(), stage="evaluation")
     start, trained = evaluate.run(asked, evaluate.prepare(asked), folder)
     assert start.means["kl"].mean == pytest.approx(0.0, abs=1e-4), "the reference is the start"
