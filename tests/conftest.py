@@ -3,6 +3,7 @@
 import json
 import time
 from collections import defaultdict
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", type=Path, metavar="FILE", help="write each test's outcome and seconds as JSON")
+    parser.addoption("--no-skips", action="store_true", help="a test that cannot run here has failed (CI)")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The quick ones first: they fail first, and some of them want a process that no Ray session lives in."""
     items.sort(key=lambda item: "integration" in item.path.parts)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With `--no-skips`, what this machine lacks is a failure: a package that was not installed must not hide a test."""
+    report = yield
+    if report.skipped and item.config.getoption("--no-skips"):
+        report.outcome, report.longrepr = "failed", f"skipped, though --no-skips was given: {report.longrepr}"
+    return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
