@@ -107,7 +107,6 @@ def bare_vllm(tree: dict[str, Any], batches: list[dict[str, Any]]) -> list[Metri
         logprobs_mode="processed_logprobs",
         kv_cache_memory_bytes=2**30,
         disable_log_stats=True,
-        generation_config="vllm",  # answers end where the batch says, not where the folder of the last run does
     )
     return [generate_seconds(llm, rollout["max_new_tokens"], batch) for batch in batches]
 
@@ -125,6 +124,7 @@ def generate_seconds(llm: Any, longest: int, batch: dict[str, Any]) -> Metrics:
             logprobs=0,
             detokenize=False,
             stop_token_ids=batch["ends"],
+            ignore_eos=True,  # answers end where the batch says, not where the folder as the last run left it does
             flat_logprobs=True,
         )
 
