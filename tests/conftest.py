@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,8 +43,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """With `--no-skips`, what this machine lacks is a failure: a package that was not installed must not hide a test."""
-    report = yield
-    if report.skipped and item.config.getoption("--no-skips"):
+    return _unskipped((yield), item.config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a module that skips itself as a whole."""
+    return _unskipped((yield), collector.config)
+
+
+def _unskipped(report: Any, config: pytest.Config) -> Any:
+    if report.skipped and config.getoption("--no-skips"):
         report.outcome, report.longrepr = "failed", f"skipped, though --no-skips was given: {report.longrepr}"
     return report
 
