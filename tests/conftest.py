@@ -5,7 +5,6 @@ import time
 from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -43,7 +42,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """With `--no-skips`, what this machine lacks is a failure: a package that was not installed must not hide a test."""
-    return _unskipped((yield), item.config)
+    report = yield
+    _refuse_skip(report, item.config)
+    return report
 
 
 @pytest.hookimpl(wrapper=True)
@@ -51,13 +52,14 @@ def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """The same for a module that skips itself as a whole."""
-    return _unskipped((yield), collector.config)
+    report = yield
+    _refuse_skip(report, collector.config)
+    return report
 
 
-def _unskipped(report: Any, config: pytest.Config) -> Any:
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport, config: pytest.Config) -> None:
     if report.skipped and config.getoption("--no-skips"):
         report.outcome, report.longrepr = "failed", f"skipped, though --no-skips was given: {report.longrepr}"
-    return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
