@@ -16,8 +16,8 @@ from reward_models import demo
 
 from rlhf_dist.cluster.session import session
 from rlhf_dist.config import Cluster
+from rlhf_dist.run_folder.console import Console
 from rlhf_dist.stages.pipeline import run
-from rlhf_dist.telemetry.console import Console
 
 REWARDS = {"one": (1, "mean"), "ensemble": (4, "mean-std")}
 """Name to models, and how their rewards are combined."""

@@ -53,9 +53,9 @@ def settings(policy: Path, reward: Path, prompts: Path, *, quick: bool) -> dict[
 
 def check_configuration(tree: dict[str, Any], config: Any) -> dict[str, float]:
     """What can be known without a card: the settings fit each other; gibibytes that the actors are estimated to need."""
-    from rlhf_dist.cluster.memory import memory, model_size
     from rlhf_dist.cluster.placement import lay_out
     from rlhf_dist.config import PPOConfig
+    from rlhf_dist.planning.memory import memory, model_size
 
     checked = PPOConfig.model_validate(tree)
     sizes = {role: model_size(config, kind="policy") for role in ("policy", "reference")}

@@ -83,9 +83,9 @@ def median_of(rows: list[Metrics]) -> Metrics:
 
 def expected(tree: dict[str, Any]) -> Metrics:
     """Seconds per phase by the model of `rlhf-dist plan`; random weights hardly ever end an answer early."""
-    from rlhf_dist.cluster.cost import CPU, phase_seconds
     from rlhf_dist.config import PPOConfig
-    from rlhf_dist.stages.plan import model_sizes
+    from rlhf_dist.planning.cost import CPU, phase_seconds
+    from rlhf_dist.planning.plan import model_sizes
 
     config = PPOConfig.model_validate(tree)
     return phase_seconds(config, model_sizes(config), CPU, rollout_workers=1, gpus=False, answer_share=1.0)

@@ -72,9 +72,9 @@ def measure(shape: tuple[int, int, int, int], root: Path) -> tuple[dict[str, int
     from system import run_system
     from transformers import LlamaConfig
 
-    from rlhf_dist.cluster.memory import memory
     from rlhf_dist.config import PPOConfig
-    from rlhf_dist.stages.plan import model_sizes
+    from rlhf_dist.planning.memory import memory
+    from rlhf_dist.planning.plan import model_sizes
 
     hidden, intermediate, layers, heads = shape
     llama = LlamaConfig(

@@ -25,15 +25,15 @@ from scipy.stats import kendalltau
 from rlhf_dist.cluster.session import session
 from rlhf_dist.config import Cluster, ModelReward, ModelShape, PipelineConfig, RewardConfig
 from rlhf_dist.data.prompts import answer_tokens
-from rlhf_dist.data.word_tokenizer import word_tokenizer
 from rlhf_dist.evaluation.calibration import expected_calibration_error, reliability_bins
+from rlhf_dist.run_folder.console import Console
+from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.scoring.answers import Answers
 from rlhf_dist.scoring.reward_models import LearnedReward
 from rlhf_dist.stages import reward
 from rlhf_dist.stages.pipeline import make_policy
 from rlhf_dist.stages.pipeline import run as run_pipeline
-from rlhf_dist.telemetry.console import Console
-from rlhf_dist.telemetry.run_folder import RunFolder
+from rlhf_dist.tasks.word_tokenizer import word_tokenizer
 
 WORDS = [f"w{number}" for number in range(40)]
 PROMPTS = [f"Say {number}:" for number in range(50)]
@@ -85,7 +85,7 @@ def fit(config: RewardConfig) -> LearnedReward:
     folder = RunFolder(Path(config.run_dir), config, console=Console(), stage="reward")
     reward.run(config, reward.prepare(config), folder)
     path = str(Path(config.run_dir) / reward.OUTPUT)
-    return LearnedReward(ModelReward(path=path, normalise=False), bf16=False, batch_tokens=8192, device="cpu")
+    return LearnedReward(ModelReward(path=path, normalise=False), dtype="float32", batch_tokens=8192, device="cpu")
 
 
 def scores(learnt: LearnedReward, tokenizer: Any, rows: Sequence[tuple[str, str]]) -> np.ndarray[Any, Any]:

@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf_dist.errors import ModelError
+from rlhf_dist.files import written_aside
 
 DIGESTS = "digests.json"
 
 
 @contextmanager
 def complete_or_absent(folder: Path) -> Iterator[Path]:
-    """Write a folder aside; on leaving the block without error it is synced to disk and takes its name.
-
-    The order is: files, their digests, fsync of all, rename, fsync of the parent (Pillai et al., OSDI 2014).
-    """
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    yield aside
-    digests = {str(file.relative_to(aside)): _digest(file) for file in sorted(aside.rglob("*")) if file.is_file()}
-    (aside / DIGESTS).write_text(json.dumps(digests, indent=1))
-    for path in [*aside.rglob("*"), aside]:
-        _sync(path)
-    if folder.exists():
-        shutil.rmtree(folder)
-    aside.rename(folder)
-    _sync(folder.parent)
+    """Write a folder aside; on leaving the block without error it gets its files' digests and takes its name."""
+    with written_aside(folder) as aside:
+        aside.mkdir()
+        yield aside
+        digests = {str(file.relative_to(aside)): _digest(file) for file in sorted(aside.rglob("*")) if file.is_file()}
+        (aside / DIGESTS).write_text(json.dumps(digests, indent=1))
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
@@ -59,11 +48,3 @@ def verify(folder: Path) -> None:
 def _digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "blake2b").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -29,7 +29,7 @@ from rlhf_dist.errors import RunError, UserError
 from rlhf_dist.feedback_cli import app as feedback_app
 
 if TYPE_CHECKING:
-    from rlhf_dist.telemetry.console import Console
+    from rlhf_dist.run_folder.console import Console
 
 app = typer.Typer(
     help="Distributed reinforcement learning from human feedback.",
@@ -115,8 +115,8 @@ def pipeline(
 
 def _run_pipeline(config: PipelineConfig, run_dir: Path | None, *, resume: bool, anew: bool) -> None:
     """Run all stages; `anew`: in a folder that holds no run yet, unless that run is resumed."""
-    from rlhf_dist.telemetry.console import Console
-    from rlhf_dist.telemetry.run_folder import choose
+    from rlhf_dist.run_folder.console import Console
+    from rlhf_dist.run_folder.folder import choose
 
     path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume or not anew)
     with Console() as console, _stoppable(path):
@@ -151,8 +151,8 @@ def _stoppable(path: Path) -> Iterator[None]:
 
 def _run_stage(stage: Any, name: str, config: Job, run_dir: Path | None, *, dry_run: bool) -> None:
     """Check a supervised stage's config and data, and run it unless that was all."""
-    from rlhf_dist.telemetry.console import Console
-    from rlhf_dist.telemetry.run_folder import RunFolder, choose
+    from rlhf_dist.run_folder.console import Console
+    from rlhf_dist.run_folder.folder import RunFolder, choose
 
     with Console() as console:
         prepared = stage.prepare(config)
@@ -188,16 +188,16 @@ def ppo(
 ) -> None:
     """Train a policy with PPO against a reward model, on your own models and prompts."""
     config = load(PPOConfig, config_file, _with(overrides, seed, address))
+    from rlhf_dist.run_folder.console import Console
+    from rlhf_dist.run_folder.folder import choose
+    from rlhf_dist.run_folder.ppo_folder import PPOFolder
     from rlhf_dist.stages import ppo as stage
-    from rlhf_dist.telemetry.console import Console
-    from rlhf_dist.telemetry.ppo_folder import PPOFolder
-    from rlhf_dist.telemetry.run_folder import choose
 
     with Console() as console:
         prepared = stage.prepare(config)
         if dry_run:
-            from rlhf_dist.stages.plan import here
-            from rlhf_dist.telemetry.plan_view import show_plan
+            from rlhf_dist.planning.plan import here
+            from rlhf_dist.planning.plan_view import show_plan
 
             console.rich.print(dump(config), markup=False, highlight=False)
             show_plan(console.rich, here(config))
@@ -227,9 +227,9 @@ def evaluate(
         config = override(stage.config_of_run(config_or_run), changes)
     else:
         config = load(EvaluateConfig, config_or_run, changes)
-    from rlhf_dist.telemetry.console import Console
-    from rlhf_dist.telemetry.report import write_report
-    from rlhf_dist.telemetry.run_folder import RunFolder, choose
+    from rlhf_dist.run_folder.console import Console
+    from rlhf_dist.run_folder.folder import RunFolder, choose
+    from rlhf_dist.run_folder.report import write_report
 
     of_run = config_or_run.is_dir() and run_dir is None
     with Console() as console:
@@ -268,10 +268,10 @@ def plan(
     config = load(PPOConfig, config_file, overrides)
     from rich.console import Console as RichConsole
 
-    from rlhf_dist.stages.plan import Cluster, make_plan
-    from rlhf_dist.telemetry.plan_view import show_plan
+    from rlhf_dist.planning.plan import Machines, make_plan
+    from rlhf_dist.planning.plan_view import show_plan
 
-    made = make_plan(config, Cluster(nodes, gpus_per_node, gpu_memory, cpus_per_node))
+    made = make_plan(config, Machines(nodes, gpus_per_node, gpu_memory, cpus_per_node))
     show_plan(RichConsole(), made)
     raise typer.Exit(1 if made.problems() else 0)
 
@@ -283,7 +283,7 @@ def status(
     address: Annotated[str, typer.Option("--address", help="Ray cluster that the run is on")] = "auto",
 ) -> None:
     """Watch a run: state, iteration, metrics, rollout workers, queues. Works on any machine of the cluster."""
-    from rlhf_dist.telemetry.status import follow
+    from rlhf_dist.run_folder.status import follow
 
     follow(run, address=address, once=once)
 
@@ -296,7 +296,7 @@ def logs(
     as_json: Annotated[bool, typer.Option("--json", help="the lines as they are written")] = False,
 ) -> None:
     """Print the log lines of all actors of a run, in the order of time."""
-    from rlhf_dist.telemetry.log_view import show_logs
+    from rlhf_dist.run_folder.log_view import show_logs
 
     show_logs(run, follow=follow, actor=actor, as_json=as_json)
 
@@ -310,7 +310,7 @@ def show(
     tokens: Annotated[bool, typer.Option("--tokens", help="every token with its log-probs")] = False,
 ) -> None:
     """Print samples that a run trained on: text, score, KL, and each token's log-probs."""
-    from rlhf_dist.telemetry.samples import show_samples
+    from rlhf_dist.run_folder.samples import show_samples
 
     show_samples(run, iteration=iteration, worst=worst, best=best, tokens=tokens)
 

@@ -20,7 +20,7 @@ from rlhf_dist.cluster.watch import Watch, fetch
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
-from rlhf_dist.evaluation.stopping import GOLD_MEAN, left_band
+from rlhf_dist.evaluation.bands import GOLD_MEAN, left_band
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.rollout.fleet import RolloutFleet
 from rlhf_dist.store.experience import RowView

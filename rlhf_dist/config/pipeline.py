@@ -30,7 +30,7 @@ class ModelShape(Section):
         return self
 
 
-class Task(Section):
+class EmbeddedTask(Section):
     """An embedded task, which brings its own data, tokenizer and gold judge."""
 
     name: Literal["dialogue", "summarisation", "translation", "style", "classification"] = Field(
@@ -53,7 +53,7 @@ class PipelineConfig(PPOConfig):
         (ModelReward(path="stages/reward/reward_model"),), description="the first model is the pipeline's own"
     )
     prompts: Prompts = Field(Prompts(path=""), description="PPO's prompts; with `task`: the task's")
-    task: Task | None = Field(None, description="embedded task; null: your own data")
+    task: EmbeddedTask | None = Field(None, description="embedded task; null: your own data")
     model: ModelShape = Field(ModelShape(), description="shape of the model that a task starts from")
     sft: SFT = Field(SFT(), description="fine-tuning")
     judge: SFT = Field(SFT(), description="the small comment judge that a task with comments trains for itself")

@@ -130,7 +130,7 @@ class PPOConfig(Section):
     def wire_dtype(self) -> str:
         """Torch's name of the dtype in which weights travel."""
         if self.weights.wire_dtype == "auto":
-            return "bfloat16" if self.learner.precision == "bf16" else "float32"
+            return self.learner.dtype
         return self.weights.wire_dtype
 
     @property

@@ -115,6 +115,11 @@ class Learner(Section):
     policy: Optimizer = Field(Optimizer(), description="the policy's optimiser")
     value: Optimizer = Field(Optimizer(lr=1e-5), description="the critic's optimiser")
 
+    @property
+    def dtype(self) -> str:
+        """Torch's name of the dtype of forward and backward passes, of scorers and of what is saved."""
+        return {"fp32": "float32", "bf16": "bfloat16"}[self.precision]
+
 
 class Weights(Section):
     """Weights on their way from learner to rollout workers."""

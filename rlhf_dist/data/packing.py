@@ -63,7 +63,7 @@ def micro_batches(rows: Sequence[Row], lengths: Sequence[int], *, budget: int) -
     return groups
 
 
-def plan(
+def plan_micro_batches(
     lengths: Sequence[int], *, ranks: int, micro_batch_tokens: int, row_tokens: int, hidden: int
 ) -> list[list[MicroBatch]]:
     """Micro-batches of each rank, the same number on each: collectives need all ranks, so short ranks get empty ones.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from rlhf_dist.errors import DataError
+from rlhf_dist.files import parsed
 from rlhf_dist.progress import counted
 
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
@@ -52,18 +52,8 @@ def held_out(keys: Sequence[str], share: float) -> list[bool]:
 
 
 def _read_jsonl(file: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(counted(file.read_bytes().splitlines(), f"reading {file}"), start=1):
-        if not line.strip():
-            raise DataError(f"{file}:{number}: an empty line; expected a JSON object")
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{file}:{number}: not valid JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{file}:{number}: found {type(row).__name__}; expected a JSON object")
-        rows.append(row)
-    return rows
+    lines = counted(file.read_bytes().splitlines(), f"reading {file}")
+    return [parsed(line, f"{file}:{number}") for number, line in enumerate(lines, start=1)]
 
 
 def _read_parquet(file: Path) -> list[dict[str, Any]]:

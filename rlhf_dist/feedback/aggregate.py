@@ -19,7 +19,7 @@ CARELESS = 0.5
 
 
 @dataclass(frozen=True)
-class Annotator:
+class Reliability:
     """How reliable one annotator's comparisons are."""
 
     name: str
@@ -35,7 +35,7 @@ class Aggregated:
     """One judgement per question, and what is known of those who judged."""
 
     judged: list[Judged]
-    annotators: list[Annotator]
+    annotators: list[Reliability]
     agreement: Agreement | None
     """None where nobody judged what another did."""
 
@@ -115,7 +115,7 @@ def _expected_hits(votes: Sequence[Judged], posterior: dict[Any, float]) -> dict
     return {name: (sum(found) + 0.5) / (len(found) + 1) for name, found in hits.items()}
 
 
-def _told(votes: Sequence[Judged], reliability: dict[str, float]) -> list[Annotator]:
+def _told(votes: Sequence[Judged], reliability: dict[str, float]) -> list[Reliability]:
     """Annotators, the least reliable first, and who is suspected of carelessness."""
     if not reliability:
         return []
@@ -124,7 +124,7 @@ def _told(votes: Sequence[Judged], reliability: dict[str, float]) -> list[Annota
     told = []
     for name, value in sorted(reliability.items(), key=lambda item: item[1]):
         spread = 1.64 * np.sqrt(value * (1 - value) / counts[name])  # one-sided, 95 %
-        told.append(Annotator(name, counts[name], value, careless=bool(value + spread < bound)))
+        told.append(Reliability(name, counts[name], value, careless=bool(value + spread < bound)))
     return told
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from rlhf_dist.errors import DataError
-from rlhf_dist.feedback import exchange, judge, people
+from rlhf_dist.feedback import assignment, exchange, people
 from rlhf_dist.feedback.database import Judgement, Task, Visit
 from rlhf_dist.feedback.differences import differences
 from rlhf_dist.feedback.supervision import everything, overview
@@ -131,12 +131,18 @@ def next_page(request: Request) -> HTMLResponse:
     """The next task, or that all is done."""
     with visiting(request) as (session, visit):
         me = visit.annotator_id
-        task = judge.next_task(session, me)
-        shared = {"visit": visit, "progress": judge.progress(session, me), "newest": judge.newest(session, me)}
+        task = assignment.next_task(session, me)
+        shared = {
+            "visit": visit,
+            "progress": assignment.progress(session, me),
+            "newest": assignment.newest(session, me),
+        }
     if task is None:
         return _page("done", shared)
-    shown = _sides(task, flipped=judge.is_flipped(task.id, me))
-    return _page("task", {**shared, "task": task, "shown": shown, "hint": HINTS[task.kind], "scores": judge.SCORES})
+    shown = _sides(task, flipped=assignment.is_flipped(task.id, me))
+    return _page(
+        "task", {**shared, "task": task, "shown": shown, "hint": HINTS[task.kind], "scores": assignment.SCORES}
+    )
 
 
 @routes.post("/judge")
@@ -152,7 +158,7 @@ def take(
         found = session.get(Task, task)
         if found is None:
             raise DataError(f"there is no task {task}")
-        judge.record(session, found, visit.annotator_id, verdict, comment)
+        assignment.record(session, found, visit.annotator_id, verdict, comment)
     return RedirectResponse("/", status_code=303)
 
 
@@ -160,7 +166,7 @@ def take(
 def take_back(request: Request, csrf: Annotated[str, Form()], judgement: Annotated[int, Form()]) -> Response:
     """Withdraw a judgement; its task comes next."""
     with visiting(request, csrf=csrf) as (session, visit):
-        judge.undo(session, visit.annotator_id, judgement)
+        assignment.undo(session, visit.annotator_id, judgement)
     return RedirectResponse("/", status_code=303)
 
 

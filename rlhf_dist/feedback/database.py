@@ -95,7 +95,7 @@ class Judgement(Table):
     task_id: Mapped[int] = mapped_column(ForeignKey("tasks.id"))
     annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"))
     verdict: Mapped[str]
-    """`judge.VERDICTS` of a comparison, by the task's own sides; a number of a score; `said` of a comment; or `skip`."""
+    """`assignment.VERDICTS` of a comparison, by the task's own sides; a number of a score; `said` of a comment; or `skip`."""
     comment: Mapped[str] = mapped_column(default="")
     seconds: Mapped[float]
     """From when the task was shown first."""

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_dist.errors import DataError
+from rlhf_dist.feedback.assignment import SKIP
 from rlhf_dist.feedback.database import Judgement
-from rlhf_dist.feedback.judge import SKIP
 from rlhf_dist.feedback.supervision import LABELS
+from rlhf_dist.files import written_aside
 
 FORMS = ("raw", "trl")
 MUCH = {"a_much", "b_much"}
@@ -79,9 +80,8 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     suffix = path.suffix.removeprefix(".")
     if suffix not in ("jsonl", "parquet"):
         raise DataError(f"{path}: unknown kind of file {path.suffix!r}; expected .jsonl or .parquet")
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_bytes(encoded(rows, suffix))
-    aside.replace(path)
+    with written_aside(path) as aside:
+        aside.write_bytes(encoded(rows, suffix))
 
 
 def imported(path: Path, tool: str) -> list[dict[str, Any]]:

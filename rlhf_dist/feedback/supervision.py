@@ -12,11 +12,10 @@ from sqlalchemy.orm import Session
 
 from rlhf_dist.data.feedback import Judged
 from rlhf_dist.evaluation.intervals import WinRate, win_rate
-from rlhf_dist.feedback.aggregate import Annotator as Reliability
-from rlhf_dist.feedback.aggregate import aggregate
+from rlhf_dist.feedback.aggregate import Reliability, aggregate
 from rlhf_dist.feedback.agreement import Agreement
+from rlhf_dist.feedback.assignment import SKIP
 from rlhf_dist.feedback.database import Annotator, Judgement, Task
-from rlhf_dist.feedback.judge import SKIP
 
 LABELS = {"a_much": 1.0, "a": 1.0, "tie": 0.5, "both_bad": 0.5, "b": 0.0, "b_much": 0.0}
 """What a comparison's verdict says of P(a is better)."""

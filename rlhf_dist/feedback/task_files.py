@@ -18,8 +18,9 @@ from sqlalchemy.orm import Session
 
 from rlhf_dist.data.tables import read_rows
 from rlhf_dist.errors import DataError
+from rlhf_dist.feedback.assignment import SCORES
 from rlhf_dist.feedback.database import Task
-from rlhf_dist.feedback.judge import SCORES
+from rlhf_dist.files import write_json_lines
 
 KINDS = ("comparison", "score", "comment")
 
@@ -53,10 +54,7 @@ def read_tasks(path: str) -> list[TaskRow]:
 
 def write_tasks(path: Path, rows: Sequence[TaskRow]) -> None:
     """Write a task file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
-    aside.replace(path)
+    write_json_lines(path, map(asdict, rows))
 
 
 def read_gold(path: str, *, seed: int) -> list[TaskRow]:

@@ -13,7 +13,7 @@ from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import PPO, Learner, Timeouts
 from rlhf_dist.data.examples import ExampleSet
-from rlhf_dist.data.packing import MicroBatch, plan
+from rlhf_dist.data.packing import MicroBatch, plan_micro_batches
 from rlhf_dist.errors import EnvironmentProblem
 from rlhf_dist.learner.imitation import Imitation
 from rlhf_dist.learner.rank import LearnerRank, Loss, ModelSpec, Now
@@ -202,7 +202,7 @@ class LearnerGroup:
 
     def _plan(self, lengths: Sequence[int]) -> list[list[list[list[int]]]]:
         settings = self.settings
-        return plan(
+        return plan_micro_batches(
             lengths,
             ranks=len(self.ranks),
             micro_batch_tokens=settings.micro_batch_tokens,

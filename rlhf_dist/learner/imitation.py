@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from rlhf_dist.data.packing import MicroBatch
-from rlhf_dist.learner.engine import TrainedModel
-from rlhf_dist.learner.examples import read_examples
+from rlhf_dist.learner.example_batch import read_examples
+from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import at_temperature
 
 

@@ -13,7 +13,7 @@ from rlhf_dist.algorithms.kl import k1, k3, shaped_rewards
 from rlhf_dist.algorithms.losses import explained_variance, policy_loss_sum, value_loss_sum
 from rlhf_dist.algorithms.ragged import segment_sums
 from rlhf_dist.config import PPO
-from rlhf_dist.learner.engine import TrainedModel
+from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PackedBatch
 
 Also = Callable[[int], tuple[float, float]]
@@ -24,7 +24,7 @@ Reduce = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
-class Experience:
+class PackedExperience:
     """One packed micro-batch of finished samples; token tensors are flat [tokens] over the response tokens."""
 
     packed: PackedBatch
@@ -49,7 +49,7 @@ class Models:
     also: Also | None = None
     """Another loss of the policy's, for PPO-ptx."""
 
-    def values(self, micro: Experience) -> torch.Tensor:
+    def values(self, micro: PackedExperience) -> torch.Tensor:
         """The critic's values of a micro-batch, [tokens]."""
         if self.critic is not None:
             values: torch.Tensor = self.critic(micro.packed)
@@ -60,7 +60,7 @@ class Models:
 
 def update(
     models: Models,
-    mini_batches: Sequence[Sequence[Experience]],
+    mini_batches: Sequence[Sequence[PackedExperience]],
     settings: PPO,
     *,
     kl_coef: float,
@@ -108,7 +108,7 @@ def update(
 
 
 @torch.no_grad()
-def _look_back(models: Models, micros: Sequence[Experience], reuse_rollout_log_probs: bool) -> None:
+def _look_back(models: Models, micros: Sequence[PackedExperience], reuse_rollout_log_probs: bool) -> None:
     """Log-probs and values under the models as they are before the update."""
     for micro in micros:
         if models.critic is None:
@@ -119,7 +119,7 @@ def _look_back(models: Models, micros: Sequence[Experience], reuse_rollout_log_p
             micro.log_probs = micro.rollout_log_probs if reuse_rollout_log_probs else models.policy(micro.packed)[0]
 
 
-def _estimate_advantages(micros: Sequence[Experience], settings: PPO, kl_coef: float, reduce: Reduce) -> None:
+def _estimate_advantages(micros: Sequence[PackedExperience], settings: PPO, kl_coef: float, reduce: Reduce) -> None:
     for micro in micros:
         kl = k1(micro.log_probs, micro.ref_log_probs)
         rewards = shaped_rewards(micro.scores, kl, micro.lengths, coefficient=kl_coef)
@@ -133,7 +133,7 @@ def _estimate_advantages(micros: Sequence[Experience], settings: PPO, kl_coef: f
 
 
 def _accumulate(
-    models: Models, micro: Experience, settings: PPO, scale: float, ratio_is_one: bool, recorder: _Recorder
+    models: Models, micro: PackedExperience, settings: PPO, scale: float, ratio_is_one: bool, recorder: _Recorder
 ) -> None:
     """Gradients of one micro-batch; `scale` turns its sums into its share of the whole mini-batch's mean."""
     log_probs, entropy, values = models.policy(micro.packed, entropy_grad=settings.entropy_coef > 0)
@@ -163,7 +163,7 @@ def _accumulate(
     )
 
 
-def _record_batch(recorder: _Recorder, micros: Sequence[Experience], kl_coef: float) -> None:
+def _record_batch(recorder: _Recorder, micros: Sequence[PackedExperience], kl_coef: float) -> None:
     """What is known about the batch before the first step."""
     for micro in micros:
         kl = k1(micro.log_probs, micro.ref_log_probs)

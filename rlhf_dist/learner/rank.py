@@ -20,11 +20,11 @@ from rlhf_dist.config import PPO, Learner, Lora, Optimizer
 from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.imports import import_deepspeed, import_transformers
 from rlhf_dist.learner.adapters import adapt, merged, save_adapter
-from rlhf_dist.learner.engine import TrainedModel
-from rlhf_dist.learner.examples import ExampleBatch, read_examples
+from rlhf_dist.learner.example_batch import ExampleBatch, read_examples
 from rlhf_dist.learner.imitation import Imitation, imitate
 from rlhf_dist.learner.ppo import Models, update
 from rlhf_dist.learner.rows import read_rows, to_experience
+from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import (
     PolicyModel,
     ValueModel,
@@ -168,7 +168,7 @@ class LearnerRank:
             prefix=prefix,
             total_steps=spec.total_steps,
             zero_stage=settings.zero_stage,
-            bf16=settings.precision == "bf16",
+            dtype=settings.dtype,
             cpu_offload=settings.cpu_offload,
         )
         model.lora = spec.lora
@@ -302,7 +302,7 @@ class LearnerRank:
         state = model.state_dict()
         if self.rank == 0:
             base = getattr(model.module, model.prefix.rstrip("."))
-            dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
+            dtype = getattr(torch, self.settings.dtype)
             if model.lora is not None:
                 save_adapter(state, model.lora, folder / "adapter", base=base.config._name_or_path)
                 state = merged(state, model.lora)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from rlhf_dist.data.packing import MicroBatch
-from rlhf_dist.learner.ppo import Experience
+from rlhf_dist.learner.ppo import PackedExperience
 from rlhf_dist.models import pack, response_positions
 
 
@@ -61,7 +61,7 @@ def read_rows(
     )
 
 
-def to_experience(data: RankRows, micro: MicroBatch, device: torch.device) -> Experience:
+def to_experience(data: RankRows, micro: MicroBatch, device: torch.device) -> PackedExperience:
     """Pack the rows of one micro-batch, in its order."""
     order = [index for row in micro for index in row]
 
@@ -70,7 +70,7 @@ def to_experience(data: RankRows, micro: MicroBatch, device: torch.device) -> Ex
         joined = np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.float32)
         return torch.from_numpy(joined.astype(np.float32)).to(device)
 
-    return Experience(
+    return PackedExperience(
         packed=pack(data.sequences, data.selections, micro).to(device),
         lengths=torch.tensor([len(data.selections[index]) for index in order], dtype=torch.int64, device=device),
         scores=torch.from_numpy(data.scores[order] if order else data.scores[:0]).to(device),

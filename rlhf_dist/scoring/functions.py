@@ -31,6 +31,15 @@ def load_function(path: str, *, key: str) -> Rule:
     return rule
 
 
+def load_gold_judge(path: str | None) -> Rule | None:
+    """The rule that judges and never trains, if there is one.
+
+    Raises:
+        ConfigError: there is no such module or function.
+    """
+    return None if path is None else load_function(path, key="gold_judge")
+
+
 class RuleReward:
     """A `Component` around a function."""
 

@@ -17,9 +17,9 @@ class ReferenceScorer:
 
     writer = "reference"
 
-    def __init__(self, path: str, *, bf16: bool, batch_tokens: int, device: str, temperature: float) -> None:
+    def __init__(self, path: str, *, dtype: str, batch_tokens: int, device: str, temperature: float) -> None:
         """Load the reference policy."""
-        model = load_policy(path, dtype=torch.bfloat16 if bf16 else torch.float32)
+        model = load_policy(path, dtype=getattr(torch, dtype))
         self._model = PolicyModel(model, temperature=temperature).to(device).eval()
         self._batch_tokens, self._device = batch_tokens, device
 

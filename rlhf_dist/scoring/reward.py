@@ -25,7 +25,7 @@ class RewardScorer:
         safety: Safety,
         tokenizer: str,
         *,
-        bf16: bool,
+        dtype: str,
         batch_tokens: int,
         device: str,
     ) -> None:
@@ -35,14 +35,14 @@ class RewardScorer:
             rewards: what is added up; weight 0 is only logged.
             safety: the rules.
             tokenizer: folder of the policy, whose tokens the answers are.
-            bf16: dtype of the reward models.
+            dtype: torch's name of the reward models' dtype.
             batch_tokens: most tokens of a forward pass.
             device: where models go.
         """
 
         def load(reward: Reward) -> Component:
             if isinstance(reward, ModelReward):
-                return LearnedReward(reward, bf16=bf16, batch_tokens=batch_tokens, device=device)
+                return LearnedReward(reward, dtype=dtype, batch_tokens=batch_tokens, device=device)
             if isinstance(reward, FunctionReward):
                 return RuleReward(reward)
             assert isinstance(reward, RemoteReward)

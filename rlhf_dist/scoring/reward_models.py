@@ -18,7 +18,7 @@ from rlhf_dist.scoring.reward_file import read_reward_file
 class LearnedReward:
     """A `Component`: reads each answer at its last token, or over all its tokens, with every head of every member."""
 
-    def __init__(self, settings: ModelReward, *, bf16: bool, batch_tokens: int, device: str) -> None:
+    def __init__(self, settings: ModelReward, *, dtype: str, batch_tokens: int, device: str) -> None:
         """Load all members of the ensemble.
 
         Raises:
@@ -26,9 +26,10 @@ class LearnedReward:
         """
         self.name, self._settings = settings.name, settings
         self._file = read_reward_file(settings.path)
-        dtype = torch.bfloat16 if bf16 else torch.float32
         paths = [str(Path(settings.path) / member) if member != "." else settings.path for member in self._file.members]
-        self._models = [ValueModel(load_value_model(path, dtype=dtype)).to(device).eval() for path in paths]
+        self._models = [
+            ValueModel(load_value_model(path, dtype=getattr(torch, dtype))).to(device).eval() for path in paths
+        ]
         self._batch_tokens, self._device = batch_tokens, device
 
     def score(self, answers: Answers) -> dict[str, list[float]]:

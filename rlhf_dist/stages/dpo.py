@@ -8,26 +8,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_dist.algorithms.preferences import dpo_losses, ipo_losses
+from rlhf_dist.algorithms.feedback_losses import dpo_losses, ipo_losses
 from rlhf_dist.algorithms.ragged import segment_sums
 from rlhf_dist.cluster.session import namespace_of, session
 from rlhf_dist.config import DPOConfig
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.feedback import Judged, read_feedback
-from rlhf_dist.data.preferences import JudgedTokens, judged_set
+from rlhf_dist.data.judgements import JudgedTokens, judged_set
 from rlhf_dist.data.tables import held_out
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.feedback.aggregate import aggregate
-from rlhf_dist.learner.engine import TrainedModel
-from rlhf_dist.learner.examples import ExampleBatch
+from rlhf_dist.learner.example_batch import ExampleBatch
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.rank import ModelSpec
+from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import check_same_tokenizer, load_tokenizer
+from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.run_folder.passages import Passage
 from rlhf_dist.stages.reward_loss import accuracy
 from rlhf_dist.stages.sft import OUTPUT
-from rlhf_dist.stages.supervised import Stage, check_fits, learner_of, predictions, save, train
-from rlhf_dist.telemetry.run_folder import RunFolder
-from rlhf_dist.telemetry.sections import Section
+from rlhf_dist.stages.supervised import Objective, check_fits, learner_of, predictions, save, train
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class DPOLoss:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedDPO:
     """What could be read and checked before a process is started."""
 
     tokenizer: Any
@@ -70,7 +70,7 @@ class Prepared:
         return f"{len(self.learnt.units)} comparisons, {len(self.kept.units)} held out"
 
 
-def prepare(config: DPOConfig) -> Prepared:
+def prepare(config: DPOConfig) -> PreparedDPO:
     """Read tokenizer and comparisons, and check that they fit the model.
 
     Raises:
@@ -92,13 +92,13 @@ def prepare(config: DPOConfig) -> Prepared:
 
     learnt, kept = examples(kept=False), examples(kept=True)
     check_fits(config, config.model, learnt, kept)
-    return Prepared(tokenizer, learnt, kept)
+    return PreparedDPO(tokenizer, learnt, kept)
 
 
-def run(config: DPOConfig, prepared: Prepared, folder: RunFolder) -> None:
+def run(config: DPOConfig, prepared: PreparedDPO, folder: RunFolder) -> None:
     """Train, and leave the run folder complete."""
     loss = DPOLoss(config.beta, config.loss, config.label_smoothing)
-    stage = Stage(prepared.learnt, prepared.kept, loss, config)
+    stage = Objective(prepared.learnt, prepared.kept, loss, config)
     reference = ModelSpec(config.reference or config.model, "policy", config.optimizer, stage.steps)
     policy = ModelSpec(config.model, "policy", config.optimizer, stage.steps, lora=config.lora)
     with (
@@ -110,7 +110,7 @@ def run(config: DPOConfig, prepared: Prepared, folder: RunFolder) -> None:
         folder.tell("asking the reference")
         learner.load({"model": reference}, run_dir=folder.path, seed=config.seed)
         learnt, kept = (_with_reference(learner, each) for each in (prepared.learnt, prepared.kept))
-        stage = Stage(learnt, kept, loss, config)
+        stage = Objective(learnt, kept, loss, config)
         folder.expect(stage.steps)
         learner.load({"model": policy}, run_dir=folder.path, seed=config.seed)
         with folder.console.progress("DPO on comparisons", stage.steps):
@@ -121,7 +121,7 @@ def run(config: DPOConfig, prepared: Prepared, folder: RunFolder) -> None:
         f"probability in {found['accuracy']:.1%}, by a margin of {found['margin']:.3f} in implicit reward; the preferred "
         f"answer's own implicit reward is {found['chosen_reward']:.3f} (below 0: it became less likely, too)."
     )
-    folder.write_sections([Section("Direct preference optimisation", text)])
+    folder.write_passages([Passage("Direct preference optimisation", text)])
     facts = {
         "steps": stage.steps,
         "eval_loss": found["loss"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +18,20 @@ from rlhf_dist.data.tables import read_rows
 from rlhf_dist.errors import DataError
 from rlhf_dist.evaluation import texts
 from rlhf_dist.evaluation.intervals import Interval, WinRate, interval, win_rate
+from rlhf_dist.files import write_json_lines
 from rlhf_dist.models import check_same_tokenizer, load_tokenizer
 from rlhf_dist.records import Prompt
+from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.run_folder.passages import Passage
 from rlhf_dist.scoring.functions import load_function
 from rlhf_dist.scoring.reference import ReferenceScorer
 from rlhf_dist.scoring.reward import RewardScorer
 from rlhf_dist.scoring.safety import UNSAFE
 from rlhf_dist.stages.generation import generating
-from rlhf_dist.telemetry.run_folder import RunFolder, write_aside
-from rlhf_dist.telemetry.sections import Section
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedEvaluation:
     """What could be read and checked before a process is started."""
 
     tokenizer: Any
@@ -41,7 +41,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredAnswers:
     """One policy's answers with all that was measured of each."""
 
     name: str
@@ -85,7 +85,7 @@ def config_of_run(run: Path) -> EvaluateConfig:
     return EvaluateConfig(**kept, **where, policies=policies, prompts=prompts)
 
 
-def prepare(config: EvaluateConfig) -> Prepared:
+def prepare(config: EvaluateConfig) -> PreparedEvaluation:
     """Read tokenizer, prompts and targets, and check that the policies fit each other.
 
     Raises:
@@ -101,10 +101,10 @@ def prepare(config: EvaluateConfig) -> Prepared:
     prompts = prompts[: asked.held_out_limit]
     if config.gold_judge is not None:
         load_function(config.gold_judge, key="gold_judge")
-    return Prepared(tokenizer, prompts, _targets(config, len(prompts)))
+    return PreparedEvaluation(tokenizer, prompts, _targets(config, len(prompts)))
 
 
-def run(config: EvaluateConfig, prepared: Prepared, folder: RunFolder) -> list[Result]:
+def run(config: EvaluateConfig, prepared: PreparedEvaluation, folder: RunFolder) -> list[Result]:
     """Generate, score, compare, and leave the folder complete: `answers.jsonl`, `summary.json`, a section of the report."""
     folder.expect(len(config.policies))
     cpus = max(config.rollout.workers.min, 2)
@@ -119,14 +119,13 @@ def run(config: EvaluateConfig, prepared: Prepared, folder: RunFolder) -> list[R
         folder.tell("scoring")
         judged = _score(config, prepared, generated)
     results = [result_of(one, judged[0], prepared, config) for one in judged]
-    lines = [json.dumps(row) for row in _rows(prepared.prompts, judged, config.samples)]
-    write_aside(folder.path / "answers.jsonl", "".join(line + "\n" for line in lines))
-    folder.write_sections([section(results, prompts=len(prepared.prompts), samples=config.samples)])
+    write_json_lines(folder.path / "answers.jsonl", _rows(prepared.prompts, judged, config.samples))
+    folder.write_passages([section(results, prompts=len(prepared.prompts), samples=config.samples)])
     folder.finish({"policies": {result.name: _plain(result) for result in results}, "prompts": len(prepared.prompts)})
     return results
 
 
-def result_of(one: Judged, first: Judged, prepared: Prepared, config: EvaluateConfig) -> Result:
+def result_of(one: ScoredAnswers, first: ScoredAnswers, prepared: PreparedEvaluation, config: EvaluateConfig) -> Result:
     """Everything that is said of one policy; values of several answers to a prompt are averaged before intervals are taken."""
 
     def per_prompt(values: Sequence[float]) -> list[float]:
@@ -186,7 +185,7 @@ def table(results: Sequence[Result]) -> tuple[tuple[str, ...], tuple[tuple[str, 
     return head, tuple(rows)
 
 
-def section(results: Sequence[Result], *, prompts: int, samples: int) -> Section:
+def section(results: Sequence[Result], *, prompts: int, samples: int) -> Passage:
     """The table with what its columns mean."""
     head, rows = table(results)
     text = (
@@ -194,7 +193,7 @@ def section(results: Sequence[Result], *, prompts: int, samples: int) -> Section
         f"{results[0].name}'s, ties counting half. In brackets 95% intervals by bootstrap over prompts. KL and perplexity are to "
         "and under the reference; distinct-n is the share of n-grams that differ, self-BLEU how alike answers are."
     )
-    return Section("Evaluation", text, head, rows)
+    return Passage("Evaluation", text, head, rows)
 
 
 def _win(won: WinRate) -> str:
@@ -244,14 +243,14 @@ def _against_targets(answers: Sequence[str], targets: Sequence[str], config: Eva
     return found
 
 
-def _answers(config: EvaluateConfig, prepared: Prepared, path: str, run_dir: Path) -> pa.RecordBatch:
+def _answers(config: EvaluateConfig, prepared: PreparedEvaluation, path: str, run_dir: Path) -> pa.RecordBatch:
     with generating(
         path,
         config.rollout,
         config.timeouts,
         run_dir,
         max_sequence=config.prompts.max_tokens + config.rollout.max_new_tokens,
-        bf16=config.learner.precision == "bf16",
+        dtype=config.learner.dtype,
         seed=config.seed,
     ) as generators:
         return generators.answers(prepared.prompts, samples=config.samples)
@@ -278,12 +277,14 @@ class Scores:
         return found
 
 
-def _score(config: EvaluateConfig, prepared: Prepared, generated: dict[str, pa.RecordBatch]) -> list[Judged]:
+def _score(
+    config: EvaluateConfig, prepared: PreparedEvaluation, generated: dict[str, pa.RecordBatch]
+) -> list[ScoredAnswers]:
     """Reward and reference over all policies' answers."""
     import ray
 
     first = next(iter(config.policies.values()))
-    shared = {"bf16": config.learner.precision == "bf16", "batch_tokens": config.scoring.batch_tokens}
+    shared = {"dtype": config.learner.dtype, "batch_tokens": config.scoring.batch_tokens}
     rewards: tuple[Reward, ...] = config.reward
     if config.gold_judge is not None:
         rewards = (*rewards, FunctionReward(kind="function", name=GOLD, path=config.gold_judge, weight=0.0))
@@ -305,12 +306,14 @@ def _score(config: EvaluateConfig, prepared: Prepared, generated: dict[str, pa.R
     return [_judged(name, batch, found[name], prepared) for name, batch in generated.items()]
 
 
-def _judged(name: str, batch: pa.RecordBatch, scored: dict[str, dict[str, list[Any]]], prepared: Prepared) -> Judged:
+def _judged(
+    name: str, batch: pa.RecordBatch, scored: dict[str, dict[str, list[Any]]], prepared: PreparedEvaluation
+) -> ScoredAnswers:
     responses = batch.column("response_tokens").to_pylist()
     reference = [float(sum(each)) for each in scored["reference"]["ref_log_probs"]]
     own = [float(sum(each)) for each in batch.column("rollout_log_probs").to_pylist()]
     rows = [dict(each) for each in scored["reward"]["score_parts"]]
-    return Judged(
+    return ScoredAnswers(
         name=name,
         answers=[prepared.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in responses],
         lengths=[len(tokens) for tokens in responses],
@@ -321,7 +324,7 @@ def _judged(name: str, batch: pa.RecordBatch, scored: dict[str, dict[str, list[A
     )
 
 
-def _rows(prompts: Sequence[Prompt], judged: Sequence[Judged], samples: int) -> list[dict[str, Any]]:
+def _rows(prompts: Sequence[Prompt], judged: Sequence[ScoredAnswers], samples: int) -> list[dict[str, Any]]:
     """Every answer with its scores."""
     return [
         {

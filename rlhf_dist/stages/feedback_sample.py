@@ -95,7 +95,7 @@ def _answers(
         config.timeouts,
         wanted.run,
         max_sequence=config.max_sequence,
-        bf16=config.wire_dtype == "bfloat16",
+        dtype=config.wire_dtype,
         seed=wanted.seed,
     ) as generators:
         found = generators.answers(prompts, first_sample=first_sample)

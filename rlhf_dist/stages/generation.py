@@ -63,7 +63,7 @@ class Generators:
 
 @contextmanager
 def generating(
-    model: str, rollout: Rollout, timeouts: Timeouts, run_dir: Path, *, max_sequence: int, bf16: bool, seed: int
+    model: str, rollout: Rollout, timeouts: Timeouts, run_dir: Path, *, max_sequence: int, dtype: str, seed: int
 ) -> Iterator[Generators]:
     """Engines of a folder's model inside the block.
 
@@ -73,7 +73,7 @@ def generating(
         timeouts: how long to wait.
         run_dir: where log files go.
         max_sequence: longest prompt and answer, in tokens.
-        bf16: generate in bfloat16.
+        dtype: torch's name of the dtype to generate in.
         seed: of the samples.
     """
     import ray
@@ -82,7 +82,7 @@ def generating(
     spec = engine_spec(
         rollout,
         model,
-        dtype="bfloat16" if bf16 else "float32",
+        dtype=dtype,
         max_sequence=max_sequence,
         seed=seed,
         on_gpu=on_gpu,

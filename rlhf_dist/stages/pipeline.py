@@ -15,7 +15,6 @@ from rlhf_dist.config import (
     SFT,
     CommentJudge,
     Job,
-    ModelShape,
     PipelineConfig,
     PPOConfig,
     RewardConfig,
@@ -23,16 +22,18 @@ from rlhf_dist.config import (
     dump,
     flat,
 )
-from rlhf_dist.data.tasks import TaskData, write_task
 from rlhf_dist.errors import ConfigError
+from rlhf_dist.files import write_text
 from rlhf_dist.learner.group import LearnerGroup
+from rlhf_dist.run_folder.console import Console
+from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.run_folder.ppo_folder import PPOFolder
 from rlhf_dist.stages import reward, sft
 from rlhf_dist.stages.ppo import prepare as prepare_ppo
 from rlhf_dist.stages.ppo import run as run_ppo
 from rlhf_dist.stages.supervised import learner_of
-from rlhf_dist.telemetry.console import Console
-from rlhf_dist.telemetry.ppo_folder import PPOFolder
-from rlhf_dist.telemetry.run_folder import RunFolder, write_aside
+from rlhf_dist.tasks.start_model import make_policy
+from rlhf_dist.tasks.task_data import TaskData, write_task
 
 OWN_REWARD = "stages/reward/reward_model"
 """How the config calls the reward model that the pipeline trains itself."""
@@ -60,7 +61,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
     everything: list[Job | PPOConfig] = [*(stage for _, _, stage in supervised), ppo]
     for stage in filter(_finished, everything):
         _check_unchanged(Path(stage.run_dir) / "config.yaml", stage)
-    write_aside(path / "pipeline.yaml", dump(given))
+    write_text(path / "pipeline.yaml", dump(given))
     needed, gpus = lay_out(config, gpus=has_gpus()).totals()
     with session(config.cluster, cpus=needed, gpus=gpus, namespace=namespace_of(path)):
         _supervise(supervised, console, share=_room_for_both(config))
@@ -101,35 +102,6 @@ def _filled(config: PipelineConfig, start: Path, data: TaskData, path: Path) -> 
         "reward_model": config.reward_model.model_copy(update={"data": data.feedback, **judges}),
     }
     return PipelineConfig.model_validate({**dict(config), **made})
-
-
-def make_policy(shape: ModelShape, tokenizer: Any, folder: Path, *, seed: int) -> None:
-    """Write a small Llama with random weights and its tokenizer."""
-    import torch
-    from safetensors.torch import save_model
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    llama = LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=len(tokenizer),
-        hidden_size=shape.hidden,
-        intermediate_size=8 * shape.hidden // 3 // 8 * 8,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        max_position_embeddings=shape.positions,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
-    )
-    aside = folder.with_name(f".{folder.name}.partial")
-    llama.save_pretrained(aside)
-    # The model's own save_pretrained imports DeepSpeed, for seconds and with a warning.
-    save_model(LlamaForCausalLM(llama), str(aside / "model.safetensors"), metadata={"format": "pt"})
-    tokenizer.save_pretrained(aside)
-    aside.rename(folder)
 
 
 def ppo_config(config: PipelineConfig, path: Path) -> PPOConfig:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rlhf_dist.checkpoint import complete_or_absent
-from rlhf_dist.cluster.memory import ModelSize, model_size, together
 from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.cluster.session import check_size, has_gpus, namespace_of, session
 from rlhf_dist.config import PPOConfig
@@ -17,22 +15,24 @@ from rlhf_dist.data.demonstrations import demonstration_set, read_demonstrations
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.prompts import PromptSampler, read_prompts
 from rlhf_dist.errors import ConfigError, ModelError
-from rlhf_dist.evaluation.judge import answer, compare, load_judge
+from rlhf_dist.evaluation.before_after import compare
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.models import check_same_tokenizer, eos_token_ids, load_tokenizer, read_config
+from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.records import Prompt
-from rlhf_dist.scoring.functions import load_function
+from rlhf_dist.rollout.held_out import answer
+from rlhf_dist.run_folder.ppo_folder import PPOFolder
+from rlhf_dist.scoring.functions import load_function, load_gold_judge
 from rlhf_dist.stages.resume import newest, save_checkpoint
-from rlhf_dist.stages.wiring import Begin, Prepared, model_folders, model_specs, rewards_of, wired
+from rlhf_dist.stages.wiring import Begin, PreparedPPO, model_specs, rewards_of, wired
 from rlhf_dist.telemetry import logs
-from rlhf_dist.telemetry.ppo_folder import PPOFolder
 from rlhf_dist.telemetry.tracing import Span, Trace
 from rlhf_dist.telemetry.tracing import take as take_spans
 
 PROBE_TOKENS = 64
 
 
-def prepare(config: PPOConfig) -> Prepared:
+def prepare(config: PPOConfig) -> PreparedPPO:
     """Read configs, tokenizers and prompts, and check that they fit each other.
 
     Raises:
@@ -57,8 +57,8 @@ def prepare(config: PPOConfig) -> Prepared:
 
     prompts = prompts_of(settings.path)
     PromptSampler(prompts, batch=config.ppo.prompts_per_iteration, samples=1, seed=config.seed)
-    load_judge(config.gold_judge)
-    return Prepared(
+    load_gold_judge(config.gold_judge)
+    return PreparedPPO(
         prompts=prompts,
         held_out=prompts_of(settings.held_out)[: settings.held_out_limit] if settings.held_out else [],
         tokenizer=tokenizer,
@@ -66,16 +66,6 @@ def prepare(config: PPOConfig) -> Prepared:
         sizes=sizes_of(config),
         demonstrations=_demonstrations(config, tokenizer),
     )
-
-
-def sizes_of(config: PPOConfig) -> dict[str, ModelSize]:
-    """Sizes of each role's models, from their configs alone."""
-    found: dict[str, ModelSize] = {}
-    for role, paths in model_folders(config).items():
-        kind = "value" if role in ("reward", "critic") else "policy"
-        sizes = [model_size(read_config(path), kind=kind) for path in paths]
-        found[role] = together(sizes) if sizes else replace(found["policy"], parameters=0)
-    return found
 
 
 def _demonstrations(config: PPOConfig, tokenizer: Any) -> ExampleSet | None:
@@ -94,7 +84,7 @@ def _demonstrations(config: PPOConfig, tokenizer: Any) -> ExampleSet | None:
     return made
 
 
-def run(config: PPOConfig, prepared: Prepared, folder: PPOFolder, *, resume: bool = False) -> None:
+def run(config: PPOConfig, prepared: PreparedPPO, folder: PPOFolder, *, resume: bool = False) -> None:
     """Train, and leave the run folder complete.
 
     Args:
@@ -123,11 +113,11 @@ def run(config: PPOConfig, prepared: Prepared, folder: PPOFolder, *, resume: boo
             save_policy(parts.learner, prepared.tokenizer, folder.path / "policy")
             parts.watch.forget()
             folder.listeners.clear()
-    verdict = compare(prepared.held_out, before, after, prepared.tokenizer, load_judge(config.gold_judge))
+    verdict = compare(prepared.held_out, before, after, prepared.tokenizer, load_gold_judge(config.gold_judge))
     folder.close(config, verdict, parameters=prepared.sizes["policy"].parameters, stopped=stopped)
 
 
-def _train(parts: Parts, prepared: Prepared, config: PPOConfig, folder: PPOFolder, state: State) -> str | None:
+def _train(parts: Parts, prepared: PreparedPPO, config: PPOConfig, folder: PPOFolder, state: State) -> str | None:
     """Publish the first version, answer the held-out prompts with it, and train, reporting every iteration.
 
     Returns why training ended early, if it did.
@@ -176,7 +166,7 @@ def save_policy(learner: LearnerGroup, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(aside)
 
 
-def probe_sequence(prepared: Prepared) -> list[int]:
+def probe_sequence(prepared: PreparedPPO) -> list[int]:
     """The beginning of the first prompt, on which engines are compared with the learner."""
     tokens: Sequence[int] = prepared.prompts[0].tokens
     wanted = min(PROBE_TOKENS, max(len(tokens), 2))

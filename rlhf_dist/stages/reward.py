@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,29 +14,30 @@ from rlhf_dist.cluster.session import has_gpus, namespace_of, session
 from rlhf_dist.config import RewardConfig
 from rlhf_dist.data.examples import ExampleSet, example_table
 from rlhf_dist.data.feedback import Judged, read_feedback
-from rlhf_dist.data.preferences import JudgedTokens, judged_set
+from rlhf_dist.data.judgements import JudgedTokens, judged_set
 from rlhf_dist.data.prompts import read_prompts
 from rlhf_dist.data.tables import held_out
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.feedback.aggregate import Aggregated, aggregate
 from rlhf_dist.feedback.comments import rate_comments, rating_tokens
+from rlhf_dist.files import write_json_lines
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.rank import ModelSpec
 from rlhf_dist.models import check_same_tokenizer, load_tokenizer
 from rlhf_dist.records import Prompt
+from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.scoring.reward_file import RewardFile
 from rlhf_dist.stages.generation import generating
 from rlhf_dist.stages.reward_loss import RewardLoss
-from rlhf_dist.stages.reward_sections import Outcome, sections
-from rlhf_dist.stages.supervised import Stage, check_fits, learner_of, predictions, train, write_model
-from rlhf_dist.telemetry.run_folder import RunFolder, write_aside
+from rlhf_dist.stages.reward_passages import Outcome, sections
+from rlhf_dist.stages.supervised import Objective, check_fits, learner_of, predictions, train, write_model
 
 OUTPUT = "reward_model"
 """The trained model's folder within the run's."""
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedReward:
     """What could be read and checked before a process is started."""
 
     tokenizer: Any
@@ -56,7 +56,7 @@ class Prepared:
         )
 
 
-def prepare(config: RewardConfig) -> Prepared:
+def prepare(config: RewardConfig) -> PreparedReward:
     """Read tokenizer, feedback and prompts, check that they fit the model, and make one judgement of several.
 
     Raises:
@@ -78,10 +78,10 @@ def prepare(config: RewardConfig) -> Prepared:
         prompts = read[: config.normalise_on]
     if config.comment_judge is not None:
         rating_tokens(config.comment_judge, load_tokenizer(config.comment_judge.model))
-    return Prepared(tokenizer, raw, made, tokens, prompts)
+    return PreparedReward(tokenizer, raw, made, tokens, prompts)
 
 
-def run(config: RewardConfig, prepared: Prepared, folder: RunFolder, shared: LearnerGroup | None = None) -> None:
+def run(config: RewardConfig, prepared: PreparedReward, folder: RunFolder, shared: LearnerGroup | None = None) -> None:
     """Train the model or models, measure them on held-out judgements, and leave the run folder complete.
 
     Args:
@@ -100,11 +100,11 @@ def run(config: RewardConfig, prepared: Prepared, folder: RunFolder, shared: Lea
         answers = _answers_of_policy(config, prepared, folder)
         with learner_of(config, folder.path, shared) as learner:
             outcome = _train_members(config, prepared, judged, answers, (folder, learner))
-    folder.write_sections(sections(outcome, prepared.aggregated))
+    folder.write_passages(sections(outcome, prepared.aggregated))
     folder.finish(outcome.facts() | {"steps": outcome.steps, "model": outcome.size})
 
 
-def _read_comments(config: RewardConfig, prepared: Prepared, folder: RunFolder) -> list[Judged]:
+def _read_comments(config: RewardConfig, prepared: PreparedReward, folder: RunFolder) -> list[Judged]:
     """All judgements, comments with the rating that the judge reads from them; the ratings are kept beside."""
     judged = prepared.aggregated.judged
     comments = [one for one in judged if one.kind == "comments"]
@@ -121,16 +121,15 @@ def _read_comments(config: RewardConfig, prepared: Prepared, folder: RunFolder) 
         config.timeouts,
         folder.path,
         max_sequence=longest,
-        bf16=config.learner.precision == "bf16",
+        dtype=config.learner.dtype,
         seed=config.seed,
     ) as judges:
         rated = asked.read(judges.rate(asked.prompts, asked.choices))
-    lines = [json.dumps(row) for row in rated.rows()]
-    write_aside(folder.path / "comments.jsonl", "".join(line + "\n" for line in lines))
+    write_json_lines(folder.path / "comments.jsonl", rated.rows())
     return [*(one for one in judged if one.kind != "comments"), *rated.judged]
 
 
-def _answers_of_policy(config: RewardConfig, prepared: Prepared, folder: RunFolder) -> ExampleSet | None:
+def _answers_of_policy(config: RewardConfig, prepared: PreparedReward, folder: RunFolder) -> ExampleSet | None:
     """The SFT policy's answers, whose rewards will have mean 0 and std 1."""
     if config.policy is None or config.prompts is None:
         return None
@@ -143,7 +142,7 @@ def _answers_of_policy(config: RewardConfig, prepared: Prepared, folder: RunFold
         config.timeouts,
         folder.path,
         max_sequence=config.prompts.max_tokens + config.rollout.max_new_tokens,
-        bf16=config.learner.precision == "bf16",
+        dtype=config.learner.dtype,
         seed=config.seed,
     ) as generators:
         found = generators.answers(prepared.prompts)
@@ -160,7 +159,7 @@ def _answers_of_policy(config: RewardConfig, prepared: Prepared, folder: RunFold
 
 def _train_members(
     config: RewardConfig,
-    prepared: Prepared,
+    prepared: PreparedReward,
     judged: Sequence[Judged],
     answers: ExampleSet | None,
     where: tuple[RunFolder, LearnerGroup],
@@ -176,7 +175,7 @@ def _train_members(
     with complete_or_absent(folder.path / OUTPUT) as aside:
         for number, member in enumerate(members):
             seed = config.seed + number
-            stage = Stage(
+            stage = Objective(
                 _examples(config, prepared, learnt, seed), _examples(config, prepared, kept, seed), loss, config
             )
             spec = ModelSpec(config.model, "value", config.optimizer, stage.steps, heads=config.heads, lora=config.lora)
@@ -201,7 +200,7 @@ def _train_members(
     return Outcome(known, rewards, raw, policy, file, len(learnt), steps, f"{size / 1e6:.1f} M parameters")
 
 
-def _examples(config: RewardConfig, prepared: Prepared, judged: Sequence[Judged], seed: int) -> ExampleSet:
+def _examples(config: RewardConfig, prepared: PreparedReward, judged: Sequence[Judged], seed: int) -> ExampleSet:
     return judged_set(
         judged,
         prepared.tokens,

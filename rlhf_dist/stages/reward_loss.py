@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from rlhf_dist.algorithms.preferences import centring_losses, comparison_losses, ranking_losses, score_losses
-from rlhf_dist.data.preferences import KINDS
-from rlhf_dist.learner.engine import TrainedModel
-from rlhf_dist.learner.examples import ExampleBatch
+from rlhf_dist.algorithms.feedback_losses import centring_losses, comparison_losses, ranking_losses, score_losses
+from rlhf_dist.data.judgements import KINDS
+from rlhf_dist.learner.example_batch import ExampleBatch
+from rlhf_dist.learner.trained_model import TrainedModel
 
 
 @dataclass(frozen=True)

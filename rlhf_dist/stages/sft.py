@@ -19,14 +19,14 @@ from rlhf_dist.data.demonstrations import (
     read_demonstrations,
     split_demonstrations,
 )
-from rlhf_dist.learner.engine import TrainedModel
-from rlhf_dist.learner.examples import ExampleBatch
+from rlhf_dist.learner.example_batch import ExampleBatch
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.rank import ModelSpec
+from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import load_tokenizer
-from rlhf_dist.stages.supervised import Stage, check_fits, learner_of, save, train
-from rlhf_dist.telemetry.run_folder import RunFolder
-from rlhf_dist.telemetry.sections import Section
+from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.run_folder.passages import Passage
+from rlhf_dist.stages.supervised import Objective, check_fits, learner_of, save, train
 
 OUTPUT = "policy"
 """The trained model's folder within the run's."""
@@ -39,10 +39,10 @@ def sft_loss(model: TrainedModel, batch: ExampleBatch) -> tuple[torch.Tensor, di
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedSFT:
     """What could be read and checked before a process is started."""
 
-    stage: Stage
+    stage: Objective
     tokenizer: Any
     lengths: dict[str, float]
 
@@ -55,7 +55,7 @@ class Prepared:
         )
 
 
-def prepare(config: SFTConfig) -> Prepared:
+def prepare(config: SFTConfig) -> PreparedSFT:
     """Read tokenizer and data, and check that they fit the model.
 
     Raises:
@@ -63,9 +63,9 @@ def prepare(config: SFTConfig) -> Prepared:
     """
     tokenizer = load_tokenizer(config.model)
     learnt, kept = demonstrations(config.data, tokenizer)
-    stage = Stage(demonstration_set(learnt), demonstration_set(kept), sft_loss, config)
+    stage = Objective(demonstration_set(learnt), demonstration_set(kept), sft_loss, config)
     check_fits(config, config.model, stage.train, stage.held_out)
-    return Prepared(stage, tokenizer, length_statistics([*learnt, *kept]))
+    return PreparedSFT(stage, tokenizer, length_statistics([*learnt, *kept]))
 
 
 def demonstrations(settings: Demonstrations, tokenizer: Any) -> tuple[Sequence[Demonstration], Sequence[Demonstration]]:
@@ -81,7 +81,7 @@ def demonstrations(settings: Demonstrations, tokenizer: Any) -> tuple[Sequence[D
     return rows, read(settings.held_out, settings.split) if own_file else read(settings.path, settings.held_out)
 
 
-def run(config: SFTConfig, prepared: Prepared, folder: RunFolder, shared: LearnerGroup | None = None) -> None:
+def run(config: SFTConfig, prepared: PreparedSFT, folder: RunFolder, shared: LearnerGroup | None = None) -> None:
     """Fine-tune, on a learner group of its own or a pipeline's, and leave the run folder complete."""
     folder.expect(prepared.stage.steps)
     spec = ModelSpec(config.model, "policy", config.optimizer, prepared.stage.steps, lora=config.lora)
@@ -96,7 +96,7 @@ def run(config: SFTConfig, prepared: Prepared, folder: RunFolder, shared: Learne
             found = train(learner, prepared.stage, folder, seed=config.seed)
         save(learner, prepared.tokenizer, folder.path / OUTPUT)
     perplexity = math.exp(min(found["loss"], 700.0))
-    folder.write_sections([_section(prepared, found["loss"], perplexity)])
+    folder.write_passages([_section(prepared, found["loss"], perplexity)])
     folder.finish(
         {
             "steps": prepared.stage.steps,
@@ -110,7 +110,7 @@ def run(config: SFTConfig, prepared: Prepared, folder: RunFolder, shared: Learne
     )
 
 
-def _section(prepared: Prepared, loss: float, perplexity: float) -> Section:
+def _section(prepared: PreparedSFT, loss: float, perplexity: float) -> Passage:
     lengths = prepared.lengths
     rows = tuple(
         (title, *(f"{lengths[f'{name}/{part}']:.0f}" for part in ("mean", "p50", "p95", "max")))
@@ -120,4 +120,4 @@ def _section(prepared: Prepared, loss: float, perplexity: float) -> Section:
         f"{len(prepared.stage.train.units)} demonstrations, {len(prepared.stage.held_out.units)} held out: loss {loss:.3f} "
         f"nats per token of the answers, perplexity {perplexity:.2f}. Lengths in tokens:"
     )
-    return Section("Fine-tuning", text, ("", "mean", "median", "95th percentile", "longest"), rows)
+    return Passage("Fine-tuning", text, ("", "mean", "median", "95th percentile", "longest"), rows)

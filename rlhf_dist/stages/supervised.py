@@ -21,14 +21,14 @@ from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.learner.group import GroupPlace, LearnerGroup, SupervisedBatch, start_group
 from rlhf_dist.learner.rank import Loss
 from rlhf_dist.models import read_config
-from rlhf_dist.telemetry.run_folder import RunFolder
+from rlhf_dist.run_folder.folder import RunFolder
 
 UNITS = "units"
 """`KIND/units` counts what the other sums `KIND/...` of a loss are over."""
 
 
 @dataclass(frozen=True)
-class Stage:
+class Objective:
     """What a stage learns, from what."""
 
     train: ExampleSet
@@ -93,7 +93,9 @@ def learner_of(config: Job, run_dir: Path, shared: LearnerGroup | None = None) -
             ray.kill(rank)
 
 
-def train(learner: LearnerGroup, stage: Stage, folder: RunFolder, *, seed: int, offset: int = 0) -> dict[str, float]:
+def train(
+    learner: LearnerGroup, stage: Objective, folder: RunFolder, *, seed: int, offset: int = 0
+) -> dict[str, float]:
     """Epochs over shuffled batches, evaluated after each; returns the last evaluation.
 
     Args:

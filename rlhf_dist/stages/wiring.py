@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_dist.cluster.memory import ModelSize
 from rlhf_dist.cluster.placement import Layout, Place, options, reserve, room, shares_cores
 from rlhf_dist.cluster.session import namespace_of
 from rlhf_dist.cluster.threads import environment_of
@@ -20,6 +19,8 @@ from rlhf_dist.controller import Parts
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.learner.group import GroupPlace, start_group
 from rlhf_dist.learner.rank import ModelSpec
+from rlhf_dist.planning.memory import ModelSize
+from rlhf_dist.planning.roles import model_folders
 from rlhf_dist.records import Prompt
 from rlhf_dist.rollout.fleet import FleetSize, RolloutFleet
 from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
@@ -32,7 +33,7 @@ from rlhf_dist.store.actor import Store
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedPPO:
     """Everything that could be checked and read before a process is started."""
 
     prompts: list[Prompt]
@@ -56,7 +57,7 @@ class Begin:
 
 
 @contextmanager
-def wired(config: PPOConfig, prepared: Prepared, layout: Layout, run_dir: Path, begin: Begin) -> Iterator[Parts]:
+def wired(config: PPOConfig, prepared: PreparedPPO, layout: Layout, run_dir: Path, begin: Begin) -> Iterator[Parts]:
     """Start every actor, connect them, and begin the workers' loops."""
     import ray
     from ray.util.placement_group import remove_placement_group
@@ -104,7 +105,7 @@ def _named(place: Place, group: Any, run_dir: Path) -> dict[str, Any]:
 
 
 def _fleet(
-    config: PPOConfig, prepared: Prepared, layout: Layout, group: Any, *, store: Any, watch: Watch, run_dir: Path
+    config: PPOConfig, prepared: PreparedPPO, layout: Layout, group: Any, *, store: Any, watch: Watch, run_dir: Path
 ) -> RolloutFleet:
     import ray
 
@@ -144,7 +145,7 @@ def _scorers(config: PPOConfig, layout: Layout, group: Any, run_dir: Path) -> di
     import ray
 
     models, scoring = model_folders(config), config.scoring
-    shared = {"bf16": config.learner.precision == "bf16", "batch_tokens": scoring.batch_tokens}
+    shared = {"dtype": config.learner.dtype, "batch_tokens": scoring.batch_tokens}
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
         "reward": (
             RewardScorer,
@@ -176,22 +177,6 @@ def _scorers(config: PPOConfig, layout: Layout, group: Any, run_dir: Path) -> di
         )
 
     return {place.name: make(place) for place in (*layout.of("reward"), *layout.of("reference"))}
-
-
-def model_folders(config: PPOConfig) -> dict[str, tuple[str, ...]]:
-    """Role to the folders of its models, with the defaults filled in; a reward may need none, one or several."""
-    rewards = tuple(
-        os.path.join(path, member) if member != "." else path
-        for path in config.reward_models
-        for member in read_reward_file(path).members
-    )
-    critic = config.critic or (config.reward_models[0] if config.reward_models else config.policy)
-    return {
-        "policy": (config.policy,),
-        "reference": (config.reference or config.policy,),
-        "reward": rewards,
-        "critic": (critic,),
-    }
 
 
 def rewards_of(config: PPOConfig) -> tuple[Reward, ...]:

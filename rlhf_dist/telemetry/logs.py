@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rlhf_dist.files import whole_lines
+
 CONTEXT: dict[str, int] = {}
 """`iteration` and `version` of this process now; they go into each line."""
 
@@ -78,7 +80,6 @@ def read_new(folder: Path, offsets: dict[Path, int]) -> Iterator[dict[str, Any]]
         with file.open("rb") as stream:
             stream.seek(offsets.get(file, 0))
             chunk = stream.read()
-        end = chunk.rfind(b"\n") + 1
-        offsets[file] = offsets.get(file, 0) + end
-        lines += [json.loads(line) for line in chunk[:end].splitlines()]
+        offsets[file] = offsets.get(file, 0) + chunk.rfind(b"\n") + 1
+        lines += [json.loads(line) for line in whole_lines(chunk)]
     yield from sorted(lines, key=lambda line: str(line["time"]))

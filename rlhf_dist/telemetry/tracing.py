@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhf_dist.files import write_text
+
 KEPT_SPANS = 10_000
 """Per process; older ones are dropped, since nobody asked for them."""
 
@@ -64,9 +66,7 @@ def write_trace(path: Path, spans: Mapping[str, Iterable[Span]], ray_events: Ite
         events.append({"ph": "M", "name": "thread_name", "args": {"name": actor}, **where})
         for name, start, duration, facts in found:
             events.append({"ph": "X", "name": name, "ts": start, "dur": duration, "args": facts, **where})
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps({"traceEvents": [*events, *ray_events], "displayTimeUnit": "ms"}))
-    aside.replace(path)
+    write_text(path, json.dumps({"traceEvents": [*events, *ray_events], "displayTimeUnit": "ms"}))
 
 
 class Trace:

@@ -10,9 +10,9 @@ from rlhf_dist.data.demonstrations import (
     read_demonstrations,
     split_demonstrations,
 )
-from rlhf_dist.data.helpdesk import build_tokenizer
 from rlhf_dist.data.tables import held_out
 from rlhf_dist.errors import DataError
+from rlhf_dist.tasks.helpdesk import build_tokenizer
 
 CHAT = [
     {"role": "user", "content": "Hi, my phone is silent."},

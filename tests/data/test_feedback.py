@@ -6,9 +6,9 @@ import pytest
 
 from rlhf_dist.config import Feedback
 from rlhf_dist.data.feedback import read_feedback
-from rlhf_dist.data.helpdesk import build_tokenizer
-from rlhf_dist.data.preferences import KINDS, JudgedTokens, judged_set
+from rlhf_dist.data.judgements import KINDS, JudgedTokens, judged_set
 from rlhf_dist.errors import DataError
+from rlhf_dist.tasks.helpdesk import build_tokenizer
 
 
 def read(path: Path, kind: str, *rows: object, **settings: object):

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_dist.data.packing import balance, pack_rows, plan
+from rlhf_dist.data.packing import balance, pack_rows, plan_micro_batches
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 
@@ -10,7 +10,7 @@ LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 def test_a_plan_holds_each_sequence_once_within_bounds_and_equally_often_on_each_rank(
     lengths: list[int], ranks: int, budget: int, row_tokens: int
 ) -> None:
-    plans = plan(lengths, ranks=ranks, micro_batch_tokens=budget, row_tokens=row_tokens, hidden=64)
+    plans = plan_micro_batches(lengths, ranks=ranks, micro_batch_tokens=budget, row_tokens=row_tokens, hidden=64)
     found = [index for micros in plans for micro in micros for row in micro for index in row]
     assert sorted(found) == list(range(len(lengths)))
     assert len({len(micros) for micros in plans}) == 1

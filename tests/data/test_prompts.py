@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_dist.data.helpdesk import build_tokenizer
 from rlhf_dist.data.prompts import PromptSampler, read_prompts
 from rlhf_dist.data.tables import read_rows
 from rlhf_dist.errors import DataError
 from rlhf_dist.records import Prompt
+from rlhf_dist.tasks.helpdesk import build_tokenizer
 
 TOKENIZER = build_tokenizer()
 

@@ -5,9 +5,9 @@ import pytest
 
 from rlhf_dist.config import StopOn
 from rlhf_dist.data.feedback import Judged
+from rlhf_dist.evaluation.bands import left_band
 from rlhf_dist.evaluation.calibration import expected_calibration_error, reliability_bins
 from rlhf_dist.evaluation.reward_quality import quality, quality_by
-from rlhf_dist.evaluation.stopping import left_band
 
 
 def pair(label: float, source: str = "s") -> Judged:

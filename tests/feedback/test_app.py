@@ -14,9 +14,9 @@ from sqlalchemy.orm import Session
 from rlhf_dist.errors import DataError, EnvironmentProblem
 from rlhf_dist.feedback import exchange
 from rlhf_dist.feedback.app import make_app
+from rlhf_dist.feedback.assignment import is_flipped
 from rlhf_dist.feedback.database import Annotator, Judgement, Task, Visit, open_database
 from rlhf_dist.feedback.differences import differences
-from rlhf_dist.feedback.judge import is_flipped
 from rlhf_dist.feedback.serve import open_feedback
 from rlhf_dist.feedback.supervision import everything, overview
 from rlhf_dist.feedback.task_files import TaskRow, read_tasks, write_tasks

@@ -2,9 +2,9 @@ import pytest
 
 from rlhf_dist.config import CommentJudge
 from rlhf_dist.data.feedback import Judged
-from rlhf_dist.data.helpdesk import build_tokenizer
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.feedback.comments import expected_rating, filled, rate_comments, rating_tokens
+from rlhf_dist.tasks.helpdesk import build_tokenizer
 
 
 def test_the_rating_is_the_expected_value_from_zero_to_one() -> None:

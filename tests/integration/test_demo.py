@@ -11,11 +11,11 @@ import yaml
 from rlhf_dist.cli import shipped_config
 from rlhf_dist.config import PipelineConfig, load, override
 from rlhf_dist.errors import ConfigError
+from rlhf_dist.run_folder.console import Console
+from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.stages import evaluate
 from rlhf_dist.stages.feedback_sample import Wanted, sample
 from rlhf_dist.stages.pipeline import run
-from rlhf_dist.telemetry.console import Console
-from rlhf_dist.telemetry.run_folder import RunFolder
 from tests.runs import overrides
 
 PARTS = {
@@ -73,7 +73,7 @@ def test_the_demo_goes_through_all_stages_and_leaves_a_judged_run(demo: tuple[Pa
     assert (path / "policy" / "model.safetensors").exists()
     assert list((path / "wandb").glob("offline-run-*"))
     assert list((path / "tensorboard").glob("events*"))
-    assert yaml.safe_load((path / "config.yaml").read_text())["gold_judge"] == "rlhf_dist.data.helpdesk:gold_score"
+    assert yaml.safe_load((path / "config.yaml").read_text())["gold_judge"] == "rlhf_dist.tasks.helpdesk:gold_score"
     report = (path / "report.html").read_text()
     for title in ("Supervised fine-tuning", "A reward model from people", "Over-optimisation", "Calibration"):
         assert title in report

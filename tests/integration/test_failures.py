@@ -43,7 +43,7 @@ def test_a_reward_that_is_nan_is_refused_and_names_the_sample(folders: Folders, 
         "rewards": folders.config(reward=str(broken)).reward,
         "safety": Safety(),
         "tokenizer": str(folders.policy),
-        "bf16": False,
+        "dtype": "float32",
         "batch_tokens": 512,
     }
     made = ray.remote(ScoringWorker).options(max_concurrency=2)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_dist.config import PipelineConfig, load
+from rlhf_dist.run_folder.console import Console
 from rlhf_dist.stages.pipeline import run
-from rlhf_dist.telemetry.console import Console
 from tests.stages.test_pipeline import CONFIGS, NAMES, SMALL
 
 

@@ -13,15 +13,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf_dist.checkpoint import verify
 from rlhf_dist.config import DPOConfig, Job, ModelReward, RewardConfig, SFTConfig
-from rlhf_dist.data.helpdesk import build_tokenizer, gold_score, preferences, ratings
 from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.models import load_policy
+from rlhf_dist.run_folder.console import Console
+from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.scoring.answers import Answers
 from rlhf_dist.scoring.reward_file import read_reward_file
 from rlhf_dist.scoring.reward_models import LearnedReward
 from rlhf_dist.stages import dpo, reward, sft
-from rlhf_dist.telemetry.console import Console
-from rlhf_dist.telemetry.run_folder import RunFolder
+from rlhf_dist.tasks.helpdesk import build_tokenizer, gold_score, preferences, ratings
 from tests.runs import Folders
 
 LEARNER = {"zero_stage": 0, "micro_batch_tokens": 2048, "threads": 1}
@@ -168,7 +168,7 @@ def test_one_reward_model_learns_from_every_kind_of_feedback(
         assert AutoModelForSequenceClassification.from_pretrained(member).config.num_labels == 2
     file = read_reward_file(str(model))
     assert file.members == (".", "member-1")
-    learnt = LearnedReward(ModelReward(path=str(model)), bf16=False, batch_tokens=512, device="cpu")
+    learnt = LearnedReward(ModelReward(path=str(model)), dtype="float32", batch_tokens=512, device="cpu")
     tokenizer = build_tokenizer()
     good, bad = (
         np.mean(_scores(learnt, tokenizer, [(r["prompt"], r[side]) for r in pairs[:80]]))

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from rlhf_dist.algorithms.advantages import gae
 from rlhf_dist.config import PPO
-from rlhf_dist.data.packing import plan
+from rlhf_dist.data.packing import plan_micro_batches
 from rlhf_dist.learner.ppo import Models, update
 from rlhf_dist.learner.rows import RankRows, to_experience
 from rlhf_dist.models import PolicyModel, ValueModel, response_positions
@@ -71,7 +71,7 @@ def run(
 ) -> tuple[Models, dict[str, float]]:
     rows = data()
     lengths = [len(x) for x in rows.sequences]
-    (micros,) = plan(lengths, ranks=1, micro_batch_tokens=budget, row_tokens=row_tokens, hidden=32)
+    (micros,) = plan_micro_batches(lengths, ranks=1, micro_batch_tokens=budget, row_tokens=row_tokens, hidden=32)
     mini = [to_experience(rows, micro, torch.device("cpu")) for micro in micros]
     trained = models(**options)
     facts = update(
@@ -95,7 +95,7 @@ def test_advantages_returns_and_kl_are_those_of_the_formulas_on_the_whole_batch(
     settings = PPO(whiten_advantages=True, gae_lambda=0.9)
     rows = data()
     lengths = [len(x) for x in rows.sequences]
-    (micros,) = plan(lengths, ranks=1, micro_batch_tokens=40, row_tokens=0, hidden=32)
+    (micros,) = plan_micro_batches(lengths, ranks=1, micro_batch_tokens=40, row_tokens=0, hidden=32)
     mini = [to_experience(rows, micro, torch.device("cpu")) for micro in micros]
     trained = models()
     facts = update(trained, [mini], settings, kl_coef=0.1, reuse_rollout_log_probs=True, ranks=1, reduce=lambda v: v)

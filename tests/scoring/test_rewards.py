@@ -13,12 +13,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from rlhf_dist.config import FunctionReward, ModelReward, RemoteReward, Safety
-from rlhf_dist.data.helpdesk import build_tokenizer
 from rlhf_dist.errors import ConfigError, ModelError, RewardError
 from rlhf_dist.scoring import remote
 from rlhf_dist.scoring.reward import RewardScorer
 from rlhf_dist.scoring.reward_file import RewardFile, read_reward_file
 from rlhf_dist.scoring.reward_models import combined
+from rlhf_dist.tasks.helpdesk import build_tokenizer
 from tests.runs import SHAPE
 
 TOKENIZER = build_tokenizer()
@@ -61,7 +61,7 @@ def model(folder: Path, *, heads: int, seed: int) -> LlamaForSequenceClassificat
 
 
 def scorer(tokenizer_folder: str, *rewards: object, safety: Safety | None = None) -> RewardScorer:
-    return RewardScorer(rewards, safety or Safety(), tokenizer_folder, bf16=False, batch_tokens=64, device="cpu")
+    return RewardScorer(rewards, safety or Safety(), tokenizer_folder, dtype="float32", batch_tokens=64, device="cpu")
 
 
 def parts(found: dict[str, list]) -> dict[str, list[float]]:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_dist.config import PipelineConfig, load
+from rlhf_dist.run_folder.console import Console
 from rlhf_dist.stages import reward, sft
 from rlhf_dist.stages.pipeline import OWN_REWARD, ppo_config, supervised_stages, with_task
 from rlhf_dist.stages.ppo import prepare as prepare_ppo
-from rlhf_dist.telemetry.console import Console
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "scenarios"
 NAMES = sorted(file.stem for file in CONFIGS.glob("*.yaml"))

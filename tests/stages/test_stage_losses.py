@@ -9,13 +9,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rlhf_dist.data.feedback import Judged
-from rlhf_dist.data.helpdesk import build_tokenizer
-from rlhf_dist.data.preferences import JudgedTokens, judged_set
+from rlhf_dist.data.judgements import JudgedTokens, judged_set
 from rlhf_dist.data.prompts import answer_tokens
-from rlhf_dist.learner.examples import read_examples
+from rlhf_dist.learner.example_batch import read_examples
 from rlhf_dist.models import PolicyModel, ValueModel
 from rlhf_dist.stages.dpo import DPOLoss
 from rlhf_dist.stages.reward_loss import RewardLoss
+from rlhf_dist.tasks.helpdesk import build_tokenizer
 from tests.runs import SHAPE
 
 TOKENIZER = build_tokenizer()

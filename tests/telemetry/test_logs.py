@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_dist.errors import DataError
+from rlhf_dist.run_folder.log_view import as_text, show_logs
 from rlhf_dist.telemetry import logs
-from rlhf_dist.telemetry.log_view import as_text, show_logs
 
 
 @pytest.fixture

@@ -1,0 +1,69 @@
+"""A policy before and after training, on held-out prompts, by a gold rule that training never sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from rlhf_dist.records import Prompt
+
+GoldJudge = Callable[[str, str], float]
+"""Score of (prompt, answer); higher is better."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One held-out prompt answered by the policy before and after training."""
+
+    prompt: str
+    before: str
+    after: str
+    gold_before: float | None
+    gold_after: float | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All comparisons, and the shares that the judge decided."""
+
+    comparisons: list[Comparison]
+    win_rate: float | None
+    """Share of prompts on which the answer after training scores strictly higher; null without a judge."""
+    tie_rate: float | None
+    gold_before: float | None
+    gold_after: float | None
+
+
+def compare(
+    prompts: Sequence[Prompt],
+    before: pa.RecordBatch | None,
+    after: pa.RecordBatch | None,
+    tokenizer: Any,
+    judge: GoldJudge | None,
+) -> Verdict:
+    """Decode both policies' answers and let the judge, if any, score them."""
+    if before is None or after is None:
+        return Verdict([], None, None, None, None)
+    comparisons = []
+    for prompt, first, second in zip(
+        prompts, before.column("response_tokens").to_pylist(), after.column("response_tokens").to_pylist(), strict=True
+    ):
+        texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in (first, second)]
+        gold = [judge(prompt.text, text) if judge else None for text in texts]
+        comparisons.append(Comparison(prompt.text, texts[0], texts[1], gold[0], gold[1]))
+    if judge is None:
+        return Verdict(comparisons, None, None, None, None)
+    pairs = [
+        (c.gold_before, c.gold_after) for c in comparisons if c.gold_before is not None and c.gold_after is not None
+    ]
+    count = len(pairs)
+    return Verdict(
+        comparisons,
+        win_rate=sum(b > a for a, b in pairs) / count,
+        tie_rate=sum(a == b for a, b in pairs) / count,
+        gold_before=sum(a for a, _ in pairs) / count,
+        gold_after=sum(b for _, b in pairs) / count,
+    )

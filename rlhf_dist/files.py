@@ -1,0 +1,97 @@
+"""Files that are whole or absent, and JSON lines with their place in every message."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlhf_dist.errors import DataError
+
+
+@contextmanager
+def written_aside(target: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A path beside `target` for a new file or folder, which takes the target's name when the block ends without error.
+
+    So nobody reads half of it, whatever dies when. The order is: contents, fsync of all, rename, fsync of the parent (Pillai et
+    al., OSDI 2014).
+
+    Args:
+        target: what is made, or replaced.
+        durable: whether a power cut right afterwards must not lose it; False for what is written again every second.
+    """
+    aside = target.with_name(f".{target.name}.partial")
+    _remove(aside)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    yield aside
+    if durable:
+        for path in [*aside.rglob("*"), aside]:
+            _sync(path)
+    if aside.is_dir():
+        _remove(target)
+    aside.replace(target)
+    if durable:
+        _sync(target.parent)
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace a text file in one step."""
+    with written_aside(path, durable=durable) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a JSON-lines file in one step."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file.
+
+    Raises:
+        DataError: the file is not there, or a line is no JSON object; names file and line.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected one JSON object per line")
+    return [parsed(line, f"{path}:{number}") for number, line in enumerate(path.read_bytes().splitlines(), start=1)]
+
+
+def whole_lines(data: bytes) -> list[bytes]:
+    """Lines that end; what follows the last end is being written, or was when the machine stopped."""
+    return data[: data.rfind(b"\n") + 1].splitlines()
+
+
+def parsed(line: bytes, where: str) -> dict[str, Any]:
+    """One line of JSON.
+
+    Raises:
+        DataError: it is empty or no JSON object; begins with `where`.
+    """
+    if not line.strip():
+        raise DataError(f"{where}: an empty line; expected a JSON object")
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: found {type(row).__name__}; expected a JSON object")
+    return row
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,156 @@
+"""One trainable model under DeepSpeed ZeRO: backward on sums, one step per mini-batch, weights by Hugging Face name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlhf_dist.config import Lora, Optimizer
+from rlhf_dist.learner import optimizer_state
+
+
+class TrainedModel:
+    """A module, its optimiser and schedule, behind DeepSpeed."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        *,
+        prefix: str,
+        total_steps: int,
+        zero_stage: int,
+        dtype: str,
+        cpu_offload: bool = False,
+    ) -> None:
+        """Shard the module over the process group that is already up.
+
+        Args:
+            module: wrapper around a Hugging Face model.
+            optimizer: AdamW's settings.
+            prefix: what the wrapper puts before Hugging Face's parameter names, e.g. `lm.`.
+            total_steps: optimiser steps of the whole run, for the schedule.
+            zero_stage: 0 to 3.
+            dtype: `float32`, or `bfloat16` with fp32 master weights.
+            cpu_offload: keep optimiser state in host memory.
+        """
+        import deepspeed
+        from transformers import get_scheduler
+
+        zero: dict[str, Any] = {"stage": zero_stage}
+        if cpu_offload:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        settings = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "managed_gradient_accumulation": False,
+            "zero_optimization": zero,
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": dtype == "bfloat16"},
+            "gradient_clipping": optimizer.max_grad_norm,
+            "steps_per_print": 10**9,
+        }
+        adamw = torch.optim.AdamW(
+            [parameter for parameter in module.parameters() if parameter.requires_grad],
+            lr=optimizer.lr,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            fused=not cpu_offload,
+        )
+        warmup = round(optimizer.warmup * total_steps)
+        schedule = get_scheduler(optimizer.schedule, adamw, num_warmup_steps=warmup, num_training_steps=total_steps)
+        self.engine, _, _, _ = deepspeed.initialize(
+            model=module, optimizer=adamw, lr_scheduler=schedule, config=settings, dist_init_required=False
+        )
+        self._clipped_norm: float | None = None
+        self.engine.clip_fp32_gradients = self._clip
+        self.module = module
+        self.prefix = prefix
+        self.lora: Lora | None = None
+        """The adapters that the module has, if any."""
+        self.zero_stage = zero_stage
+        self.lr = schedule
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must lie."""
+        device: torch.device = self.engine.device
+        return device
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward pass."""
+        return self.engine(*args, **kwargs)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add gradients. DeepSpeed averages over ranks, so the loss must be the rank's sum times ranks over the count."""
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> dict[str, float]:
+        """Clip, update, advance the schedule; returns the gradient norm before clipping and the learning rate used."""
+        lr = self.engine.optimizer.param_groups[0]["lr"]
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        if norm is None:
+            norm = self._clipped_norm
+        return {"grad_norm": float(norm), "lr": float(lr)}
+
+    def _clip(self) -> None:
+        """What DeepSpeed calls without ZeRO in fp32, where it forgets the norm."""
+        from deepspeed.runtime.utils import clip_grad_norm_
+
+        self._clipped_norm = float(
+            clip_grad_norm_(parameters=self.module.parameters(), max_norm=self.engine.gradient_clipping())
+        )
+
+    def free(self) -> None:
+        """Take DeepSpeed's hooks off the module, whose memory is then given back with the last reference."""
+        self.engine.destroy()
+
+    def shapes(self) -> list[tuple[str, torch.Size]]:
+        """Hugging Face name and full shape of each parameter, in a fixed order; tied parameters once."""
+        return [(name, getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in self._named()]
+
+    def gathered(self, names: Sequence[str]) -> AbstractContextManager[Any]:
+        """Within it the named parameters are whole on every rank; all ranks must enter (ZeRO-3)."""
+        if self.zero_stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        chosen = dict(self._named())
+        context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([chosen[name] for name in names])
+        return context
+
+    def tensors(self, names: Sequence[str]) -> list[tuple[str, torch.Tensor]]:
+        """The named parameters' data; under ZeRO-3 only inside `gathered`."""
+        chosen = dict(self._named())
+        return [(name, chosen[name].data) for name in names]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The whole model on the CPU, by Hugging Face name; all ranks must call."""
+        names = [name for name, _ in self.shapes()]
+        with self.gathered(names):
+            return {name: tensor.detach().cpu().clone() for name, tensor in self.tensors(names)}
+
+    def save_state(self, folder: Path) -> None:
+        """Write this rank's share of the optimiser's state, and where the schedule is."""
+        optimizer_state.save(self.engine, self.lr, folder)
+
+    def load_state(self, folder: Path) -> None:
+        """Go on from what `save_state` wrote.
+
+        Raises:
+            ModelError: it is of another model, ZeRO stage or number of ranks.
+        """
+        optimizer_state.load(self.engine, self.lr, folder)
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.module.named_parameters():
+            if name.startswith(self.prefix):
+                yield name.removeprefix(self.prefix), parameter

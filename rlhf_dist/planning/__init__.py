@@ -1,0 +1,1 @@
+"""What a run would take and where it would go, before anything starts."""

@@ -1,0 +1,115 @@
+"""How long each phase of an iteration will take: a roofline model, to find the bottleneck before anything is started.
+
+A phase takes as long as its arithmetic or its memory traffic, whichever is slower (Williams et al. 2009, "Roofline"). A
+forward pass costs 2 operations per parameter and token, a backward pass 4 (Kaplan et al. 2020, arXiv:2001.08361, section 2.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlhf_dist.config import PPOConfig
+from rlhf_dist.planning.memory import BYTES, ModelSize
+
+GENERATED_SHARE = 0.6
+"""Mean answer length over max_new_tokens, where nothing is measured yet."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What one GPU, or one CPU thread, can do."""
+
+    name: str
+    tflops: float
+    """Dense, in the run's precision, as reached in practice by training."""
+    bandwidth_gb: float
+    """Memory bandwidth, GB/s."""
+    network_gb: float
+    """Bandwidth between nodes, GB/s."""
+    step_s: float = 0.005
+    """What one decoding step costs at least: scheduling, launching kernels, sampling."""
+
+
+GPUS = {
+    24: Device("24 GB card (A10, L4)", 60, 500, 3),
+    40: Device("A100 40 GB", 140, 1400, 12),
+    48: Device("48 GB card (L40S, A6000)", 140, 780, 6),
+    80: Device("A100 or H100 80 GB", 300, 2600, 25),
+    96: Device("H20 96 GB", 70, 3500, 25),
+    141: Device("H200 141 GB", 400, 4200, 25),
+    192: Device("B200 192 GB", 800, 7000, 50),
+}
+"""By memory in GB. About 40 % of the data sheets' arithmetic and 85 % of their bandwidth."""
+CPU = Device("CPU thread", 0.08, 10, 1, 0.01)
+"""fp32, small models; `benchmarks/iteration.py` prints how far off it is on a machine."""
+
+
+def device_of(gpu_memory: float, *, gpus: bool) -> Device:
+    """The known device whose memory is nearest."""
+    return GPUS[min(GPUS, key=lambda known: abs(known - gpu_memory))] if gpus else CPU
+
+
+def phase_seconds(
+    config: PPOConfig,
+    sizes: dict[str, ModelSize],
+    device: Device,
+    *,
+    rollout_workers: int,
+    gpus: bool,
+    answer_share: float = GENERATED_SHARE,
+) -> dict[str, float]:
+    """Expected seconds per iteration of each phase, under the names of the metrics `timing_s/*`.
+
+    Args:
+        config: the run's config.
+        sizes: of `policy`, `reference`, `reward` and `critic`.
+        device: what a GPU or CPU thread can do.
+        rollout_workers: how many engines share the batch.
+        gpus: whether the device is a GPU; else each actor has as many CPU threads as the config grants it.
+        answer_share: mean answer length over max_new_tokens.
+    """
+    samples = config.batch_samples
+    prompt, answer = config.prompts.max_tokens / 2, config.rollout.max_new_tokens * answer_share
+    tokens = samples * (prompt + answer)
+    threads = {"rollout": config.rollout.threads, "scoring": config.scoring.threads, "learner": config.learner.threads}
+
+    def rate(role: str) -> float:
+        return device.tflops * 1e12 * (1 if gpus else threads[role])
+
+    policy, learner = sizes["policy"], config.learner
+    scoring = max(
+        2 * sizes["reward"].parameters / config.scoring.reward_workers,
+        2 * sizes["reference"].parameters / config.scoring.reference_workers,
+    )
+    # Forward and backward (and the forward again, with checkpointing) per epoch; before it, old log-probs and values once. An
+    # iteration of a single optimiser step takes the rollout's own log-probs.
+    training = (8 if learner.gradient_checkpointing else 6) * config.ppo.epochs
+    old_log_probs = 0 if config.ppo.epochs * config.ppo.mini_batches == 1 else 2
+    critic = sizes["critic"].parameters if learner.critic == "model" else 0
+    update = (training + old_log_probs) * policy.parameters + (training + 2) * critic
+    wire_bytes = policy.parameters * BYTES[config.wire_dtype]
+    return {
+        "gen": _generation(config, policy, device, samples / rollout_workers, (prompt, answer), gpus=gpus),
+        "score": scoring * tokens / rate("scoring"),
+        "update": update * tokens / learner.ranks / rate("learner"),
+        # Out of the learner, and into an engine: each is a copy and a checksum; between nodes, the network too.
+        "update_weights": 2 * wire_bytes / min(device.bandwidth_gb * 1e9, 4e9) / min(learner.ranks, 8),
+        "pull_weights": wire_bytes / (min(device.network_gb, 4) * 1e9),
+    }
+
+
+def _generation(
+    config: PPOConfig, policy: ModelSize, device: Device, samples: float, lengths: tuple[float, float], *, gpus: bool
+) -> float:
+    """Seconds that one engine needs for its samples: prefill, then one step per token of the longest wave."""
+    prompt, answer = lengths
+    rollout = config.rollout
+    scale = rollout.tensor_parallel if gpus else rollout.threads
+    flops, bandwidth = device.tflops * 1e12 * scale, device.bandwidth_gb * 1e9 * scale
+    width = BYTES[config.wire_dtype]
+    waves = max(1.0, samples / rollout.max_concurrent)
+    running = samples / waves
+    arithmetic = 2 * policy.parameters * running / flops
+    traffic = (policy.parameters + running * (prompt + answer / 2) * policy.kv_elements) * width / bandwidth
+    prefill = 2 * policy.parameters * samples * prompt / flops
+    return prefill + waves * rollout.max_new_tokens * (max(arithmetic, traffic) + device.step_s)

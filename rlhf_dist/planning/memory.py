@@ -1,0 +1,162 @@
+"""How much memory each actor takes, estimated from model configs without allocating anything.
+
+Checked against measured peaks by `benchmarks/memory.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rlhf_dist.config import PPOConfig
+
+CPU_ENGINE_COPIES = 3.0
+"""vLLM on CPU keeps its linear layers packed for the processor, beside what arrived and what they were packed from (measured)."""
+MIB = 2**20
+GIB = 2**30
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Counts that memory and time depend on."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    attention: int
+    """Query heads times head size."""
+    kv_elements: int
+    """Key and value elements per token, all layers."""
+    vocabulary: int
+    tied: bool = False
+    """Whether input and output embeddings are one tensor."""
+
+
+def model_size(config: Any, *, kind: str) -> ModelSize:
+    """Count a model's parameters from its Hugging Face config without allocating them.
+
+    Args:
+        config: the model's config.
+        kind: `policy` or `value`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if kind == "value":
+        config.num_labels = 1
+    made: Any = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
+    with torch.device("meta"):
+        model = made.from_config(config)
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    return ModelSize(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=getattr(config, "intermediate_size", 4 * config.hidden_size),
+        attention=head_size * config.num_attention_heads,
+        kv_elements=2 * config.num_hidden_layers * kv_heads * head_size,
+        vocabulary=config.vocab_size,
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
+    )
+
+
+def together(sizes: Sequence[ModelSize]) -> ModelSize:
+    """Several models in one process, which work one after the other: all weights, the largest one's activations."""
+    largest = max(sizes, key=lambda size: size.parameters)
+    return replace(largest, parameters=sum(size.parameters for size in sizes))
+
+
+def memory(
+    role: str, config: PPOConfig, sizes: dict[str, ModelSize], *, gpu_bytes: float | None = None
+) -> dict[str, float]:
+    """What fills the memory of one actor, in bytes.
+
+    Args:
+        role: `store`, `rollout`, `reward`, `reference` or `learner`.
+        config: the run's config.
+        sizes: of `policy`, `reference`, `reward` and `critic`.
+        gpu_bytes: a GPU's memory; None: the actor is in a host's.
+    """
+    if role == "learner":
+        return learner_memory(config, sizes)
+    if role == "rollout":
+        return engine_memory(config, sizes["policy"], gpu_bytes)
+    if role == "store":
+        return store_memory(config, sizes["policy"])
+    return scorer_memory(config, sizes[role], role)
+
+
+def learner_memory(config: PPOConfig, sizes: dict[str, ModelSize]) -> dict[str, float]:
+    """Bytes on one learner rank (Rajbhandari et al. 2020, arXiv:1910.02054, section 3: what each ZeRO stage divides)."""
+    learner = config.learner
+    trained = [sizes["policy"]] + ([sizes["critic"]] if learner.critic == "model" else [])
+    parameters = sum(size.parameters for size in trained)
+    half = learner.dtype != "float32"
+    ranks, stage = learner.ranks, learner.zero_stage
+    width = BYTES[learner.dtype]
+    # Adam's two moments; and the fp32 master copy where training is in half precision or ZeRO cuts flat partitions.
+    optimiser = parameters * (12 if half or stage >= 1 else 8) / (ranks if stage >= 1 else 1)
+    return {
+        "parameters": parameters * width / (ranks if stage == 3 else 1),
+        "gradients": parameters * width / (ranks if stage >= 2 else 1),
+        "optimiser (host)" if learner.cpu_offload else "optimiser": optimiser,
+        "activations": max(activations(config, size) for size in trained),
+        "logits": 3.0 * min(256 * MIB, 4 * learner.micro_batch_tokens * sizes["policy"].vocabulary),
+    }
+
+
+def activations(config: PPOConfig, size: ModelSize) -> float:
+    """Bytes that the backward pass of one micro-batch needs from the forward pass.
+
+    Per token and layer of a gated decoder with rotary positions, in elements, where h is the hidden size, a that of all query
+    heads, k that of all key heads and f the gate's: two norms keep input, normalised and scaled, and two residual sums (8 h);
+    queries and keys are kept as projected, rotated by half and rotated (3 a + 3 k), values as projected (k), keys and values
+    repeated for all query heads (2 a), and the attention's output twice (2 a); the gate, its activation, the up projection and
+    their product (4 f). Fused attention stores no scores. The counting is that of Korthikanti et al. 2022, arXiv:2205.05198,
+    section 4, for today's decoders; `benchmarks/memory.py` measures it.
+    """
+    learner = config.learner
+    width = BYTES[learner.dtype]
+    kv = size.kv_elements / size.layers  # keys and values, so k twice
+    layer = 8 * size.hidden + 7 * size.attention + 2 * kv + 4 * size.intermediate
+    kept = layer * size.layers if not learner.gradient_checkpointing else layer + size.hidden * size.layers
+    return float(learner.micro_batch_tokens * kept * width)
+
+
+def engine_memory(config: PPOConfig, policy: ModelSize, gpu_bytes: float | None) -> dict[str, float]:
+    """Bytes of one engine (of one of its GPUs, under tensor parallelism).
+
+    vLLM fills with KV cache what it was granted, however little the samples need; less than one sample's it refuses.
+    """
+    rollout = config.rollout
+    width = BYTES[config.wire_dtype]
+    split = rollout.tensor_parallel
+    parameters = policy.parameters * width / split
+    sample = config.max_sequence * policy.kv_elements * width / split
+    if rollout.engine != "vllm":
+        return {"parameters": parameters, "KV cache": sample * min(rollout.max_concurrent, config.batch_samples)}
+    if gpu_bytes is None:
+        return {"parameters": CPU_ENGINE_COPIES * parameters, "KV cache": int(rollout.kv_cache_gib * GIB) / split}
+    return {"parameters": parameters, "KV cache": max(sample, rollout.gpu_memory_fraction * gpu_bytes - parameters)}
+
+
+def scorer_memory(config: PPOConfig, size: ModelSize, role: str) -> dict[str, float]:
+    """Bytes of one scoring worker."""
+    width = BYTES[config.learner.dtype]
+    tokens = config.scoring.batch_tokens
+    widest = 4 * (size.intermediate + size.hidden)
+    found = {"parameters": float(size.parameters * width), "activations": float(tokens * widest * width)}
+    if role == "reference":
+        found["logits"] = 3.0 * min(256 * MIB, 4 * tokens * size.vocabulary)
+    return found
+
+
+def store_memory(config: PPOConfig, policy: ModelSize) -> dict[str, float]:
+    """Bytes of shared memory on the store's node: weight versions, and rows with their tokens and log-probs."""
+    width = BYTES[config.wire_dtype]
+    rows = (config.experience.max_staleness + 1) * config.batch_samples
+    return {"weight versions": 2.0 * policy.parameters * width, "experience": 12.0 * rows * config.max_sequence}

@@ -1,0 +1,37 @@
+"""Which models a PPO run needs, by role, and how large they are."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from rlhf_dist.config import PPOConfig
+from rlhf_dist.models import read_config
+from rlhf_dist.planning.memory import ModelSize, model_size, together
+from rlhf_dist.scoring.reward_file import read_reward_file
+
+
+def model_folders(config: PPOConfig) -> dict[str, tuple[str, ...]]:
+    """Role to the folders of its models, with the defaults filled in; a reward may need none, one or several."""
+    rewards = tuple(
+        os.path.join(path, member) if member != "." else path
+        for path in config.reward_models
+        for member in read_reward_file(path).members
+    )
+    critic = config.critic or (config.reward_models[0] if config.reward_models else config.policy)
+    return {
+        "policy": (config.policy,),
+        "reference": (config.reference or config.policy,),
+        "reward": rewards,
+        "critic": (critic,),
+    }
+
+
+def sizes_of(config: PPOConfig) -> dict[str, ModelSize]:
+    """Sizes of each role's models, from their configs alone."""
+    found: dict[str, ModelSize] = {}
+    for role, paths in model_folders(config).items():
+        kind = "value" if role in ("reward", "critic") else "policy"
+        sizes = [model_size(read_config(path), kind=kind) for path in paths]
+        found[role] = together(sizes) if sizes else replace(found["policy"], parameters=0)
+    return found

@@ -1,0 +1,130 @@
+"""The folder of a PPO run: experience, answers before and after, and the summary that tools read."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_dist.config import PPOConfig
+from rlhf_dist.evaluation.bands import GOLD_MEAN
+from rlhf_dist.evaluation.before_after import Verdict
+from rlhf_dist.files import write_json_lines, written_aside
+from rlhf_dist.run_folder.charts import line_chart
+from rlhf_dist.run_folder.console import COLUMNS, Console
+from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.run_folder.passages import Passage
+
+log = logging.getLogger(__name__)
+
+
+class PPOFolder(RunFolder):
+    """A `RunFolder` with what only PPO leaves behind."""
+
+    def __init__(self, path: Path, config: PPOConfig, *, console: Console) -> None:
+        """Create the folder and write the resolved config."""
+        super().__init__(path, config, console=console, stage="ppo", steps=config.ppo.iterations)
+
+    def record(self, iteration: int, metrics: Mapping[str, float], **facts: Any) -> None:
+        """Take one iteration's metrics to all trackers and to the screen."""
+        super().record(iteration, metrics, **facts)
+        self.console.iteration(iteration, metrics)
+        log.info("iteration done", extra={name: metrics[key] for name, (key, _) in COLUMNS.items()})
+
+    def keep_answers_before(self, answers: Any) -> None:
+        """Keep the untrained policy's answers to the held-out prompts, for a run that is resumed."""
+        if answers is not None:
+            _write_arrow(self.path / "before.arrow", answers)
+
+    def answers_before(self) -> Any:
+        """What `keep_answers_before` kept; None if there were no held-out prompts."""
+        import pyarrow as pa
+
+        kept = self.path / "before.arrow"
+        if not kept.exists():
+            return None
+        return pa.ipc.open_file(pa.OSFile(str(kept))).read_all().combine_chunks().to_batches()[0]
+
+    def keep(self, iteration: int, batch: Any) -> None:
+        """Write an iteration's samples as an Arrow file: `experience/iteration=N/batch.arrow`."""
+        _write_arrow(self.path / "experience" / f"iteration={iteration:06d}" / "batch.arrow", batch)
+
+    def close(self, config: PPOConfig, verdict: Verdict, *, parameters: int, stopped: str | None) -> dict[str, Any]:
+        """Write samples, summary and report.
+
+        Args:
+            config: the run's settings.
+            verdict: the held-out comparison of the policies before and after.
+            parameters: of the policy.
+            stopped: why the run ended before its last iteration, if it did.
+        """
+        write_json_lines(self.path / "samples.jsonl", map(dataclasses.asdict, verdict.comparisons))
+        self.write_passages(over_optimisation(self._rows))
+        return self.finish(self._facts(config, verdict, parameters) | {"stopped": stopped})
+
+    def _facts(self, config: PPOConfig, verdict: Verdict, parameters: int) -> dict[str, Any]:
+        seconds: dict[str, float] = defaultdict(float)
+        for row in self._rows:
+            for name, value in row.items():
+                if name.startswith("timing_s/"):
+                    seconds[name.removeprefix("timing_s/")] += value
+        first, last = self._rows[0], self._rows[-1]
+        samples = sum(row["perf/num_samples"] for row in self._rows)
+        return {
+            "iterations": len(self._rows),
+            "engine": config.rollout.engine,
+            "schedule": "sync",
+            "gold_win_rate": verdict.win_rate,
+            "gold_tie_rate": verdict.tie_rate,
+            "gold_score_before": verdict.gold_before,
+            "gold_score_after": verdict.gold_after,
+            "reward_start": first["critic/score/mean"],
+            "reward_end": last["critic/score/mean"],
+            "kl_end": last["objective/kl"],
+            "samples_per_second": samples / seconds["step"],
+            "seconds": dict(seconds),
+            "weight_versions": int(last["weights/version"]) + 1,
+            "restarts": int(last["fleet/restarts"]),
+            "model": f"{parameters / 1e6:.1f} M parameters",
+        }
+
+
+def over_optimisation(rows: Sequence[Mapping[str, float]]) -> list[Passage]:
+    """Proxy and gold reward against the root of KL (Gao et al. 2023, arXiv:2210.10760, figure 1); none without gold."""
+    seen = [row for row in rows if GOLD_MEAN in row]
+    if len(seen) < 2:
+        return []
+    distance = [math.sqrt(max(row["objective/kl"], 0.0)) for row in seen]
+    order = sorted(range(len(seen)), key=lambda number: distance[number])
+    xs = [distance[number] for number in order]
+
+    def drawn(name: str, key: str) -> str:
+        return f'<p class="soft">{name}</p>' + line_chart(
+            name, xs, [seen[number][key] for number in order], along="root of KL"
+        )
+
+    best = max(range(len(seen)), key=lambda number: seen[number][GOLD_MEAN])
+    text = (
+        "What PPO maximises, and the gold score that it does not see, each against the root of the KL to the reference. Where "
+        "the first goes on rising and the second falls, the reward model is being gamed. The gold score is highest "
+        f"({seen[best][GOLD_MEAN]:.3f}) in iteration {best + 1} at {seen[best]['objective/kl']:.2f} nats, and "
+        f"{seen[-1][GOLD_MEAN]:.3f} in the last at {seen[-1]['objective/kl']:.2f} nats."
+    )
+    return [
+        Passage("Over-optimisation", text, svg=drawn("Reward", "critic/score/mean") + drawn("Gold score", GOLD_MEAN))
+    ]
+
+
+def _write_arrow(path: Path, batch: Any) -> None:
+    import pyarrow as pa
+
+    with (
+        written_aside(path) as aside,
+        pa.OSFile(str(aside), "wb") as file,
+        pa.ipc.new_file(file, batch.schema) as writer,
+    ):
+        writer.write_batch(batch)

@@ -1,0 +1,118 @@
+"""`rlhf-dist status`: a run at a glance, from its folder or, on machines that do not see it, from its actors."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from rlhf_dist.errors import EnvironmentProblem
+from rlhf_dist.run_folder.console import COLUMNS
+from rlhf_dist.run_folder.folder import OVER
+
+REFRESH_S = 1.0
+CALL_S = 10.0
+BAR = 60
+"""Characters of the progress bar."""
+
+
+def follow(run: str, *, address: str, once: bool) -> None:
+    """Show a run's status until it is over.
+
+    Raises:
+        EnvironmentProblem: there is neither such a folder nor such a run on the cluster; names the runs that there are.
+    """
+    source = _Folder(Path(run)) if (Path(run) / "status.json").exists() else _Actors(run, address)
+    console = Console()
+    if once or not console.is_terminal:
+        console.print(render(source.read()))
+        return
+    with Live(render(source.read()), console=console, auto_refresh=False) as live:
+        while (status := source.read())["state"] not in OVER:
+            live.update(render(status), refresh=True)
+            time.sleep(REFRESH_S)
+        live.update(render(status), refresh=True)
+
+
+class _Folder:
+    """What the controller wrote last."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path / "status.json"
+
+    def read(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._file.read_text())
+        return found
+
+
+class _Actors:
+    """What the run's store knows: the controller's last status, and its own counts, as of now."""
+
+    def __init__(self, run: str, address: str) -> None:
+        import ray
+
+        from rlhf_dist.cluster.session import attach
+
+        self._run = run
+        attach(address, f"rlhf/{run}")
+        try:
+            self._store = ray.get_actor("store")
+        except ValueError as error:
+            from ray.util import list_named_actors
+
+            actors = list_named_actors(all_namespaces=True)
+            runs = {each["namespace"].removeprefix("rlhf/") for each in actors if each["name"] == "store"}
+            raise EnvironmentProblem(
+                f"{run}: no such run folder here, and no such run on the Ray cluster, which has {sorted(runs) or 'none'}"
+            ) from error
+
+    def read(self) -> dict[str, Any]:
+        import ray
+        from ray.exceptions import RayActorError
+
+        try:
+            found: Any = ray.get(self._store.overview.remote(), timeout=CALL_S)
+            begun = {"run": self._run, "state": "starting", "iteration": 0, "iterations": 0, "updated": time.time()}
+            return {**begun, **found}
+        except RayActorError:
+            return {"run": self._run, "state": "finished", "iteration": 0, "iterations": 0, "updated": time.time()}
+
+
+def render(status: dict[str, Any]) -> Group:
+    """A status as text."""
+    ago = time.time() - status["updated"]
+    style = {"failed": "bold red", "stopped": "bold yellow", "finished": "bold green"}.get(status["state"], "bold")
+    head = Text.assemble(
+        (status["run"], "bold"),
+        "  ",
+        (status["state"], style),
+        f"  iteration {status['iteration']} of {status['iterations']}",
+    )
+    if status["state"] not in OVER:
+        head.append(
+            f"  told {ago:.0f} s ago" + (f" by {status['host']}, process {status['pid']}" if "host" in status else "")
+        )
+    done = round(BAR * status["iteration"] / max(1, status["iterations"]))
+    parts: list[Any] = [head, Text.assemble(("━" * done, "green"), ("━" * (BAR - done), "dim"))]
+    if "error" in status:
+        parts.append(Text(status["error"], style="red"))
+    if "metrics" in status:
+        shown = {name: form.format(status["metrics"][key]) for name, (key, form) in COLUMNS.items()}
+        parts.append(_table(shown))
+    if "fleet" in status:
+        parts.append(_table(status["fleet"]))
+    if "rows" in status:
+        parts.append(_table({name: str(count) for name, count in status["rows"].items()}))
+    return Group(*parts)
+
+
+def _table(values: dict[str, str]) -> Table:
+    table = Table(*values, box=None, header_style="dim")
+    table.add_row(*values.values())
+    return table

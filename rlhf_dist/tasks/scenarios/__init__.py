@@ -1,0 +1,17 @@
+"""Embedded tasks beside the help desk: summarisation, translation, style transfer, text classification."""
+
+from rlhf_dist.tasks.scenarios.classification import CLASSIFICATION
+from rlhf_dist.tasks.scenarios.scenario import Scenario
+from rlhf_dist.tasks.scenarios.style import STYLE
+from rlhf_dist.tasks.scenarios.summarisation import SUMMARISATION
+from rlhf_dist.tasks.scenarios.translation import TRANSLATION
+
+SCENARIOS = {scenario.name: scenario for scenario in (SUMMARISATION, TRANSLATION, STYLE, CLASSIFICATION)}
+
+summarisation = SUMMARISATION.judge
+translation = TRANSLATION.judge
+style = STYLE.judge
+classification = CLASSIFICATION.judge
+"""Gold judges, by the task's name: `rlhf_dist.tasks.scenarios:NAME`."""
+
+__all__ = ["SCENARIOS", "Scenario"]

@@ -1,0 +1,31 @@
+import pyarrow as pa
+
+from rlhf_dist.evaluation.before_after import compare
+from rlhf_dist.records import Prompt
+
+
+class Letters:
+    def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
+        return "".join(chr(97 + token) for token in tokens)
+
+
+def answers(*texts: str) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict({"response_tokens": [[ord(c) - 97 for c in text] for text in texts]})
+
+
+PROMPTS = [Prompt(i, (1,), f"p{i}") for i in range(4)]
+
+
+def test_win_rate_counts_strict_wins_and_ties_apart() -> None:
+    verdict = compare(
+        PROMPTS, answers("a", "aa", "aaa", "a"), answers("aa", "aa", "a", "aaa"), Letters(), lambda p, a: len(a)
+    )
+    assert (verdict.win_rate, verdict.tie_rate) == (0.5, 0.25)
+    assert (verdict.gold_before, verdict.gold_after) == (7 / 4, 8 / 4)
+    assert verdict.comparisons[0].after == "aa"
+
+
+def test_without_a_judge_answers_are_kept_and_nothing_is_decided() -> None:
+    verdict = compare(PROMPTS, answers("a", "a", "a", "a"), answers("b", "b", "b", "b"), Letters(), None)
+    assert verdict.win_rate is None
+    assert len(verdict.comparisons) == 4

@@ -1,0 +1,62 @@
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rlhf_dist.config import PPOConfig
+from rlhf_dist.planning.memory import ModelSize, learner_memory, memory, model_size
+
+SIZE = ModelSize(
+    parameters=1_000_000, layers=4, hidden=64, intermediate=176, attention=64, kv_elements=512, vocabulary=1000
+)
+SIZES = dict.fromkeys(("policy", "reference", "reward", "critic"), SIZE)
+
+
+def config(**sections: object) -> PPOConfig:
+    return PPOConfig.model_validate({"policy": "a", "reward": "b", "prompts": {"path": "p"}, **sections})
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "optimiser"),
+    [(0, 1, 1, 1), (1, 1, 1, 4), (2, 1, 4, 4), (3, 4, 4, 4)],
+)
+def test_zero_divides_what_its_paper_says(stage: int, weights: int, gradients: int, optimiser: int) -> None:
+    found = learner_memory(config(learner={"zero_stage": stage, "ranks": 4, "precision": "bf16"}), SIZES)
+    both = 2_000_000  # policy and critic
+    assert found["parameters"] == both * 2 / weights
+    assert found["gradients"] == both * 2 / gradients
+    assert found["optimiser"] == both * 12 / optimiser
+
+
+def test_checkpointing_and_smaller_micro_batches_shrink_activations_only() -> None:
+    plain = learner_memory(config(), SIZES)
+    less = learner_memory(config(learner={"gradient_checkpointing": True}), SIZES)
+    half = learner_memory(config(learner={"micro_batch_tokens": 4096}), SIZES)
+    assert less["activations"] < plain["activations"]
+    assert half["activations"] == plain["activations"] / 2
+    for part in ("parameters", "gradients", "optimiser"):
+        assert plain[part] == less[part] == half[part]
+
+
+def test_tensor_parallelism_splits_engines_and_the_kv_cache_has_its_closed_form() -> None:
+    own = {"engine": "transformers"}
+    one = memory("rollout", config(rollout=own), SIZES)
+    two = memory("rollout", config(rollout={"tensor_parallel": 2}), SIZES, gpu_bytes=10**9)
+    assert two["parameters"] == one["parameters"] / 2
+    # 64 samples of 512 + 128 tokens, 512 elements of 4 bytes per token.
+    assert one["KV cache"] == 64 * 640 * 512 * 4
+
+
+def test_vllm_takes_the_share_of_a_gpu_that_it_is_granted_and_at_least_a_samples_cache() -> None:
+    for fraction in (0.25, 0.9):
+        found = memory("rollout", config(rollout={"gpu_memory_fraction": fraction}), SIZES, gpu_bytes=10**9)
+        assert sum(found.values()) == fraction * 10**9
+    tiny = memory("rollout", config(), SIZES, gpu_bytes=1000.0)
+    assert tiny == {"parameters": 4 * 10**6, "KV cache": 640 * 512 * 4}
+
+
+def test_parameters_are_counted_without_allocating_and_equal_the_model() -> None:
+    llama = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=99
+    )
+    size = model_size(llama, kind="policy")
+    assert size.parameters == sum(parameter.numel() for parameter in LlamaForCausalLM(llama).parameters())
+    assert (size.kv_elements, size.attention) == (2 * 2 * 64, 64)

@@ -1,0 +1,82 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf_dist.errors import DataError
+from rlhf_dist.run_folder.charts import line_chart, smoothed, stacked_bars, ticks
+from rlhf_dist.run_folder.report import write_report
+
+SUMMARY = {
+    "stage": "ppo",
+    "iterations": 2,
+    "engine": "vllm",
+    "schedule": "sync",
+    "gold_win_rate": 0.81,
+    "gold_score_before": 0.4,
+    "gold_score_after": 0.7,
+    "reward_start": -1.0,
+    "reward_end": 2.0,
+    "kl_end": 3.0,
+    "samples_per_second": 30.0,
+    "seconds": {"gen": 1.0, "total": 61.0},
+    "versions": {"torch": "2"},
+    "model": "1.3 M parameters",
+    "seed": 0,
+    "machine": "2 cores",
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    rows = [
+        {"iteration": i, "critic/score/mean": i - 1.0, "timing_s/gen": 0.5, "timing_s/update": 1.0} for i in range(2)
+    ]
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sample = {
+        "prompt": "<b>p</b>",
+        "before": "x",
+        "after": "<script>alert(1)</script>",
+        "gold_before": 0.1,
+        "gold_after": 0.9,
+    }
+    (tmp_path / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    return tmp_path
+
+
+def test_report_stands_alone_and_shows_samples_as_text(run: Path) -> None:
+    page = write_report(run).read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "http" not in page.replace("http-equiv", "")
+    for text in ("81%", "1 min 01 s", "Reward", "Time per phase", "gold 0.90"):
+        assert text in page
+
+
+def test_a_chart_without_data_is_left_out(run: Path) -> None:
+    assert "Entropy" not in write_report(run).read_text()
+
+
+def test_a_malformed_line_is_named(run: Path) -> None:
+    (run / "metrics.jsonl").write_text('{"iteration": 0}\nnonsense\n')
+    with pytest.raises(DataError, match=r"metrics.jsonl:2: not valid JSON"):
+        write_report(run)
+
+
+def test_ticks_cover_the_values_in_round_steps() -> None:
+    assert ticks(0.0, 1.0) == [0.0, 0.5, 1.0]
+    found = ticks(-0.73, 3.9)
+    assert found[0] <= -0.73
+    assert found[-1] >= 3.9
+    assert ticks(2.0, 2.0)[-1] > 2.0
+
+
+def test_smoothing_starts_at_the_first_value_and_keeps_constants() -> None:
+    assert smoothed([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
+    assert smoothed([1.0, 0.0])[0] == pytest.approx(1.0)
+
+
+def test_charts_of_one_point_are_drawn_and_named() -> None:
+    assert 'aria-label="KL: from 2' in line_chart("KL", [1], [2.0])
+    assert stacked_bars("Time", [1], {"gen": [1.0], "update": [2.0]}).count("<rect") == 2
