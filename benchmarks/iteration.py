@@ -55,12 +55,15 @@ def system(tree: dict[str, Any], tokens_file: Path, *, quiet: int, busy: int) ->
     """Median metrics of the iterations alone, and of `busy` ones beside a busy process; a batch goes to `tokens_file`."""
     from system import run_system
 
+    from rlhf_dist.store.row import rows_of
+
     found: list[Metrics] = []
     neighbour: list[subprocess.Popen[bytes]] = []
 
     def report(iteration: int, metrics: Any, batch: Any) -> None:
         found.append(dict(metrics))
-        columns = {name: batch.column(name).to_pylist() for name in ("prompt_tokens", "response_tokens")}
+        rows = rows_of(batch)
+        columns = {"prompts": [row.prompt.tolist() for row in rows], "answers": [row.answer.tolist() for row in rows]}
         tokens_file.write_text(json.dumps({**columns, "ends": tree["ends"]}))
         if iteration == quiet - 1 and busy:
             neighbour.append(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
@@ -85,10 +88,10 @@ def expected(tree: dict[str, Any]) -> Metrics:
     """Seconds per phase by the model of `rlhf-dist plan`; random weights hardly ever end an answer early."""
     from rlhf_dist.config import PPOConfig
     from rlhf_dist.planning.cost import CPU, phase_seconds
-    from rlhf_dist.planning.plan import model_sizes
+    from rlhf_dist.planning.roles import sizes_of
 
     config = PPOConfig.model_validate(tree)
-    return phase_seconds(config, model_sizes(config), CPU, rollout_workers=1, gpus=False, answer_share=1.0)
+    return phase_seconds(config, sizes_of(config), CPU, rollout_workers=1, gpus=False, answer_share=1.0)
 
 
 def bare_vllm(tree: dict[str, Any], batches: list[dict[str, Any]]) -> list[Metrics]:
@@ -115,7 +118,7 @@ def generate_seconds(llm: Any, longest: int, batch: dict[str, Any]) -> Metrics:
     """Median seconds of one engine for one batch."""
     from vllm import SamplingParams
 
-    prompts = [{"prompt_token_ids": prompt} for prompt in batch["prompt_tokens"]]
+    prompts = [{"prompt_token_ids": prompt} for prompt in batch["prompts"]]
 
     def params(seed: int) -> Any:
         return SamplingParams(
@@ -153,7 +156,7 @@ def passes_seconds(policy: Any, reference: Any, reward: Any, critic: Any, batch:
     import torch.nn.functional as F
 
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True) for model in (policy, critic)]
-    pairs = list(zip(batch["prompt_tokens"], batch["response_tokens"], strict=True))
+    pairs = list(zip(batch["prompts"], batch["answers"], strict=True))
 
     def padded(part: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
         width = max(len(p) + len(r) for p, r in part)

@@ -74,7 +74,7 @@ def measure(shape: tuple[int, int, int, int], root: Path) -> tuple[dict[str, int
 
     from rlhf_dist.config import PPOConfig
     from rlhf_dist.planning.memory import memory
-    from rlhf_dist.planning.plan import model_sizes
+    from rlhf_dist.planning.roles import sizes_of
 
     hidden, intermediate, layers, heads = shape
     llama = LlamaConfig(
@@ -95,7 +95,7 @@ def measure(shape: tuple[int, int, int, int], root: Path) -> tuple[dict[str, int
     run_system(tree, root / "run", lambda *_: None)
     peaks = sampler.stop(root / "run")
     config = PPOConfig.model_validate(tree)
-    sizes = model_sizes(config)
+    sizes = sizes_of(config)
     estimates = {role: sum(memory(role, config, sizes).values()) for role in ROLES}
     return peaks, estimates
 

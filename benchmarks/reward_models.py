@@ -31,8 +31,9 @@ from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.scoring.answers import Answers
 from rlhf_dist.scoring.reward_models import LearnedReward
 from rlhf_dist.stages import reward
-from rlhf_dist.stages.pipeline import make_policy
 from rlhf_dist.stages.pipeline import run as run_pipeline
+from rlhf_dist.store.row import single_turn
+from rlhf_dist.tasks.start_model import make_policy
 from rlhf_dist.tasks.word_tokenizer import word_tokenizer
 
 WORDS = [f"w{number}" for number in range(40)]
@@ -89,9 +90,8 @@ def fit(config: RewardConfig) -> LearnedReward:
 
 
 def scores(learnt: LearnedReward, tokenizer: Any, rows: Sequence[tuple[str, str]]) -> np.ndarray[Any, Any]:
-    prompts = [np.array(tokenizer(prompt)["input_ids"], dtype=np.int32) for prompt, _ in rows]
-    answers = [np.array(answer_tokens(answer, tokenizer), dtype=np.int32) for _, answer in rows]
-    return np.array(learnt.score(Answers(prompts, answers, tokenizer))["reward"])
+    tokens = [single_turn(tokenizer(prompt)["input_ids"], answer_tokens(answer, tokenizer)) for prompt, answer in rows]
+    return np.array(learnt.score(Answers(tokens, tokenizer))["reward"])
 
 
 def recovery(root: Path, *, comparisons: int, seed: int) -> dict[str, float]:

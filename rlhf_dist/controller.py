@@ -10,23 +10,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from rlhf_dist.algorithms.kl import AdaptiveKL
+from rlhf_dist.cluster.fleet import Fleet
 from rlhf_dist.cluster.watch import Watch, fetch
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
 from rlhf_dist.evaluation.bands import GOLD_MEAN, left_band
 from rlhf_dist.learner.group import LearnerGroup
-from rlhf_dist.rollout.fleet import RolloutFleet
+from rlhf_dist.learner.ppo import Method
+from rlhf_dist.rollout.elasticity import balance
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.reader import blocks_of, read_batch
 from rlhf_dist.telemetry import logs
-from rlhf_dist.telemetry.metrics import batch_metrics
+from rlhf_dist.telemetry.metrics import batch_metrics, iteration_metrics
 from rlhf_dist.telemetry.timing import Timer
 
 Report = Callable[[int, Mapping[str, float], Any], None]
@@ -38,11 +41,13 @@ class Parts:
     """The running system, wired by `stages.wiring`."""
 
     store: Any
-    rollouts: RolloutFleet
-    scorers: Mapping[str, Any]
-    """Scoring workers by name."""
+    rollouts: Fleet
+    scorers: Mapping[str, Fleet]
+    """By the writer of the columns that they add."""
     learner: LearnerGroup
     watch: Watch
+    lent: Callable[[], AbstractContextManager[None]]
+    """Around an update: devices that engines share with the learner are the learner's."""
 
 
 @dataclass
@@ -78,6 +83,7 @@ def train(
         report: called after every iteration.
         state: where a run begins or goes on; moved along, so that `report` can save it.
     """
+    method = Method(config.advantage.build(), config.surrogate.build())
     kl = AdaptiveKL(state.kl_coef, target=config.ppo.kl_target, horizon=config.ppo.kl_horizon)
     for iteration in range(state.iteration, config.ppo.iterations):
         logs.CONTEXT.update(iteration=iteration, version=iteration)
@@ -85,16 +91,14 @@ def train(
         parts.store.submit.remote(prompts.batch(iteration))
         with timer.phase("experience"):
             rows = take(parts, iteration, timeout_s=config.timeouts.batch)
-        with timer.phase("update"):
-            if config.cluster.placement == "colocated":
-                parts.rollouts.sleep(timeout_s=config.timeouts.call)
+        with timer.phase("update"), parts.lent():
             stats = parts.learner.update(
                 rows,
+                method,
                 config.ppo,
                 kl_coef=kl.coefficient,
-                reuse_rollout_log_probs=ratio_is_one(config),
+                ratio_is_one=ratio_is_one(config),
                 seed=config.seed + iteration,
-                iteration=iteration,
             )
         with timer.phase("update_weights"):
             version = iteration + 1
@@ -102,9 +106,14 @@ def train(
             num_bytes = parts.learner.publish(parts.store, version, probe_tokens=probe)
         batch = read(rows, timeout_s=config.timeouts.call)
         parts.store.consume.remote(iteration)
-        facts = {**worker_facts(parts, timeout_s=config.timeouts.call), **fleet_facts(parts.rollouts)}
-        weights = {"weights/version": float(version), "weights/bytes": float(num_bytes)}
-        metrics = _join(timer, stats, batch_metrics(batch), {**facts, **weights}, kl.coefficient)
+        facts = {
+            **worker_facts(parts, timeout_s=config.timeouts.call),
+            **fleet_facts(parts.rollouts),
+            "weights/version": float(version),
+            "weights/bytes": float(num_bytes),
+            "actor/reward_kl_penalty_coeff": kl.coefficient,
+        }
+        metrics = iteration_metrics(stats, batch_metrics(batch), facts, timer.metrics())
         kl.update(stats["objective/kl"], samples=len(rows))
         state.iteration, state.kl_coef = version, kl.coefficient
         if GOLD_MEAN in metrics:
@@ -112,7 +121,7 @@ def train(
         report(iteration, metrics, batch)
         if reason := left_band(config.ppo.stop_on, metrics, state.gold):
             return reason
-        parts.rollouts.balance(waited_s=timer.seconds["experience"], step_s=metrics["timing_s/step"])
+        balance(parts.rollouts, waited_s=timer.seconds["experience"], step_s=metrics["timing_s/step"])
     return None
 
 
@@ -163,27 +172,8 @@ def worker_facts(parts: Parts, *, timeout_s: float) -> dict[str, float]:
     }
 
 
-def fleet_facts(rollouts: RolloutFleet) -> dict[str, float]:
+def fleet_facts(rollouts: Fleet) -> dict[str, float]:
     """How many rollout workers are in which state, and how many were lost and replaced since the start."""
     counts = Counter(rollouts.states().values())
     states = {f"fleet/workers/{state}": float(counts[state]) for state in ("ready", "starting", "leaving")}
     return {**states, "fleet/restarts": float(rollouts.restarts)}
-
-
-def _join(
-    timer: Timer, stats: Mapping[str, float], batch: Mapping[str, float], facts: Mapping[str, float], kl_coef: float
-) -> dict[str, float]:
-    times = timer.metrics()
-    gathering = times.pop("timing_s/experience")
-    return {
-        **stats,
-        **batch,
-        **facts,
-        "critic/rewards/mean": stats["objective/rlhf_reward"],
-        "actor/reward_kl_penalty_coeff": kl_coef,
-        # What scoring added after the last sample was there: the part that did not overlap with generation.
-        "timing_s/score_wait": max(0.0, gathering - facts["timing_s/gen"] - facts["timing_s/pull_weights"]),
-        **times,
-        "perf/throughput": batch["perf/total_num_tokens"] / times["timing_s/step"],
-        "perf/samples_per_second": batch["perf/num_samples"] / times["timing_s/step"],
-    }

@@ -76,11 +76,6 @@ def pack(sequences: Sequence[np.ndarray[Any, Any]], selections: Sequence[Positio
     return PackedBatch(*(torch.from_numpy(array) for array in (input_ids, position_ids, chosen, following)))
 
 
-def response_positions(prompt_tokens: int, response_tokens: int) -> range:
-    """Positions whose output predicts the response tokens; also the states before each of them."""
-    return range(prompt_tokens - 1, prompt_tokens + response_tokens - 1)
-
-
 class LogProbHead(nn.Linear):
     """A language-model head that can return log-probs and entropies without the whole [tokens, vocab] logits.
 

@@ -73,7 +73,8 @@ class Sample:
     """Log-probability of each response token under the distribution it was drawn from, in nats."""
     finish_reason: str
     """`stop`: an end token or stop string; `length`: cut at max_new_tokens."""
-    policy_version: int
+    versions: tuple[tuple[int, int], ...]
+    """Spans (weight version, tokens) over the response tokens, in order."""
 
 
 def sample_seed(run_seed: int, key: RowKey) -> int:

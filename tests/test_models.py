@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 from rlhf_dist import models
 from rlhf_dist.data.packing import micro_batches, pack_rows
 from rlhf_dist.errors import ModelError
-from rlhf_dist.models import PolicyModel, ValueModel, check_folder, check_same_tokenizer, pack, response_positions
+from rlhf_dist.models import PolicyModel, ValueModel, check_folder, check_same_tokenizer, pack
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,
@@ -24,7 +24,7 @@ SHAPE: dict[str, Any] = {
 }
 RNG = np.random.default_rng(0)
 SEQUENCES = [RNG.integers(1, 97, size=n).astype(np.int32) for n in (17, 40, 5, 33, 8)]
-SELECTED = [response_positions(3, len(x) - 3) for x in SEQUENCES]
+SELECTED = [range(2, len(x) - 1) for x in SEQUENCES]
 
 
 def policy(**options: Any) -> PolicyModel:

@@ -6,8 +6,6 @@ import math
 
 import torch
 
-from rlhf_dist.algorithms.ragged import last_positions
-
 
 def k1(log_probs: torch.Tensor, ref_log_probs: torch.Tensor) -> torch.Tensor:
     """Log p - log q on samples of p: unbiased estimate of KL(p, q) (Schulman 2020, "Approximating KL Divergence")."""
@@ -20,22 +18,16 @@ def k3(log_probs: torch.Tensor, ref_log_probs: torch.Tensor) -> torch.Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
-def shaped_rewards(
-    scores: torch.Tensor, kl: torch.Tensor, lengths: torch.Tensor, *, coefficient: float
-) -> torch.Tensor:
-    """Token rewards: -coefficient * kl_t on every token, plus the score on the last (arXiv:1909.08593, section 2.1).
+def shaped_rewards(rewards: torch.Tensor, kl: torch.Tensor, *, coefficient: float) -> torch.Tensor:
+    """Token rewards with the KL penalty: r_t - coefficient * kl_t (arXiv:1909.08593, section 2.1).
 
     Args:
-        scores: [sequences], one score per answer.
+        rewards: [tokens], received with each token; the score of the whole answer comes with the last.
         kl: [tokens], per-token KL to the reference.
-        lengths: [sequences], response tokens per sequence.
         coefficient: weight of the KL penalty.
     """
-    assert scores.shape == lengths.shape, (scores.shape, lengths.shape)
-    assert kl.shape == (int(lengths.sum()),), (kl.shape, lengths.sum())
-    rewards = -coefficient * kl
-    rewards[last_positions(lengths)] += scores
-    return rewards
+    assert rewards.shape == kl.shape, (rewards.shape, kl.shape)
+    return rewards - coefficient * kl
 
 
 class AdaptiveKL:

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import PPOJob
 from rlhf_dist.errors import EnvironmentProblem
 
 ENGINE_SHARE = 0.4
@@ -56,7 +56,7 @@ class Layout:
         return cpus, gpus
 
 
-def lay_out(config: PPOConfig, *, gpus: bool) -> Layout:
+def lay_out(config: PPOJob, *, gpus: bool) -> Layout:
     """Every actor of a PPO run with the fewest rollout workers, in the config's placement.
 
     Args:

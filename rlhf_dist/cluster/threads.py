@@ -9,6 +9,16 @@ SHORT_SPIN = "1000"
 wait for a preempted thread into a wasted time slice; after 1,000 they sleep (benchmarks/iteration.py, `busy_over_quiet`)."""
 
 
+def device_of_this_process(threads: int) -> str:
+    """`cuda` where this process has a GPU; else `cpu`, and torch computes with so many threads."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    torch.set_num_threads(threads)
+    return "cpu"
+
+
 def environment_of(threads: int) -> dict[str, str]:
     """Variables of a process that computes with so many threads; the user's own GOMP_SPINCOUNT wins."""
     found = {"OMP_NUM_THREADS": str(threads)}

@@ -13,6 +13,9 @@ from typing import Any
 
 from rlhf_dist.errors import RlhfDistError, WaitTimeout, WorkerDied, WorkerLost
 
+POLL_S = 5.0
+"""An idle worker asks the store again after this many seconds."""
+
 
 @dataclass(frozen=True)
 class _Awaited:

@@ -5,8 +5,10 @@ Imports neither torch, ray nor vllm, so that `--help` and validation answer at o
 
 from rlhf_dist.config.evaluation import EvaluateConfig
 from rlhf_dist.config.files import dump, flat, keys, load, override
+from rlhf_dist.config.job import Job, ScoringJob
+from rlhf_dist.config.method import Clip, Gae, LeaveOneOut
 from rlhf_dist.config.pipeline import EmbeddedTask, ModelShape, PipelineConfig
-from rlhf_dist.config.ppo import GOLD, PPO, Experience, PPOConfig, StopOn
+from rlhf_dist.config.ppo import GOLD, PPO, Experience, PPOConfig, PPOJob, StopOn
 from rlhf_dist.config.rewards import FunctionReward, ModelReward, RemoteReward, Reward, Safety
 from rlhf_dist.config.sections import (
     Cluster,
@@ -28,7 +30,6 @@ from rlhf_dist.config.supervised import (
     Demonstrations,
     DPOConfig,
     Feedback,
-    Job,
     Lora,
     RewardConfig,
     RewardModel,
@@ -41,6 +42,7 @@ __all__ = [
     "GOLD",
     "PPO",
     "SFT",
+    "Clip",
     "Cluster",
     "CommentJudge",
     "DPOConfig",
@@ -50,13 +52,16 @@ __all__ = [
     "Experience",
     "Feedback",
     "FunctionReward",
+    "Gae",
     "Job",
     "Learner",
+    "LeaveOneOut",
     "Lora",
     "ModelReward",
     "ModelShape",
     "Optimizer",
     "PPOConfig",
+    "PPOJob",
     "PipelineConfig",
     "Prompts",
     "RemoteReward",
@@ -67,6 +72,7 @@ __all__ = [
     "SFTConfig",
     "Safety",
     "Scoring",
+    "ScoringJob",
     "Section",
     "StopOn",
     "Telemetry",

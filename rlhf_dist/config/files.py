@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -87,41 +87,68 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _explain(kind: type[BaseModel], path: Path, item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
+    location = _without_tags(kind, item["loc"])
+    key = ".".join(location)
     if item["type"] == "extra_forbidden":
-        near = nearest_key(kind, [str(part) for part in item["loc"]])
+        near = nearest_key(kind, location)
         hint = f"; did you mean `{near}`?" if near else ""
         return f"{path}: unknown key `{key}`{hint}"
     if item["type"] == "missing":
-        return f"{path}: key `{key}` is missing; expected {_description(kind, item['loc'])}"
+        return f"{path}: key `{key}` is missing; expected {_description(kind, location)}"
     message = item["msg"].removeprefix("Value error, ")
     return f"{path}: {message}" if not key else f"{path}: `{key}` is {item['input']!r}; expected: {message}"
 
 
 def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key that a config may have."""
-    found = []
+    """Every dotted key that a config may have, in whichever of a section's kinds."""
+    found: dict[str, None] = {}
     for name, field in kind.model_fields.items():
-        found.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += keys(field.annotation, f"{prefix}{name}.")
-    return found
+        found[prefix + name] = None
+        for section in _sections(field.annotation):
+            found |= dict.fromkeys(keys(section, f"{prefix}{name}."))
+    return [*found]
 
 
 def nearest_key(kind: type[BaseModel], location: list[str]) -> str | None:
     """The valid dotted key that looks most like the one found, or None."""
     valid = keys(kind)
     same_leaf = [key for key in valid if key.rsplit(".", 1)[-1] == location[-1]]
-    close = difflib.get_close_matches(".".join(location), same_leaf or valid, n=1, cutoff=0.0 if same_leaf else 0.7)
+    plain = ".".join(part for part in location if not part.isdigit())
+    close = difflib.get_close_matches(plain, same_leaf or valid, n=1, cutoff=0.0 if same_leaf else 0.7)
     return close[0] if close else None
 
 
-def _description(kind: type[BaseModel], location: tuple[Any, ...]) -> str:
-    field = None
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field may hold: by itself, as one of several kinds, or in a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections(inner)]
+
+
+def _without_tags(kind: type[BaseModel], location: Sequence[Any]) -> list[str]:
+    """Where an error is, as the user writes it: pydantic puts a section's kind between its name and its keys."""
+    found, options = [], [kind]
     for part in location:
-        field = kind.model_fields.get(str(part)) if isinstance(part, str) else None
-        if field is None:
-            return "a value"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            kind = field.annotation
-    return (field.description if field else None) or "a value"
+        tagged = [option for option in options if _tag(option) == part]
+        if tagged:
+            options = tagged
+            continue
+        found.append(str(part))
+        if isinstance(part, str):
+            fields = [option.model_fields[part] for option in options if part in option.model_fields]
+            options = [section for field in fields for section in _sections(field.annotation)]
+    return found
+
+
+def _tag(section: type[BaseModel]) -> Any:
+    field = section.model_fields.get("kind")
+    return get_args(field.annotation)[0] if field is not None and get_args(field.annotation) else None
+
+
+def _description(kind: type[BaseModel], location: list[str]) -> str:
+    options, told = [kind], None
+    for part in location:
+        fields = [option.model_fields[part] for option in options if part in option.model_fields]
+        told = fields[0].description if fields else told
+        options = [section for field in fields for section in _sections(field.annotation)] if fields else options
+    return told or "a value"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlhf_dist.config.ppo import PPOConfig
+from rlhf_dist.config.ppo import PPOJob
 from rlhf_dist.config.rewards import ModelReward, Rewards
 from rlhf_dist.config.sections import Prompts, Section
 from rlhf_dist.config.supervised import SFT, RewardModel
@@ -43,10 +43,8 @@ class EmbeddedTask(Section):
     comments: int = Field(0, ge=0, description="commented answers for the reward model")
 
 
-class PipelineConfig(PPOConfig):
-    """SFT, a reward model and PPO; what is not under `sft` or `reward_model` is PPO's, and shared."""
-
-    brings_demonstrations: ClassVar[bool] = True  # those of `sft`
+class PipelineConfig(PPOJob):
+    """SFT, a reward model and PPO; what is not under `sft`, `comment_judge` or `reward_model` is PPO's, and shared."""
 
     policy: str = Field("", description="model to start from; with `task`: made from nothing")
     reward: Rewards = Field(
@@ -56,7 +54,7 @@ class PipelineConfig(PPOConfig):
     task: EmbeddedTask | None = Field(None, description="embedded task; null: your own data")
     model: ModelShape = Field(ModelShape(), description="shape of the model that a task starts from")
     sft: SFT = Field(SFT(), description="fine-tuning")
-    judge: SFT = Field(SFT(), description="the small comment judge that a task with comments trains for itself")
+    comment_judge: SFT = Field(SFT(), description="the small comment judge that a task with comments trains for itself")
     reward_model: RewardModel = Field(RewardModel(), description="the reward model")
 
     @model_validator(mode="after")

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlhf_dist.config.rewards import IMPORT_PATH, Rewards, Safety, check_names
-from rlhf_dist.config.sections import (
-    Cluster,
-    Learner,
-    Prompts,
-    Rollout,
-    Scoring,
-    Section,
-    Telemetry,
-    Timeouts,
-    Weights,
-)
+from rlhf_dist.config.job import ScoringJob
+from rlhf_dist.config.method import Advantage, Clip, Gae, Surrogate
+from rlhf_dist.config.rewards import Rewards, check_names
+from rlhf_dist.config.sections import Prompts, Section, Weights
 from rlhf_dist.config.supervised import Demonstrations
 
 GOLD = "gold"
@@ -43,10 +35,7 @@ class PPO(Section):
     prompts_per_iteration: int = Field(64, ge=1, description="prompts of one round")
     epochs: int = Field(1, ge=1, le=100, description="passes over each round's samples")
     mini_batches: int = Field(1, ge=1, description="optimiser steps per pass")
-    clip_ratio: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped to 1 ± this")
     clip_value: float = Field(0.2, gt=0, description="the new value is clipped to the old value ± this")
-    gamma: float = Field(1.0, ge=0, le=1, description="discount per token")
-    gae_lambda: float = Field(0.95, ge=0, le=1, description="GAE's bias and variance trade-off")
     kl_coef: float = Field(0.05, ge=0, description="weight of the KL penalty in the reward")
     kl_target: float | None = Field(
         None,
@@ -79,42 +68,27 @@ class Experience(Section):
     )
 
 
-class PPOConfig(Section):
-    """One PPO run."""
+class PPOJob(ScoringJob):
+    """What a PPO run has, by itself or at the end of a pipeline."""
 
-    policy: str = Field(description="Hugging Face folder or name of the policy to train")
+    folder: ClassVar[str] = "ppo"
+
     reward: Rewards = Field(
         description="Hugging Face folder or name of the reward model, or a list of rewards that are added up",
     )
-    safety: Safety = Field(Safety(), description="rules that no reward outweighs")
-    reference: str | None = Field(None, description="the reference policy; null: the policy as it starts")
-    critic: str | None = Field(None, description="the critic's start; null: the first reward model")
     prompts: Prompts = Field(description="prompts")
+    critic: str | None = Field(None, description="the critic's start; null: the first reward model")
     demonstrations: Demonstrations | None = Field(None, description="what PPO-ptx goes on imitating (ppo.ptx_coef)")
-    gold_judge: str | None = Field(
-        None,
-        pattern=IMPORT_PATH,
-        description="`package.module:function` of (prompt, answer): a rule that judges answers and never trains",
-    )
-    run_dir: str = Field("runs/ppo", description="folder that the run leaves behind")
-    seed: int = Field(0, ge=0, lt=2**31, description="every random choice derives from it")
     checkpoint_every: int = Field(
         0,
         ge=0,
         description="iterations between checkpoints, from which --resume goes on; 0: only the policy, at the end",
     )
     ppo: PPO = PPO()
-    rollout: Rollout = Rollout()
-    scoring: Scoring = Scoring()
-    learner: Learner = Learner()
+    advantage: Advantage = Field(Gae(), description="how advantages are estimated: a kind, and its numbers")
+    surrogate: Surrogate = Field(Clip(), description="what the policy minimises: a kind, and its numbers")
     experience: Experience = Experience()
     weights: Weights = Weights()
-    telemetry: Telemetry = Telemetry()
-    timeouts: Timeouts = Timeouts()
-    cluster: Cluster = Cluster()
-
-    brings_demonstrations: ClassVar[bool] = False
-    """Whether what is imitated is known without being said."""
 
     @property
     def batch_samples(self) -> int:
@@ -139,7 +113,7 @@ class PPOConfig(Section):
         return self.weights.probe_tolerance or (1e-3 if self.wire_dtype == "float32" else 0.1)
 
     @model_validator(mode="after")
-    def _settings_fit_each_other(self) -> PPOConfig:
+    def _settings_fit_each_other(self) -> Self:
         if self.ppo.prompts_per_iteration < self.ppo.mini_batches:
             raise ValueError(
                 f"ppo.mini_batches is {self.ppo.mini_batches}, more than the {self.ppo.prompts_per_iteration} prompts "
@@ -162,16 +136,28 @@ class PPOConfig(Section):
                 f"experience.capacity_rows is {capacity}; expected at least (max_staleness + 1) x batch = {needed}, "
                 "else no batch ever completes"
             )
-        if self.learner.critic == "value_head" and self.critic is not None:
-            raise ValueError("critic names a model but learner.critic is value_head; expected one of the two")
-        if self.ppo.ptx_coef and self.demonstrations is None and not self.brings_demonstrations:
+        return self
+
+    @model_validator(mode="after")
+    def _critic_is_what_the_estimator_needs(self) -> Self:
+        critic, estimator = self.learner.critic, self.advantage
+        if critic != "model" and self.critic is not None:
+            raise ValueError(f"critic names a model but learner.critic is {critic}; expected one of the two")
+        if estimator.needs_values and critic == "none":
+            raise ValueError(f"advantage.kind {estimator.kind} needs values; learner.critic is none, expected a critic")
+        if not estimator.needs_values and critic != "none":
             raise ValueError(
-                f"ppo.ptx_coef is {self.ppo.ptx_coef:g}, but demonstrations is null; expected some to go on imitating"
+                f"advantage.kind {estimator.kind} needs no critic; learner.critic is {critic}, expected none"
+            )
+        if estimator.kind == "leave_one_out" and self.rollout.samples_per_prompt < 2:
+            raise ValueError(
+                "advantage.kind leave_one_out compares the samples of a prompt; rollout.samples_per_prompt is 1, expected "
+                "at least 2"
             )
         return self
 
     @model_validator(mode="after")
-    def _rewards_are_enough(self) -> PPOConfig:
+    def _rewards_are_enough(self) -> Self:
         check_names(self.reward)
         if not any(reward.weight for reward in self.reward):
             raise ValueError("reward has no component with a weight; expected at least one that is not 0")
@@ -197,7 +183,7 @@ class PPOConfig(Section):
         return self.gold_judge is not None or any(reward.name == GOLD for reward in self.reward)
 
     @model_validator(mode="after")
-    def _engines_can_share(self) -> PPOConfig:
+    def _engines_can_share(self) -> Self:
         if self.cluster.placement != "colocated":
             return self
         workers = self.rollout.workers
@@ -210,5 +196,19 @@ class PPOConfig(Section):
             raise ValueError(
                 f"cluster.placement colocated with rollout.tensor_parallel {self.rollout.tensor_parallel}; expected 1, since "
                 "an engine over several GPUs cannot share them with a rank on each. Take disaggregated or hybrid"
+            )
+        return self
+
+
+class PPOConfig(PPOJob):
+    """One PPO run."""
+
+    policy: str = Field(description="Hugging Face folder or name of the policy to train")
+
+    @model_validator(mode="after")
+    def _has_what_it_imitates(self) -> Self:
+        if self.ppo.ptx_coef and self.demonstrations is None:
+            raise ValueError(
+                f"ppo.ptx_coef is {self.ppo.ptx_coef:g}, but demonstrations is null; expected some to go on imitating"
             )
         return self

@@ -104,7 +104,9 @@ class Learner(Section):
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="what ZeRO shards: 1 optimiser, 2 + gradients, 3 + weights")
     cpu_offload: bool = Field(False, description="keep optimiser state in host memory (GPU machines)")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="precision of forward and backward passes")
-    critic: Literal["model", "value_head"] = Field("model", description="a model of its own, or a head on the policy")
+    critic: Literal["model", "value_head", "none"] = Field(
+        "model", description="a model of its own, a head on the policy, or none, where `advantage` needs no values"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
     micro_batch_tokens: int = Field(8192, ge=1, description="tokens of one forward and backward pass")
     row_tokens: int = Field(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf_dist.config.sections import Cluster, Learner, Optimizer, Prompts, Rollout, Section, Telemetry, Timeouts
+from rlhf_dist.config.job import Job
+from rlhf_dist.config.sections import Optimizer, Prompts, Rollout, Section
 
 RATING_PROMPT = """\
 A reader was asked what they think of an answer. From their comment alone, how good did they find it?
@@ -14,17 +15,6 @@ Question: {prompt}
 Answer: {answer}
 Comment: {comment}
 Rating from 1 (useless) to 5 (perfect):"""
-
-
-class Job(Section):
-    """What every stage has."""
-
-    run_dir: str = Field("runs/stage", description="folder that the run leaves behind")
-    seed: int = Field(0, ge=0, lt=2**31, description="every random choice derives from it")
-    learner: Learner = Learner()
-    telemetry: Telemetry = Telemetry()
-    timeouts: Timeouts = Timeouts()
-    cluster: Cluster = Cluster()
 
 
 class Lora(Section):
@@ -65,8 +55,9 @@ class SFT(Training):
 class SFTConfig(SFT, Job):
     """One fine-tuning run."""
 
+    folder: ClassVar[str] = "sft"
+
     model: str = Field(description="Hugging Face folder or name of the model to fine-tune")
-    run_dir: str = Field("runs/sft", description="folder that the run leaves behind")
 
 
 class Feedback(Section):
@@ -103,12 +94,22 @@ class CommentJudge(Section):
         return self
 
 
-class RewardModel(Training):
-    """A reward model from feedback: L = score_coef L_score + compare_coef L_compare + language_coef L_language."""
+class FeedbackTraining(Training):
+    """Training on people's judgements."""
 
     data: tuple[Feedback, ...] = Field((), description="the feedback, one entry per file")
-    held_out: float = Field(0.1, gt=0, lt=1, description="share of the prompts that only evaluation sees")
     max_tokens: int = Field(1024, ge=2, le=1_000_000, description="longest prompt and answer; a longer one is refused")
+    aggregate: Literal["none", "soft", "majority", "dawid-skene", "bradley-terry"] = Field(
+        "soft",
+        description="several annotators' judgements of one comparison become: themselves; the share that prefers a; the "
+        "majority's choice; Dawid and Skene's posterior; or pairwise posteriors with annotators' reliabilities",
+    )
+
+
+class RewardModel(FeedbackTraining):
+    """A reward model from feedback: L = score_coef L_score + compare_coef L_compare + language_coef L_language."""
+
+    held_out: float = Field(0.1, gt=0, lt=1, description="share of the prompts that only evaluation sees")
     score_coef: float = Field(1.0, ge=0, description="weight of the scores' mean squared error")
     compare_coef: float = Field(1.0, ge=0, description="weight of the comparisons' and rankings' cross-entropy")
     language_coef: float = Field(1.0, ge=0, description="weight of the comments' mean squared error")
@@ -120,11 +121,6 @@ class RewardModel(Training):
     scores: Literal["trajectory", "token-mean"] = Field(
         "trajectory", description="an answer's score: at its last token, or the mean over its tokens"
     )
-    aggregate: Literal["none", "soft", "majority", "dawid-skene", "bradley-terry"] = Field(
-        "soft",
-        description="several annotators' judgements of one comparison become: themselves; the share that prefers a; the "
-        "majority's choice; Dawid and Skene's posterior; or pairwise posteriors with annotators' reliabilities",
-    )
     heads: int = Field(1, ge=1, le=64, description="heads of an ensemble that share the model")
     models: int = Field(1, ge=1, le=64, description="models of an ensemble, each trained with a seed of its own")
     comment_judge: CommentJudge | None = Field(None, description="reads the comments; needed where there are some")
@@ -134,13 +130,14 @@ class RewardModel(Training):
 class RewardConfig(RewardModel, Job):
     """One reward-model run."""
 
+    folder: ClassVar[str] = "reward"
+
     model: str = Field(description="Hugging Face folder or name of the model to start from, usually the SFT policy")
     policy: str | None = Field(None, description="its answers normalise the reward; null: no normalisation")
     prompts: Prompts | None = Field(None, description="what `policy` answers for that")
     rollout: Rollout = Field(
         Rollout(), description="how `policy` and the comment judge run; the judge, and on CPUs both, by transformers"
     )
-    run_dir: str = Field("runs/reward", description="folder that the run leaves behind")
 
     @model_validator(mode="after")
     def _can_normalise(self) -> RewardConfig:
@@ -151,23 +148,19 @@ class RewardConfig(RewardModel, Job):
         return self
 
 
-class DPO(Training):
+class DPO(FeedbackTraining):
     """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) on comparisons."""
 
-    data: tuple[Feedback, ...] = Field((), description="comparisons, one entry per file")
     held_out: float = Field(0.05, gt=0, lt=1, description="share of the prompts that only evaluation sees")
-    max_tokens: int = Field(1024, ge=2, le=1_000_000, description="longest prompt and answer; a longer one is refused")
     beta: float = Field(0.1, gt=0, description="strength of the pull to the reference")
     loss: Literal["sigmoid", "ipo"] = Field("sigmoid", description="DPO's, or IPO's (arXiv:2310.12036) squared loss")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be wrong (sigmoid loss)")
-    aggregate: Literal["none", "soft", "majority", "dawid-skene", "bradley-terry"] = Field(
-        "soft", description="as for reward models"
-    )
 
 
 class DPOConfig(DPO, Job):
     """One DPO run."""
 
+    folder: ClassVar[str] = "dpo"
+
     model: str = Field(description="Hugging Face folder or name of the policy to train, usually the SFT policy")
     reference: str | None = Field(None, description="the reference policy; null: the policy as it starts")
-    run_dir: str = Field("runs/dpo", description="folder that the run leaves behind")

@@ -49,13 +49,13 @@ class ExampleSet:
 
 
 def example_table(
-    tokens: Sequence[Sequence[int]], selected: Sequence[Sequence[int]], targets: Mapping[str, Any] | None = None
+    tokens: Sequence[Any], selected: Sequence[Any], targets: Mapping[str, Any] | None = None
 ) -> pa.RecordBatch:
     """Examples as one Arrow batch.
 
     Args:
-        tokens: token ids of each example.
-        selected: positions of each whose output is wanted, in order.
+        tokens: token ids of each example, a sequence or numpy array.
+        selected: positions of each whose output is wanted, in order, likewise.
         targets: further columns, each [examples] or [examples, k] of numbers.
     """
     columns = [

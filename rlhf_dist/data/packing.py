@@ -9,32 +9,36 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-Row = list[int]
+PackedRow = list[int]
 """Indices of the sequences that share a row."""
-MicroBatch = list[Row]
+MicroBatch = list[PackedRow]
 
 
-def balance(lengths: Sequence[int], *, parts: int, width: int) -> list[list[int]]:
-    """Split sequence indices into `parts` of nearly equal compute, largest first to the least loaded part.
+def compute_cost(tokens: int, *, width: int) -> float:
+    """Cost of a sequence of n tokens, n (1 + n / (12 width)): the linear layers, and attention's quadratic share.
 
-    The cost of a sequence of n tokens is n (1 + n / (12 width)): the linear layers, and attention's quadratic share for a
-    model whose hidden size is `width` (Narayanan et al. 2021, arXiv:2104.04473, equation 3, up to a constant: 72 B s l h^2
+    For a model whose hidden size is `width` (Narayanan et al. 2021, arXiv:2104.04473, equation 3, up to a constant: 72 B s l h^2
     (1 + s / 6h), halved for causal attention).
     """
+    return tokens * (1.0 + tokens / (12.0 * width))
+
+
+def balance(costs: Sequence[float], *, parts: int) -> list[list[int]]:
+    """Split indices into `parts` of nearly equal cost, largest first to the least loaded part."""
     heap = [(0.0, part) for part in range(parts)]
     groups: list[list[int]] = [[] for _ in range(parts)]
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
         load, part = heapq.heappop(heap)
         groups[part].append(index)
-        n = lengths[index]
-        heapq.heappush(heap, (load + n * (1.0 + n / (12.0 * width)), part))
+        heapq.heappush(heap, (load + costs[index], part))
     return groups
 
 
-def pack_rows(indices: Sequence[int], lengths: Sequence[int], *, row_tokens: int) -> list[Row]:
+def pack_rows(indices: Sequence[int], lengths: Sequence[int], *, row_tokens: int) -> list[PackedRow]:
     """First-fit decreasing into rows of at most `row_tokens` (a longer sequence has a row of its own)."""
-    rows: list[Row] = []
+    rows: list[PackedRow] = []
     space: list[int] = []
     for index in sorted(indices, key=lambda i: (-lengths[i], i)):
         for row, left in enumerate(space):
@@ -48,7 +52,7 @@ def pack_rows(indices: Sequence[int], lengths: Sequence[int], *, row_tokens: int
     return rows
 
 
-def micro_batches(rows: Sequence[Row], lengths: Sequence[int], *, budget: int) -> list[MicroBatch]:
+def micro_batches(rows: Sequence[PackedRow], lengths: Sequence[int], *, budget: int) -> list[MicroBatch]:
     """Group rows so that rows times the widest row stays within `budget` tokens (one wider row goes alone)."""
     groups: list[MicroBatch] = []
     widest = 0
@@ -63,22 +67,36 @@ def micro_batches(rows: Sequence[Row], lengths: Sequence[int], *, budget: int) -
     return groups
 
 
+@dataclass(frozen=True)
+class Budget:
+    """Where micro-batches go, and how large they may be."""
+
+    ranks: int
+    """Data-parallel ranks."""
+    micro_batch_tokens: int
+    """Most tokens (padding in) of a micro-batch."""
+    row_tokens: int
+    """Most tokens of a row; 0: the longest sequence."""
+    hidden: int
+    """The model's hidden size, for the cost of attention."""
+
+
 def plan_micro_batches(
-    lengths: Sequence[int], *, ranks: int, micro_batch_tokens: int, row_tokens: int, hidden: int
+    lengths: Sequence[int], budget: Budget, *, units: Sequence[Sequence[int]] | None = None
 ) -> list[list[MicroBatch]]:
     """Micro-batches of each rank, the same number on each: collectives need all ranks, so short ranks get empty ones.
 
     Args:
         lengths: tokens of each sequence.
-        ranks: data-parallel ranks.
-        micro_batch_tokens: most tokens (padding in) of a micro-batch.
-        row_tokens: most tokens of a row; 0: the longest sequence.
-        hidden: the model's hidden size, for the cost of attention.
+        budget: bounds.
+        units: sequences that must come to one rank, each sequence in one unit; None: every sequence is its own.
     """
-    row_tokens = row_tokens or max(lengths)
+    units = [[index] for index in range(len(lengths))] if units is None else units
+    costs = [sum(compute_cost(lengths[index], width=budget.hidden) for index in unit) for unit in units]
+    row_tokens = budget.row_tokens or max(lengths)
     plans = []
-    for indices in balance(lengths, parts=ranks, width=hidden):
-        rows = pack_rows(indices, lengths, row_tokens=row_tokens)
-        plans.append(micro_batches(rows, lengths, budget=micro_batch_tokens))
+    for chosen in balance(costs, parts=budget.ranks):
+        rows = pack_rows([index for unit in chosen for index in units[unit]], lengths, row_tokens=row_tokens)
+        plans.append(micro_batches(rows, lengths, budget=budget.micro_batch_tokens))
     steps = max(len(micros) for micros in plans)
     return [micros + [[] for _ in range(steps - len(micros))] for micros in plans]

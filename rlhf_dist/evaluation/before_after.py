@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from rlhf_dist.records import Prompt
+from rlhf_dist.store.row import rows_of
 
 GoldJudge = Callable[[str, str], float]
 """Score of (prompt, answer); higher is better."""
@@ -48,10 +49,8 @@ def compare(
     if before is None or after is None:
         return Verdict([], None, None, None, None)
     comparisons = []
-    for prompt, first, second in zip(
-        prompts, before.column("response_tokens").to_pylist(), after.column("response_tokens").to_pylist(), strict=True
-    ):
-        texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in (first, second)]
+    for prompt, first, second in zip(prompts, rows_of(before), rows_of(after), strict=True):
+        texts = [tokenizer.decode(row.answer, skip_special_tokens=True) for row in (first, second)]
         gold = [judge(prompt.text, text) if judge else None for text in texts]
         comparisons.append(Comparison(prompt.text, texts[0], texts[1], gold[0], gold[1]))
     if judge is None:

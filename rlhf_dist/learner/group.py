@@ -13,10 +13,12 @@ from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import PPO, Learner, Timeouts
 from rlhf_dist.data.examples import ExampleSet
-from rlhf_dist.data.packing import MicroBatch, plan_micro_batches
+from rlhf_dist.data.packing import Budget, MicroBatch, plan_micro_batches
 from rlhf_dist.errors import EnvironmentProblem
 from rlhf_dist.learner.imitation import Imitation
+from rlhf_dist.learner.ppo import Method
 from rlhf_dist.learner.rank import LearnerRank, Loss, ModelSpec, Now
+from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.models import read_config
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.weights import Probe
@@ -98,30 +100,23 @@ class LearnerGroup:
             )
 
     def update(
-        self,
-        views: Sequence[RowView],
-        ppo: PPO,
-        *,
-        kl_coef: float,
-        reuse_rollout_log_probs: bool,
-        seed: int,
-        iteration: int,
+        self, views: Sequence[RowView], method: Method, ppo: PPO, *, kl_coef: float, ratio_is_one: bool, seed: int
     ) -> dict[str, float]:
-        """One PPO update on a batch of scored rows; the mini-batches are the same whatever the number of ranks."""
-        ranks = len(self.ranks)
-        order = np.random.default_rng(seed).permutation(len(views)) if ppo.mini_batches > 1 else np.arange(len(views))
-        mine: list[list[int]] = [[] for _ in range(ranks)]
-        minis: list[list[list[list[list[int]]]]] = [[] for _ in range(ranks)]
-        for chosen in np.array_split(order, ppo.mini_batches):
-            for rank, micros in enumerate(self._plan([views[i].tokens for i in chosen])):
-                local = [[[self._local(mine[rank], int(chosen[i])) for i in row] for row in micro] for micro in micros]
-                minis[rank].append(local)
+        """One PPO update on a batch of scored rows; the mini-batches are the same whatever the number of ranks.
+
+        Args:
+            views: the batch, in canonical order.
+            method: what is estimated and minimised.
+            ppo: PPO's numbers.
+            kl_coef: weight of the KL penalty now.
+            ratio_is_one: see `learner.ppo.update`.
+            seed: of the mini-batches.
+        """
+        shards = cut_into_shards(views, self._budget, mini_batches=ppo.mini_batches, seed=seed)
         calls = {}
-        shown = self._shown(ppo, seed)
-        for rank, handle in enumerate(self.ranks):
-            blocks, rows = _address([views[i] for i in mine[rank]])
-            now = Now(kl_coef, reuse_rollout_log_probs, iteration, shown[rank])
-            calls[f"learner-{rank}"] = handle.update.remote(blocks, rows, minis[rank], ppo, now)
+        for rank, (shard, shown) in enumerate(zip(shards, self._shown(ppo, seed), strict=True)):
+            now = Now(kl_coef, ratio_is_one, views[0].key.iteration, shown)
+            calls[f"learner-{rank}"] = self.ranks[rank].update.remote(shard, method, ppo, now)
         results = self._watch.wait(calls, timeout_s=self._timeouts.update, doing="updating policy and critic")
         return dict(results["learner-0"])
 
@@ -200,42 +195,21 @@ class LearnerGroup:
         peaks: list[int] = self._call("memory_bytes", timeout_s=self._timeouts.call, doing="reading its memory")
         return max(peaks)
 
-    def _plan(self, lengths: Sequence[int]) -> list[list[list[list[int]]]]:
+    @property
+    def _budget(self) -> Budget:
         settings = self.settings
-        return plan_micro_batches(
-            lengths,
-            ranks=len(self.ranks),
-            micro_batch_tokens=settings.micro_batch_tokens,
-            row_tokens=settings.row_tokens,
-            hidden=self._hidden,
-        )
+        return Budget(len(self.ranks), settings.micro_batch_tokens, settings.row_tokens, self._hidden)
 
-    def _example_plan(self, batch: SupervisedBatch) -> list[list[list[list[int]]]]:
+    def _example_plan(self, batch: SupervisedBatch) -> list[list[MicroBatch]]:
         """Micro-batches of example numbers for each rank; the examples of a unit stay together and in order."""
         return [
             [[[example for unit in row for example in batch.units[unit]] for row in micro] for micro in micros]
-            for micros in self._plan(batch.lengths)
+            for micros in plan_micro_batches(batch.lengths, self._budget)
         ]
-
-    def _local(self, mine: list[int], index: int) -> int:
-        mine.append(index)
-        return len(mine) - 1
 
     def _call(self, method: str, *args: Any, timeout_s: float, doing: str) -> list[Any]:
         calls = {f"learner-{rank}": getattr(handle, method).remote(*args) for rank, handle in enumerate(self.ranks)}
         return list(self._watch.wait(calls, timeout_s=timeout_s, doing=doing).values())
-
-
-def _address(views: Sequence[RowView]) -> tuple[list[Any], list[dict[str, tuple[int, int]]]]:
-    """Distinct blocks of some rows, and each row's slices as (block number, index)."""
-    numbers: dict[Any, int] = {}
-    rows = []
-    for view in views:
-        row = {}
-        for writer, part in view.slices.items():
-            row[writer] = (numbers.setdefault(part.block, len(numbers)), part.row)
-        rows.append(row)
-    return list(numbers), rows
 
 
 @dataclass(frozen=True)

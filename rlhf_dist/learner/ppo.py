@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from rlhf_dist.algorithms.advantages import gae, moments, whiten
+from rlhf_dist.algorithms.advantages import moments, whiten
+from rlhf_dist.algorithms.estimators import Estimator, Trajectories
 from rlhf_dist.algorithms.kl import k1, k3, shaped_rewards
-from rlhf_dist.algorithms.losses import explained_variance, policy_loss_sum, value_loss_sum
 from rlhf_dist.algorithms.ragged import segment_sums
+from rlhf_dist.algorithms.surrogates import Surrogate
+from rlhf_dist.algorithms.value_losses import explained_variance, value_loss_sum
 from rlhf_dist.config import PPO
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PackedBatch
@@ -19,84 +21,92 @@ from rlhf_dist.models import PackedBatch
 Also = Callable[[int], tuple[float, float]]
 """Adds gradients of another loss to the policy's before the optimiser step of that number; its sum, and its tokens."""
 
-Reduce = Callable[[torch.Tensor], torch.Tensor]
-"""Sums a float64 vector over all ranks."""
+
+@dataclass(frozen=True)
+class Ranks:
+    """The data-parallel ranks, and how a float64 vector is summed over them."""
+
+    number: int = 1
+    sum: Callable[[torch.Tensor], torch.Tensor] = lambda vector: vector
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is estimated, and what is minimised."""
+
+    estimator: Estimator
+    surrogate: Surrogate
 
 
 @dataclass
 class PackedExperience:
-    """One packed micro-batch of finished samples; token tensors are flat [tokens] over the response tokens."""
+    """One packed micro-batch of finished samples; token tensors are flat [tokens] over the sampled tokens."""
 
     packed: PackedBatch
     lengths: torch.Tensor
-    """[sequences], response tokens."""
-    scores: torch.Tensor
-    """[sequences], after clipping and penalties."""
+    """[sequences], sampled tokens of each."""
+    groups: torch.Tensor
+    """[sequences], equal for the samples of one prompt."""
+    rewards: torch.Tensor
+    """[tokens], after clipping and penalties; the score of an answer comes with its last token."""
     rollout_log_probs: torch.Tensor
     ref_log_probs: torch.Tensor
     log_probs: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    values: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     advantages: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    returns: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    values: torch.Tensor | None = None
+    returns: torch.Tensor | None = None
 
 
 @dataclass
 class Models:
-    """The policy and, unless it has a value head, the critic."""
+    """The policy and, unless it has a value head or nobody needs values, the critic."""
 
     policy: TrainedModel
     critic: TrainedModel | None
     also: Also | None = None
     """Another loss of the policy's, for PPO-ptx."""
 
-    def values(self, micro: PackedExperience) -> torch.Tensor:
-        """The critic's values of a micro-batch, [tokens]."""
-        if self.critic is not None:
-            values: torch.Tensor = self.critic(micro.packed)
-            return values
-        head: torch.Tensor = self.policy(micro.packed)[2]
-        return head
-
 
 def update(
     models: Models,
     mini_batches: Sequence[Sequence[PackedExperience]],
+    method: Method,
     settings: PPO,
     *,
     kl_coef: float,
     reuse_rollout_log_probs: bool,
-    ranks: int,
-    reduce: Reduce,
+    ranks: Ranks,
 ) -> dict[str, float]:
     """Old log-probs and values, rewards, advantages, then epochs over mini-batches.
 
     Args:
         models: what is trained.
         mini_batches: this rank's micro-batches of each mini-batch; as many on every rank.
+        method: what is estimated and minimised.
         settings: PPO's numbers.
         kl_coef: weight of the KL penalty now.
         reuse_rollout_log_probs: the only optimiser step sees the policy that generated the samples, untruncated, so
             the ratio is 1 by construction and a pass for old log-probs would compute what is known.
         ranks: data-parallel ranks.
-        reduce: sum over ranks.
 
     Returns:
         metrics of the whole batch, the same on every rank.
     """
     everything = [micro for mini in mini_batches for micro in mini]
-    recorder = _Recorder(reduce)
+    recorder = _Recorder(ranks)
     _look_back(models, everything, reuse_rollout_log_probs)
-    _estimate_advantages(everything, settings, kl_coef, reduce)
+    _estimate_advantages(everything, method.estimator, settings, kl_coef, ranks)
     _record_batch(recorder, everything, kl_coef)
     step = 0
     for epoch in range(settings.epochs):
         for mini in mini_batches:
-            tokens = float(reduce(torch.tensor([sum(float(m.lengths.sum()) for m in mini)], dtype=torch.float64)))
+            tokens = float(ranks.sum(torch.tensor([sum(float(m.lengths.sum()) for m in mini)], dtype=torch.float64)))
             for micro in mini:
-                _accumulate(models, micro, settings, ranks / tokens, reuse_rollout_log_probs, recorder)
+                old = None if reuse_rollout_log_probs else micro.log_probs
+                _accumulate(models, micro, method.surrogate, settings, old, ranks.number / tokens, recorder)
             if models.also is not None:
                 loss, count = models.also(step)
-                recorder.token_means(count, {"actor/ptx_loss": torch.tensor(loss)})
+                recorder.means(count, {"actor/ptx_loss": torch.tensor(loss)})
             step += 1
             recorder.step("actor", models.policy.step())
             if models.critic is not None:
@@ -110,103 +120,123 @@ def update(
 @torch.no_grad()
 def _look_back(models: Models, micros: Sequence[PackedExperience], reuse_rollout_log_probs: bool) -> None:
     """Log-probs and values under the models as they are before the update."""
+    has_head = models.policy.module.value_head is not None
     for micro in micros:
-        if models.critic is None:
-            log_probs, _, micro.values = models.policy(micro.packed)
+        micro.log_probs = micro.rollout_log_probs
+        if models.critic is not None:
+            micro.values = models.critic(micro.packed)
+        if has_head or not reuse_rollout_log_probs:
+            log_probs, _, head = models.policy(micro.packed)
+            micro.values = head if has_head else micro.values
             micro.log_probs = micro.rollout_log_probs if reuse_rollout_log_probs else log_probs
-        else:
-            micro.values = models.values(micro)
-            micro.log_probs = micro.rollout_log_probs if reuse_rollout_log_probs else models.policy(micro.packed)[0]
 
 
-def _estimate_advantages(micros: Sequence[PackedExperience], settings: PPO, kl_coef: float, reduce: Reduce) -> None:
-    for micro in micros:
-        kl = k1(micro.log_probs, micro.ref_log_probs)
-        rewards = shaped_rewards(micro.scores, kl, micro.lengths, coefficient=kl_coef)
-        micro.advantages, micro.returns = gae(
-            rewards, micro.values, micro.lengths, gamma=settings.gamma, lam=settings.gae_lambda
+def _estimate_advantages(
+    micros: Sequence[PackedExperience], estimator: Estimator, settings: PPO, kl_coef: float, ranks: Ranks
+) -> None:
+    """Of all this rank's samples together, since the samples of a prompt may lie in several micro-batches."""
+    kl = [k1(micro.log_probs, micro.ref_log_probs) for micro in micros]
+    rewards = [shaped_rewards(micro.rewards, own, coefficient=kl_coef) for micro, own in zip(micros, kl, strict=True)]
+    values = [micro.values for micro in micros if micro.values is not None]
+    advantages, returns = estimator(
+        Trajectories(
+            torch.cat(rewards),
+            torch.cat([micro.lengths for micro in micros]),
+            torch.cat([micro.groups for micro in micros]),
+            torch.cat(values) if estimator.needs_values else None,
         )
+    )
+    sizes = [len(own) for own in kl]
+    for micro, own in zip(micros, advantages.split(sizes), strict=True):
+        micro.advantages = own
+    if returns is not None:
+        for micro, own in zip(micros, returns.split(sizes), strict=True):
+            micro.returns = own
     if settings.whiten_advantages:
-        total = reduce(torch.stack([moments(micro.advantages) for micro in micros]).sum(0).cpu())
+        total = ranks.sum(torch.stack([moments(micro.advantages) for micro in micros]).sum(0).cpu())
         for micro in micros:
             micro.advantages = whiten(micro.advantages, total.to(micro.advantages.device))
 
 
 def _accumulate(
-    models: Models, micro: PackedExperience, settings: PPO, scale: float, ratio_is_one: bool, recorder: _Recorder
+    models: Models,
+    micro: PackedExperience,
+    surrogate: Surrogate,
+    settings: PPO,
+    old: torch.Tensor | None,
+    scale: float,
+    recorder: _Recorder,
 ) -> None:
-    """Gradients of one micro-batch; `scale` turns its sums into its share of the whole mini-batch's mean."""
-    log_probs, entropy, values = models.policy(micro.packed, entropy_grad=settings.entropy_coef > 0)
-    old = log_probs.detach() if ratio_is_one else micro.log_probs
-    pg_loss, sums = policy_loss_sum(log_probs, old, micro.advantages, clip_ratio=settings.clip_ratio)
+    """Gradients of one micro-batch; `scale` turns its sums into its share of the whole mini-batch's mean.
+
+    Without `old` log-probs the ratio is 1 by construction.
+    """
+    log_probs, entropy, head = models.policy(micro.packed, entropy_grad=settings.entropy_coef > 0)
+    old = log_probs.detach() if old is None else old
+    pg_loss, sums = surrogate(log_probs, old, micro.advantages, micro.lengths)
     loss = pg_loss - settings.entropy_coef * entropy.sum() if settings.entropy_coef > 0 else pg_loss
-    if models.critic is not None:
-        models.policy.backward(loss * scale)
-        values = models.critic(micro.packed)
-    vf_loss, vf_clipped = value_loss_sum(values, micro.values, micro.returns, clip_value=settings.clip_value)
-    if models.critic is not None:
-        models.critic.backward(vf_loss * scale)
-    else:
-        models.policy.backward((loss + settings.value_coef * vf_loss) * scale)
+    log_ratio = (log_probs - old).detach()
     difference = (log_probs.detach().exp() - micro.rollout_log_probs.exp()).abs()
-    recorder.token_means(
-        log_probs.numel(),
-        {
-            "actor/pg_loss": pg_loss,
-            "actor/pg_clipfrac": sums["clipped"],
-            "actor/ppo_kl": sums["kl"],
-            "actor/entropy": entropy.sum(),
-            "critic/vf_loss": vf_loss,
-            "critic/vf_clipfrac": vf_clipped,
-            "training/rollout_probs_diff_mean": difference.sum() if recorder.steps == 0 else None,
-        },
-    )
+    found = {
+        "actor/pg_loss": pg_loss,
+        **{f"actor/{name}": value for name, value in sums.items()},
+        "actor/ppo_kl": (torch.expm1(log_ratio) - log_ratio).sum(),
+        "actor/entropy": entropy.sum(),
+        "training/rollout_probs_diff_mean": difference.sum() if recorder.steps == 0 else None,
+    }
+    if micro.returns is not None and micro.values is not None:
+        if models.critic is not None:
+            models.policy.backward(loss * scale)
+        values = head if models.critic is None else models.critic(micro.packed)
+        vf_loss, vf_clipped = value_loss_sum(values, micro.values, micro.returns, clip_value=settings.clip_value)
+        found |= {"critic/vf_loss": vf_loss, "critic/vf_clipfrac": vf_clipped}
+        if models.critic is not None:
+            models.critic.backward(vf_loss * scale)
+        else:
+            models.policy.backward((loss + settings.value_coef * vf_loss) * scale)
+    else:
+        models.policy.backward(loss * scale)
+    recorder.means(log_probs.numel(), found)
 
 
 def _record_batch(recorder: _Recorder, micros: Sequence[PackedExperience], kl_coef: float) -> None:
     """What is known about the batch before the first step."""
     for micro in micros:
-        kl = k1(micro.log_probs, micro.ref_log_probs)
-        kl_per_sample = segment_sums(kl, micro.lengths)
-        recorder.token_means(
-            micro.values.numel(),
-            {
-                "actor/ref_kl": k3(micro.log_probs, micro.ref_log_probs).sum(),
-                "critic/values/mean": micro.values.sum(),
-                "critic/returns/mean": micro.returns.sum(),
-            },
-        )
-        recorder.sequence_means(
+        kl_per_sample = segment_sums(k1(micro.log_probs, micro.ref_log_probs), micro.lengths)
+        scores = segment_sums(micro.rewards, micro.lengths)
+        recorder.means(micro.log_probs.numel(), {"actor/ref_kl": k3(micro.log_probs, micro.ref_log_probs).sum()})
+        recorder.means(
             len(micro.lengths),
             {
                 "objective/kl": kl_per_sample.sum(),
-                "objective/scores": micro.scores.sum(),
+                "objective/scores": scores.sum(),
                 "objective/non_score_reward": -kl_coef * kl_per_sample.sum(),
-                "objective/rlhf_reward": (micro.scores - kl_coef * kl_per_sample).sum(),
+                "objective/rlhf_reward": (scores - kl_coef * kl_per_sample).sum(),
                 "objective/entropy": -micro.log_probs.sum(),
             },
         )
-        recorder.variance += explained_variance(micro.values, micro.returns).flatten().cpu()
+        if micro.values is not None and micro.returns is not None:
+            told = {"critic/values/mean": micro.values.sum(), "critic/returns/mean": micro.returns.sum()}
+            recorder.means(micro.values.numel(), told)
+            recorder.variance += explained_variance(micro.values, micro.returns).flatten().cpu()
 
 
 class _Recorder:
     """Sums and counts of this rank, added over ranks once at the end."""
 
-    def __init__(self, reduce: Reduce) -> None:
-        self.reduce = reduce
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
         self.sums: dict[str, float] = defaultdict(float)
         self.counts: dict[str, float] = defaultdict(float)
         self.metrics: dict[str, float] = {}
         self.variance = torch.zeros(6, dtype=torch.float64)
         self.steps = 0
 
-    def token_means(self, count: float, sums: dict[str, torch.Tensor | None]) -> None:
+    def means(self, count: float, sums: Mapping[str, torch.Tensor | None]) -> None:
         for name, value in sums.items():
             if value is not None:
                 self.sums[name] += float(value.detach())
                 self.counts[name] += count
-
-    sequence_means = token_means
 
     def step(self, model: str, facts: dict[str, float]) -> None:
         self.steps += 1
@@ -214,16 +244,17 @@ class _Recorder:
             self.metrics[f"{model}/{name}"] = value
 
     def running_mean(self, name: str) -> float:
-        total, count = self.reduce(torch.tensor([self.sums[name], self.counts[name]], dtype=torch.float64))
+        total, count = self.ranks.sum(torch.tensor([self.sums[name], self.counts[name]], dtype=torch.float64))
         return float(total / count)
 
     def result(self) -> dict[str, float]:
         names = sorted(self.sums)
         vector = [self.sums[name] for name in names] + [self.counts[name] for name in names]
-        total = self.reduce(torch.cat([torch.tensor(vector, dtype=torch.float64), self.variance]))
+        total = self.ranks.sum(torch.cat([torch.tensor(vector, dtype=torch.float64), self.variance]))
         sums, counts, variance = total.split([len(names), len(names), 6])
         means = {name: float(a / b) for name, a, b in zip(names, sums, counts, strict=True)}
-        return {**means, **self.metrics, "critic/vf_explained_var": _explained(variance.view(2, 3))}
+        explained = {"critic/vf_explained_var": _explained(variance.view(2, 3))} if variance.any() else {}
+        return {**means, **self.metrics, **explained}
 
 
 def _explained(moments_of: torch.Tensor) -> float:

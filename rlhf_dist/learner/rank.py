@@ -22,8 +22,9 @@ from rlhf_dist.imports import import_deepspeed, import_transformers
 from rlhf_dist.learner.adapters import adapt, merged, save_adapter
 from rlhf_dist.learner.example_batch import ExampleBatch, read_examples
 from rlhf_dist.learner.imitation import Imitation, imitate
-from rlhf_dist.learner.ppo import Models, update
+from rlhf_dist.learner.ppo import Method, Models, Ranks, update
 from rlhf_dist.learner.rows import read_rows, to_experience
+from rlhf_dist.learner.shards import Shard
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import (
     PolicyModel,
@@ -33,6 +34,7 @@ from rlhf_dist.models import (
     load_value_model,
     pack,
 )
+from rlhf_dist.store.reader import blocks_of
 from rlhf_dist.store.weights import encode_bucket, plan_buckets
 from rlhf_dist.telemetry import logs, tracing
 
@@ -69,8 +71,8 @@ class Now:
 
     kl_coef: float
     """Weight of the KL penalty."""
-    reuse_rollout_log_probs: bool
-    """See `learner.ppo.update`."""
+    ratio_is_one: bool
+    """See `reuse_rollout_log_probs` of `learner.ppo.update`."""
     iteration: int
     """For logs and traces."""
     imitation: Imitation | None
@@ -174,26 +176,19 @@ class LearnerRank:
         model.lora = spec.lora
         return model
 
-    def update(
-        self,
-        blocks: list[Any],
-        rows: list[dict[str, tuple[int, int]]],
-        mini_batches: list[list[MicroBatch]],
-        ppo: PPO,
-        now: Now,
-    ) -> dict[str, float]:
-        """One PPO update.
+    def update(self, shard: Shard, method: Method, ppo: PPO, now: Now) -> dict[str, float]:
+        """One PPO update on this rank's part of a batch.
 
         Args:
-            blocks: handles of the Arrow batches that hold this rank's rows.
-            rows: for each row, writer to (block number, position in it).
-            mini_batches: micro-batches of row numbers, for each mini-batch.
+            shard: its rows.
+            method: what is estimated and minimised.
             ppo: PPO's numbers.
             now: what belongs to this update.
         """
         import ray
 
-        data = read_rows(ray.get(blocks), rows, score_clip=ppo.score_clip, missing_eos_penalty=ppo.missing_eos_penalty)
+        refs = blocks_of(shard.views)
+        data = read_rows(dict(zip(refs, ray.get(refs), strict=True)), shard.views, shard.groups, ppo)
         models = Models(self.models["policy"], self.models.get("critic"))
         if now.imitation is not None:
             table = ray.get(now.imitation.table)[0]
@@ -201,21 +196,21 @@ class LearnerRank:
                 imitate, models.policy, now.imitation, table, coefficient=ppo.ptx_coef, ranks=self.ranks
             )
         device = models.policy.device
-        experience = [[to_experience(data, micro, device) for micro in mini] for mini in mini_batches]
+        experience = [[to_experience(data, micro, device) for micro in mini] for mini in shard.mini_batches]
         logs.CONTEXT.update(iteration=now.iteration, version=now.iteration)
-        with tracing.span("update", iteration=now.iteration, rows=len(rows)):
+        with tracing.span("update", iteration=now.iteration, rows=len(shard.views)):
             facts = update(
                 models,
                 experience,
+                method,
                 ppo,
                 kl_coef=now.kl_coef,
-                reuse_rollout_log_probs=now.reuse_rollout_log_probs,
-                ranks=self.ranks,
-                reduce=self._sum_over_ranks,
+                reuse_rollout_log_probs=now.ratio_is_one,
+                ranks=Ranks(self.ranks, self._sum_over_ranks),
             )
         if device.type == "cuda":
             torch.cuda.empty_cache()  # an engine that shares the GPU wakes next
-        log.info("updated", extra={"rows": len(rows), "pg_loss": facts["actor/pg_loss"]})
+        log.info("updated", extra={"rows": len(shard.views), "pg_loss": facts["actor/pg_loss"]})
         return facts
 
     def train_step(

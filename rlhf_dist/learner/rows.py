@@ -2,62 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from rlhf_dist.config import PPO
 from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.learner.ppo import PackedExperience
-from rlhf_dist.models import pack, response_positions
+from rlhf_dist.models import pack
+from rlhf_dist.store.experience import RowView
+from rlhf_dist.store.row import Row, row_of
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class RankRows:
     """Rows of a PPO batch on one rank, read from Arrow."""
 
-    sequences: list[np.ndarray[Any, Any]]
-    selections: list[range]
-    scores: np.ndarray[Any, Any]
-    rollout_log_probs: list[np.ndarray[Any, Any]]
-    ref_log_probs: list[np.ndarray[Any, Any]]
+    rows: list[Row]
+    rewards: list[Array]
+    """Of each row, the reward received with each sampled token, float32 [sampled]; the score comes with the last."""
+    rollout_log_probs: list[Array]
+    ref_log_probs: list[Array]
+    groups: Array
+    """int64 [rows], equal for the samples of one prompt."""
+
+    @cached_property
+    def predicting(self) -> list[Array]:
+        """Of each row, the positions whose output predicts its sampled tokens."""
+        return [row.predicting for row in self.rows]
 
 
 def read_rows(
-    blocks: Sequence[pa.RecordBatch],
-    rows: Sequence[dict[str, tuple[int, int]]],
-    *,
-    score_clip: float | None,
-    missing_eos_penalty: float,
+    blocks: Mapping[Any, pa.RecordBatch], views: Sequence[RowView], groups: Sequence[int], ppo: PPO
 ) -> RankRows:
-    """Rows of Arrow blocks as numpy views; scores clipped to ± `score_clip` and, where cut short, penalised."""
+    """Rows of Arrow blocks as numpy views; scores clipped to ± `ppo.score_clip` and, where cut short, penalised.
 
-    def cell(row: dict[str, tuple[int, int]], writer: str, column: str) -> Any:
-        block, index = row[writer]
-        return blocks[block].column(column)[index]
+    Args:
+        blocks: handle to Arrow batch, for every block that the rows lie in.
+        views: the rows.
+        groups: number of each row's group.
+        ppo: what becomes of scores.
+    """
 
-    def array(row: dict[str, tuple[int, int]], writer: str, column: str) -> np.ndarray[Any, Any]:
-        values: np.ndarray[Any, Any] = cell(row, writer, column).values.to_numpy()
-        return values
+    def cell(view: RowView, writer: str, column: str) -> Any:
+        part = view.slices[writer]
+        return blocks[part.block].column(column)[part.row]
 
-    sequences, selections, scores = [], [], []
-    for row in rows:
-        prompt, response = array(row, "rollout", "prompt_tokens"), array(row, "rollout", "response_tokens")
-        sequences.append(np.concatenate([prompt, response]))
-        selections.append(response_positions(len(prompt), len(response)))
-        score = cell(row, "reward", "score").as_py()
-        score = max(-score_clip, min(score_clip, score)) if score_clip is not None else score
-        cut = cell(row, "rollout", "finish_reason").as_py() == "length"
-        scores.append(score - missing_eos_penalty * cut)
+    rows, rewards = [], []
+    for view in views:
+        part = view.slices["rollout"]
+        row = row_of(blocks[part.block], part.row)
+        score = cell(view, "reward", "score").as_py()
+        if ppo.score_clip is not None:
+            score = max(-ppo.score_clip, min(ppo.score_clip, score))
+        cut = cell(view, "rollout", "finish_reason").as_py() == "length"
+        rows.append(row)
+        rewards.append(row.token_rewards(score - ppo.missing_eos_penalty * cut))
     return RankRows(
-        sequences,
-        selections,
-        np.asarray(scores, dtype=np.float32),
-        [array(row, "rollout", "rollout_log_probs") for row in rows],
-        [array(row, "reference", "ref_log_probs") for row in rows],
+        rows,
+        rewards,
+        [cell(view, "rollout", "rollout_log_probs").values.to_numpy() for view in views],
+        [cell(view, "reference", "ref_log_probs").values.to_numpy() for view in views],
+        np.asarray(groups, dtype=np.int64),
     )
 
 
@@ -65,15 +78,16 @@ def to_experience(data: RankRows, micro: MicroBatch, device: torch.device) -> Pa
     """Pack the rows of one micro-batch, in its order."""
     order = [index for row in micro for index in row]
 
-    def flat(parts: list[np.ndarray[Any, Any]]) -> torch.Tensor:
+    def flat(parts: list[Array]) -> torch.Tensor:
         chosen = [parts[index] for index in order]
         joined = np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.float32)
         return torch.from_numpy(joined.astype(np.float32)).to(device)
 
     return PackedExperience(
-        packed=pack(data.sequences, data.selections, micro).to(device),
-        lengths=torch.tensor([len(data.selections[index]) for index in order], dtype=torch.int64, device=device),
-        scores=torch.from_numpy(data.scores[order] if order else data.scores[:0]).to(device),
+        packed=pack([row.tokens for row in data.rows], data.predicting, micro).to(device),
+        lengths=torch.tensor([len(data.predicting[index]) for index in order], dtype=torch.int64, device=device),
+        groups=torch.from_numpy(data.groups[order]).to(device),
+        rewards=flat(data.rewards),
         rollout_log_probs=flat(data.rollout_log_probs),
         ref_log_probs=flat(data.ref_log_probs),
     )

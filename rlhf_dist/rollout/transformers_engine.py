@@ -128,7 +128,7 @@ class TransformersEngine:
     def _sample(self, running: _Running, reason: str) -> Sample:
         request = running.request
         tokens, log_probs = tuple(running.tokens), tuple(running.log_probs)
-        return Sample(request.key, request.prompt_tokens, tokens, log_probs, reason, self.version)
+        return Sample(request.key, request.prompt_tokens, tokens, log_probs, reason, ((self.version, len(tokens)),))
 
     def load_weights(self, tables: Sequence[pa.Table], names: Sequence[str], *, version: int) -> None:
         """Replace all weights; see `RolloutEngine`."""

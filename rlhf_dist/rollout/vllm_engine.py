@@ -131,7 +131,7 @@ class VLLMEngine:
             response_tokens=tuple(answer.token_ids),
             log_probs=tuple(answer.logprobs.logprobs),
             finish_reason=answer.finish_reason,
-            policy_version=self.version,
+            versions=((self.version, len(answer.token_ids)),),
         )
 
     def load_weights(self, tables: Sequence[pa.Table], names: Sequence[str], *, version: int) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.evaluation.bands import GOLD_MEAN
 from rlhf_dist.evaluation.before_after import Verdict
-from rlhf_dist.files import write_json_lines, written_aside
+from rlhf_dist.files import write_json_lines
 from rlhf_dist.run_folder.charts import line_chart
 from rlhf_dist.run_folder.console import COLUMNS, Console
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.passages import Passage
+from rlhf_dist.store.kept import keep, read_kept
 
 log = logging.getLogger(__name__)
 
@@ -38,20 +39,16 @@ class PPOFolder(RunFolder):
     def keep_answers_before(self, answers: Any) -> None:
         """Keep the untrained policy's answers to the held-out prompts, for a run that is resumed."""
         if answers is not None:
-            _write_arrow(self.path / "before.arrow", answers)
+            keep(self.path / "before.arrow", answers)
 
     def answers_before(self) -> Any:
         """What `keep_answers_before` kept; None if there were no held-out prompts."""
-        import pyarrow as pa
-
         kept = self.path / "before.arrow"
-        if not kept.exists():
-            return None
-        return pa.ipc.open_file(pa.OSFile(str(kept))).read_all().combine_chunks().to_batches()[0]
+        return read_kept(kept).combine_chunks().to_batches()[0] if kept.exists() else None
 
     def keep(self, iteration: int, batch: Any) -> None:
         """Write an iteration's samples as an Arrow file: `experience/iteration=N/batch.arrow`."""
-        _write_arrow(self.path / "experience" / f"iteration={iteration:06d}" / "batch.arrow", batch)
+        keep(self.path / "experience" / f"iteration={iteration:06d}" / "batch.arrow", batch)
 
     def close(self, config: PPOConfig, verdict: Verdict, *, parameters: int, stopped: str | None) -> dict[str, Any]:
         """Write samples, summary and report.
@@ -117,14 +114,3 @@ def over_optimisation(rows: Sequence[Mapping[str, float]]) -> list[Passage]:
     return [
         Passage("Over-optimisation", text, svg=drawn("Reward", "critic/score/mean") + drawn("Gold score", GOLD_MEAN))
     ]
-
-
-def _write_arrow(path: Path, batch: Any) -> None:
-    import pyarrow as pa
-
-    with (
-        written_aside(path) as aside,
-        pa.OSFile(str(aside), "wb") as file,
-        pa.ipc.new_file(file, batch.schema) as writer,
-    ):
-        writer.write_batch(batch)

@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_dist.errors import DataError
+from rlhf_dist.store.kept import read_kept
+from rlhf_dist.store.row import Array, Row, rows_of
 
 
 def read_iteration(run: Path, iteration: int | None) -> Any:
@@ -20,8 +22,6 @@ def read_iteration(run: Path, iteration: int | None) -> Any:
     Raises:
         DataError: the run kept no experience, or not that iteration; says which there are.
     """
-    import pyarrow as pa
-
     kept = sorted((run / "experience").glob("iteration=*/batch.arrow"))
     if not kept:
         raise DataError(f"{run}/experience: no samples; they are kept with `--set experience.keep=true`")
@@ -29,7 +29,7 @@ def read_iteration(run: Path, iteration: int | None) -> Any:
     chosen = max(files) if iteration is None else iteration
     if chosen not in files:
         raise DataError(f"{run}/experience: no iteration {chosen}; there are {min(files)} to {max(files)}")
-    return pa.ipc.open_file(pa.memory_map(str(files[chosen]))).read_all()
+    return read_kept(files[chosen])
 
 
 def ranked(table: Any, *, worst: int | None, best: int | None) -> Any:
@@ -44,27 +44,26 @@ def ranked(table: Any, *, worst: int | None, best: int | None) -> Any:
 def show_samples(run: Path, *, iteration: int | None, worst: int | None, best: int | None, tokens: bool) -> None:
     """Print samples with their text, score and KL, and on request each token with its log-probs."""
     console = Console()
-    rows = ranked(read_iteration(run, iteration), worst=worst, best=best).to_pylist()
+    chosen = ranked(read_iteration(run, iteration), worst=worst, best=best).combine_chunks()
     tokenizer = _tokenizer(run)
-    for row in rows:
-        log_probs, reference = np.asarray(row["rollout_log_probs"]), np.asarray(row["ref_log_probs"])
+    for facts, row in zip(chosen.to_pylist(), rows_of(chosen.to_batches()[0]), strict=True):
+        log_probs, reference = np.asarray(facts["rollout_log_probs"]), np.asarray(facts["ref_log_probs"])
         console.rule(
-            f"iteration {row['iteration']}, prompt {row['prompt_id']}, answer {row['sample_index']}: score {row['score']:.3f}, "
-            f"KL {float((log_probs - reference).sum()):.2f} nats, {len(log_probs)} tokens, {row['finish_reason']}, "
-            f"policy version {row['policy_version']}"
+            f"iteration {facts['iteration']}, prompt {facts['prompt_id']}, answer {facts['sample_index']}: "
+            f"score {facts['score']:.3f}, KL {float((log_probs - reference).sum()):.2f} nats, {len(log_probs)} tokens, "
+            f"{facts['finish_reason']}, policy version {', '.join(str(version) for version, _ in row.versions)}"
         )
-        console.print(Text(tokenizer.decode(row["prompt_tokens"]), style="dim"))
-        console.print(Text(tokenizer.decode(row["response_tokens"])))
+        console.print(Text(tokenizer.decode(row.prompt), style="dim"))
+        console.print(Text(tokenizer.decode(row.answer)))
         if tokens:
-            console.print(_token_table(row, tokenizer))
+            console.print(_token_table(row, log_probs, reference, tokenizer))
 
 
-def _token_table(row: dict[str, Any], tokenizer: Any) -> Table:
+def _token_table(row: Row, log_probs: Array, reference: Array, tokenizer: Any) -> Table:
     table = Table("#", "id", "token", "log-prob, nats", "reference", "difference")
-    columns = zip(row["response_tokens"], row["rollout_log_probs"], row["ref_log_probs"], strict=True)
-    for number, (token, own, reference) in enumerate(columns):
+    for number, (token, own, other) in enumerate(zip(row.tokens[row.sampled], log_probs, reference, strict=True)):
         text = Text(repr(tokenizer.decode([token])))
-        table.add_row(str(number), str(token), text, f"{own:.3f}", f"{reference:.3f}", f"{own - reference:+.3f}")
+        table.add_row(str(number), str(token), text, f"{own:.3f}", f"{other:.3f}", f"{own - other:+.3f}")
     return table
 
 

@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+from rlhf_dist.store.row import Row
+
 
 @dataclass(frozen=True)
 class Answers:
     """Some rows of a batch."""
 
-    prompts: Sequence[Any]
-    """Token ids of each prompt, numpy int32."""
-    responses: Sequence[Any]
-    """Token ids of each answer, the end token in if it came."""
+    rows: Sequence[Row]
     tokenizer: Any
 
     @cached_property
     def texts(self) -> list[tuple[str, str]]:
         """Prompt and answer as text, without special tokens."""
-        return [*zip(*(self._decoded(each) for each in (self.prompts, self.responses)), strict=True)]
+        return [(self._decoded(row.prompt), self._decoded(row.answer)) for row in self.rows]
 
-    def _decoded(self, tokens: Sequence[Any]) -> list[str]:
-        return [self.tokenizer.decode(each, skip_special_tokens=True) for each in tokens]
+    def _decoded(self, tokens: Any) -> str:
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
 
 
 class Component(Protocol):

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
-from rlhf_dist.models import PolicyModel, load_policy, response_positions
+from rlhf_dist.models import PolicyModel, load_policy
 from rlhf_dist.scoring.batches import each_output
+from rlhf_dist.store.row import Row
 
 
 class ReferenceScorer:
-    """Log-probs of the response tokens at the rollout's temperature."""
+    """Log-probs of the sampled tokens at the rollout's temperature."""
 
     writer = "reference"
 
@@ -23,15 +23,13 @@ class ReferenceScorer:
         self._model = PolicyModel(model, temperature=temperature).to(device).eval()
         self._batch_tokens, self._device = batch_tokens, device
 
-    def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> dict[str, list[Any]]:
-        """Column `ref_log_probs`: log-probs per response token, in the order of the rows."""
-        sequences = [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
-        selections = [response_positions(len(p), len(r)) for p, r in zip(prompts, responses, strict=True)]
-        found: list[list[float]] = [[] for _ in sequences]
+    def score(self, rows: Sequence[Row]) -> dict[str, list[Any]]:
+        """Column `ref_log_probs`: log-probs of the sampled tokens, in the order of the rows."""
+        found: list[list[float]] = [[] for _ in rows]
         outputs = each_output(
             lambda batch: self._model(batch)[0],
-            sequences,
-            selections,
+            [row.tokens for row in rows],
+            [row.predicting for row in rows],
             batch_tokens=self._batch_tokens,
             device=self._device,
         )

@@ -12,6 +12,7 @@ from rlhf_dist.scoring.functions import RuleReward
 from rlhf_dist.scoring.remote import ServerReward
 from rlhf_dist.scoring.reward_models import LearnedReward
 from rlhf_dist.scoring.safety import UNSAFE, Rules
+from rlhf_dist.store.row import Row
 
 
 class RewardScorer:
@@ -52,10 +53,10 @@ class RewardScorer:
         self._rules, self._cap = Rules(safety, device=device), safety.cap
         self._tokenizer = load_tokenizer(tokenizer)
 
-    def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> dict[str, list[Any]]:
+    def score(self, rows: Sequence[Row]) -> dict[str, list[Any]]:
         """Columns `score` and `score_parts`, in the order of the rows."""
-        answers = Answers(prompts, responses, self._tokenizer)
-        totals, parts = [0.0] * len(prompts), dict[str, list[float]]()
+        answers = Answers(rows, self._tokenizer)
+        totals, parts = [0.0] * len(rows), dict[str, list[float]]()
         for weight, component in self._weighted:
             said = component.score(answers)
             parts |= said

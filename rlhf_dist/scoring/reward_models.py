@@ -13,6 +13,7 @@ from rlhf_dist.models import ValueModel, load_value_model
 from rlhf_dist.scoring.answers import Answers
 from rlhf_dist.scoring.batches import each_output
 from rlhf_dist.scoring.reward_file import read_reward_file
+from rlhf_dist.store.row import Row
 
 
 class LearnedReward:
@@ -44,15 +45,11 @@ class LearnedReward:
 
     def members(self, answers: Answers) -> np.ndarray[Any, Any]:
         """Rewards by every member and head, unnormalised, [answers, members x heads]."""
-        sequences = [np.concatenate(pair) for pair in zip(answers.prompts, answers.responses, strict=True)]
-        whole = self._file.scores == "token-mean"
-        selections = [
-            range(len(prompt) if whole and len(answer) else len(row) - 1, len(row))
-            for row, prompt, answer in zip(sequences, answers.prompts, answers.responses, strict=True)
-        ]
-        return np.concatenate([self._of(model, sequences, selections) for model in self._models], axis=1)
+        rows = answers.rows
+        chosen = [read_positions(row, self._file.scores) for row in rows]
+        return np.concatenate([self._of(model, [row.tokens for row in rows], chosen) for model in self._models], axis=1)
 
-    def _of(self, model: ValueModel, sequences: list[Any], selections: list[range]) -> np.ndarray[Any, Any]:
+    def _of(self, model: ValueModel, sequences: list[Any], selections: list[Any]) -> np.ndarray[Any, Any]:
         found: dict[int, list[float]] = {}
         outputs = each_output(
             lambda batch: model(batch, all_heads=True),
@@ -64,6 +61,11 @@ class LearnedReward:
         for number, values in outputs:
             found[number] = values.mean(0).tolist()
         return np.array([found[number] for number in range(len(sequences))])
+
+
+def read_positions(row: Row, scores: str) -> np.ndarray[Any, Any]:
+    """Positions whose outputs an answer's score is the mean of: all sampled tokens' (`token-mean`), or the last token's."""
+    return row.positions if scores == "token-mean" and row.sampled.any() else np.array([len(row.tokens) - 1])
 
 
 def combined(values: np.ndarray[Any, Any], how: str, *, std_coef: float) -> np.ndarray[Any, Any]:

@@ -40,7 +40,7 @@ class Rules:
             found["unsafe_required"] = [float(not all(p.search(text) for p in self._required)) for text in texts]
         if settings.shortest or settings.longest is not None:
             longest = settings.longest if settings.longest is not None else float("inf")
-            lengths = [len(response) for response in answers.responses]
+            lengths = [int(row.sampled.sum()) for row in answers.rows]
             found["unsafe_length"] = [float(not settings.shortest <= length <= longest) for length in lengths]
         if self._classifier is not None:
             verdicts = self._classifier.probabilities(answers.texts)

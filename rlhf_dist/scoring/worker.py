@@ -9,20 +9,19 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from rlhf_dist.cluster.one_thread import OneThread
-from rlhf_dist.cluster.watch import fetch
+from rlhf_dist.cluster.threads import device_of_this_process
+from rlhf_dist.cluster.watch import POLL_S, fetch
 from rlhf_dist.errors import RewardError
 from rlhf_dist.imports import import_transformers
 from rlhf_dist.records import RowKey
 from rlhf_dist.store.experience import RowView
-from rlhf_dist.store.schema import written_by
+from rlhf_dist.store.row import Row, row_of, rows_of
+from rlhf_dist.store.schema import keys_of, written_by
 from rlhf_dist.telemetry import logs, tracing
 
 log = logging.getLogger(__name__)
-
-POLL_S = 5.0
 
 
 class Scorer(Protocol):
@@ -30,40 +29,27 @@ class Scorer(Protocol):
 
     writer: str
 
-    def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> dict[str, list[Any]]:
-        """Columns by name, one value per row, from its prompt and response tokens (numpy int32)."""
+    def score(self, rows: Sequence[Row]) -> dict[str, list[Any]]:
+        """Columns by name, one value per row."""
 
 
 class ScoringWorker:
     """A Ray actor around one scorer."""
 
-    def __init__(
-        self,
-        name: str,
-        scorer: type[Any],
-        arguments: dict[str, Any],
-        *,
-        lease_tokens: tuple[int, int],
-        threads: int,
-        timeout_s: float,
-        log_dir: str,
-    ) -> None:
+    def __init__(self, name: str, scorer: type[Any], arguments: dict[str, Any], *, threads: int, log_dir: str) -> None:
         """Take the settings; `start` loads the model, so that its errors arrive as what they are.
 
         Args:
             name: the worker's name, under which it leases rows.
             scorer: class of the scorer.
             arguments: the scorer's arguments, without the device.
-            lease_tokens: fewest tokens of rows leased at once, while more are on their way, and most.
             threads: CPU threads, where there is no GPU.
-            timeout_s: seconds granted to each call to the store.
             log_dir: where the worker's log file goes.
         """
         self.name, self._log_dir = name, log_dir
-        self._lease_tokens, self._timeout_s = lease_tokens, timeout_s
         self._kind, self._arguments, self._threads = scorer, arguments, threads
         self._alone = OneThread()
-        self._scorer: Scorer
+        self._loaded: Scorer | None = None
 
     def __repr__(self) -> str:
         """How Ray's logs call it."""
@@ -72,7 +58,7 @@ class ScoringWorker:
     def start(self) -> int:
         """Load the scorer's model; returns the process id."""
         logs.to_file(self._log_dir, self.name)
-        self._scorer = self._alone(self._load)
+        self._loaded = self._alone(self._load)
         log.info("scorer is loaded", extra={"writer": self._scorer.writer})
         return os.getpid()
 
@@ -80,51 +66,60 @@ class ScoringWorker:
         """Spans recorded since the last call."""
         return tracing.take()
 
-    def run(self, store: Any) -> None:
+    def score(self, batch: pa.RecordBatch) -> dict[str, list[Any]]:
+        """The scorer's columns by name, in the order of a batch's rows (`store.schema.ROLLOUT`)."""
+        return self._alone(self._columns, keys_of(batch), rows_of(batch))
+
+    def run(self, store: Any, lease_tokens: tuple[int, int], timeout_s: float) -> None:
         """Until the end of the run: lease rows without our columns, compute them, hand them over.
 
         Waits for: finished samples. Unblocked by: a rollout worker's append.
+
+        Args:
+            store: the store that rows are leased from.
+            lease_tokens: fewest tokens of rows leased at once, while more are on their way, and most.
+            timeout_s: seconds granted to each call to the store.
         """
-        self._alone(self._score, store)
+        self._alone(self._serve, store, lease_tokens, timeout_s)
+
+    @property
+    def _scorer(self) -> Scorer:
+        assert self._loaded is not None, "`start` comes first"
+        return self._loaded
 
     def _load(self) -> Scorer:
         import_transformers()
-        cuda = torch.cuda.is_available()
-        if not cuda:
-            torch.set_num_threads(self._threads)
-        scorer: Scorer = self._kind(**self._arguments, device="cuda" if cuda else "cpu")
+        scorer: Scorer = self._kind(**self._arguments, device=device_of_this_process(self._threads))
         return scorer
 
-    def _score(self, store: Any) -> None:
+    def _serve(self, store: Any, lease_tokens: tuple[int, int], timeout_s: float) -> None:
         writer = self._scorer.writer
         while True:
-            leased = store.next_rows.remote(self.name, writer, self._lease_tokens, POLL_S)
-            views: list[RowView] = fetch(leased, timeout_s=POLL_S + self._timeout_s, doing="leasing rows")
+            leased = store.next_rows.remote(self.name, writer, lease_tokens, POLL_S)
+            views: list[RowView] = fetch(leased, timeout_s=POLL_S + timeout_s, doing="leasing rows")
             if not views:
                 continue
-            logs.CONTEXT["iteration"] = views[0].key[0]
-            with tracing.span("score", rows=len(views), iteration=views[0].key[0]):
-                blocks = _blocks(views, self._timeout_s)
-                prompts, responses = (
-                    [_cell(blocks, view, column) for view in views] for column in ("prompt_tokens", "response_tokens")
-                )
-                columns = self._scorer.score(prompts, responses)
-            _check_finite([RowKey(*view.key) for view in views], columns, writer)
+            keys = [RowKey(*view.key) for view in views]
+            logs.CONTEXT["iteration"] = keys[0].iteration
+            with tracing.span("score", rows=len(views), iteration=keys[0].iteration):
+                columns = self._columns(keys, _read(views, timeout_s))
             schema = written_by(writer)
             arrays = [pa.array(columns[field.name], field.type) for field in schema]
             batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
-            done = store.add_column.remote(self.name, writer, [view.key for view in views], batch)
-            fetch(done, timeout_s=self._timeout_s, doing="accepting columns")
+            done = store.add_column.remote(self.name, writer, keys, batch)
+            fetch(done, timeout_s=timeout_s, doing="accepting columns")
+
+    def _columns(self, keys: Sequence[RowKey], rows: Sequence[Row]) -> dict[str, list[Any]]:
+        columns = self._scorer.score(rows)
+        _check_finite(keys, columns, self._scorer.writer)
+        return columns
 
 
-def _blocks(views: Sequence[RowView], timeout_s: float) -> dict[Any, pa.RecordBatch]:
-    refs = list({view.slices["rollout"].block for view in views})
-    return dict(zip(refs, fetch(refs, timeout_s=timeout_s, doing="handing out samples"), strict=True))
-
-
-def _cell(blocks: dict[Any, pa.RecordBatch], view: RowView, column: str) -> Any:
-    part = view.slices["rollout"]
-    return blocks[part.block].column(column)[part.row].values.to_numpy()
+def _read(views: Sequence[RowView], timeout_s: float) -> list[Row]:
+    parts = [view.slices["rollout"] for view in views]
+    refs = list({part.block for part in parts})
+    blocks = dict(zip(refs, fetch(refs, timeout_s=timeout_s, doing="handing out samples"), strict=True))
+    return [row_of(blocks[part.block], part.row) for part in parts]
 
 
 def _check_finite(keys: Sequence[RowKey], columns: dict[str, list[Any]], writer: str) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rlhf_dist.cluster.session import has_gpus, namespace_of, session
+from rlhf_dist.cluster.session import namespace_of, session
 from rlhf_dist.cluster.watch import Watch
-from rlhf_dist.config import GOLD, EvaluateConfig, FunctionReward, PPOConfig, Reward, load
+from rlhf_dist.config import GOLD, EvaluateConfig, PPOConfig, load
 from rlhf_dist.data.prompts import read_prompts
 from rlhf_dist.data.tables import read_rows
 from rlhf_dist.errors import DataError
@@ -24,10 +24,10 @@ from rlhf_dist.records import Prompt
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.passages import Passage
 from rlhf_dist.scoring.functions import load_function
-from rlhf_dist.scoring.reference import ReferenceScorer
-from rlhf_dist.scoring.reward import RewardScorer
 from rlhf_dist.scoring.safety import UNSAFE
-from rlhf_dist.stages.generation import generating
+from rlhf_dist.stages.generation import answers_to, generating
+from rlhf_dist.stages.scoring import scorer_kinds, scoring
+from rlhf_dist.store.row import rows_of
 
 
 @dataclass(frozen=True)
@@ -117,15 +117,15 @@ def run(config: EvaluateConfig, prepared: PreparedEvaluation, folder: RunFolder)
             folder.tell(f"sampling {name}")
             generated[name] = _answers(config, prepared, path, folder.path)
         folder.tell("scoring")
-        judged = _score(config, prepared, generated)
-    results = [result_of(one, judged[0], prepared, config) for one in judged]
-    write_json_lines(folder.path / "answers.jsonl", _rows(prepared.prompts, judged, config.samples))
+        scored = _score(config, prepared, generated, folder.path)
+    results = [result_of(one, scored[0], prepared.targets, config) for one in scored]
+    write_json_lines(folder.path / "answers.jsonl", _rows(prepared.prompts, scored, config.samples))
     folder.write_passages([section(results, prompts=len(prepared.prompts), samples=config.samples)])
     folder.finish({"policies": {result.name: _plain(result) for result in results}, "prompts": len(prepared.prompts)})
     return results
 
 
-def result_of(one: ScoredAnswers, first: ScoredAnswers, prepared: PreparedEvaluation, config: EvaluateConfig) -> Result:
+def result_of(one: ScoredAnswers, first: ScoredAnswers, targets: Sequence[str], config: EvaluateConfig) -> Result:
     """Everything that is said of one policy; values of several answers to a prompt are averaged before intervals are taken."""
 
     def per_prompt(values: Sequence[float]) -> list[float]:
@@ -146,7 +146,7 @@ def result_of(one: ScoredAnswers, first: ScoredAnswers, prepared: PreparedEvalua
         "distinct_2": texts.distinct(one.answers, 2),
         "self_bleu": texts.self_bleu(one.answers),
         "perplexity": float(np.exp(-sum(one.ref_log_probs) / max(1, sum(one.lengths)))),
-        **_against_targets(one.answers, prepared.targets, config),
+        **_against_targets(one.answers, targets, config),
     }
     return Result(
         one.name, {name: interval(per_prompt(v), seed=config.seed) for name, v in means.items()}, figures, wins
@@ -253,78 +253,44 @@ def _answers(config: EvaluateConfig, prepared: PreparedEvaluation, path: str, ru
         dtype=config.learner.dtype,
         seed=config.seed,
     ) as generators:
-        return generators.answers(prepared.prompts, samples=config.samples)
-
-
-class Scores:
-    """A Ray actor that scores whole batches."""
-
-    def __init__(self, kind: type[Any], arguments: dict[str, Any], threads: int) -> None:
-        """Load the scorer on this process's device."""
-        import torch
-
-        cuda = torch.cuda.is_available()
-        if not cuda:
-            torch.set_num_threads(threads)
-        self._scorer = kind(**arguments, device="cuda" if cuda else "cpu")
-
-    def score(self, batch: pa.RecordBatch) -> dict[str, list[Any]]:
-        """The scorer's columns for a batch's rows."""
-        prompts, responses = (
-            [cell.values.to_numpy() for cell in batch.column(name)] for name in ("prompt_tokens", "response_tokens")
-        )
-        found: dict[str, list[Any]] = self._scorer.score(prompts, responses)
-        return found
+        return answers_to(prepared.prompts, generators, config.timeouts, samples=config.samples)
 
 
 def _score(
-    config: EvaluateConfig, prepared: PreparedEvaluation, generated: dict[str, pa.RecordBatch]
+    config: EvaluateConfig, prepared: PreparedEvaluation, generated: dict[str, pa.RecordBatch], run_dir: Path
 ) -> list[ScoredAnswers]:
     """Reward and reference over all policies' answers."""
-    import ray
-
     first = next(iter(config.policies.values()))
-    shared = {"dtype": config.learner.dtype, "batch_tokens": config.scoring.batch_tokens}
-    rewards: tuple[Reward, ...] = config.reward
-    if config.gold_judge is not None:
-        rewards = (*rewards, FunctionReward(kind="function", name=GOLD, path=config.gold_judge, weight=0.0))
-    kinds: dict[str, tuple[type[Any], dict[str, Any]]] = {
-        "reward": (RewardScorer, {"rewards": rewards, "safety": config.safety, "tokenizer": first, **shared}),
-        "reference": (
-            ReferenceScorer,
-            {"path": config.reference or first, "temperature": config.rollout.temperature, **shared},
-        ),
-    }
-    found: dict[str, dict[str, dict[str, list[Any]]]] = {name: {} for name in generated}
-    for role, (kind, arguments) in kinds.items():
-        made: Any = ray.remote(Scores).options(num_cpus=1, num_gpus=1 if has_gpus() else 0)
-        actor = made.remote(kind, arguments, config.scoring.threads)
-        calls = {name: actor.score.remote(batch) for name, batch in generated.items()}
-        for name, columns in Watch().wait(calls, timeout_s=config.timeouts.batch, doing=f"scoring ({role})").items():
-            found[name][role] = columns
-        ray.kill(actor)
-    return [_judged(name, batch, found[name], prepared) for name, batch in generated.items()]
+    kinds = scorer_kinds(config, policy=first, reference=config.reference or first)
+    scored: dict[str, dict[str, Any]] = {name: {} for name in generated}
+    for role, kind in kinds.items():
+        with scoring(role, kind, config, run_dir) as worker:
+            calls = {name: worker.score.remote(batch) for name, batch in generated.items()}
+            told = Watch().wait(calls, timeout_s=config.timeouts.batch, doing=f"scoring ({role})")
+        for name, columns in told.items():
+            scored[name] |= columns
+    return [_scored(name, batch, scored[name], prepared) for name, batch in generated.items()]
 
 
-def _judged(
-    name: str, batch: pa.RecordBatch, scored: dict[str, dict[str, list[Any]]], prepared: PreparedEvaluation
+def _scored(
+    name: str, batch: pa.RecordBatch, scored: dict[str, list[Any]], prepared: PreparedEvaluation
 ) -> ScoredAnswers:
-    responses = batch.column("response_tokens").to_pylist()
-    reference = [float(sum(each)) for each in scored["reference"]["ref_log_probs"]]
+    found = rows_of(batch)
+    reference = [float(sum(each)) for each in scored["ref_log_probs"]]
     own = [float(sum(each)) for each in batch.column("rollout_log_probs").to_pylist()]
-    rows = [dict(each) for each in scored["reward"]["score_parts"]]
+    rows = [dict(each) for each in scored["score_parts"]]
     return ScoredAnswers(
         name=name,
-        answers=[prepared.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in responses],
-        lengths=[len(tokens) for tokens in responses],
+        answers=[prepared.tokenizer.decode(row.answer, skip_special_tokens=True) for row in found],
+        lengths=[int(row.sampled.sum()) for row in found],
         kl=[a - b for a, b in zip(own, reference, strict=True)],
         ref_log_probs=reference,
-        rewards=[float(each) for each in scored["reward"]["score"]],
+        rewards=[float(each) for each in scored["score"]],
         parts={part: [row[part] for row in rows] for part in (rows[0] if rows else {})},
     )
 
 
-def _rows(prompts: Sequence[Prompt], judged: Sequence[ScoredAnswers], samples: int) -> list[dict[str, Any]]:
+def _rows(prompts: Sequence[Prompt], scored: Sequence[ScoredAnswers], samples: int) -> list[dict[str, Any]]:
     """Every answer with its scores."""
     return [
         {
@@ -335,7 +301,7 @@ def _rows(prompts: Sequence[Prompt], judged: Sequence[ScoredAnswers], samples: i
             "reward": one.rewards[number * samples + sample],
             **{part: values[number * samples + sample] for part, values in one.parts.items()},
         }
-        for one in judged
+        for one in scored
         for number, prompt in enumerate(prompts)
         for sample in range(samples)
     ]

@@ -15,7 +15,8 @@ from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.task_files import TaskRow
 from rlhf_dist.models import check_same_tokenizer, load_tokenizer
 from rlhf_dist.records import Prompt
-from rlhf_dist.stages.generation import generating
+from rlhf_dist.stages.generation import answers_to, generating
+from rlhf_dist.store.row import rows_of
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,5 @@ def _answers(
         dtype=config.wire_dtype,
         seed=wanted.seed,
     ) as generators:
-        found = generators.answers(prompts, first_sample=first_sample)
-    return [
-        tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found.column("response_tokens").to_pylist()
-    ]
+        found = answers_to(prompts, generators, config.timeouts, first_sample=first_sample)
+    return [tokenizer.decode(row.answer, skip_special_tokens=True) for row in rows_of(found)]

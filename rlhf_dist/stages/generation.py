@@ -1,4 +1,4 @@
-"""Generators of one stage: several processes of one fixed policy, and what they are asked."""
+"""Generators of one stage: several processes of one fixed policy."""
 
 from __future__ import annotations
 
@@ -10,61 +10,37 @@ from typing import Any
 
 import pyarrow as pa
 
+from rlhf_dist.cluster.fleet import Fleet, FleetSize, WorkerKind
 from rlhf_dist.cluster.session import has_gpus
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Rollout, Timeouts
 from rlhf_dist.models import eos_token_ids
 from rlhf_dist.records import Prompt, PromptTask
-from rlhf_dist.rollout.generator import Generator
+from rlhf_dist.rollout.generator import Generator, answers
 from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
+from rlhf_dist.telemetry.logs import log_dir
 
 
-class Generators:
-    """Started generators of one model; `generating` makes and stops them."""
+def answers_to(
+    prompts: Sequence[Prompt], generators: Fleet, timeouts: Timeouts, *, samples: int = 1, first_sample: int = 0
+) -> pa.RecordBatch:
+    """Answers to each prompt, ordered by the prompts' ids and sample (`store.schema.ROLLOUT`).
 
-    def __init__(self, workers: dict[str, Any], timeouts: Timeouts) -> None:
-        """Take over started actors, by name."""
-        self._workers, self._timeouts, self._watch = workers, timeouts, Watch()
-
-    def answers(self, prompts: Sequence[Prompt], *, samples: int = 1, first_sample: int = 0) -> pa.RecordBatch:
-        """Answers to each prompt, ordered by the prompts' ids and sample (`store.schema.ROLLOUT`).
-
-        Args:
-            prompts: what to answer; ids must differ.
-            samples: answers per prompt.
-            first_sample: number of the first, for other answers than those of an earlier call.
-        """
-        tasks = [PromptTask(0, prompt.id, prompt.tokens, samples, first_sample) for prompt in prompts]
-        found = self._ask("generate", tasks, doing="answering prompts")
-        return (
-            pa.Table.from_batches(found)
-            .sort_by([("prompt_id", "ascending"), ("sample_index", "ascending")])
-            .combine_chunks()
-            .to_batches()[0]
-        )
-
-    def rate(self, prompts: Sequence[Sequence[int]], choices: Sequence[int]) -> list[list[float]]:
-        """For each prompt, how likely each of some tokens is to come next; see `TransformersEngine.rate`."""
-        found = self._ask("rate", prompts, choices, doing="rating")
-        rated: list[list[float]] = [[] for _ in prompts]
-        for number, part in enumerate(found):
-            rated[number :: len(self._workers)] = part
-        return rated
-
-    def _ask(self, method: str, items: Sequence[Any], *rest: Any, doing: str) -> list[Any]:
-        """Deal items out to the workers; their results, in the workers' order."""
-        names = [*self._workers][: max(1, len(items))]
-        calls = {
-            name: getattr(self._workers[name], method).remote(items[number :: len(self._workers)], *rest)
-            for number, name in enumerate(names)
-        }
-        return [*self._watch.wait(calls, timeout_s=self._timeouts.batch, doing=doing).values()]
+    Args:
+        prompts: what to answer, at least one; ids must differ.
+        generators: who answers.
+        timeouts: how long to wait.
+        samples: answers per prompt.
+        first_sample: number of the first, for other answers than those of an earlier call.
+    """
+    tasks = [PromptTask(0, prompt.id, prompt.tokens, samples, first_sample) for prompt in prompts]
+    return answers(generators, tasks, timeout_s=timeouts.batch)
 
 
 @contextmanager
 def generating(
     model: str, rollout: Rollout, timeouts: Timeouts, run_dir: Path, *, max_sequence: int, dtype: str, seed: int
-) -> Iterator[Generators]:
+) -> Iterator[Fleet]:
     """Engines of a folder's model inside the block.
 
     Args:
@@ -86,7 +62,7 @@ def generating(
         max_sequence=max_sequence,
         seed=seed,
         on_gpu=on_gpu,
-        log_dir=str(run_dir.absolute() / "logs"),
+        log_dir=log_dir(run_dir),
     )
     kind: Any = ray.remote(Generator).options(
         num_cpus=1,
@@ -95,16 +71,13 @@ def generating(
         runtime_env={"env_vars": environment(rollout, on_gpu=on_gpu)},
     )
     sampling = sampling_of(rollout, eos_token_ids(model))
-    workers = {
-        f"generator-{number}": kind.remote(
-            f"generator-{number}", dataclasses.replace(spec, fixed=True), sampling, seed=seed
-        )
-        for number in range(rollout.workers.min)
-    }
+    fixed = dataclasses.replace(spec, fixed=True)
+    size = FleetSize(rollout.workers.min, rollout.workers.min, rollout.max_restarts)
+    fleet = Fleet(WorkerKind("generator", lambda name, _: kind.remote(name, fixed, sampling, seed=seed)), size, Watch())
     try:
-        starting = {name: worker.start.remote() for name, worker in workers.items()}
-        Watch().wait(starting, timeout_s=timeouts.start, doing="starting and loading its model")
-        yield Generators(workers, timeouts)
+        fleet.open()
+        fleet.wait_for_fewest(timeout_s=timeouts.start)
+        yield fleet
     finally:
-        for worker in workers.values():
-            ray.kill(worker)
+        fleet.watch.forget()
+        fleet.close()

@@ -89,7 +89,7 @@ def _filled(config: PipelineConfig, start: Path, data: TaskData, path: Path) -> 
     demonstrations = config.sft.data.model_copy(update={"path": data.demonstrations})
     prompts = {"path": data.prompts, "held_out": data.held_out, "column": "prompt"}
     judges: dict[str, Any] = {}
-    rated = config.judge.data.model_copy(update={"path": data.ratings or ""})
+    rated = config.comment_judge.data.model_copy(update={"path": data.ratings or ""})
     if data.ratings:
         judges["comment_judge"] = CommentJudge(model=str(path / "stages/judge" / sft.OUTPUT), **data.judge)
     made = {
@@ -98,7 +98,7 @@ def _filled(config: PipelineConfig, start: Path, data: TaskData, path: Path) -> 
         "prompts": config.prompts.model_copy(update=prompts),
         "gold_judge": data.gold_judge,
         "sft": config.sft.model_copy(update={"data": demonstrations}),
-        "judge": config.judge.model_copy(update={"data": rated}),
+        "comment_judge": config.comment_judge.model_copy(update={"data": rated}),
         "reward_model": config.reward_model.model_copy(update={"data": data.feedback, **judges}),
     }
     return PipelineConfig.model_validate({**dict(config), **made})
@@ -121,10 +121,10 @@ def ppo_config(config: PipelineConfig, path: Path) -> PPOConfig:
 
 def supervised_stages(config: PipelineConfig, path: Path) -> list[tuple[Any, str, Job]]:
     """Modules, names and configs of the stages before PPO."""
-    judge = [(sft, "judge", _sft_config(config, config.judge, path / "stages/judge"))] if config.judge.data.path else []
+    judge = _sft_config(config, config.comment_judge, path / "stages/judge")
     return [
         (sft, "sft", _sft_config(config, config.sft, path / "stages/sft")),
-        *judge,
+        *([(sft, "judge", judge)] if judge.data.path else []),
         (reward, "reward", _reward_config(config, path)),
     ]
 

@@ -20,11 +20,12 @@ from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.models import check_same_tokenizer, eos_token_ids, load_tokenizer, read_config
 from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.records import Prompt
-from rlhf_dist.rollout.held_out import answer
+from rlhf_dist.rollout.held_out import held_out_answers
 from rlhf_dist.run_folder.ppo_folder import PPOFolder
 from rlhf_dist.scoring.functions import load_function, load_gold_judge
 from rlhf_dist.stages.resume import newest, save_checkpoint
-from rlhf_dist.stages.wiring import Begin, PreparedPPO, model_specs, rewards_of, wired
+from rlhf_dist.stages.scoring import rewards_of
+from rlhf_dist.stages.wiring import Begin, PreparedPPO, model_specs, wired
 from rlhf_dist.telemetry import logs
 from rlhf_dist.telemetry.tracing import Span, Trace
 from rlhf_dist.telemetry.tracing import take as take_spans
@@ -109,7 +110,7 @@ def run(config: PPOConfig, prepared: PreparedPPO, folder: PPOFolder, *, resume: 
             stopped = _train(parts, prepared, config, folder, state)
             folder.tell("evaluating")
             before = folder.answers_before()
-            after = answer(parts.rollouts, prepared.held_out, timeout_s=config.timeouts.batch)
+            after = held_out_answers(parts.rollouts, prepared.held_out, timeout_s=config.timeouts.batch)
             save_policy(parts.learner, prepared.tokenizer, folder.path / "policy")
             parts.watch.forget()
             folder.listeners.clear()
@@ -126,7 +127,7 @@ def _train(parts: Parts, prepared: PreparedPPO, config: PPOConfig, folder: PPOFo
     parts.learner.publish(parts.store, state.iteration, probe_tokens=probe)
     if state.iteration == 0:
         folder.tell("evaluating")
-        folder.keep_answers_before(answer(parts.rollouts, prepared.held_out, timeout_s=config.timeouts.batch))
+        folder.keep_answers_before(held_out_answers(parts.rollouts, prepared.held_out, timeout_s=config.timeouts.batch))
     prompts = PromptSampler(
         prepared.prompts,
         batch=config.ppo.prompts_per_iteration,
@@ -154,7 +155,8 @@ def _train(parts: Parts, prepared: PreparedPPO, config: PPOConfig, folder: PPOFo
 def spans_of(parts: Parts, *, timeout_s: float) -> dict[str, list[Span]]:
     """What every actor did since it was asked last, the controller included."""
     ranks = {f"learner-{number}": rank for number, rank in enumerate(parts.learner.ranks)}
-    actors = {**parts.rollouts.ready, **parts.scorers, **ranks, "store": parts.store}
+    scorers = {name: worker for fleet in parts.scorers.values() for name, worker in fleet.ready.items()}
+    actors = {**parts.rollouts.ready, **scorers, **ranks, "store": parts.store}
     calls = {name: actor.take_spans.remote() for name, actor in actors.items()}
     return {"controller": take_spans(), **parts.watch.wait(calls, timeout_s=timeout_s, doing="telling what they did")}
 

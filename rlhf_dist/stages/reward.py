@@ -25,12 +25,15 @@ from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.rank import ModelSpec
 from rlhf_dist.models import check_same_tokenizer, load_tokenizer
 from rlhf_dist.records import Prompt
+from rlhf_dist.rollout.generator import ratings
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.scoring.reward_file import RewardFile
-from rlhf_dist.stages.generation import generating
+from rlhf_dist.scoring.reward_models import read_positions
+from rlhf_dist.stages.generation import answers_to, generating
 from rlhf_dist.stages.reward_loss import RewardLoss
 from rlhf_dist.stages.reward_passages import Outcome, sections
 from rlhf_dist.stages.supervised import Objective, check_fits, learner_of, predictions, train, write_model
+from rlhf_dist.store.row import rows_of
 
 OUTPUT = "reward_model"
 """The trained model's folder within the run's."""
@@ -124,7 +127,8 @@ def _read_comments(config: RewardConfig, prepared: PreparedReward, folder: RunFo
         dtype=config.learner.dtype,
         seed=config.seed,
     ) as judges:
-        rated = asked.read(judges.rate(asked.prompts, asked.choices))
+        told = ratings(judges, asked.prompts, asked.choices, timeout_s=config.timeouts.batch)
+    rated = asked.read(told)
     write_json_lines(folder.path / "comments.jsonl", rated.rows())
     return [*(one for one in judged if one.kind != "comments"), *rated.judged]
 
@@ -145,15 +149,8 @@ def _answers_of_policy(config: RewardConfig, prepared: PreparedReward, folder: R
         dtype=config.learner.dtype,
         seed=config.seed,
     ) as generators:
-        found = generators.answers(prepared.prompts)
-    prompts, responses = (found.column(name).to_pylist() for name in ("prompt_tokens", "response_tokens"))
-    rows = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
-    whole = config.scores == "token-mean"
-    chosen = [
-        range(len(row) - len(end) if whole else len(row) - 1, len(row))
-        for row, end in zip(rows, responses, strict=True)
-    ]
-    table = example_table(rows, chosen)
+        rows = rows_of(answers_to(prepared.prompts, generators, config.timeouts))
+    table = example_table([row.tokens for row in rows], [read_positions(row, config.scores) for row in rows])
     return ExampleSet(table, [[number] for number in range(len(rows))], [1.0] * len(rows))
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rlhf_dist.cluster.fleet import Fleet, FleetSize, WorkerKind
 from rlhf_dist.cluster.placement import Layout, Place, options, reserve, room, shares_cores
 from rlhf_dist.cluster.session import namespace_of
 from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import Watch
-from rlhf_dist.config import GOLD, FunctionReward, PPOConfig, Reward
+from rlhf_dist.config import PPOConfig
 from rlhf_dist.controller import Parts
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.learner.group import GroupPlace, start_group
@@ -22,14 +24,14 @@ from rlhf_dist.learner.rank import ModelSpec
 from rlhf_dist.planning.memory import ModelSize
 from rlhf_dist.planning.roles import model_folders
 from rlhf_dist.records import Prompt
-from rlhf_dist.rollout.fleet import FleetSize, RolloutFleet
+from rlhf_dist.rollout.colocation import asleep
 from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
-from rlhf_dist.rollout.worker import RolloutWorker
-from rlhf_dist.scoring.reference import ReferenceScorer
-from rlhf_dist.scoring.reward import RewardScorer
+from rlhf_dist.rollout.worker import RolloutWorker, Supply
 from rlhf_dist.scoring.reward_file import read_reward_file
 from rlhf_dist.scoring.worker import ScoringWorker
+from rlhf_dist.stages.scoring import ScorerKind, scorer_kinds
 from rlhf_dist.store.actor import Store
+from rlhf_dist.telemetry.logs import log_dir
 
 
 @dataclass(frozen=True)
@@ -64,52 +66,65 @@ def wired(config: PPOConfig, prepared: PreparedPPO, layout: Layout, run_dir: Pat
 
     watch = Watch()
     group = reserve(layout, timeout_s=config.timeouts.start)
-    (store_place,) = layout.of("store")
+    where = _Where(layout, group, run_dir)
+    kinds = scorer_kinds(config, policy=config.policy, reference=model_folders(config)["reference"][0])
     store = (
         ray.remote(Store)
-        .options(**_named(store_place, group, run_dir))
+        .options(**where.options(layout.of("store")[0]))
         .remote(
             batch_rows=config.batch_samples,
             max_staleness=config.experience.max_staleness,
             capacity_rows=config.experience.capacity_rows,
             sharers=config.rollout.workers.max,
             first_iteration=begin.iteration,
-            log_dir=str(run_dir.absolute() / "logs"),
+            scorers=tuple(kinds),
+            log_dir=where.log_dir,
         )
     )
-    rollouts = _fleet(config, prepared, layout, group, store=store, watch=watch, run_dir=run_dir)
-    scorers = _scorers(config, layout, group, run_dir)
+    rollouts = _rollouts(config, prepared, where, store, watch)
+    scorers = {role: _scorers(config, role, kind, where, store, watch) for role, kind in kinds.items()}
+    fleets = (rollouts, *scorers.values())
     try:
-        rollouts.open()
-        starting = {name: worker.start.remote() for name, worker in scorers.items()}
-        ranks = [_named(place, group, run_dir) for place in layout.of("learner")]
+        for fleet in fleets:
+            fleet.open()
+        ranks = [where.options(place) for place in layout.of("learner")]
         place = GroupPlace(config.learner, ranks, run_dir, watch, config.timeouts, config.cluster.interface)
-        specs = model_specs(config, begin)
         learner = start_group(place)
-        learner.load(specs, run_dir=run_dir, seed=config.seed)
-        watch.wait(starting, timeout_s=config.timeouts.start, doing="starting and loading its model")
-        for name, worker in scorers.items():
-            watch.add_loop(name, worker.run.remote(store))
-        rollouts.wait_for_fewest(timeout_s=config.timeouts.start)
+        learner.load(model_specs(config, begin), run_dir=run_dir, seed=config.seed)
+        for fleet in fleets:
+            fleet.wait_for_fewest(timeout_s=config.timeouts.start)
         learner.plan_weights(bucket_bytes=config.weights.bucket_mib * 2**20, wire_dtype=config.wire_dtype)
-        yield Parts(store, rollouts, scorers, learner, watch)
+        colocated = config.cluster.placement == "colocated"
+        lent = partial(asleep, rollouts, timeout_s=config.timeouts.call) if colocated else nullcontext
+        yield Parts(store, rollouts, scorers, learner, watch, lent)
     finally:
         watch.forget()
-        rollouts.close()
+        for fleet in fleets:
+            fleet.close()
         remove_placement_group(group)  # and with it everybody in it
 
 
-def _named(place: Place, group: Any, run_dir: Path) -> dict[str, Any]:
-    """Ray options of an actor in its place; its name is the run's own, also within a session that other runs share."""
-    return {"name": place.name, "namespace": namespace_of(run_dir), **options(place, group)}
+@dataclass(frozen=True)
+class _Where:
+    """Where the run's actors go, and where they write."""
+
+    layout: Layout
+    group: Any
+    run_dir: Path
+
+    @property
+    def log_dir(self) -> str:
+        return log_dir(self.run_dir)
+
+    def options(self, place: Place) -> dict[str, Any]:
+        """Ray options of an actor in its place; its name is the run's own, also within a session that other runs share."""
+        return {"name": place.name, "namespace": namespace_of(self.run_dir), **options(place, self.group)}
 
 
-def _fleet(
-    config: PPOConfig, prepared: PreparedPPO, layout: Layout, group: Any, *, store: Any, watch: Watch, run_dir: Path
-) -> RolloutFleet:
+def _rollouts(config: PPOConfig, prepared: PreparedPPO, where: _Where, store: Any, watch: Watch) -> Fleet:
     import ray
 
-    places = layout.of("rollout")
+    places = where.layout.of("rollout")
     on_gpu = places[0].gpus > 0
     spec = engine_spec(
         config.rollout,
@@ -118,88 +133,68 @@ def _fleet(
         max_sequence=config.max_sequence,
         seed=config.seed,
         on_gpu=on_gpu,
-        log_dir=str(run_dir.absolute() / "logs"),
+        log_dir=where.log_dir,
     )
     if on_gpu:
         spec.options["enable_sleep_mode"] = config.cluster.placement == "colocated"
     sampling = sampling_of(config.rollout, prepared.eos_token_ids)
+    supply = Supply(store, config.probe_tolerance, config.timeouts.publish)
     shared = {
         "max_concurrency": 3,
         "runtime_env": {"env_vars": environment(config.rollout, on_gpu=on_gpu)},
     }
-    limits = {"probe_tolerance": config.probe_tolerance, "timeout_s": config.timeouts.publish}
 
     def spawn(name: str, slot: int) -> Any:
         place = places[slot] if slot < len(places) else places[0]
-        kind = ray.remote(RolloutWorker).options(**shared, **{**_named(place, group, run_dir), "name": name})
-        return kind.remote(name, spec, sampling, seed=config.seed, **limits)
+        kind = ray.remote(RolloutWorker).options(**shared, **{**where.options(place), "name": name})
+        return kind.remote(name, spec, sampling, seed=config.seed, supply=supply)
 
-    def spare() -> int:
-        return 0 if places[0].bundle is not None else room(places[0])
+    kind = WorkerKind(
+        "rollout",
+        spawn,
+        run=lambda worker: worker.run.remote(),
+        lost=store.release.remote,
+        room=lambda: 0 if places[0].bundle is not None else room(places[0]),
+    )
+    workers = config.rollout.workers
+    return Fleet(kind, FleetSize(workers.min, workers.max, config.rollout.max_restarts), watch)
 
-    size = FleetSize(config.rollout.workers.min, config.rollout.workers.max, config.rollout.max_restarts)
-    return RolloutFleet(spawn, spare, store, watch, size)
 
-
-def _scorers(config: PPOConfig, layout: Layout, group: Any, run_dir: Path) -> dict[str, Any]:
+def _scorers(config: PPOConfig, role: str, kind: ScorerKind, where: _Where, store: Any, watch: Watch) -> Fleet:
     import ray
 
-    models, scoring = model_folders(config), config.scoring
-    shared = {"dtype": config.learner.dtype, "batch_tokens": scoring.batch_tokens}
-    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
-        "reward": (
-            RewardScorer,
-            {"rewards": rewards_of(config), "safety": config.safety, "tokenizer": config.policy, **shared},
-        ),
-        "reference": (
-            ReferenceScorer,
-            {"path": models["reference"][0], "temperature": config.rollout.temperature, **shared},
-        ),
-    }
-
+    places, scoring = where.layout.of(role), config.scoring
     # Worth a forward pass; or all there will be, where any pass would take the cores from the engine.
-    least = sys.maxsize if shares_cores(layout) else scoring.batch_tokens
+    least = sys.maxsize if shares_cores(where.layout) else scoring.batch_tokens
 
-    def make(place: Place) -> Any:
-        scorer, arguments = kinds[place.role]
+    def spawn(name: str, slot: int) -> Any:
+        place = places[slot]
         env = {} if place.gpus else environment_of(scoring.threads)
-        kind = ray.remote(ScoringWorker).options(
-            max_concurrency=2, runtime_env={"env_vars": env}, **_named(place, group, run_dir)
+        made = ray.remote(ScoringWorker).options(
+            max_concurrency=2, runtime_env={"env_vars": env}, **{**where.options(place), "name": name}
         )
-        return kind.remote(
-            place.name,
-            scorer,
-            arguments,
-            lease_tokens=(least, scoring.batch_tokens),
-            threads=scoring.threads,
-            timeout_s=config.timeouts.call,
-            log_dir=str(run_dir.absolute() / "logs"),
-        )
+        return made.remote(name, *kind, threads=scoring.threads, log_dir=where.log_dir)
 
-    return {place.name: make(place) for place in (*layout.of("reward"), *layout.of("reference"))}
+    def run(worker: Any) -> Any:
+        return worker.run.remote(store, (least, scoring.batch_tokens), config.timeouts.call)
 
-
-def rewards_of(config: PPOConfig) -> tuple[Reward, ...]:
-    """The rewards that are added up, and the gold judge as one that is only watched."""
-    if config.gold_judge is None:
-        return config.reward
-    return (*config.reward, FunctionReward(kind="function", name=GOLD, path=config.gold_judge, weight=0.0))
+    size = FleetSize(len(places), len(places), max_restarts=0)
+    return Fleet(WorkerKind(role, spawn, run=run, lost=store.release.remote), size, watch)
 
 
 def model_specs(config: PPOConfig, begin: Begin) -> dict[str, ModelSpec]:
     """What the learner trains, and from where."""
     steps = config.ppo.iterations * config.ppo.epochs * config.ppo.mini_batches
-    head = config.learner.critic == "value_head"
     policy = ModelSpec(
         begin.policy or config.policy,
         "policy",
         config.learner.policy,
         steps,
         temperature=config.rollout.temperature,
-        value_head=head,
+        value_head=config.learner.critic == "value_head",
         state=os.path.join(begin.state, "policy") if begin.state else "",
     )
-    if head:
+    if config.learner.critic != "model":
         return {"policy": policy}
     path = begin.critic or model_folders(config)["critic"][0]
     state = os.path.join(begin.state, "critic") if begin.state else ""

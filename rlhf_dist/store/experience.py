@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from rlhf_dist.errors import StoreError
 from rlhf_dist.records import PromptTask, RowKey
 from rlhf_dist.store.admission import room
-from rlhf_dist.store.schema import SCORERS
 
 ROLLOUT_WRITER = "rollout"
 
@@ -62,6 +61,7 @@ class ExperienceIndex:
         capacity_rows: int | None = None,
         sharers: int = 1,
         first_iteration: int = 0,
+        scorers: Sequence[str] = ("reward", "reference"),
     ) -> None:
         """Set the bounds.
 
@@ -71,6 +71,7 @@ class ExperienceIndex:
             capacity_rows: most rows held at once; None: what the schedule needs.
             sharers: most workers among which queued prompts are shared out.
             first_iteration: the iteration that a resumed run begins with.
+            scorers: writers that add columns after the rollout; a row is whole when all of them have.
 
         Raises:
             StoreError: the capacity is below what one batch (and its staleness) needs, which would deadlock.
@@ -87,7 +88,7 @@ class ExperienceIndex:
         self._prompts: deque[PromptTask] = deque()
         self._running: dict[RowKey, tuple[str, PromptTask]] = {}
         self._rows: dict[RowKey, _Row] = {}
-        self._scoring = {scorer: _ScoringQueue() for scorer in SCORERS}
+        self._scoring = {scorer: _ScoringQueue() for scorer in scorers}
         self._submitted: Counter[int] = Counter()
 
     def submit(self, tasks: Iterable[PromptTask]) -> None:
@@ -188,7 +189,7 @@ class ExperienceIndex:
         return 0 < self._submitted[iteration] == len(self._scored(iteration))
 
     def take(self, iteration: int) -> list[RowView]:
-        """The whole batch in canonical order, once; `consume` it when it is trained on, `give_back` when it is not.
+        """The whole batch in canonical order, once; `consume` it when it is trained on.
 
         Raises:
             StoreError: the batch is incomplete or already taken.
@@ -199,11 +200,6 @@ class ExperienceIndex:
         for key in keys:
             self._rows[key].taken = True
         return [self._view(key) for key in sorted(keys)]
-
-    def give_back(self, iteration: int) -> None:
-        """Return a taken batch to the pool, because its consumer died."""
-        for key in self._scored(iteration):
-            self._rows[key].taken = False
 
     def consume(self, iteration: int) -> None:
         """Forget a trained batch; its blocks are freed with the last reference.
@@ -276,7 +272,7 @@ class ExperienceIndex:
         return [
             key
             for key, row in self._rows.items()
-            if key.iteration == iteration and all(scorer in row.slices for scorer in SCORERS)
+            if key.iteration == iteration and all(scorer in row.slices for scorer in self._scoring)
         ]
 
     def _view(self, key: RowKey) -> RowView:

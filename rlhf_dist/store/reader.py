@@ -8,24 +8,22 @@ from typing import Any
 import pyarrow as pa
 
 from rlhf_dist.store.experience import RowView
-from rlhf_dist.store.schema import EXPERIENCE
+from rlhf_dist.store.schema import EXPERIENCE, writer_of
 
 
 def read_batch(views: Sequence[RowView], blocks: dict[Any, pa.RecordBatch]) -> pa.RecordBatch:
-    """Assemble rows, in their order.
+    """Assemble rows, in their order, with the columns of every writer that they have.
 
     Args:
-        views: rows of the store.
+        views: rows of the store, at least one.
         blocks: handle to Arrow batch, for every block that the rows lie in.
     """
+    fields = [field for field in EXPERIENCE if writer_of(field) in views[0].slices]
     columns = []
-    for field in EXPERIENCE:
-        writer = field.metadata[b"writer"].decode()
-        cells = [
-            blocks[view.slices[writer].block].column(field.name).slice(view.slices[writer].row, 1) for view in views
-        ]
-        columns.append(pa.concat_arrays(cells))
-    return pa.RecordBatch.from_arrays(columns, schema=EXPERIENCE)
+    for field in fields:
+        parts = [view.slices[writer_of(field)] for view in views]
+        columns.append(pa.concat_arrays([blocks[part.block].column(field.name).slice(part.row, 1) for part in parts]))
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields, metadata=EXPERIENCE.metadata))
 
 
 def blocks_of(views: Sequence[RowView]) -> list[Any]:

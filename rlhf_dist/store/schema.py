@@ -6,13 +6,11 @@ experience can be replayed under another algorithm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pyarrow as pa
 
-from rlhf_dist.records import RowKey, Sample
+from rlhf_dist.records import RowKey
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def _field(name: str, kind: pa.DataType, *, writer: str, unit: str, meaning: str) -> pa.Field:
@@ -23,17 +21,36 @@ _FIELDS = [
     _field("iteration", pa.int64(), writer="rollout", unit="count", meaning="iteration that asked for the sample"),
     _field("prompt_id", pa.int64(), writer="rollout", unit="index", meaning="position of the prompt in the data set"),
     _field("sample_index", pa.int32(), writer="rollout", unit="index", meaning="which answer to this prompt"),
-    _field("policy_version", pa.int64(), writer="rollout", unit="version", meaning="weights that generated the answer"),
-    _field("prompt_tokens", pa.list_(pa.int32()), writer="rollout", unit="token id", meaning="the prompt"),
     _field(
-        "response_tokens", pa.list_(pa.int32()), writer="rollout", unit="token id", meaning="the answer, end token in"
+        "tokens", pa.list_(pa.int32()), writer="rollout", unit="token id", meaning="prompt and answer, end token in"
+    ),
+    _field(
+        "sampled",
+        pa.list_(pa.bool_()),
+        writer="rollout",
+        unit="",
+        meaning="of each token, whether the policy sampled it",
+    ),
+    _field(
+        "weight_versions",
+        pa.list_(pa.struct([pa.field("version", pa.int64(), False), pa.field("tokens", pa.int32(), False)])),
+        writer="rollout",
+        unit="version",
+        meaning="weights that sampled the tokens: spans of the sampled tokens, in order",
     ),
     _field(
         "rollout_log_probs",
         pa.list_(pa.float32()),
         writer="rollout",
         unit="nat",
-        meaning="log-probability of each response token under the sampling distribution",
+        meaning="log-probability of each sampled token under the sampling distribution",
+    ),
+    _field(
+        "rewards",
+        pa.list_(pa.struct([pa.field("position", pa.int32(), False), pa.field("reward", pa.float32(), False)])),
+        writer="rollout",
+        unit="reward",
+        meaning="rewards received at positions of the row while it was sampled, beside the score of the whole",
     ),
     _field("finish_reason", pa.string(), writer="rollout", unit="", meaning="stop, or length when cut"),
     _field(
@@ -51,39 +68,27 @@ _FIELDS = [
         pa.list_(pa.float32()),
         writer="reference",
         unit="nat",
-        meaning="log-probability of each response token under the reference policy at the same temperature",
+        meaning="log-probability of each sampled token under the reference policy at the same temperature",
     ),
 ]
 
 EXPERIENCE = pa.schema(_FIELDS, metadata={"schema": "rlhf_dist.experience", "version": str(SCHEMA_VERSION)})
 """Every column of a scored row."""
 
-SCORERS = ("reward", "reference")
-"""Writers that add a column to rows after the rollout."""
+
+def writer_of(field: pa.Field) -> str:
+    """Who writes a column of `EXPERIENCE`."""
+    name: str = field.metadata[b"writer"].decode()
+    return name
 
 
 def written_by(writer: str) -> pa.Schema:
     """The columns that one writer adds."""
-    fields = [field for field in EXPERIENCE if field.metadata[b"writer"].decode() == writer]
+    fields = [field for field in EXPERIENCE if writer_of(field) == writer]
     return pa.schema(fields, metadata=EXPERIENCE.metadata)
 
 
 ROLLOUT = written_by("rollout")
-
-
-def rollout_batch(samples: Sequence[Sample]) -> pa.RecordBatch:
-    """Finished samples as rows of the rollout's columns."""
-    columns = {
-        "iteration": [sample.key.iteration for sample in samples],
-        "prompt_id": [sample.key.prompt_id for sample in samples],
-        "sample_index": [sample.key.sample_index for sample in samples],
-        "policy_version": [sample.policy_version for sample in samples],
-        "prompt_tokens": [sample.prompt_tokens for sample in samples],
-        "response_tokens": [sample.response_tokens for sample in samples],
-        "rollout_log_probs": [sample.log_probs for sample in samples],
-        "finish_reason": [sample.finish_reason for sample in samples],
-    }
-    return pa.RecordBatch.from_pydict(columns, schema=ROLLOUT)
 
 
 def keys_of(batch: pa.RecordBatch) -> list[RowKey]:
@@ -93,7 +98,6 @@ def keys_of(batch: pa.RecordBatch) -> list[RowKey]:
 
 
 def lengths_of(batch: pa.RecordBatch) -> list[int]:
-    """Prompt plus response tokens of each row."""
-    prompts = batch.column("prompt_tokens").value_lengths().to_pylist()
-    responses = batch.column("response_tokens").value_lengths().to_pylist()
-    return [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    """Tokens of each row, prompt and answer together."""
+    lengths: list[int] = batch.column("tokens").value_lengths().to_pylist()
+    return lengths

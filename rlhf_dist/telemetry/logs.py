@@ -46,6 +46,11 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+def log_dir(run: Path) -> str:
+    """Where the actors of a run write their logs."""
+    return str(run.absolute() / "logs")
+
+
 def to_file(folder: str, actor: str) -> None:
     """From now on, write this process's log to `<folder>/<actor>.jsonl`: ours from INFO on, others' from WARNING on.
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from rlhf_dist.store.row import rows_of
 
 
 def batch_metrics(batch: pa.RecordBatch) -> dict[str, float]:
     """Lengths, scores and end reasons of a scored batch (`store.schema.EXPERIENCE`)."""
-    responses = pc.list_value_length(batch.column("response_tokens")).to_numpy()
-    prompts = pc.list_value_length(batch.column("prompt_tokens")).to_numpy()
+    rows = rows_of(batch)
+    responses = np.array([row.sampled.sum() for row in rows])
+    prompts = np.array([len(row.prompt) for row in rows])
     scores = batch.column("score").to_numpy()
-    staleness = batch.column("iteration").to_numpy() - batch.column("policy_version").to_numpy()
+    oldest = np.array([min(version for version, _ in row.versions) for row in rows])
+    staleness = batch.column("iteration").to_numpy() - oldest
     cut = np.asarray(batch.column("finish_reason").to_pylist()) == "length"
     return {
         **_spread("response_length", responses),
@@ -25,7 +29,7 @@ def batch_metrics(batch: pa.RecordBatch) -> dict[str, float]:
         **_parts(batch),
         **_spread("training/off_policy/trajectory_staleness", staleness),
         "perf/num_samples": float(batch.num_rows),
-        "perf/total_num_tokens": float(responses.sum() + prompts.sum()),
+        "perf/total_num_tokens": float(sum(len(row.tokens) for row in rows)),
     }
 
 
@@ -44,4 +48,29 @@ def _spread(name: str, values: np.ndarray[Any, Any]) -> dict[str, float]:
         f"{name}/mean": float(values.mean()),
         f"{name}/max": float(values.max()),
         f"{name}/min": float(values.min()),
+    }
+
+
+def iteration_metrics(
+    stats: Mapping[str, float], batch: Mapping[str, float], facts: Mapping[str, float], times: Mapping[str, float]
+) -> dict[str, float]:
+    """Everything that one iteration says.
+
+    Args:
+        stats: of the learner's update.
+        batch: `batch_metrics`.
+        facts: of workers, weights and coefficients.
+        times: seconds of each phase of the controller (`Timer.metrics`); `timing_s/experience` is told apart here.
+    """
+    gathering = times["timing_s/experience"]
+    return {
+        **stats,
+        **batch,
+        **facts,
+        "critic/rewards/mean": stats["objective/rlhf_reward"],
+        # What scoring added after the last sample was there: the part that did not overlap with generation.
+        "timing_s/score_wait": max(0.0, gathering - facts["timing_s/gen"] - facts["timing_s/pull_weights"]),
+        **{name: seconds for name, seconds in times.items() if name != "timing_s/experience"},
+        "perf/throughput": batch["perf/total_num_tokens"] / times["timing_s/step"],
+        "perf/samples_per_second": batch["perf/num_samples"] / times["timing_s/step"],
     }

@@ -22,9 +22,9 @@ def test_k3_is_never_negative(a: float, b: float) -> None:
     assert value == pytest.approx(math.exp(b - a) - 1 - (b - a), abs=1e-9)
 
 
-def test_shaped_rewards_put_the_score_on_the_last_token_of_each_sequence() -> None:
+def test_shaped_rewards_take_the_kl_penalty_off_every_token() -> None:
     kl = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])
-    rewards = shaped_rewards(torch.tensor([10.0, 20.0]), kl, torch.tensor([2, 3]), coefficient=0.5)
+    rewards = shaped_rewards(torch.tensor([0.0, 10.0, 0.0, 0.0, 20.0]), kl, coefficient=0.5)
     torch.testing.assert_close(rewards, torch.tensor([-0.05, 9.9, -0.15, -0.2, 19.75]))
 
 

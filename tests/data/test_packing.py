@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_dist.data.packing import balance, pack_rows, plan_micro_batches
+from rlhf_dist.data.packing import Budget, balance, compute_cost, pack_rows, plan_micro_batches
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 
@@ -10,7 +10,7 @@ LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 def test_a_plan_holds_each_sequence_once_within_bounds_and_equally_often_on_each_rank(
     lengths: list[int], ranks: int, budget: int, row_tokens: int
 ) -> None:
-    plans = plan_micro_batches(lengths, ranks=ranks, micro_batch_tokens=budget, row_tokens=row_tokens, hidden=64)
+    plans = plan_micro_batches(lengths, Budget(ranks, budget, row_tokens, hidden=64))
     found = [index for micros in plans for micro in micros for row in micro for index in row]
     assert sorted(found) == list(range(len(lengths)))
     assert len({len(micros) for micros in plans}) == 1
@@ -24,9 +24,19 @@ def test_a_plan_holds_each_sequence_once_within_bounds_and_equally_often_on_each
 
 @given(LENGTHS, st.integers(1, 5))
 def test_balance_is_within_one_sequence_of_even(lengths: list[int], parts: int) -> None:
-    groups = balance(lengths, parts=parts, width=64)
-    costs = [sum(lengths[i] * (1 + lengths[i] / 768) for i in group) for group in groups]
-    assert max(costs) - min(costs) <= max(n * (1 + n / 768) for n in lengths) + 1e-9
+    costs = [compute_cost(n, width=64) for n in lengths]
+    assert costs[0] == lengths[0] * (1 + lengths[0] / 768)
+    sums = [sum(costs[i] for i in group) for group in balance(costs, parts=parts)]
+    assert max(sums) - min(sums) <= max(costs) + 1e-9
+
+
+@given(LENGTHS, st.integers(1, 4), st.integers(1, 5))
+def test_sequences_of_a_unit_come_to_one_rank(lengths: list[int], ranks: int, size: int) -> None:
+    units = [[*range(start, min(start + size, len(lengths)))] for start in range(0, len(lengths), size)]
+    plans = plan_micro_batches(lengths, Budget(ranks, 80, 0, hidden=64), units=units)
+    rank_of = {i: rank for rank, micros in enumerate(plans) for micro in micros for row in micro for i in row}
+    assert sorted(rank_of) == list(range(len(lengths)))
+    assert all(len({rank_of[i] for i in unit}) == 1 for unit in units)
 
 
 @given(LENGTHS)

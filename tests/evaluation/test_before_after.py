@@ -1,7 +1,8 @@
 import pyarrow as pa
 
 from rlhf_dist.evaluation.before_after import compare
-from rlhf_dist.records import Prompt
+from rlhf_dist.records import Prompt, RowKey, Sample
+from rlhf_dist.store.row import rollout_batch
 
 
 class Letters:
@@ -10,7 +11,8 @@ class Letters:
 
 
 def answers(*texts: str) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pydict({"response_tokens": [[ord(c) - 97 for c in text] for text in texts]})
+    tokens = [tuple(ord(c) - 97 for c in text) for text in texts]
+    return rollout_batch([Sample(RowKey(-1, n, 0), (0,), t, (0.0,) * len(t), "stop", ()) for n, t in enumerate(tokens)])
 
 
 PROMPTS = [Prompt(i, (1,), f"p{i}") for i in range(4)]

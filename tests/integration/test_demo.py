@@ -27,7 +27,7 @@ PARTS = {
     "task.comments": 64,
     "model": "{hidden: 64, layers: 2, heads: 2, positions: 128}",
     "sft.epochs": 1,
-    "judge.epochs": 1,
+    "comment_judge.epochs": 1,
     "reward_model.epochs": 1,
     "reward_model.normalise_on": 16,
     "reward_model.heads": 2,

@@ -22,7 +22,7 @@ from rlhf_dist.records import PromptTask, RowKey, Sample
 from rlhf_dist.scoring.reward import RewardScorer
 from rlhf_dist.scoring.worker import ScoringWorker
 from rlhf_dist.store.actor import Store
-from rlhf_dist.store.schema import rollout_batch
+from rlhf_dist.store.row import rollout_batch
 from tests.runs import Folders, log_lines, metrics, train
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -47,13 +47,12 @@ def test_a_reward_that_is_nan_is_refused_and_names_the_sample(folders: Folders, 
         "batch_tokens": 512,
     }
     made = ray.remote(ScoringWorker).options(max_concurrency=2)
-    limits = {"lease_tokens": (0, 512), "threads": 1, "timeout_s": 60, "log_dir": str(tmp_path / "logs")}
-    worker = made.remote("reward-0", RewardScorer, arguments, **limits)
+    worker = made.remote("reward-0", RewardScorer, arguments, threads=1, log_dir=str(tmp_path / "logs"))
     task, tokens = PromptTask(0, 7, (3, 4, 5), 1), (6, 7)
-    sample = Sample(RowKey(0, 7, 0), task.tokens, tokens, (-1.0, -1.0), "stop", 0)
+    sample = Sample(RowKey(0, 7, 0), task.tokens, tokens, (-1.0, -1.0), "stop", ((0, 2),))
     watch = Watch()
     watch.one("reward-0", worker.start.remote(), timeout_s=120, doing="starting")
-    watch.add_loop("reward-0", worker.run.remote(store))
+    watch.add_loop("reward-0", worker.run.remote(store, (0, 512), 60))
     ray.get([store.submit.remote([task]), store.publish.remote(0, [], 0, None)])
     assert ray.get(store.next_prompts.remote("rollout-0", 4, 60)) == [task]
     ray.get(store.append.remote("rollout-0", rollout_batch([sample])))

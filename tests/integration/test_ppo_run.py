@@ -88,10 +88,11 @@ def test_experience_is_whole_in_canonical_order_and_typed(plain: Path) -> None:
         assert table.schema.equals(EXPERIENCE, check_metadata=True)
         keys = list(zip(table["prompt_id"].to_pylist(), table["sample_index"].to_pylist(), strict=True))
         assert keys == sorted(set(keys))
-        assert set(table["policy_version"].to_pylist()) == {iteration}
+        assert {span["version"] for spans in table["weight_versions"].to_pylist() for span in spans} == {iteration}
         for column in ("rollout_log_probs", "ref_log_probs"):
-            lengths = table["response_tokens"].combine_chunks().value_lengths()
-            assert table[column].combine_chunks().value_lengths().equals(lengths)
+            assert [len(values) for values in table[column].to_pylist()] == [
+                sum(s) for s in table["sampled"].to_pylist()
+            ]
 
 
 def test_final_policy_differs_from_the_start_and_loads_in_transformers(plain: Path, folders: Folders) -> None:
@@ -187,7 +188,7 @@ def test_two_workers_give_the_samples_of_one_though_one_is_killed_and_replaced(
     threading.Thread(target=kill_one_when_it_generates, daemon=True).start()
     train(folders.config(rollout={"workers": 2}), run)
     assert killed
-    columns = ["prompt_id", "sample_index", "response_tokens"]
+    columns = ["prompt_id", "sample_index", "tokens", "sampled"]
     for calm, disturbed in zip(experience(plain), experience(run), strict=True):
         assert disturbed.select(columns).equals(calm.select(columns))
     assert json.loads((run / "summary.json").read_text())["restarts"] == 1

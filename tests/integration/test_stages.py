@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf_dist.checkpoint import verify
 from rlhf_dist.config import DPOConfig, Job, ModelReward, RewardConfig, SFTConfig
+from rlhf_dist.data.prompts import answer_tokens
 from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.models import load_policy
 from rlhf_dist.run_folder.console import Console
@@ -21,6 +22,7 @@ from rlhf_dist.scoring.answers import Answers
 from rlhf_dist.scoring.reward_file import read_reward_file
 from rlhf_dist.scoring.reward_models import LearnedReward
 from rlhf_dist.stages import dpo, reward, sft
+from rlhf_dist.store.row import single_turn
 from rlhf_dist.tasks.helpdesk import build_tokenizer, gold_score, preferences, ratings
 from tests.runs import Folders
 
@@ -178,12 +180,8 @@ def test_one_reward_model_learns_from_every_kind_of_feedback(
 
 
 def _scores(learnt: LearnedReward, tokenizer: Any, rows: list[tuple[str, str]]) -> list[float]:
-    prompts = [np.array(tokenizer(prompt)["input_ids"], dtype=np.int32) for prompt, _ in rows]
-    answers = [
-        np.array([*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id], dtype=np.int32)
-        for _, answer in rows
-    ]
-    return learnt.score(Answers(prompts, answers, tokenizer))["reward"]
+    tokens = [single_turn(tokenizer(prompt)["input_ids"], answer_tokens(answer, tokenizer)) for prompt, answer in rows]
+    return learnt.score(Answers(tokens, tokenizer))["reward"]
 
 
 def test_direct_preference_optimisation_makes_the_preferred_answer_likelier(folders: Folders, tmp_path: Path) -> None:

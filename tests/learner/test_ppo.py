@@ -1,5 +1,6 @@
-"""The PPO update on real torch modules with a plain optimiser in DeepSpeed's place."""
+"""The PPO update on real torch modules with a plain optimiser in DeepSpeed's place, against PPO written out plainly."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rlhf_dist.algorithms.advantages import gae
+from rlhf_dist.algorithms.estimators import GAE, LeaveOneOut
+from rlhf_dist.algorithms.surrogates import Clip
 from rlhf_dist.config import PPO
-from rlhf_dist.data.packing import plan_micro_batches
-from rlhf_dist.learner.ppo import Models, update
+from rlhf_dist.data.packing import Budget, MicroBatch, plan_micro_batches
+from rlhf_dist.learner.ppo import Method, Models, PackedExperience, Ranks, update
 from rlhf_dist.learner.rows import RankRows, to_experience
-from rlhf_dist.models import PolicyModel, ValueModel, response_positions
+from rlhf_dist.models import PolicyModel, ValueModel
+from rlhf_dist.store.row import single_turn
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 61,
@@ -23,6 +27,8 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+KL_COEF, CLIP, LAM = 0.1, 0.02, 0.9
+METHOD = Method(GAE(1.0, LAM), Clip(CLIP))
 
 
 class PlainTrained:
@@ -47,65 +53,200 @@ class PlainTrained:
         return {"grad_norm": float(norm), "lr": 0.05}
 
 
-def models(*, value_head: bool = False) -> Models:
+def models(critic: str = "model") -> Models:
     torch.manual_seed(0)
-    policy = PolicyModel(LlamaForCausalLM(LlamaConfig(**SHAPE)), value_head=value_head)
-    critic = ValueModel(LlamaForSequenceClassification(LlamaConfig(**SHAPE, num_labels=1, pad_token_id=0)))
-    return Models(PlainTrained(policy), None if value_head else PlainTrained(critic))
+    policy = PolicyModel(LlamaForCausalLM(LlamaConfig(**SHAPE)), value_head=critic == "value_head")
+    if policy.value_head is not None:
+        torch.nn.init.normal_(policy.value_head.weight, std=0.3)
+    value = ValueModel(LlamaForSequenceClassification(LlamaConfig(**SHAPE, num_labels=1, pad_token_id=0)))
+    return Models(PlainTrained(policy), PlainTrained(value) if critic == "model" else None)
 
 
 def data(count: int = 8) -> RankRows:
     rng = np.random.default_rng(0)
-    answers = [int(rng.integers(2, 12)) for _ in range(count)]
+    rows = [
+        single_turn(rng.integers(1, 61, size=4), rng.integers(1, 61, size=rng.integers(2, 12))) for _ in range(count)
+    ]
+    lengths = [int(row.sampled.sum()) for row in rows]
     return RankRows(
-        [rng.integers(1, 61, size=4 + n).astype(np.int32) for n in answers],
-        [response_positions(4, n) for n in answers],
-        rng.normal(size=count).astype(np.float32),
-        [rng.normal(-4, 0.1, size=n).astype(np.float32) for n in answers],
-        [rng.normal(-4, 0.1, size=n).astype(np.float32) for n in answers],
+        rows,
+        [row.token_rewards(score) for row, score in zip(rows, rng.normal(size=count), strict=True)],
+        [rng.normal(-4, 0.1, size=n).astype(np.float32) for n in lengths],
+        [rng.normal(-4, 0.1, size=n).astype(np.float32) for n in lengths],
+        np.arange(count) // 2,
     )
+
+
+def micro_batches(lengths: list[int], tokens: int, row_tokens: int = 0) -> list[MicroBatch]:
+    (micros,) = plan_micro_batches(lengths, Budget(1, tokens, row_tokens, hidden=32))
+    return micros
+
+
+def packed(rows: RankRows, tokens: int, row_tokens: int = 0, minis: int = 1) -> list[list[PackedExperience]]:
+    """Mini-batches of neighbouring rows."""
+    found = []
+    for part in np.array_split(np.arange(len(rows.rows)), minis):
+        micros = micro_batches([len(rows.rows[i].tokens) for i in part], tokens, row_tokens)
+        chosen = [[[int(part[i]) for i in row] for row in micro] for micro in micros]
+        found.append([to_experience(rows, micro, torch.device("cpu")) for micro in chosen])
+    return found
 
 
 def run(
-    settings: PPO, *, budget: int, row_tokens: int, reuse: bool = False, **options: Any
+    settings: PPO,
+    *,
+    tokens: int,
+    row_tokens: int = 0,
+    reuse: bool = False,
+    critic: str = "model",
+    method: Method = METHOD,
 ) -> tuple[Models, dict[str, float]]:
-    rows = data()
-    lengths = [len(x) for x in rows.sequences]
-    (micros,) = plan_micro_batches(lengths, ranks=1, micro_batch_tokens=budget, row_tokens=row_tokens, hidden=32)
-    mini = [to_experience(rows, micro, torch.device("cpu")) for micro in micros]
-    trained = models(**options)
-    facts = update(
-        trained, [mini], settings, kl_coef=0.1, reuse_rollout_log_probs=reuse, ranks=1, reduce=lambda vector: vector
-    )
+    trained = models(critic)
+    batch = packed(data(), tokens, row_tokens)
+    facts = update(trained, batch, method, settings, kl_coef=KL_COEF, reuse_rollout_log_probs=reuse, ranks=Ranks())
     return trained, facts
 
 
-@pytest.mark.parametrize(("budget", "row_tokens"), [(16, 0), (40, 0), (64, 32), (10_000, 48)])
-@pytest.mark.parametrize("value_head", [False, True])
-def test_the_update_does_not_depend_on_micro_batches_or_packing(budget: int, row_tokens: int, value_head: bool) -> None:
+def plain_outputs(trained: Models, tokens: np.ndarray, prompt: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probs, entropies and values of one row's answer, by the models' own layers."""
+    ids = torch.tensor(tokens[None].astype(np.int64))
+    policy = trained.policy.module
+    hidden = policy.lm.model(input_ids=ids).last_hidden_state[0, prompt - 1 : -1]
+    every = torch.log_softmax(hidden @ policy.lm.lm_head.weight.T, -1)
+    log_probs, entropy = every.gather(1, ids[0, prompt:, None])[:, 0], -(every.exp() * every).sum(-1)
+    if trained.critic is None:
+        return log_probs, entropy, hidden @ policy.value_head.weight[0]
+    classifier = trained.critic.module.classifier
+    states = classifier.model(input_ids=ids).last_hidden_state[0, prompt - 1 : -1]
+    return log_probs, entropy, states @ classifier.score.weight[0]
+
+
+def plain_ppo(trained: Models, rows: RankRows, minis: list[list[int]], settings: PPO) -> dict[str, float]:
+    """PPO as the papers write it, one row after the other, without packing, sums or reuse of anything of ours."""
+    everything = [index for mini in minis for index in mini]
+    outputs = {i: plain_outputs(trained, rows.rows[i].tokens, 4) for i in everything}
+    old, values = ({i: out[part].detach() for i, out in outputs.items()} for part in (0, 2))
+    raw, targets = {}, {}
+    for i in everything:
+        reward = torch.tensor(rows.rewards[i]) - KL_COEF * (old[i] - torch.tensor(rows.ref_log_probs[i]))
+        advantage, after, found = 0.0, 0.0, []
+        for t in reversed(range(len(reward))):
+            advantage = float(reward[t]) + after - float(values[i][t]) + LAM * advantage
+            after = float(values[i][t])
+            found.append(advantage)
+        raw[i] = torch.tensor(found[::-1])
+        targets[i] = raw[i] + values[i]
+    every = torch.cat([raw[i] for i in everything])
+    seen: dict[str, list[torch.Tensor]] = {"pg": [], "entropy": [], "vf": [], "clipped": []}
+    for _ in range(settings.epochs):
+        for mini in minis:
+            loss, count = torch.zeros(()), sum(len(raw[i]) for i in mini)
+            for i in mini:
+                new, entropy, value = plain_outputs(trained, rows.rows[i].tokens, 4)
+                advantages = (raw[i] - every.mean()) / every.std(unbiased=False)
+                ratio = (new - old[i]).exp()
+                pg = -torch.min(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
+                near = values[i] + (value - values[i]).clamp(-settings.clip_value, settings.clip_value)
+                vf = 0.5 * torch.max((value - targets[i]) ** 2, (near - targets[i]) ** 2)
+                weight = (
+                    settings.value_coef if trained.critic is None else 1.0
+                )  # a critic of its own has its own optimiser
+                loss = loss + (pg - settings.entropy_coef * entropy + weight * vf).sum() / count
+                for name, each in (("pg", pg), ("entropy", entropy), ("vf", vf), ("clipped", pg > -ratio * advantages)):
+                    seen[name].append(each.detach().float())
+            loss.backward()
+            for model in filter(None, (trained.policy, trained.critic)):
+                model.step()
+    error, total = (
+        torch.cat([x[i] for i in everything]) for x in ({i: targets[i] - values[i] for i in everything}, targets)
+    )
+    return {
+        "actor/pg_loss": float(torch.cat(seen["pg"]).mean()),
+        "actor/entropy": float(torch.cat(seen["entropy"]).mean()),
+        "actor/pg_clipfrac": float(torch.cat(seen["clipped"]).mean()),
+        "critic/vf_loss": float(torch.cat(seen["vf"]).mean()),
+        "critic/vf_explained_var": 1 - float(error.var(unbiased=False) / total.var(unbiased=False)),
+        "objective/entropy": -float(sum(old[i].sum() for i in everything)) / len(everything),
+    }
+
+
+@pytest.mark.parametrize("critic", ["model", "value_head"])
+def test_the_update_is_ppo_written_out_plainly(critic: str) -> None:
+    settings = PPO(epochs=2, mini_batches=2, entropy_coef=0.3, value_coef=0.7, clip_value=0.05)
+    rows, ours, plain = data(), models(critic), models(critic)
+    facts = update(
+        ours,
+        packed(rows, 40, 30, minis=2),
+        METHOD,
+        settings,
+        kl_coef=KL_COEF,
+        reuse_rollout_log_probs=False,
+        ranks=Ranks(),
+    )
+    expected = plain_ppo(plain, rows, [[0, 1, 2, 3], [4, 5, 6, 7]], settings)
+    assert 0 < facts["actor/pg_clipfrac"] < 1
+    assert {name: facts[name] for name in expected} == pytest.approx(expected, abs=2e-5)
+    for one, other in ((ours.policy, plain.policy), (ours.critic, plain.critic)):
+        if one is not None:
+            for (name, a), b in zip(one.module.named_parameters(), other.module.parameters(), strict=True):
+                torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(("tokens", "row_tokens"), [(16, 0), (40, 0), (64, 32), (10_000, 48)])
+@pytest.mark.parametrize("critic", ["model", "value_head"])
+def test_the_update_does_not_depend_on_micro_batches_or_packing(tokens: int, row_tokens: int, critic: str) -> None:
     settings = PPO(epochs=2, entropy_coef=0.01)
-    one, one_facts = run(settings, budget=10_000, row_tokens=0, value_head=value_head)
-    other, other_facts = run(settings, budget=budget, row_tokens=row_tokens, value_head=value_head)
+    one, one_facts = run(settings, tokens=10_000, critic=critic)
+    other, other_facts = run(settings, tokens=tokens, row_tokens=row_tokens, critic=critic)
     for a, b in zip(one.policy.module.parameters(), other.policy.module.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
-    assert other_facts == pytest.approx(one_facts, abs=1e-4)
+    counted = {"actor/pg_clipfrac", "critic/vf_clipfrac"}  # a token on the bound may fall to either side
+    assert other_facts.keys() == one_facts.keys()
+    for name in one_facts.keys() - counted:
+        assert other_facts[name] == pytest.approx(one_facts[name], abs=1e-4), name
+
+
+def test_a_method_without_values_needs_no_critic_and_finds_its_groups_across_micro_batches() -> None:
+    rows, trained = data(), models("none")
+    batch = packed(rows, 16)
+    assert len(batch[0]) > 1
+    facts = update(
+        trained,
+        batch,
+        Method(LeaveOneOut(), Clip(CLIP)),
+        PPO(whiten_advantages=False),
+        kl_coef=KL_COEF,
+        reuse_rollout_log_probs=True,
+        ranks=Ranks(),
+    )
+    totals = [
+        float((reward - KL_COEF * (own - ref)).sum())
+        for reward, own, ref in zip(rows.rewards, rows.rollout_log_probs, rows.ref_log_probs, strict=True)
+    ]
+    found = {
+        int(group): sorted(part.tolist())
+        for micro in batch[0]
+        for group in micro.groups.unique()
+        for part in [
+            torch.cat([m.advantages[torch.repeat_interleave(m.groups == group, m.lengths)] for m in batch[0]]).unique()
+        ]
+    }
+    for group in range(4):
+        first, second = totals[2 * group : 2 * group + 2]
+        assert found[group] == pytest.approx(sorted([first - second, second - first]), abs=1e-5)
+    assert not [name for name in facts if name.startswith("critic/")]
+    assert math.isfinite(facts["actor/grad_norm"])
 
 
 def test_advantages_returns_and_kl_are_those_of_the_formulas_on_the_whole_batch() -> None:
-    settings = PPO(whiten_advantages=True, gae_lambda=0.9)
     rows = data()
-    lengths = [len(x) for x in rows.sequences]
-    (micros,) = plan_micro_batches(lengths, ranks=1, micro_batch_tokens=40, row_tokens=0, hidden=32)
-    mini = [to_experience(rows, micro, torch.device("cpu")) for micro in micros]
+    (mini,) = packed(rows, 40)
     trained = models()
-    facts = update(trained, [mini], settings, kl_coef=0.1, reuse_rollout_log_probs=True, ranks=1, reduce=lambda v: v)
+    facts = update(trained, [mini], METHOD, PPO(), kl_coef=KL_COEF, reuse_rollout_log_probs=True, ranks=Ranks())
     raw = []
     for micro in mini:
-        kl = micro.rollout_log_probs - micro.ref_log_probs
-        rewards = -0.1 * kl
-        ends = micro.lengths.cumsum(0) - 1
-        rewards[ends] += micro.scores
-        advantages, returns = gae(rewards, micro.values, micro.lengths, gamma=1.0, lam=0.9)
+        rewards = micro.rewards - KL_COEF * (micro.rollout_log_probs - micro.ref_log_probs)
+        advantages, returns = gae(rewards, micro.values, micro.lengths, gamma=1.0, lam=LAM)
         torch.testing.assert_close(micro.returns, returns)
         raw.append(advantages)
     whole = torch.cat(raw)
@@ -113,27 +254,27 @@ def test_advantages_returns_and_kl_are_those_of_the_formulas_on_the_whole_batch(
     torch.testing.assert_close(torch.cat([micro.advantages for micro in mini]), expected, atol=1e-4, rtol=1e-4)
     kl_sum = sum(float((a - b).sum()) for a, b in zip(rows.rollout_log_probs, rows.ref_log_probs, strict=True))
     assert facts["objective/kl"] == pytest.approx(kl_sum / 8, abs=1e-4)
-    assert facts["objective/scores"] == pytest.approx(float(rows.scores.mean()), abs=1e-5)
+    assert facts["objective/scores"] == pytest.approx(sum(float(r.sum()) for r in rows.rewards) / 8, abs=1e-5)
     assert facts["actor/ppo_kl"] == 0.0, "the ratio is one by construction in a single step"
 
 
 def test_epochs_stop_early_once_the_policy_has_moved_too_far() -> None:
-    _, free = run(PPO(epochs=6), budget=10_000, row_tokens=0)
-    _, bounded = run(PPO(epochs=6, max_policy_kl=1e-9), budget=10_000, row_tokens=0)
+    _, free = run(PPO(epochs=6), tokens=10_000)
+    _, bounded = run(PPO(epochs=6, max_policy_kl=1e-9), tokens=10_000)
     assert free["actor/epochs"] == 6
     assert bounded["actor/epochs"] == 2
 
 
 def test_good_answers_become_likelier_and_bad_ones_less_likely() -> None:
     rows = data()
-    rows.scores[:] = [1, -1, 1, -1, 1, -1, 1, -1]
-    micro = [[[i] for i in range(8)]]
-    before = to_experience(rows, micro[0], torch.device("cpu"))
+    scores = [1.0, -1.0] * 4
+    rows.rewards[:] = [row.token_rewards(score) for row, score in zip(rows.rows, scores, strict=True)]
+    before = to_experience(rows, [[i] for i in range(8)], torch.device("cpu"))
     trained = models()
     with torch.no_grad():
         old = trained.policy(before.packed)[0]
-    update(trained, [[before]], PPO(), kl_coef=0.0, reuse_rollout_log_probs=True, ranks=1, reduce=lambda v: v)
+    update(trained, [[before]], METHOD, PPO(), kl_coef=0.0, reuse_rollout_log_probs=True, ranks=Ranks())
     with torch.no_grad():
         moved = trained.policy(before.packed)[0] - old
-    sign = torch.repeat_interleave(torch.tensor(rows.scores), before.lengths)
+    sign = torch.repeat_interleave(torch.tensor(scores), before.lengths)
     assert float((moved * sign).sum()) > 0

@@ -17,13 +17,15 @@ SCORES = [0.5, -1.0, 2.0, 0.0]
 def run(tmp_path: Path) -> Path:
     tokenizer = build_tokenizer()
     answer = tokenizer("Please help", add_special_tokens=False)["input_ids"]
+    prompt = tokenizer("Customer: Hi")["input_ids"]
     columns = {
         "iteration": [7] * 4,
         "prompt_id": [0, 1, 2, 3],
         "sample_index": [0] * 4,
-        "policy_version": [7] * 4,
-        "prompt_tokens": [tokenizer("Customer: Hi")["input_ids"]] * 4,
-        "response_tokens": [answer] * 4,
+        "tokens": [prompt + answer] * 4,
+        "sampled": [[False] * len(prompt) + [True] * len(answer)] * 4,
+        "weight_versions": [[{"version": 6, "tokens": 1}, {"version": 7, "tokens": len(answer) - 1}]] * 4,
+        "rewards": [[]] * 4,
         "rollout_log_probs": [[-1.0] * len(answer)] * 4,
         "finish_reason": ["stop"] * 4,
         "score": SCORES,
@@ -49,10 +51,21 @@ def test_worst_come_from_the_bottom_and_best_from_the_top(run: Path) -> None:
     assert ranked(table, worst=99, best=None).num_rows == 4
 
 
-def test_a_sample_is_shown_with_text_score_kl_and_tokens(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sample_is_shown_with_text_score_kl_and_tokens(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     show_samples(run, iteration=7, worst=1, best=None, tokens=True)
     told = capsys.readouterr().out
-    for text in ("Customer: Hi", "Please help", "score -1.000", "log-prob, nats", "-1.500", "+0.500"):
+    for text in (
+        "Customer: Hi",
+        "Please help",
+        "score -1.000",
+        "policy version 6, 7",
+        "log-prob, nats",
+        "-1.500",
+        "+0.500",
+    ):
         assert text in told.replace("\n", " "), text
 
 

@@ -18,6 +18,7 @@ from rlhf_dist.scoring import remote
 from rlhf_dist.scoring.reward import RewardScorer
 from rlhf_dist.scoring.reward_file import RewardFile, read_reward_file
 from rlhf_dist.scoring.reward_models import combined
+from rlhf_dist.store.row import single_turn
 from rlhf_dist.tasks.helpdesk import build_tokenizer
 from tests.runs import SHAPE
 
@@ -41,7 +42,8 @@ def tokens(texts: list[str], *, prompt: bool) -> list[np.ndarray]:
     return [np.array(TOKENIZER(text, add_special_tokens=prompt)["input_ids"], dtype=np.int32) for text in texts]
 
 
-ROWS = tokens(PROMPTS, prompt=True), tokens(ANSWERS, prompt=False)
+TOKENS = [*zip(tokens(PROMPTS, prompt=True), tokens(ANSWERS, prompt=False), strict=True)]
+ROWS = [single_turn(prompt, answer) for prompt, answer in TOKENS]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def parts(found: dict[str, list]) -> dict[str, list[float]]:
 def logits(made: LlamaForSequenceClassification, *, whole: bool = False) -> np.ndarray:
     """Obvious and slow: one sequence at a time, every position."""
     found = []
-    for prompt, answer in zip(*ROWS, strict=True):
+    for prompt, answer in TOKENS:
         ids = torch.tensor(np.concatenate([prompt, answer])[None].astype(np.int64))
         each = made.score(made.model(input_ids=ids).last_hidden_state)[0]
         found.append((each[len(prompt) :].mean(0) if whole else each[-1]).detach().numpy())
@@ -89,12 +91,12 @@ def test_an_ensemble_of_heads_and_models_is_combined_and_normalised(
     members = [model(tmp_path, heads=2, seed=0), model(tmp_path / "member-1", heads=2, seed=1)]
     RewardFile(scores=scores, members=(".", "member-1"), means=MEANS, std=0.5).write(tmp_path)
     expected = np.concatenate([logits(each, whole=scores == "token-mean") for each in members], axis=1)
-    found = scorer(tokenizer_folder, ModelReward(path=str(tmp_path))).score(*ROWS)
+    found = scorer(tokenizer_folder, ModelReward(path=str(tmp_path))).score(ROWS)
     np.testing.assert_allclose(found["score"], (expected.mean(1) - 0.25) / 0.5, atol=1e-5)
     np.testing.assert_allclose(parts(found)["reward_disagreement"], (expected - MEANS).std(1) / 0.5, atol=1e-5)
     assert read_reward_file(str(tmp_path)).first_mean == pytest.approx(-0.1)
     careful = ModelReward(path=str(tmp_path), combine="mean-std", std_coef=2, normalise=False)
-    found = scorer(tokenizer_folder, careful).score(*ROWS)
+    found = scorer(tokenizer_folder, careful).score(ROWS)
     np.testing.assert_allclose(found["score"], expected.mean(1) - 2 * expected.std(1), atol=1e-5)
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path).config.num_labels == 2
 
@@ -121,7 +123,7 @@ def test_rewards_are_added_up_by_weight_and_weight_zero_is_only_logged(tokenizer
         FunctionReward(kind="function", name=name, path=f"{HERE}:length_of", weight=weight)
         for name, weight in (("a", 0.5), ("b", -0.25), ("gold", 0.0))
     ]
-    found = scorer(tokenizer_folder, *rules).score(*ROWS)
+    found = scorer(tokenizer_folder, *rules).score(ROWS)
     lengths = [float(len(answer)) for answer in ANSWERS]
     assert found["score"] == [0.25 * length for length in lengths]
     assert parts(found) == {"a": lengths, "b": lengths, "gold": lengths}
@@ -132,7 +134,7 @@ def test_a_function_that_raises_or_is_missing_is_named(tokenizer_folder: str) ->
     with pytest.raises(
         RewardError, match=r"reward r: .*:broken raised ZeroDivisionError: no luck, on prompt 'Customer: Hi"
     ):
-        scorer(tokenizer_folder, rule).score(*ROWS)
+        scorer(tokenizer_folder, rule).score(ROWS)
     with pytest.raises(ConfigError, match="reward r is .*expected package.module:function"):
         scorer(tokenizer_folder, rule.model_copy(update={"path": f"{HERE}:nothing"}))
 
@@ -140,14 +142,14 @@ def test_a_function_that_raises_or_is_missing_is_named(tokenizer_folder: str) ->
 def test_an_answer_that_breaks_a_rule_scores_at_most_the_cap(tokenizer_folder: str) -> None:
     rule = FunctionReward(kind="function", name="a", path=f"{HERE}:length_of")
     safety = Safety(forbidden=("password",), required=("[!.]$",), shortest=2, longest=6, cap=-1.0)
-    found = scorer(tokenizer_folder, rule, safety=safety).score(*ROWS)
+    found = scorer(tokenizer_folder, rule, safety=safety).score(ROWS)
     told = parts(found)
     assert told["unsafe_forbidden"] == [0.0, 1.0, 0.0]
     assert told["unsafe"] == [max(each) for each in zip(told["unsafe_forbidden"], told["unsafe_length"], strict=True)]
     assert found["score"][0] == len(ANSWERS[0])
     assert found["score"][1] == -1.0
     low = FunctionReward(kind="function", name="a", path=f"{HERE}:length_of", weight=-1.0)
-    assert scorer(tokenizer_folder, low, safety=safety).score(*ROWS)["score"][1] == -len(ANSWERS[1]), (
+    assert scorer(tokenizer_folder, low, safety=safety).score(ROWS)["score"][1] == -len(ANSWERS[1]), (
         "a cap, not a score"
     )
 
@@ -162,7 +164,7 @@ def test_a_classifiers_verdict_caps_the_reward(tmp_path: Path, tokenizer_folder:
     expected = [torch.softmax(made(input_ids=each).logits[0], -1)[1].item() for each in ids]
     bound = sorted(expected)[1]
     rule = FunctionReward(kind="function", name="a", path=f"{HERE}:length_of")
-    found = scorer(tokenizer_folder, rule, safety=Safety(classifier=str(tmp_path), threshold=bound)).score(*ROWS)
+    found = scorer(tokenizer_folder, rule, safety=Safety(classifier=str(tmp_path), threshold=bound)).score(ROWS)
     assert parts(found)["unsafe_classifier"] == [float(p >= bound - 1e-6) for p in expected]
     made.config.id2label = {0: "yes", 1: "no"}
     made.save_pretrained(tmp_path)
@@ -208,7 +210,7 @@ def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_server_is_asked_in_batches_and_again_when_it_is_busy(tokenizer_folder: str) -> None:
     with server(lambda n, items: (503, b"") if n in (1, 3) else (200, lengths(items))) as (url, sizes):
         settings = RemoteReward(kind="remote", name="r", url=url, batch=2)
-        found = scorer(tokenizer_folder, settings).score(*ROWS)
+        found = scorer(tokenizer_folder, settings).score(ROWS)
     assert found["score"] == [float(len(answer)) for answer in ANSWERS]
     assert sizes == [2, 2, 1, 1]
 
@@ -230,7 +232,7 @@ def test_a_reply_that_is_not_what_was_asked_for_stops_the_run(case: str, tokeniz
     with server(lambda n, items: (status, body)) as (url, sizes):
         settings = RemoteReward(kind="remote", name="r", url=url, attempts=2, max_kib=1)
         with pytest.raises(RewardError, match=message):
-            scorer(tokenizer_folder, settings).score(*ROWS)
+            scorer(tokenizer_folder, settings).score(ROWS)
     assert len(sizes) == (2 if case == "down" else 1), "only what may pass is tried again"
 
 
@@ -239,4 +241,4 @@ def test_nobody_listening_is_told_after_all_attempts(tokenizer_folder: str) -> N
         pass
     settings = RemoteReward(kind="remote", name="r", url=url, attempts=3, timeout_s=1)
     with pytest.raises(RewardError, match="ConnectError.*in 3 attempts"):
-        scorer(tokenizer_folder, settings).score(*ROWS)
+        scorer(tokenizer_folder, settings).score(ROWS)

@@ -1,12 +1,14 @@
-"""The fleet's decisions, on a watch and actors that do what the test says. Real actors: tests/integration."""
+"""A fleet's decisions, on a watch and actors that do what the test says. Real actors: tests/integration."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from rlhf_dist.errors import ModelError, RlhfDistError, WaitTimeout, WeightError, WorkerLost
-from rlhf_dist.rollout.fleet import FleetSize, RolloutFleet
+from rlhf_dist.cluster.dealing import deal
+from rlhf_dist.cluster.fleet import Fleet, FleetSize, WorkerKind
+from rlhf_dist.errors import ModelError, RlhfDistError, WaitTimeout, WeightError, WorkerDied, WorkerLost
+from rlhf_dist.rollout.elasticity import balance
 
 
 class Handle:
@@ -29,9 +31,19 @@ class Watch:
 
     def __init__(self) -> None:
         self.awaited: dict[str, tuple[Callable[[Any], None], Callable[[RlhfDistError], None]]] = {}
+        self.deaths: set[str] = set()
+        """Calls during which their worker dies."""
 
     def then(self, worker: str, ref: str, done: Any, *, doing: str, failed: Any) -> None:
         self.awaited[ref] = (done, failed)
+
+    def one(self, worker: str, ref: str, *, timeout_s: float, doing: str) -> Any:
+        if ref in self.deaths:
+            self.deaths.discard(ref)
+            for loop in [each for each in self.awaited if each.startswith(f"{worker}.")]:
+                self.lose(loop)
+            raise WorkerLost(f"{worker} died while {doing}")
+        return f"{ref} answered"
 
     def until(self, condition: Callable[[], bool], *, timeout_s: float) -> bool:
         return condition()
@@ -44,12 +56,20 @@ class Watch:
 
 
 class World:
-    def __init__(self, fewest: int, most: int, *, room: int = 0, max_restarts: int = 1) -> None:
-        self.watch, self.store = Watch(), Handle("store")
+    def __init__(self, fewest: int, most: int, *, room: int = 0, max_restarts: int = 1, loops: bool = True) -> None:
+        self.watch, self.lost = Watch(), list[str]()
         self.room, self.spawned = room, dict[str, int]()
-        self.fleet = RolloutFleet(
-            self.spawn, lambda: self.room, self.store, self.watch, FleetSize(fewest, most, max_restarts)
+        kind = WorkerKind(
+            "rollout",
+            self.spawn,
+            run=(lambda worker: worker.run.remote()) if loops else None,
+            lost=self.lost.append,
+            room=lambda: self.room,
         )
+        self.fleet = Fleet(kind, FleetSize(fewest, most, max_restarts), self.watch)
+
+    def balance(self, *, waited_s: float, step_s: float) -> None:
+        balance(self.fleet, waited_s=waited_s, step_s=step_s)
 
     def spawn(self, name: str, slot: int) -> Handle:
         self.spawned[name] = slot
@@ -89,7 +109,7 @@ def test_a_lost_worker_is_released_and_replaced_under_another_name_in_its_slot()
     world = World(2, 2)
     world.start(2)
     world.watch.lose("rollout-0.run")
-    assert ("release", ("rollout-0",)) in world.store.calls
+    assert world.lost == ["rollout-0"]
     assert world.fleet.states() == {"rollout-1": "ready", "rollout-2": "starting"}
     assert world.spawned["rollout-2"] == 0
     assert world.fleet.restarts == 1
@@ -99,9 +119,9 @@ def test_more_losses_than_allowed_in_one_iteration_end_the_run_but_not_over_seve
     world = World(1, 1, max_restarts=1)
     world.start(1)
     world.watch.lose("rollout-0.run")
-    world.fleet.balance(waited_s=5, step_s=10)
+    world.balance(waited_s=5, step_s=10)
     world.watch.lose("rollout-1.start")
-    with pytest.raises(WorkerLost, match=r"2 rollout workers were lost in this iteration; expected at most .* = 1"):
+    with pytest.raises(WorkerDied, match=r"2 rollout workers were lost in this iteration; expected at most 1"):
         world.watch.lose("rollout-2.start")
 
 
@@ -109,15 +129,15 @@ def test_a_worker_is_let_go_when_the_learner_hardly_waits_and_stopped_when_it_ha
     world = World(1, 2)
     world.start(2)
     # It waits 0.4 of 10 s with two workers, and would wait about 0.8 of 10.4 s with one.
-    world.fleet.balance(waited_s=0.4, step_s=10)
+    world.balance(waited_s=0.4, step_s=10)
     assert world.fleet.states() == {"rollout-0": "ready", "rollout-1": "leaving"}
     assert killed == []
     world.watch.end("rollout-1.run")
     assert killed == ["rollout-1"]
-    world.fleet.balance(waited_s=0.4, step_s=10)
+    world.balance(waited_s=0.4, step_s=10)
     assert world.fleet.states() == {"rollout-0": "ready"}
     # Alone it makes the learner wait: another is wanted again.
-    world.fleet.balance(waited_s=5, step_s=10)
+    world.balance(waited_s=5, step_s=10)
     assert world.fleet.states() == {"rollout-0": "ready", "rollout-2": "starting"}
 
 
@@ -125,7 +145,7 @@ def test_a_balanced_fleet_stays_as_it_is() -> None:
     world = World(1, 3)
     world.start(2)
     world.watch.end("rollout-2.start")
-    world.fleet.balance(waited_s=2, step_s=10)
+    world.balance(waited_s=2, step_s=10)
     assert list(world.fleet.states().values()) == ["ready"] * 3
 
 
@@ -144,7 +164,7 @@ def test_a_spare_worker_that_cannot_start_is_tried_again_after_the_iteration_and
     for number in range(1, 4):
         world.watch.lose(f"rollout-{number}.start", ModelError("/models/sft: no such folder"))
         assert world.fleet.states() == {"rollout-0": "ready"}
-        world.fleet.balance(waited_s=5, step_s=10)
+        world.balance(waited_s=5, step_s=10)
     assert world.fleet.restarts == 0
 
 
@@ -157,3 +177,64 @@ def test_an_error_of_a_worker_that_is_needed_ends_the_run_as_what_it_is() -> Non
     serving.start(1)
     with pytest.raises(WeightError):
         serving.watch.lose("rollout-0.run", WeightError("checksum"))
+
+
+def test_where_no_loss_is_made_good_the_first_one_ends_the_run_with_its_own_words() -> None:
+    world = World(2, 2, max_restarts=0)
+    world.start(2)
+    with pytest.raises(WorkerDied, match=r"^rollout-1.run died$"):
+        world.watch.lose("rollout-1.run")
+
+
+def test_a_loop_that_ends_although_nobody_let_its_worker_go_ends_the_run() -> None:
+    world = World(1, 1)
+    world.start(1)
+    with pytest.raises(WorkerDied, match="rollout-0 ended its loop while the run was going on"):
+        world.watch.end("rollout-0.run")
+
+
+def ask(worker: Any, share: Any) -> Any:
+    return worker.generate.remote(*share)
+
+
+def test_work_is_dealt_out_to_every_worker() -> None:
+    world = World(2, 2, loops=False)
+    world.start(2)
+    found = deal(world.fleet, "abcde", ask, timeout_s=1, doing="answering")
+    assert [(list(numbers), told) for numbers, told in found] == [
+        ([0, 2, 4], "rollout-0.generate answered"),
+        ([1, 3], "rollout-1.generate answered"),
+    ]
+    assert world.fleet.ready["rollout-1"].calls[-1] == ("generate", ("b", "d"))
+
+
+def test_no_more_workers_are_asked_than_there_is_work() -> None:
+    world = World(2, 2, loops=False)
+    world.start(2)
+    assert len(deal(world.fleet, "a", ask, timeout_s=1, doing="answering")) == 1
+    assert deal(world.fleet, "", ask, timeout_s=1, doing="answering") == []
+
+
+def test_the_share_of_a_worker_that_dies_is_asked_of_another() -> None:
+    world = World(2, 2)
+    world.start(2)
+    world.watch.deaths = {"rollout-0.generate"}
+    found = deal(world.fleet, "abcd", ask, timeout_s=1, doing="answering")
+    assert [(list(numbers), told) for numbers, told in found] == [
+        ([1, 3], "rollout-1.generate answered"),
+        ([0, 2], "rollout-1.generate answered"),
+    ]
+    assert [call for call in world.fleet.ready["rollout-1"].calls if call[0] == "generate"] == [
+        ("generate", ("b", "d")),
+        ("generate", ("a", "c")),
+    ]
+
+
+def test_work_of_the_last_worker_waits_for_its_replacement_and_says_so_when_none_comes() -> None:
+    world = World(1, 1)
+    world.start(1)
+    world.watch.deaths = {"rollout-0.generate"}
+    with pytest.raises(WaitTimeout, match="rollout-0 was lost while answering, and no other rollout worker is ready"):
+        deal(world.fleet, "ab", ask, timeout_s=3, doing="answering")
+    with pytest.raises(WaitTimeout, match="no rollout worker is ready after 3 s, for answering"):
+        deal(world.fleet, "ab", ask, timeout_s=3, doing="answering")

@@ -1,0 +1,65 @@
+"""What each kind of scorer needs, and scorers of one stage that score whole batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlhf_dist.cluster.session import has_gpus
+from rlhf_dist.cluster.watch import Watch
+from rlhf_dist.config import GOLD, EvaluateConfig, FunctionReward, PPOConfig, Reward
+from rlhf_dist.scoring.reference import ReferenceScorer
+from rlhf_dist.scoring.reward import RewardScorer
+from rlhf_dist.scoring.worker import ScoringWorker
+from rlhf_dist.telemetry.logs import log_dir
+
+
+class ScorerKind(NamedTuple):
+    """A scorer, to be made in a process of its own."""
+
+    scorer: type[Any]
+    arguments: dict[str, Any]
+    """Without the device."""
+
+
+def scorer_kinds(config: PPOConfig | EvaluateConfig, *, policy: str, reference: str) -> dict[str, ScorerKind]:
+    """Every writer that adds columns to finished rows.
+
+    Args:
+        config: rewards, rules, temperature and precision.
+        policy: folder whose tokens the answers are.
+        reference: folder of the reference policy.
+    """
+    shared = {"dtype": config.learner.dtype, "batch_tokens": config.scoring.batch_tokens}
+    reward = {"rewards": rewards_of(config), "safety": config.safety, "tokenizer": policy, **shared}
+    return {
+        "reward": ScorerKind(RewardScorer, reward),
+        "reference": ScorerKind(
+            ReferenceScorer, {"path": reference, "temperature": config.rollout.temperature, **shared}
+        ),
+    }
+
+
+def rewards_of(config: PPOConfig | EvaluateConfig) -> tuple[Reward, ...]:
+    """The rewards that are added up, and the gold judge as one that is only watched."""
+    if config.gold_judge is None:
+        return config.reward
+    return (*config.reward, FunctionReward(kind="function", name=GOLD, path=config.gold_judge, weight=0.0))
+
+
+@contextmanager
+def scoring(name: str, kind: ScorerKind, config: EvaluateConfig, run_dir: Path) -> Iterator[Any]:
+    """A started `ScoringWorker` inside the block."""
+    import ray
+
+    made: Any = ray.remote(ScoringWorker).options(num_cpus=1, num_gpus=1 if has_gpus() else 0)
+    worker = made.remote(name, *kind, threads=config.scoring.threads, log_dir=log_dir(run_dir))
+    try:
+        Watch().one(
+            name, worker.start.remote(), timeout_s=config.timeouts.start, doing="starting and loading its model"
+        )
+        yield worker
+    finally:
+        ray.kill(worker)

@@ -1,0 +1,155 @@
+"""The store as its callers see it: coroutines in one process, objects kept by value instead of in Ray's object store."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from rlhf_dist.errors import StoreError
+from rlhf_dist.records import PromptTask, RowKey, Sample
+from rlhf_dist.store.actor import Store
+from rlhf_dist.store.row import rollout_batch
+from rlhf_dist.store.schema import written_by
+
+TASKS = [PromptTask(0, prompt, (1, 2), 2) for prompt in range(2)]
+
+
+@pytest.fixture(autouse=True)
+def objects_are_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.put", lambda value: value)
+    monkeypatch.setattr("rlhf_dist.store.actor.Store._show_forever", lambda self: asyncio.sleep(0))
+
+
+def with_store(play: Callable[[Store], Coroutine[Any, Any, None]], **bounds: Any) -> None:
+    async def whole() -> None:
+        await play(Store(batch_rows=4, **bounds))
+
+    asyncio.run(asyncio.wait_for(whole(), 20))
+
+
+def rows(keys: list[RowKey]) -> pa.RecordBatch:
+    return rollout_batch([Sample(key, (1, 2), (3,), (-0.5,), "stop", ((0, 1),)) for key in keys])
+
+
+def rewards(count: int) -> pa.RecordBatch:
+    columns = {"score": [1.0] * count, "score_parts": [[("reward", 1.0)]] * count}
+    return pa.RecordBatch.from_pydict(columns, schema=written_by("reward"))
+
+
+def references(count: int) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict({"ref_log_probs": [[-1.0]] * count}, schema=written_by("reference"))
+
+
+COLUMNS = {"reward": rewards, "reference": references}
+
+
+async def begun(store: Store) -> list[RowKey]:
+    """Two prompts submitted, leased to `a`, and their rows written."""
+    await store.submit(TASKS)
+    await store.publish(0, [], 0, None)
+    keys = [key for task in await store.next_prompts("a", 10, 1) for key in task.row_keys()]
+    await store.append("a", rows(keys))
+    return keys
+
+
+def test_a_batch_goes_from_prompts_to_rows_to_columns_and_is_taken_whole_and_freed() -> None:
+    async def play(store: Store) -> None:
+        keys = await begun(store)
+        assert (await store.sizes())["experience"] > 0
+        for scorer, made in COLUMNS.items():
+            assert await store.take(0, 0.01) is None
+            views = await store.next_rows("s", scorer, (0, 100), 1)
+            await store.add_column("s", scorer, [view.key for view in views], made(len(views)))
+        found = await store.take(0, 1)
+        assert [view.key for view in found] == keys
+        await store.consume(0)
+        assert await store.sizes() == {"experience": 0, "weights": 0}
+        assert (await store.status())["rows"] == 0
+
+    with_store(play)
+
+
+def test_columns_that_are_not_the_writers_are_refused() -> None:
+    async def play(store: Store) -> None:
+        await begun(store)
+        views = await store.next_rows("s", "reward", (0, 100), 1)
+        with pytest.raises(StoreError, match=r"reward wrote columns \['ref_log_probs'\]; expected \['score'"):
+            await store.add_column("s", "reward", [view.key for view in views], references(4))
+        halves = rewards(4).cast(pa.schema([("score", pa.float64()), written_by("reward").field("score_parts")]))
+        with pytest.raises(StoreError, match="reward wrote columns"):
+            await store.add_column("s", "reward", [view.key for view in views], halves)
+        with pytest.raises(StoreError, match="rollout wrote columns"):
+            await store.append("a", rewards(4))
+
+    with_store(play)
+
+
+def test_rows_that_nobody_leased_to_the_writer_are_refused() -> None:
+    async def play(store: Store) -> None:
+        await store.submit(TASKS)
+        await store.publish(0, [], 0, None)
+        with pytest.raises(StoreError, match="which is not leased to it"):
+            await store.append("b", rows([RowKey(0, 0, 0)]))
+
+    with_store(play)
+
+
+def test_a_waiting_worker_is_served_as_soon_as_a_version_admits_it_and_an_idle_wait_ends_empty() -> None:
+    async def play(store: Store) -> None:
+        assert await store.next_prompts("a", 10, 0.01) == []
+        waiting = asyncio.create_task(store.next_prompts("a", 10, 10))
+        await store.submit(TASKS)
+        await asyncio.sleep(0.05)
+        assert not waiting.done(), "no version was published"
+        await store.publish(0, [], 0, None)
+        assert await waiting == TASKS
+
+    with_store(play)
+
+
+def test_a_lost_workers_prompts_and_rows_go_to_others() -> None:
+    async def play(store: Store) -> None:
+        await store.submit(TASKS)
+        await store.publish(0, [], 0, None)
+        lost = await store.next_prompts("a", 2, 1)
+        await store.release("a")
+        again = await store.next_prompts("b", 10, 1)
+        assert {key for task in again for key in task.row_keys()} == {key for task in TASKS for key in task.row_keys()}
+        with pytest.raises(StoreError, match="not leased to it"):
+            await store.append("a", rows(lost[0].row_keys()))
+
+    with_store(play)
+
+
+def test_two_workers_share_what_is_queued() -> None:
+    async def play(store: Store) -> None:
+        await store.submit(TASKS)
+        await store.publish(0, [], 0, None)
+        first, second = [await store.next_prompts(worker, 100, 1) for worker in "ab"]
+        assert [task.prompt_id for task in first] == [0]
+        assert [task.prompt_id for task in second] == [1]
+
+    with_store(play, sharers=2)
+
+
+def test_facts_of_workers_add_up_until_they_are_taken() -> None:
+    async def play(store: Store) -> None:
+        await store.report("a", {"gen_s": 1.0, "samples": 2})
+        await store.report("a", {"gen_s": 0.5})
+        await store.report("b", {"gen_s": 3.0})
+        assert await store.take_facts() == {"a": {"gen_s": 1.5, "samples": 2}, "b": {"gen_s": 3.0}}
+        assert await store.take_facts() == {}
+
+    with_store(play)
+
+
+def test_scorers_are_given_and_a_row_is_whole_when_all_of_them_have_written() -> None:
+    async def play(store: Store) -> None:
+        await begun(store)
+        views = await store.next_rows("s", "reward", (0, 100), 1)
+        await store.add_column("s", "reward", [view.key for view in views], rewards(4))
+        assert [set(view.slices) for view in await store.take(0, 1)] == [{"rollout", "reward"}] * 4
+
+    with_store(play, scorers=("reward",))
