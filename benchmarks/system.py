@@ -12,10 +12,10 @@ def run_system(tree: dict[str, Any], run_dir: Path, report: Callable[[int, Any, 
     from rlhf_dist.cluster.placement import lay_out
     from rlhf_dist.cluster.session import has_gpus, session
     from rlhf_dist.config import PPOConfig
-    from rlhf_dist.controller import State, train
+    from rlhf_dist.controller import train
     from rlhf_dist.data.prompts import PromptSampler
-    from rlhf_dist.stages.ppo import prepare, probe_sequence, wired
-    from rlhf_dist.stages.wiring import Begin
+    from rlhf_dist.stages.ppo import prepare, probe_sequence
+    from rlhf_dist.stages.wiring import wired
 
     config = PPOConfig.model_validate(tree)
     prepared = prepare(config)
@@ -23,7 +23,7 @@ def run_system(tree: dict[str, Any], run_dir: Path, report: Callable[[int, Any, 
     cpus, gpus = lay_out(config, gpus=has_gpus()).totals()
     with session(config.cluster, cpus=cpus, gpus=gpus, namespace="benchmark"):
         layout = lay_out(config, gpus=has_gpus())
-        with wired(config, prepared, layout, run_dir, Begin()) as parts:
+        with wired(config, layout, run_dir, prepared.eos_token_ids, prepared.begin) as parts:
             probe = probe_sequence(prepared)
             parts.learner.publish(parts.store, 0, probe_tokens=probe)
             prompts = PromptSampler(
@@ -32,6 +32,5 @@ def run_system(tree: dict[str, Any], run_dir: Path, report: Callable[[int, Any, 
                 samples=config.rollout.samples_per_prompt,
                 seed=0,
             )
-            state = State(0, config.ppo.kl_coef)
-            train(parts, prompts, config, probe_tokens=probe, report=report, state=state)
+            train(parts, prompts, config, probe_tokens=probe, report=report, state=prepared.state)
             return parts.learner.num_parameters, parts.learner.peak_memory()

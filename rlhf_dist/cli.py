@@ -30,6 +30,7 @@ from rlhf_dist.feedback_cli import app as feedback_app
 
 if TYPE_CHECKING:
     from rlhf_dist.run_folder.console import Console
+    from rlhf_dist.stages.stage import Prepared, Stage
 
 app = typer.Typer(
     help="Distributed reinforcement learning from human feedback.",
@@ -89,7 +90,10 @@ def _supervised(name: str, kind: type[Job], does: str) -> None:
         dry_run: CheckOnly = False,
     ) -> None:
         config = load(kind, config_file, _with(overrides, seed, address))
-        _run_stage(import_module(f"rlhf_dist.stages.{name}"), name, config, run_dir, dry_run=dry_run)
+        stage: Any = import_module(f"rlhf_dist.stages.{name}")
+        path = _run_stage(stage, name, config, run_dir, dry_run=dry_run)
+        if path is not None:
+            _tell_stage(path / stage.OUTPUT)
 
     app.command(name, help=does)(command)
 
@@ -149,26 +153,35 @@ def _stoppable(path: Path) -> Iterator[None]:
         raise typer.Exit(stop.exit_code) from None
 
 
-def _run_stage(stage: Any, name: str, config: Job, run_dir: Path | None, *, dry_run: bool) -> None:
-    """Check a supervised stage's config and data, and run it unless that was all."""
+def _run_stage(
+    stage: Stage, name: str, config: Job, run_dir: Path | None, *, dry_run: bool, again: bool = False
+) -> Path | None:
+    """Check a stage's config and data, and run it, `again` in the same folder, unless that was all; returns the folder."""
     from rlhf_dist.run_folder.console import Console
     from rlhf_dist.run_folder.folder import RunFolder, choose
 
     with Console() as console:
         prepared = stage.prepare(config)
         if dry_run:
-            console.rich.print(dump(config), markup=False, highlight=False)
-            console.say(prepared.describe())
-            return
-        path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None)
+            _show_dry_run(console, config, prepared)
+            return None
+        path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=again)
         with _stoppable(path):
             stage.run(config, prepared, RunFolder(path, config, console=console, stage=name))
-    _tell_stage(console, path / stage.OUTPUT)
+    return path
 
 
-def _tell_stage(console: Console, output: Path) -> None:
+def _show_dry_run(console: Console, config: Job, prepared: Prepared) -> None:
+    console.rich.print(dump(config), markup=False, highlight=False)
+    console.say(prepared.describe())
+
+
+def _tell_stage(output: Path) -> None:
     import json
 
+    from rlhf_dist.run_folder.console import Console
+
+    console = Console()
     summary = json.loads((output.parent / "summary.json").read_text())
     shown = ("eval_loss", "eval_perplexity", "accuracy", "ece", "score_error")
     told = [f"{key} {summary[key]:.3f}" for key in shown if summary.get(key) is not None]
@@ -194,18 +207,18 @@ def ppo(
     from rlhf_dist.stages import ppo as stage
 
     with Console() as console:
-        prepared = stage.prepare(config)
         if dry_run:
             from rlhf_dist.planning.plan import here
             from rlhf_dist.planning.plan_view import show_plan
 
-            console.rich.print(dump(config), markup=False, highlight=False)
-            show_plan(console.rich, here(config))
-            console.say(f"{len(prepared.prompts)} prompts")
+            prepared = stage.prepare(config)
+            _show_dry_run(console, config, prepared)
+            show_plan(console.rich, here(config, prepared.sizes))
             return
         path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume)
+        prepared = stage.prepare(config, resume=path if resume else None)
         with _stoppable(path):
-            stage.run(config, prepared, PPOFolder(path, config, console=console), resume=resume)
+            stage.run(config, prepared, PPOFolder(path, config, console=console))
     _tell(console, path)
 
 
@@ -218,6 +231,7 @@ def evaluate(
     run_dir: RunDir = None,
     seed: Seed = None,
     address: Address = None,
+    dry_run: CheckOnly = False,
 ) -> None:
     """Compare policies: rewards, win rates with intervals, KL, diversity, fluency, safety, and measures against targets."""
     from rlhf_dist.stages import evaluate as stage
@@ -227,22 +241,21 @@ def evaluate(
         config = override(stage.config_of_run(config_or_run), changes)
     else:
         config = load(EvaluateConfig, config_or_run, changes)
+    of_run = config_or_run.is_dir() and run_dir is None
+    path = _run_stage(stage, "evaluation", config, run_dir, dry_run=dry_run, again=of_run)
+    if path is None:
+        return
     from rlhf_dist.run_folder.console import Console
-    from rlhf_dist.run_folder.folder import RunFolder, choose
+    from rlhf_dist.run_folder.passages import read_passages
     from rlhf_dist.run_folder.report import write_report
 
-    of_run = config_or_run.is_dir() and run_dir is None
-    with Console() as console:
-        prepared = stage.prepare(config)
-        path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=of_run)
-        with _stoppable(path):
-            results = stage.run(config, prepared, RunFolder(path, config, console=console, stage="evaluation"))
-    _show_results(console, *stage.table(results))
+    console = Console()
+    for passage in read_passages(path):
+        _show_results(console, passage.head, passage.rows)
     if of_run:
         write_report(config_or_run)  # with the evaluation in it
-    console.say(
-        f"Report: [bold]{(config_or_run if of_run else path) / 'report.html'}[/]   answers: {path / 'answers.jsonl'}"
-    )
+    report = (config_or_run if of_run else path) / "report.html"
+    console.say(f"Report: [bold]{report}[/]   answers: {path / stage.OUTPUT}")
 
 
 def _show_results(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -270,8 +283,9 @@ def plan(
 
     from rlhf_dist.planning.plan import Machines, make_plan
     from rlhf_dist.planning.plan_view import show_plan
+    from rlhf_dist.planning.roles import sizes_of
 
-    made = make_plan(config, Machines(nodes, gpus_per_node, gpu_memory, cpus_per_node))
+    made = make_plan(config, Machines(nodes, gpus_per_node, gpu_memory, cpus_per_node), sizes_of(config))
     show_plan(RichConsole(), made)
     raise typer.Exit(1 if made.problems() else 0)
 
@@ -345,8 +359,10 @@ def _tell(console: Console, path: Path) -> None:
 
     from rich.table import Table
 
+    from rlhf_dist.files import read_json_lines
+
     summary = json.loads((path / "summary.json").read_text())
-    samples = [json.loads(line) for line in (path / "samples.jsonl").read_text().splitlines()]
+    samples = read_json_lines(path / "samples.jsonl")
     if samples:
         table = Table("prompt", "before", "after", title="Held-out prompts, before and after PPO", show_lines=True)
         for sample in samples[:3]:

@@ -23,13 +23,13 @@ from rlhf_dist.config import PPOConfig
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
 from rlhf_dist.evaluation.bands import GOLD_MEAN, left_band
+from rlhf_dist.evaluation.metrics import batch_metrics, iteration_metrics
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.ppo import Method
 from rlhf_dist.rollout.elasticity import balance
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.reader import blocks_of, read_batch
 from rlhf_dist.telemetry import logs
-from rlhf_dist.telemetry.metrics import batch_metrics, iteration_metrics
 from rlhf_dist.telemetry.timing import Timer
 
 Report = Callable[[int, Mapping[str, float], Any], None]

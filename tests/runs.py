@@ -73,7 +73,8 @@ class Folders:
 
 def train(config: PPOConfig, path: Path, *, resume: bool = False) -> Path:
     """A whole PPO run on real parts; returns the run folder. In a shared session no two runs' folders share a name."""
-    run(config, prepare(config), PPOFolder(path, config, console=Console()), resume=resume)
+    prepared = prepare(config, resume=path if resume else None)
+    run(config, prepared, PPOFolder(path, config, console=Console()))
     return path
 
 

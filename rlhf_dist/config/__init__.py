@@ -8,8 +8,8 @@ from rlhf_dist.config.files import dump, flat, keys, load, override
 from rlhf_dist.config.job import Job, ScoringJob
 from rlhf_dist.config.method import Clip, Gae, LeaveOneOut
 from rlhf_dist.config.pipeline import EmbeddedTask, ModelShape, PipelineConfig
-from rlhf_dist.config.ppo import GOLD, PPO, Experience, PPOConfig, PPOJob, StopOn
-from rlhf_dist.config.rewards import FunctionReward, ModelReward, RemoteReward, Reward, Safety
+from rlhf_dist.config.ppo import PPO, Experience, PPOConfig, PPOJob, StopOn
+from rlhf_dist.config.rewards import GOLD, UNSAFE, FunctionReward, ModelReward, RemoteReward, Reward, Safety
 from rlhf_dist.config.sections import (
     Cluster,
     Learner,
@@ -42,6 +42,7 @@ __all__ = [
     "GOLD",
     "PPO",
     "SFT",
+    "UNSAFE",
     "Clip",
     "Cluster",
     "CommentJudge",

@@ -8,12 +8,9 @@ from pydantic import Field, model_validator
 
 from rlhf_dist.config.job import ScoringJob
 from rlhf_dist.config.method import Advantage, Clip, Gae, Surrogate
-from rlhf_dist.config.rewards import Rewards, check_names
+from rlhf_dist.config.rewards import GOLD, Rewards, check_names
 from rlhf_dist.config.sections import Prompts, Section, Weights
 from rlhf_dist.config.supervised import Demonstrations
-
-GOLD = "gold"
-"""The reward component that is only watched."""
 
 
 class StopOn(Section):

@@ -12,6 +12,10 @@ from rlhf_dist.config.sections import Section
 
 IMPORT_PATH = r"^[\w.]+:\w+$"
 NAME = r"^\w+$"
+GOLD = "gold"
+"""The reward component that is only watched."""
+UNSAFE = "unsafe"
+"""The part of a score that says whether any rule was broken, and the label of a classifier."""
 
 
 class ModelReward(Section):

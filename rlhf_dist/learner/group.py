@@ -232,7 +232,12 @@ def start_group(place: GroupPlace) -> LearnerGroup:
     settings = place.settings
     env = {} if any(each["num_gpus"] for each in place.options) else environment_of(settings.threads)
     kinds = [ray.remote(LearnerRank).options(runtime_env={"env_vars": env}, **each) for each in place.options]
-    ranks = [kind.remote(rank, settings.ranks, settings) for rank, kind in enumerate(kinds)]
+    ranks: list[Any] = [kind.remote(rank, settings.ranks, settings) for rank, kind in enumerate(kinds)]
     group = LearnerGroup(ranks, settings, watch=place.watch, timeouts=place.timeouts)
-    group.meet(run_dir=place.run_dir, interface=place.interface)
+    try:
+        group.meet(run_dir=place.run_dir, interface=place.interface)
+    except BaseException:
+        for rank in ranks:
+            ray.kill(rank)
+        raise
     return group

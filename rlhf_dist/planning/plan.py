@@ -10,8 +10,7 @@ from rlhf_dist.config import PPOConfig
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.planning.cost import Device, device_of, phase_seconds
 from rlhf_dist.planning.machine import cores, memory_bytes
-from rlhf_dist.planning.memory import GIB, memory
-from rlhf_dist.planning.roles import sizes_of
+from rlhf_dist.planning.memory import GIB, ModelSize, memory
 
 CONTEXT_GIB = 0.6
 """What a CUDA context with torch and NCCL takes of a GPU, per process."""
@@ -108,14 +107,18 @@ FASTER = {
 }
 
 
-def make_plan(config: PPOConfig, machines: Machines) -> Plan:
+def make_plan(config: PPOConfig, machines: Machines, sizes: dict[str, ModelSize]) -> Plan:
     """Place every actor on the cluster's devices, and estimate.
 
+    Args:
+        config: the run's settings.
+        machines: the cluster.
+        sizes: of each role's models (`planning.roles.sizes_of`).
+
     Raises:
-        UserError: a model cannot be read, or the cluster has too few devices.
+        ConfigError: the cluster has too few devices.
     """
     gpus = machines.gpus_per_node > 0
-    sizes = sizes_of(config)
     layout = lay_out(config, gpus=gpus)
     seats = [
         Seat(node, number)
@@ -190,11 +193,11 @@ def _too_small(layout: Layout, seats: list[Seat], *, gpus: bool) -> ConfigError:
     )
 
 
-def here(config: PPOConfig) -> Plan:
+def here(config: PPOConfig, sizes: dict[str, ModelSize]) -> Plan:
     """The plan for this machine alone."""
     import torch
 
     gpus = torch.cuda.device_count()
     capacity = torch.cuda.get_device_properties(0).total_memory if gpus else memory_bytes()
     cpus, _ = lay_out(config, gpus=gpus > 0).totals()
-    return make_plan(config, Machines(1, gpus, capacity / 1e9, max(cores(), math.ceil(cpus))))
+    return make_plan(config, Machines(1, gpus, capacity / 1e9, max(cores(), math.ceil(cpus))), sizes)

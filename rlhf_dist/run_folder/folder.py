@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import platform
@@ -18,7 +17,7 @@ from rlhf_dist.config import dump
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.files import parsed, whole_lines, write_json_lines, write_text
 from rlhf_dist.run_folder.console import Console
-from rlhf_dist.run_folder.passages import Passage
+from rlhf_dist.run_folder.passages import Passage, write_passages
 from rlhf_dist.stopping import Stopped
 from rlhf_dist.telemetry.trackers import Tracker, trackers
 
@@ -124,9 +123,9 @@ class RunFolder:
             self._close_trackers()
             raise
 
-    def write_passages(self, sections: Sequence[Passage]) -> None:
+    def write_passages(self, passages: Sequence[Passage]) -> None:
         """Write what a stage wants said in the report, beside its curves."""
-        write_text(self.path / "sections.json", json.dumps([dataclasses.asdict(each) for each in sections]))
+        write_passages(self.path, passages)
 
     def finish(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Close the trackers, and write summary and report."""

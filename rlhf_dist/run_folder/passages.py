@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_dist.errors import DataError
+from rlhf_dist.files import write_text
+
+FILE = "sections.json"
 
 
 @dataclass(frozen=True)
@@ -15,4 +24,24 @@ class Passage:
     """Column names of its table."""
     rows: tuple[tuple[str, ...], ...] = ()
     svg: str = ""
-    """A chart, drawn by `telemetry.charts`: markup, never anybody's text."""
+    """A chart, drawn by `run_folder.charts`: markup, never anybody's text."""
+
+
+def write_passages(folder: Path, passages: Sequence[Passage]) -> None:
+    """Leave them in a run folder, for its report."""
+    write_text(folder / FILE, json.dumps([dataclasses.asdict(each) for each in passages]))
+
+
+def read_passages(folder: Path) -> list[Passage]:
+    """Those that a stage left, if it did; they are ours, so their charts are markup.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    file = folder / FILE
+    if not file.exists():
+        return []
+    try:
+        return [Passage(**each) for each in json.loads(file.read_text())]
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{file}: not what a stage writes: {error}") from None

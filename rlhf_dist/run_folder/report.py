@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_dist.errors import DataError
 from rlhf_dist.files import read_json_lines, write_text
 from rlhf_dist.run_folder.charts import legend, line_chart, stacked_bars
-from rlhf_dist.run_folder.passages import Passage
+from rlhf_dist.run_folder.passages import Passage, read_passages
 
 TITLES = {
     "ppo": "PPO against a learned reward",
@@ -107,7 +107,7 @@ def write_report(run_dir: Path) -> Path:
         charts=charts(rows),
         samples=_telling(samples)[:SHOWN_SAMPLES],
         stages=[_Earlier.read(run_dir / "stages" / name) for name in STAGES if _is_done(run_dir / "stages" / name)],
-        sections=_sections(run_dir),
+        sections=read_passages(run_dir),
         run=str(run_dir),
         kept=_kept(run_dir),
         config=config.read_text() if config.exists() else "",
@@ -128,17 +128,11 @@ class _Earlier:
     @classmethod
     def read(cls, folder: Path) -> _Earlier:
         summary = _read_json(folder / "summary.json")
-        return cls(folder.name, TITLES.get(summary["stage"], folder.name), stage_tiles(summary), _sections(folder))
+        return cls(folder.name, TITLES.get(summary["stage"], folder.name), stage_tiles(summary), read_passages(folder))
 
 
 def _is_done(folder: Path) -> bool:
     return (folder / "summary.json").exists()
-
-
-def _sections(folder: Path) -> list[Passage]:
-    """What a stage left to be said; the sections are ours, so their charts are markup."""
-    file = folder / "sections.json"
-    return [Passage(**each) for each in _read_json(file)] if file.exists() else []
 
 
 def _facts(summary: dict[str, Any]) -> list[str]:

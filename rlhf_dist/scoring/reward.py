@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_dist.config import FunctionReward, ModelReward, RemoteReward, Reward, Safety
+from rlhf_dist.config import UNSAFE, FunctionReward, ModelReward, RemoteReward, Reward, Safety
 from rlhf_dist.models import load_tokenizer
 from rlhf_dist.scoring.answers import Answers, Component
 from rlhf_dist.scoring.functions import RuleReward
 from rlhf_dist.scoring.remote import ServerReward
 from rlhf_dist.scoring.reward_models import LearnedReward
-from rlhf_dist.scoring.safety import UNSAFE, Rules
+from rlhf_dist.scoring.safety import Rules
 from rlhf_dist.store.row import Row
 
 

@@ -7,13 +7,10 @@ from typing import Any
 
 import torch
 
-from rlhf_dist.config import Safety
+from rlhf_dist.config import UNSAFE, Safety
 from rlhf_dist.errors import ModelError
 from rlhf_dist.models import load_classifier
 from rlhf_dist.scoring.answers import Answers
-
-UNSAFE = "unsafe"
-"""Label of a classifier, and the part of the score that says whether any rule was broken."""
 
 
 class Rules:

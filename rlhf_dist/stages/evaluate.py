@@ -7,27 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from rlhf_dist.cluster.session import namespace_of, session
 from rlhf_dist.cluster.watch import Watch
-from rlhf_dist.config import GOLD, EvaluateConfig, PPOConfig, load
+from rlhf_dist.config import EvaluateConfig, PPOConfig, load
 from rlhf_dist.data.prompts import read_prompts
 from rlhf_dist.data.tables import read_rows
 from rlhf_dist.errors import DataError
-from rlhf_dist.evaluation import texts
-from rlhf_dist.evaluation.intervals import Interval, WinRate, interval, win_rate
+from rlhf_dist.evaluation.results import Result, ScoredAnswers, plain, result_of, table
 from rlhf_dist.files import write_json_lines
 from rlhf_dist.models import check_same_tokenizer, load_tokenizer
 from rlhf_dist.records import Prompt
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.passages import Passage
 from rlhf_dist.scoring.functions import load_function
-from rlhf_dist.scoring.safety import UNSAFE
 from rlhf_dist.stages.generation import answers_to, generating
 from rlhf_dist.stages.scoring import scorer_kinds, scoring
 from rlhf_dist.store.row import rows_of
+
+OUTPUT = "answers.jsonl"
+"""Every answer with its scores."""
 
 
 @dataclass(frozen=True)
@@ -39,33 +39,9 @@ class PreparedEvaluation:
     targets: list[str]
     """What each prompt's answer should be; empty where nothing says so."""
 
-
-@dataclass(frozen=True)
-class ScoredAnswers:
-    """One policy's answers with all that was measured of each."""
-
-    name: str
-    answers: list[str]
-    lengths: list[int]
-    kl: list[float]
-    """Log-prob of each answer under the policy less that under the reference, nats."""
-    ref_log_probs: list[float]
-    """Sum over each answer's tokens."""
-    rewards: list[float]
-    parts: dict[str, list[float]]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What is said of one policy."""
-
-    name: str
-    means: dict[str, Interval]
-    """With an interval over prompts: reward, gold, KL, length, unsafe."""
-    figures: dict[str, float]
-    """Of all answers together: distinct-n, self-BLEU, perplexity, BLEU and so on."""
-    wins: dict[str, WinRate]
-    """Over the first policy, by gold and by reward."""
+    def describe(self) -> str:
+        """One line for people."""
+        return f"{len(self.prompts)} prompts" + (" with targets" if self.targets else "")
 
 
 def config_of_run(run: Path) -> EvaluateConfig:
@@ -104,7 +80,7 @@ def prepare(config: EvaluateConfig) -> PreparedEvaluation:
     return PreparedEvaluation(tokenizer, prompts, _targets(config, len(prompts)))
 
 
-def run(config: EvaluateConfig, prepared: PreparedEvaluation, folder: RunFolder) -> list[Result]:
+def run(config: EvaluateConfig, prepared: PreparedEvaluation, folder: RunFolder) -> None:
     """Generate, score, compare, and leave the folder complete: `answers.jsonl`, `summary.json`, a section of the report."""
     folder.expect(len(config.policies))
     cpus = max(config.rollout.workers.min, 2)
@@ -119,73 +95,12 @@ def run(config: EvaluateConfig, prepared: PreparedEvaluation, folder: RunFolder)
         folder.tell("scoring")
         scored = _score(config, prepared, generated, folder.path)
     results = [result_of(one, scored[0], prepared.targets, config) for one in scored]
-    write_json_lines(folder.path / "answers.jsonl", _rows(prepared.prompts, scored, config.samples))
-    folder.write_passages([section(results, prompts=len(prepared.prompts), samples=config.samples)])
-    folder.finish({"policies": {result.name: _plain(result) for result in results}, "prompts": len(prepared.prompts)})
-    return results
+    write_json_lines(folder.path / OUTPUT, _rows(prepared.prompts, scored, config.samples))
+    folder.write_passages([passage(results, prompts=len(prepared.prompts), samples=config.samples)])
+    folder.finish({"policies": {result.name: plain(result) for result in results}, "prompts": len(prepared.prompts)})
 
 
-def result_of(one: ScoredAnswers, first: ScoredAnswers, targets: Sequence[str], config: EvaluateConfig) -> Result:
-    """Everything that is said of one policy; values of several answers to a prompt are averaged before intervals are taken."""
-
-    def per_prompt(values: Sequence[float]) -> list[float]:
-        return [float(each) for each in np.reshape(values, (-1, config.samples)).mean(1)]
-
-    means = {"kl": one.kl, "length": [float(n) for n in one.lengths]}
-    if config.reward:
-        means["reward"] = one.rewards
-    means |= {name: one.parts[name] for name in (GOLD, UNSAFE) if name in one.parts}
-    wins = {}
-    for name in (GOLD, "reward"):
-        if name in means and one is not first:
-            against = first.parts[name] if name == GOLD else first.rewards
-            labels = [float(np.sign(a - b) + 1) / 2 for a, b in zip(means[name], against, strict=True)]
-            wins[name] = win_rate(per_prompt(labels), seed=config.seed)
-    figures = {
-        "distinct_1": texts.distinct(one.answers, 1),
-        "distinct_2": texts.distinct(one.answers, 2),
-        "self_bleu": texts.self_bleu(one.answers),
-        "perplexity": float(np.exp(-sum(one.ref_log_probs) / max(1, sum(one.lengths)))),
-        **_against_targets(one.answers, targets, config),
-    }
-    return Result(
-        one.name, {name: interval(per_prompt(v), seed=config.seed) for name, v in means.items()}, figures, wins
-    )
-
-
-HEADS = {
-    "gold": "gold",
-    "reward": "reward",
-    "kl": "KL, nats",
-    "length": "tokens",
-    "unsafe": "unsafe",
-    "distinct_1": "distinct-1",
-    "distinct_2": "distinct-2",
-    "self_bleu": "self-BLEU",
-    "perplexity": "perplexity",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "rouge-1": "ROUGE-1",
-    "rouge-2": "ROUGE-2",
-    "rouge-l": "ROUGE-L",
-    "accuracy": "accuracy",
-}
-
-
-def table(results: Sequence[Result]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Column names, and a row for each policy."""
-    names = [name for name in HEADS if name in results[0].means or name in results[0].figures]
-    rivals = [name for name in (GOLD, "reward") if any(name in result.wins for result in results)]
-    head = ("policy", *(f"wins by {name}" for name in rivals), *(HEADS[name] for name in names))
-    rows = []
-    for result in results:
-        wins = [_win(result.wins[name]) if name in result.wins else "–" for name in rivals]
-        cells = [_mean(result.means[name]) if name in result.means else f"{result.figures[name]:.3g}" for name in names]
-        rows.append((result.name, *wins, *cells))
-    return head, tuple(rows)
-
-
-def section(results: Sequence[Result], *, prompts: int, samples: int) -> Passage:
+def passage(results: Sequence[Result], *, prompts: int, samples: int) -> Passage:
     """The table with what its columns mean."""
     head, rows = table(results)
     text = (
@@ -194,31 +109,6 @@ def section(results: Sequence[Result], *, prompts: int, samples: int) -> Passage
         "and under the reference; distinct-n is the share of n-grams that differ, self-BLEU how alike answers are."
     )
     return Passage("Evaluation", text, head, rows)
-
-
-def _win(won: WinRate) -> str:
-    return f"{won.rate.mean:.1%} [{won.rate.low:.1%}, {won.rate.high:.1%}]"
-
-
-def _mean(mean: Interval) -> str:
-    return f"{mean.mean:.3g} [{mean.low:.3g}, {mean.high:.3g}]"
-
-
-def _plain(result: Result) -> dict[str, Any]:
-    """For JSON."""
-    means = {name: {"mean": each.mean, "low": each.low, "high": each.high} for name, each in result.means.items()}
-    wins = {
-        name: {
-            "rate": won.rate.mean,
-            "low": won.rate.low,
-            "high": won.rate.high,
-            "wins": won.wins,
-            "ties": won.ties,
-            "losses": won.losses,
-        }
-        for name, won in result.wins.items()
-    }
-    return {**means, **result.figures, "win_rate": wins}
 
 
 def _targets(config: EvaluateConfig, count: int) -> list[str]:
@@ -231,16 +121,6 @@ def _targets(config: EvaluateConfig, count: int) -> list[str]:
                 f"{config.prompts.path}:{number + 1}: {config.target} is {row.get(config.target)!r}; expected text (target)"
             )
     return [row[config.target] for row in rows]
-
-
-def _against_targets(answers: Sequence[str], targets: Sequence[str], config: EvaluateConfig) -> dict[str, float]:
-    wanted = [target for target in targets for _ in range(config.samples)]
-    said = [answer.strip() for answer in answers]
-    found: dict[str, float] = {}
-    for measure in config.measures:
-        value = getattr(texts, measure)(said, [target.strip() for target in wanted])
-        found |= value if isinstance(value, dict) else {measure: value}
-    return found
 
 
 def _answers(config: EvaluateConfig, prepared: PreparedEvaluation, path: str, run_dir: Path) -> pa.RecordBatch:

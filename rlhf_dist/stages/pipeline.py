@@ -28,9 +28,8 @@ from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.ppo_folder import PPOFolder
+from rlhf_dist.stages import ppo as rl
 from rlhf_dist.stages import reward, sft
-from rlhf_dist.stages.ppo import prepare as prepare_ppo
-from rlhf_dist.stages.ppo import run as run_ppo
 from rlhf_dist.stages.supervised import learner_of
 from rlhf_dist.tasks.start_model import make_policy
 from rlhf_dist.tasks.task_data import TaskData, write_task
@@ -39,7 +38,7 @@ OWN_REWARD = "stages/reward/reward_model"
 """How the config calls the reward model that the pipeline trains itself."""
 
 
-def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = False) -> Path:
+def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = False) -> None:
     """Run what is not finished yet; the folder holds the PPO run, and the earlier stages under `stages/`.
 
     Args:
@@ -58,7 +57,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
         config = with_task(config, path, console)
     ppo = ppo_config(config, path)
     supervised = supervised_stages(config, path)
-    everything: list[Job | PPOConfig] = [*(stage for _, _, stage in supervised), ppo]
+    everything: list[Job] = [*(stage for _, _, stage in supervised), ppo]
     for stage in filter(_finished, everything):
         _check_unchanged(Path(stage.run_dir) / "config.yaml", stage)
     write_text(path / "pipeline.yaml", dump(given))
@@ -67,11 +66,9 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
         _supervise(supervised, console, share=_room_for_both(config))
         if _finished(ppo):
             console.say("PPO: finished before")
-            return path
-        prepared = prepare_ppo(ppo)
-        folder = PPOFolder(path, ppo, console=console)
-        run_ppo(ppo, prepared, folder, resume=resume)
-    return path
+            return
+        prepared = rl.prepare(ppo, resume=path if resume else None)
+        rl.run(ppo, prepared, PPOFolder(path, ppo, console=console))
 
 
 def with_task(config: PipelineConfig, path: Path, console: Console) -> PipelineConfig:
@@ -175,7 +172,7 @@ def _supervise(stages: Sequence[tuple[Any, str, Job]], console: Console, *, shar
             stage.run(config, prepared, folder, group)
 
 
-def _finished(config: Job | PPOConfig) -> bool:
+def _finished(config: Job) -> bool:
     return (Path(config.run_dir) / "summary.json").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.evaluation.before_after import compare
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.models import check_same_tokenizer, eos_token_ids, load_tokenizer, read_config
+from rlhf_dist.planning.memory import ModelSize
 from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.records import Prompt
 from rlhf_dist.rollout.held_out import held_out_answers
@@ -25,16 +27,42 @@ from rlhf_dist.run_folder.ppo_folder import PPOFolder
 from rlhf_dist.scoring.functions import load_function, load_gold_judge
 from rlhf_dist.stages.resume import newest, save_checkpoint
 from rlhf_dist.stages.scoring import rewards_of
-from rlhf_dist.stages.wiring import Begin, PreparedPPO, model_specs, wired
+from rlhf_dist.stages.wiring import Begin, model_specs, wired
 from rlhf_dist.telemetry import logs
 from rlhf_dist.telemetry.tracing import Span, Trace
 from rlhf_dist.telemetry.tracing import take as take_spans
 
+OUTPUT = "policy"
+"""The trained model's folder within the run's."""
 PROBE_TOKENS = 64
 
 
-def prepare(config: PPOConfig) -> PreparedPPO:
-    """Read configs, tokenizers and prompts, and check that they fit each other.
+@dataclass(frozen=True)
+class PreparedPPO:
+    """What could be read and checked before a process is started."""
+
+    prompts: list[Prompt]
+    held_out: list[Prompt]
+    tokenizer: Any
+    eos_token_ids: tuple[int, ...]
+    sizes: dict[str, ModelSize]
+    demonstrations: ExampleSet | None
+    """What PPO-ptx goes on imitating."""
+    state: State
+    begin: Begin
+
+    def describe(self) -> str:
+        """One line for people."""
+        at = f", going on from iteration {self.state.iteration}" if self.state.iteration else ""
+        return f"{len(self.prompts)} prompts, {len(self.held_out)} held out{at}"
+
+
+def prepare(config: PPOConfig, resume: Path | None = None) -> PreparedPPO:
+    """Read configs, tokenizers, prompts and, if the run is resumed, a checkpoint, and check that they fit each other.
+
+    Args:
+        config: the run's settings.
+        resume: folder of a run that goes on from its newest checkpoint.
 
     Raises:
         UserError: names the key, folder or line, what was found and what was expected.
@@ -56,6 +84,7 @@ def prepare(config: PPOConfig) -> PreparedPPO:
             path, tokenizer, max_tokens=settings.max_tokens, column=settings.column, split=settings.split
         )
 
+    state, begin = newest(config, resume) if resume else (State(0, config.ppo.kl_coef), Begin())
     prompts = prompts_of(settings.path)
     PromptSampler(prompts, batch=config.ppo.prompts_per_iteration, samples=1, seed=config.seed)
     load_gold_judge(config.gold_judge)
@@ -66,6 +95,8 @@ def prepare(config: PPOConfig) -> PreparedPPO:
         eos_token_ids=eos_token_ids(config.policy),
         sizes=sizes_of(config),
         demonstrations=_demonstrations(config, tokenizer),
+        state=state,
+        begin=begin,
     )
 
 
@@ -85,33 +116,26 @@ def _demonstrations(config: PPOConfig, tokenizer: Any) -> ExampleSet | None:
     return made
 
 
-def run(config: PPOConfig, prepared: PreparedPPO, folder: PPOFolder, *, resume: bool = False) -> None:
-    """Train, and leave the run folder complete.
-
-    Args:
-        config: the run's settings.
-        prepared: what `prepare` read and checked.
-        folder: where it leaves its files.
-        resume: go on from the folder's newest checkpoint.
-    """
-    state, begin = newest(config, folder.path) if resume else (State(0, config.ppo.kl_coef), Begin())
+def run(config: PPOConfig, prepared: PreparedPPO, folder: PPOFolder) -> None:
+    """Train, and leave the run folder complete."""
+    state = replace(prepared.state)
     local = lay_out(config, gpus=has_gpus())
     cpus, gpus = local.totals()
     spare = config.rollout.workers.max - config.rollout.workers.min
     asked = cpus if config.cluster.address else cpus + spare
     with folder.told_of_failure(), session(config.cluster, cpus=asked, gpus=gpus, namespace=namespace_of(folder.path)):
-        logs.to_file(str(folder.path.absolute() / "logs"), "controller")
+        logs.to_file(logs.log_dir(folder.path), "controller")
         folder.rewind(state.iteration)
         folder.tell("starting")
         layout = lay_out(config, gpus=has_gpus())
         check_size(*layout.totals())
-        with wired(config, prepared, layout, folder.path, begin) as parts:
+        with wired(config, layout, folder.path, prepared.eos_token_ids, prepared.begin) as parts:
             folder.listeners.append(parts.store.note.remote)
             stopped = _train(parts, prepared, config, folder, state)
             folder.tell("evaluating")
             before = folder.answers_before()
             after = held_out_answers(parts.rollouts, prepared.held_out, timeout_s=config.timeouts.batch)
-            save_policy(parts.learner, prepared.tokenizer, folder.path / "policy")
+            save_policy(parts.learner, prepared.tokenizer, folder.path / OUTPUT)
             parts.watch.forget()
             folder.listeners.clear()
     verdict = compare(prepared.held_out, before, after, prepared.tokenizer, load_gold_judge(config.gold_judge))

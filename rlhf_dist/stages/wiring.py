@@ -18,12 +18,9 @@ from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.controller import Parts
-from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.learner.group import GroupPlace, start_group
 from rlhf_dist.learner.rank import ModelSpec
-from rlhf_dist.planning.memory import ModelSize
 from rlhf_dist.planning.roles import model_folders
-from rlhf_dist.records import Prompt
 from rlhf_dist.rollout.colocation import asleep
 from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
 from rlhf_dist.rollout.worker import RolloutWorker, Supply
@@ -32,19 +29,6 @@ from rlhf_dist.scoring.worker import ScoringWorker
 from rlhf_dist.stages.scoring import ScorerKind, scorer_kinds
 from rlhf_dist.store.actor import Store
 from rlhf_dist.telemetry.logs import log_dir
-
-
-@dataclass(frozen=True)
-class PreparedPPO:
-    """Everything that could be checked and read before a process is started."""
-
-    prompts: list[Prompt]
-    held_out: list[Prompt]
-    tokenizer: Any
-    eos_token_ids: tuple[int, ...]
-    sizes: dict[str, ModelSize]
-    demonstrations: ExampleSet | None = None
-    """What PPO-ptx goes on imitating."""
 
 
 @dataclass(frozen=True)
@@ -59,32 +43,29 @@ class Begin:
 
 
 @contextmanager
-def wired(config: PPOConfig, prepared: PreparedPPO, layout: Layout, run_dir: Path, begin: Begin) -> Iterator[Parts]:
-    """Start every actor, connect them, and begin the workers' loops."""
-    import ray
+def wired(
+    config: PPOConfig, layout: Layout, run_dir: Path, eos_token_ids: tuple[int, ...], begin: Begin
+) -> Iterator[Parts]:
+    """Start every actor, connect them, and begin the workers' loops.
+
+    Args:
+        config: the run's settings.
+        layout: where the actors go.
+        run_dir: the run's folder, which every learner rank must see.
+        eos_token_ids: what ends an answer.
+        begin: where the run begins.
+    """
     from ray.util.placement_group import remove_placement_group
 
-    watch = Watch()
+    watch, fleets = Watch(), list[Fleet]()
     group = reserve(layout, timeout_s=config.timeouts.start)
     where = _Where(layout, group, run_dir)
     kinds = scorer_kinds(config, policy=config.policy, reference=model_folders(config)["reference"][0])
-    store = (
-        ray.remote(Store)
-        .options(**where.options(layout.of("store")[0]))
-        .remote(
-            batch_rows=config.batch_samples,
-            max_staleness=config.experience.max_staleness,
-            capacity_rows=config.experience.capacity_rows,
-            sharers=config.rollout.workers.max,
-            first_iteration=begin.iteration,
-            scorers=tuple(kinds),
-            log_dir=where.log_dir,
-        )
-    )
-    rollouts = _rollouts(config, prepared, where, store, watch)
-    scorers = {role: _scorers(config, role, kind, where, store, watch) for role, kind in kinds.items()}
-    fleets = (rollouts, *scorers.values())
     try:
+        store = _store(config, where, begin, scorers=tuple(kinds))
+        rollouts = _rollouts(config, eos_token_ids, where, store, watch)
+        scorers = {role: _scorers(config, role, kind, where, store, watch) for role, kind in kinds.items()}
+        fleets += rollouts, *scorers.values()
         for fleet in fleets:
             fleet.open()
         ranks = [where.options(place) for place in layout.of("learner")]
@@ -121,7 +102,23 @@ class _Where:
         return {"name": place.name, "namespace": namespace_of(self.run_dir), **options(place, self.group)}
 
 
-def _rollouts(config: PPOConfig, prepared: PreparedPPO, where: _Where, store: Any, watch: Watch) -> Fleet:
+def _store(config: PPOConfig, where: _Where, begin: Begin, *, scorers: tuple[str, ...]) -> Any:
+    import ray
+
+    (place,) = where.layout.of("store")
+    kind = ray.remote(Store).options(**where.options(place))
+    return kind.remote(
+        batch_rows=config.batch_samples,
+        max_staleness=config.experience.max_staleness,
+        capacity_rows=config.experience.capacity_rows,
+        sharers=config.rollout.workers.max,
+        first_iteration=begin.iteration,
+        scorers=scorers,
+        log_dir=where.log_dir,
+    )
+
+
+def _rollouts(config: PPOConfig, eos_token_ids: tuple[int, ...], where: _Where, store: Any, watch: Watch) -> Fleet:
     import ray
 
     places = where.layout.of("rollout")
@@ -137,7 +134,7 @@ def _rollouts(config: PPOConfig, prepared: PreparedPPO, where: _Where, store: An
     )
     if on_gpu:
         spec.options["enable_sleep_mode"] = config.cluster.placement == "colocated"
-    sampling = sampling_of(config.rollout, prepared.eos_token_ids)
+    sampling = sampling_of(config.rollout, eos_token_ids)
     supply = Supply(store, config.probe_tolerance, config.timeouts.publish)
     shared = {
         "max_concurrency": 3,

@@ -13,6 +13,7 @@ from rlhf_dist.config import PipelineConfig, load, override
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.run_folder.passages import read_passages
 from rlhf_dist.stages import evaluate
 from rlhf_dist.stages.feedback_sample import Wanted, sample
 from rlhf_dist.stages.pipeline import run
@@ -110,11 +111,14 @@ def test_a_finished_demo_is_evaluated_against_its_start(demo: tuple[Path, str], 
     asked = evaluate.config_of_run(path)
     assert asked.rollout.engine == "vllm", "here it generates with a folder's own weights"
     folder = RunFolder(Path(asked.run_dir), asked, console=Console(), stage="evaluation")
-    start, trained = evaluate.run(asked, evaluate.prepare(asked), folder)
-    assert start.means["kl"].mean == pytest.approx(0.0, abs=1e-4), "the reference is the start"
-    assert trained.means["kl"].mean != 0
-    assert set(trained.wins) == {"gold", "reward"}
-    assert {"distinct_1", "self_bleu", "perplexity"} <= trained.figures.keys()
+    evaluate.run(asked, evaluate.prepare(asked), folder)
+    start, trained = json.loads((folder.path / "summary.json").read_text())["policies"].values()
+    assert start["kl"]["mean"] == pytest.approx(0.0, abs=1e-4), "the reference is the start"
+    assert trained["kl"]["mean"] != 0
+    assert set(trained["win_rate"]) == {"gold", "reward"}
+    assert {"distinct_1", "self_bleu", "perplexity"} <= trained.keys()
+    (told,) = read_passages(folder.path)
+    assert told.rows[1][0] == "trained"
     assert len((Path(asked.run_dir) / "answers.jsonl").read_text().splitlines()) == 16
 
 

@@ -1,0 +1,136 @@
+"""What is said of several policies' answers to the same prompts: means with intervals, wins, diversity, fluency, measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rlhf_dist.config import GOLD, UNSAFE, EvaluateConfig
+from rlhf_dist.evaluation import texts
+from rlhf_dist.evaluation.intervals import Interval, WinRate, interval, win_rate
+
+
+@dataclass(frozen=True)
+class ScoredAnswers:
+    """One policy's answers with all that was measured of each."""
+
+    name: str
+    answers: list[str]
+    lengths: list[int]
+    kl: list[float]
+    """Log-prob of each answer under the policy less that under the reference, nats."""
+    ref_log_probs: list[float]
+    """Sum over each answer's tokens."""
+    rewards: list[float]
+    parts: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is said of one policy."""
+
+    name: str
+    means: dict[str, Interval]
+    """With an interval over prompts: reward, gold, KL, length, unsafe."""
+    figures: dict[str, float]
+    """Of all answers together: distinct-n, self-BLEU, perplexity, BLEU and so on."""
+    wins: dict[str, WinRate]
+    """Over the first policy, by gold and by reward."""
+
+
+def result_of(one: ScoredAnswers, first: ScoredAnswers, targets: Sequence[str], config: EvaluateConfig) -> Result:
+    """Everything that is said of one policy; values of several answers to a prompt are averaged before intervals are taken."""
+
+    def per_prompt(values: Sequence[float]) -> list[float]:
+        return [float(each) for each in np.reshape(values, (-1, config.samples)).mean(1)]
+
+    means = {"kl": one.kl, "length": [float(n) for n in one.lengths]}
+    if config.reward:
+        means["reward"] = one.rewards
+    means |= {name: one.parts[name] for name in (GOLD, UNSAFE) if name in one.parts}
+    wins = {}
+    for name in (GOLD, "reward"):
+        if name in means and one is not first:
+            against = first.parts[name] if name == GOLD else first.rewards
+            labels = [float(np.sign(a - b) + 1) / 2 for a, b in zip(means[name], against, strict=True)]
+            wins[name] = win_rate(per_prompt(labels), seed=config.seed)
+    figures = {
+        "distinct_1": texts.distinct(one.answers, 1),
+        "distinct_2": texts.distinct(one.answers, 2),
+        "self_bleu": texts.self_bleu(one.answers),
+        "perplexity": float(np.exp(-sum(one.ref_log_probs) / max(1, sum(one.lengths)))),
+        **_against_targets(one.answers, targets, config),
+    }
+    return Result(
+        one.name, {name: interval(per_prompt(v), seed=config.seed) for name, v in means.items()}, figures, wins
+    )
+
+
+def _against_targets(answers: Sequence[str], targets: Sequence[str], config: EvaluateConfig) -> dict[str, float]:
+    wanted = [target for target in targets for _ in range(config.samples)]
+    said = [answer.strip() for answer in answers]
+    found: dict[str, float] = {}
+    for measure in config.measures:
+        value = getattr(texts, measure)(said, [target.strip() for target in wanted])
+        found |= value if isinstance(value, dict) else {measure: value}
+    return found
+
+
+HEADS = {
+    "gold": "gold",
+    "reward": "reward",
+    "kl": "KL, nats",
+    "length": "tokens",
+    "unsafe": "unsafe",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "self_bleu": "self-BLEU",
+    "perplexity": "perplexity",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "rouge-1": "ROUGE-1",
+    "rouge-2": "ROUGE-2",
+    "rouge-l": "ROUGE-L",
+    "accuracy": "accuracy",
+}
+
+
+def table(results: Sequence[Result]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Column names, and a row for each policy."""
+    names = [name for name in HEADS if name in results[0].means or name in results[0].figures]
+    rivals = [name for name in (GOLD, "reward") if any(name in result.wins for result in results)]
+    head = ("policy", *(f"wins by {name}" for name in rivals), *(HEADS[name] for name in names))
+    rows = []
+    for result in results:
+        wins = [_win(result.wins[name]) if name in result.wins else "–" for name in rivals]
+        cells = [_mean(result.means[name]) if name in result.means else f"{result.figures[name]:.3g}" for name in names]
+        rows.append((result.name, *wins, *cells))
+    return head, tuple(rows)
+
+
+def _win(won: WinRate) -> str:
+    return f"{won.rate.mean:.1%} [{won.rate.low:.1%}, {won.rate.high:.1%}]"
+
+
+def _mean(mean: Interval) -> str:
+    return f"{mean.mean:.3g} [{mean.low:.3g}, {mean.high:.3g}]"
+
+
+def plain(result: Result) -> dict[str, Any]:
+    """For JSON."""
+    means = {name: {"mean": each.mean, "low": each.low, "high": each.high} for name, each in result.means.items()}
+    wins = {
+        name: {
+            "rate": won.rate.mean,
+            "low": won.rate.low,
+            "high": won.rate.high,
+            "wins": won.wins,
+            "ties": won.ties,
+            "losses": won.losses,
+        }
+        for name, won in result.wins.items()
+    }
+    return {**means, **result.figures, "win_rate": wins}

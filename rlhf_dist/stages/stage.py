@@ -1,0 +1,31 @@
+"""The shape that every stage has: a module of this room with these two functions."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from rlhf_dist.run_folder.folder import RunFolder
+
+
+class Prepared(Protocol):
+    """What could be read and checked before a process is started."""
+
+    def describe(self) -> str:
+        """One line for people."""
+
+
+class Stage(Protocol):
+    """`prepare`, then `run`: mistakes end it in the first, and only the second writes or starts anything."""
+
+    OUTPUT: str
+    """The trained model's folder, or the file with what was found, within the run's folder."""
+
+    def prepare(self, config: Any) -> Any:
+        """Read and check everything; what it returns is a `Prepared`.
+
+        Raises:
+            UserError: names the key, folder or line, what was found and what was expected.
+        """
+
+    def run(self, config: Any, prepared: Any, folder: RunFolder) -> None:
+        """Do the work, and leave the run folder complete."""
