@@ -24,10 +24,14 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
         (aside / DIGESTS).write_text(json.dumps(digests, indent=1))
 
 
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Checkpoints of a run from which training could go on, newest first."""
+    return sorted((folder.parent for folder in (run_dir / "checkpoints").glob("step-*/learner")), reverse=True)
+
+
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest checkpoint of a run from which training can go on; None where there is none."""
-    found = sorted(folder.parent for folder in (run_dir / "checkpoints").glob("step-*/learner"))
-    return found[-1] if found else None
+    """The newest checkpoint of a run from which training could go on; None where there is none."""
+    return next(iter(checkpoints(run_dir)), None)
 
 
 def verify(folder: Path) -> None:
@@ -39,7 +43,11 @@ def verify(folder: Path) -> None:
     listing = folder / DIGESTS
     if not listing.is_file():
         raise ModelError(f"{folder}: no {DIGESTS}; expected a complete checkpoint")
-    for name, expected in json.loads(listing.read_text()).items():
+    try:
+        digests = json.loads(listing.read_text())
+    except ValueError as error:
+        raise ModelError(f"{listing}: changed since it was written: {error}") from None
+    for name, expected in digests.items():
         file = folder / name
         if not file.is_file() or _digest(file) != expected:
             raise ModelError(f"{file}: missing or changed since it was written; expected BLAKE2b {expected}")

@@ -42,20 +42,24 @@ def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
         values: at least one.
         seed: of the resampling.
     """
+    from scipy.stats import bootstrap
+
     array = np.asarray(values, dtype=np.float64)
-    if not len(array):
-        return Interval(float("nan"), float("nan"), float("nan"))
-    rng = np.random.default_rng(seed)
-    means = [array[rng.integers(0, len(array), len(array))].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(array.mean()), float(low), float(high))
+    if len(array) < 2:
+        mean = float(array.mean()) if len(array) else math.nan
+        return Interval(mean, mean, mean)
+    found = bootstrap(
+        (array,), np.mean, n_resamples=RESAMPLES, batch=100, method="percentile", rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return Interval(float(array.mean()), float(found.low), float(found.high))
 
 
 def wilson(rate: float, n: int) -> Interval:
     """95 % interval of a rate over `n` trials (Wilson 1927), which is also right where all went alike and nothing varies."""
-    z2 = 1.959964**2
-    centre, spread = (rate + z2 / (2 * n)) / (1 + z2 / n), math.sqrt(z2 * (rate * (1 - rate) / n + z2 / (4 * n * n)))
-    return Interval(rate, max(0.0, centre - spread / (1 + z2 / n)), min(1.0, centre + spread / (1 + z2 / n)))
+    from scipy.stats import binomtest
+
+    found = binomtest(round(rate * n), n).proportion_ci(method="wilson")
+    return Interval(rate, float(found.low), float(found.high))
 
 
 def win_rate(labels: Sequence[float], *, seed: int = 0) -> WinRate:

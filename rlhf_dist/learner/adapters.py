@@ -1,8 +1,7 @@
-"""LoRA through peft, in place: the model keeps its class, its linear layers get adapters, and saving merges them."""
+"""LoRA through peft, in place: the model keeps its class, and its linear layers get adapters."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from rlhf_dist.config import Lora
 from rlhf_dist.errors import ConfigError
 
 ADAPTER = "default"
-_PART = re.compile(rf"\.(base_layer|lora_[AB]\.{ADAPTER})\.(weight|bias)$")
 
 
 def adapt(model: Any, lora: Lora, *, also: tuple[str, ...] = ()) -> None:
@@ -42,43 +40,34 @@ def adapt(model: Any, lora: Lora, *, also: tuple[str, ...] = ()) -> None:
             parameter.requires_grad_(True)
 
 
-def merged(state: Mapping[str, torch.Tensor], lora: Lora) -> dict[str, torch.Tensor]:
-    """Weights under the model's own names: W + (alpha / rank) B A for adapted layers (arXiv:2106.09685, equation 3)."""
-    out = {}
-    for name, tensor in state.items():
-        found = _PART.search(name)
-        if found is None:
-            out[name] = tensor
-        elif found[1] == "base_layer":
-            layer = name[: found.start()]
-            whole = tensor
-            if found[2] == "weight":
-                down, up = (state[f"{layer}.lora_{part}.{ADAPTER}.weight"] for part in "AB")
-                whole = tensor + (lora.alpha / lora.rank) * (up @ down)
-            out[f"{layer}.{found[2]}"] = whole
-    return out
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to an adapter."""
+    return ".lora_" in name
 
 
-def save_adapter(state: Mapping[str, torch.Tensor], lora: Lora, folder: Path, *, base: str) -> None:
+def own_name(name: str) -> str:
+    """What the model itself calls a parameter that peft has wrapped."""
+    return name.replace(".base_layer.", ".")
+
+
+def save_adapter(model: Any, state: Mapping[str, torch.Tensor], lora: Lora, folder: Path) -> None:
     """Write the adapters alone as peft loads them (`PeftModel.from_pretrained`), beside the merged model.
 
     Args:
-        state: the adapted model's weights.
+        model: the adapted model; its config names what the adapters are for.
+        state: the adapters' parameters.
         lora: the adapters' settings.
         folder: where to.
-        base: folder or name of the model that they adapt.
     """
+    from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     config = _config(lora, ())
-    config.base_model_name_or_path = base
+    config.base_model_name_or_path = model.config._name_or_path
     config.save_pretrained(folder)
-    tensors = {
-        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": tensor.contiguous()
-        for name, tensor in state.items()
-        if ".lora_" in name
-    }
+    found = get_peft_model_state_dict(model, state_dict=dict(state), adapter_name=ADAPTER)
+    tensors = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in found.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

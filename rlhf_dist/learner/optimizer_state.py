@@ -60,7 +60,7 @@ def load(engine: Any, schedule: Any, folder: Path) -> None:
         for number, tensor in enumerate(tensors):
             tensor.copy_(found[f"{number}/weight"])
             keys = [key for key in found if key.startswith(f"{number}/") and key != f"{number}/weight"]
-            base.state[tensor] = {key.partition("/")[2]: _beside(tensor, found[key]) for key in keys}
+            base.state[tensor] = {key.partition("/")[2]: found[key].to(tensor.device) for key in keys}
     schedule.load_state_dict({**schedule.state_dict(), **json.loads((folder / SCHEDULE).read_text())})
     for group, lr in zip(base.param_groups, schedule.get_last_lr(), strict=True):
         group["lr"] = lr
@@ -75,10 +75,6 @@ def _optimised(engine: Any) -> tuple[list[torch.Tensor], Any]:
         if getattr(outer, name, None):
             return list(getattr(outer, name)), base
     return [parameter for group in base.param_groups for parameter in group["params"]], base
-
-
-def _beside(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    return value.to(tensor.device)
 
 
 def _is_plain(value: Any) -> bool:

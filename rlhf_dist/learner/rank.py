@@ -16,13 +16,15 @@ import pyarrow as pa
 import torch
 
 from rlhf_dist.cluster import rendezvous
+from rlhf_dist.cluster.threads import device_of_this_process
 from rlhf_dist.config import PPO, Learner, Lora, Optimizer
 from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.imports import import_deepspeed, import_transformers
-from rlhf_dist.learner.adapters import adapt, merged, save_adapter
+from rlhf_dist.learner.adapters import adapt, is_adapter, save_adapter
 from rlhf_dist.learner.example_batch import ExampleBatch, read_examples
 from rlhf_dist.learner.imitation import Imitation, imitate
 from rlhf_dist.learner.ppo import Method, Models, Ranks, update
+from rlhf_dist.learner.published import Publication, Whole, collected, published
 from rlhf_dist.learner.rows import read_rows, to_experience
 from rlhf_dist.learner.shards import Shard
 from rlhf_dist.learner.trained_model import TrainedModel
@@ -35,7 +37,6 @@ from rlhf_dist.models import (
     pack,
 )
 from rlhf_dist.store.reader import blocks_of
-from rlhf_dist.store.weights import encode_bucket, plan_buckets
 from rlhf_dist.telemetry import logs, tracing
 
 log = logging.getLogger(__name__)
@@ -86,9 +87,9 @@ class LearnerRank:
         """Prepare the process; nothing is loaded before `join`."""
         self.rank, self.ranks, self.settings = rank, ranks, settings
         self.models: dict[str, TrainedModel] = {}
-        self.buckets: list[list[str]] = []
-        if not torch.cuda.is_available():
-            torch.set_num_threads(settings.threads)
+        self._door: rendezvous.Door | None = None
+        self._publication: Publication | None = None
+        device_of_this_process(settings.threads)
 
     def __repr__(self) -> str:
         """How Ray's dashboard and logs call it."""
@@ -109,6 +110,7 @@ class LearnerRank:
     def join(self, host: str, port: int, timeout_s: float, interface: str | None) -> None:
         """Meet the other ranks. Waits for all of them; fails after `timeout_s` seconds."""
         cuda = torch.cuda.is_available()
+        assert self._door is not None, "`open` comes first"
         self._door.close()
         rendezvous.choose_interface(self._door.address[0], interface)
         os.environ.update(
@@ -267,20 +269,15 @@ class LearnerRank:
 
     def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str) -> int:
         """Cut a model into buckets for publication; returns their number."""
-        self._published, self._wire = self.models[name], getattr(torch, wire_dtype)
-        sizes = [(key, int(np.prod(shape)) * self._wire.itemsize) for key, shape in self._published.shapes()]
-        self.buckets = plan_buckets(sizes, bucket_bytes=bucket_bytes)
-        return len(self.buckets)
+        dtype = getattr(torch, wire_dtype)
+        self._publication = Publication.plan(self.models[name], dtype=dtype, bucket_bytes=bucket_bytes)
+        return len(self._publication.buckets)
 
     def weight_bucket(self, bucket: int) -> tuple[pa.Table | None, dict[str, Any]]:
         """One bucket of the published model, from the rank that owns it, and a report of what is in it."""
-        names = self.buckets[bucket]
-        with tracing.span("weight bucket", bucket=bucket), self._published.gathered(names):
-            if bucket % self.ranks != self.rank:
-                return None, {"names": [], "bytes": 0}
-            tensors = [(name, tensor.to(self._wire)) for name, tensor in self._published.tensors(names)]
-            table = encode_bucket(tensors)
-            return table, {"names": names, "bytes": sum(tensor.nbytes for _, tensor in tensors)}
+        assert self._publication is not None, "`plan_weights` comes first"
+        with tracing.span("weight bucket", bucket=bucket):
+            return self._publication.table(bucket, mine=bucket % self.ranks == self.rank)
 
     @torch.no_grad()
     def probe(self, tokens: Sequence[int]) -> list[float]:
@@ -293,15 +290,15 @@ class LearnerRank:
 
     def save(self, name: str, folder: Path) -> None:
         """Write a model in Hugging Face layout (rank 0 writes; all take part in gathering)."""
-        model = self.models[name]
-        state = model.state_dict()
-        if self.rank == 0:
-            base = getattr(model.module, model.prefix.rstrip("."))
-            dtype = getattr(torch, self.settings.dtype)
+        model, keep, dtype = self.models[name], self.rank == 0, getattr(torch, self.settings.dtype)
+        weights = published(model)
+        state = collected(weights, [key for key, _ in weights.shapes()], dtype=dtype, keep=keep)
+        own = [key for key, _ in model.shapes() if is_adapter(key)]
+        adapters = collected(Whole(model), own, dtype=torch.float32, keep=keep)
+        if keep:
             if model.lora is not None:
-                save_adapter(state, model.lora, folder / "adapter", base=base.config._name_or_path)
-                state = merged(state, model.lora)
-            base.save_pretrained(folder, state_dict={key: value.to(dtype) for key, value in state.items()})
+                save_adapter(model.hugging_face, adapters, model.lora, folder / "adapter")
+            model.hugging_face.save_pretrained(folder, state_dict=state)
 
     def save_state(self, name: str, folder: Path) -> None:
         """Write what this rank needs to go on training the model: its share of the optimiser's state."""
@@ -310,10 +307,6 @@ class LearnerRank:
     def take_spans(self) -> list[tracing.Span]:
         """Spans recorded since the last call."""
         return tracing.take()
-
-    def state(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
-        """The whole model as arrays, for comparison."""
-        return {key: value.float().numpy() for key, value in self.models[name].state_dict().items()}
 
     def memory_bytes(self) -> int:
         """Peak memory of this process: on the GPU where there is one, else resident."""

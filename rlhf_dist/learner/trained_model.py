@@ -1,4 +1,4 @@
-"""One trainable model under DeepSpeed ZeRO: backward on sums, one step per mini-batch, weights by Hugging Face name."""
+"""One trainable model under DeepSpeed ZeRO: backward on sums, one step per mini-batch."""
 
 from __future__ import annotations
 
@@ -79,6 +79,11 @@ class TrainedModel:
         self.lr = schedule
 
     @property
+    def hugging_face(self) -> Any:
+        """The Hugging Face model inside the wrapper."""
+        return self.module.get_submodule(self.prefix.rstrip("."))
+
+    @property
     def device(self) -> torch.device:
         """Where inputs must lie."""
         device: torch.device = self.engine.device
@@ -114,7 +119,7 @@ class TrainedModel:
         self.engine.destroy()
 
     def shapes(self) -> list[tuple[str, torch.Size]]:
-        """Hugging Face name and full shape of each parameter, in a fixed order; tied parameters once."""
+        """Name within the Hugging Face model, and full shape, of each parameter, in a fixed order; tied parameters once."""
         return [(name, getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in self._named()]
 
     def gathered(self, names: Sequence[str]) -> AbstractContextManager[Any]:
@@ -131,12 +136,6 @@ class TrainedModel:
         """The named parameters' data; under ZeRO-3 only inside `gathered`."""
         chosen = dict(self._named())
         return [(name, chosen[name].data) for name in names]
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The whole model on the CPU, by Hugging Face name; all ranks must call."""
-        names = [name for name, _ in self.shapes()]
-        with self.gathered(names):
-            return {name: tensor.detach().cpu().clone() for name, tensor in self.tensors(names)}
 
     def save_state(self, folder: Path) -> None:
         """Write this rank's share of the optimiser's state, and where the schedule is."""

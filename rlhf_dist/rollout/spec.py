@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_dist.cluster.threads import environment_of
+from rlhf_dist.cluster.threads import device_of_this_process, environment_of
 from rlhf_dist.config import Rollout
 from rlhf_dist.imports import import_transformers
 from rlhf_dist.records import Sampling
@@ -32,12 +32,8 @@ class EngineSpec:
 
     def build(self, sampling: Sampling) -> RolloutEngine:
         """Start the engine in this process."""
-        import torch
-
         import_transformers()
-        on_gpu = torch.cuda.is_available()
-        if not on_gpu:
-            torch.set_num_threads(self.threads)
+        device = device_of_this_process(self.threads)
         if self.kind == "vllm":
             from rlhf_dist.rollout.vllm_engine import VLLMEngine
 
@@ -52,7 +48,6 @@ class EngineSpec:
             )
         from rlhf_dist.rollout.transformers_engine import TransformersEngine
 
-        device = "cuda" if on_gpu else "cpu"
         return TransformersEngine(
             self.model, sampling, dtype=self.dtype, max_concurrent=self.max_concurrent, device=device
         )

@@ -3,7 +3,7 @@
     config.json, model.safetensors, tokenizer...   the policy in Hugging Face layout, loadable as it is
     critic/                                        the critic, likewise (absent with a value head)
     learner/<model>/rank-<r>/                      optimiser state and schedule, one folder per rank
-    state.json                                     iteration, KL coefficient
+    state.json                                     iteration, KL coefficient, gold scores so far
 
 All weights are in the learner's precision of storage; optimiser states carry the fp32 master weights. The newest two checkpoints
 keep `learner/`; of older ones the policy stays.
@@ -13,25 +13,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
-from rlhf_dist.checkpoint import complete_or_absent, newest_checkpoint, verify
+from rlhf_dist.checkpoint import checkpoints, complete_or_absent, verify
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.controller import State
-from rlhf_dist.errors import ConfigError
+from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.stages.wiring import Begin
 
+log = logging.getLogger(__name__)
+
 KEPT_LEARNER_STATES = 2
+"""The newest, and the one before it for when the newest is damaged."""
 STATE = "state.json"
 
 
 def save_checkpoint(learner: LearnerGroup, tokenizer: Any, run_dir: Path, state: State, models: list[str]) -> Path:
     """Write a checkpoint of everything that a run needs to go on."""
-    checkpoints = run_dir / "checkpoints"
-    folder = checkpoints / f"step-{state.iteration:06d}"
+    folder = run_dir / "checkpoints" / f"step-{state.iteration:06d}"
     with complete_or_absent(folder) as aside:
         here = aside.absolute()
         learner.save("policy", here)
@@ -41,23 +44,33 @@ def save_checkpoint(learner: LearnerGroup, tokenizer: Any, run_dir: Path, state:
         for model in models:
             learner.save_state(model, here / "learner" / model)
         (aside / STATE).write_text(json.dumps(dataclasses.asdict(state)))
-    for old in sorted(checkpoints.glob("step-*/learner"))[:-KEPT_LEARNER_STATES]:
-        shutil.rmtree(old)
+    for old in checkpoints(run_dir)[KEPT_LEARNER_STATES:]:
+        shutil.rmtree(old / "learner")
     return folder
 
 
 def newest(config: PPOConfig, run_dir: Path) -> tuple[State, Begin]:
-    """The newest checkpoint of a run, verified; the beginning where there is none.
+    """The newest checkpoint of a run that is as it was written; the beginning where there is none at all.
 
     Raises:
-        ModelError: a file of it has changed since it was written.
+        ModelError: in every checkpoint a file has changed since it was written; names the newest's.
         ConfigError: it is of a run with more iterations than the config asks for.
     """
-    found = newest_checkpoint(run_dir)
-    if found is None:
-        return State(0, config.ppo.kl_coef), Begin()
-    folder = found.absolute()
-    verify(folder)
+    damage: list[ModelError] = []
+    for folder in checkpoints(run_dir):
+        try:
+            verify(folder)
+        except ModelError as error:
+            log.warning("%s; trying the checkpoint before it", error)
+            damage.append(error)
+        else:
+            return _read(config, folder.absolute())
+    if damage:
+        raise damage[0]
+    return State(0, config.ppo.kl_coef), Begin()
+
+
+def _read(config: PPOConfig, folder: Path) -> tuple[State, Begin]:
     state = State(**json.loads((folder / STATE).read_text()))
     if state.iteration > config.ppo.iterations:
         raise ConfigError(
