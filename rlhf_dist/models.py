@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -126,6 +126,9 @@ class LogProbHead(nn.Linear):
 class PolicyModel(nn.Module):
     """A causal language model that scores given tokens, with an optional value head."""
 
+    prefix: ClassVar[str] = "lm."
+    """What it puts before Hugging Face's parameter names."""
+
     def __init__(self, lm: Any, *, temperature: float = 1.0, value_head: bool = False) -> None:
         """Wrap a Hugging Face causal language model; its head is replaced by one that shares its parameters."""
         super().__init__()
@@ -159,6 +162,8 @@ def at_temperature(policy: Any, temperature: float) -> Iterator[None]:
 
 class ValueModel(nn.Module):
     """A sequence-classification model read at any position: reward model and critic. Several labels are an ensemble."""
+
+    prefix: ClassVar[str] = "classifier."
 
     def __init__(self, classifier: Any, *, shift: float = 0.0, scale: float = 1.0) -> None:
         """Wrap a Hugging Face `*ForSequenceClassification` model with a linear head named `score`.

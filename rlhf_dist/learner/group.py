@@ -16,8 +16,9 @@ from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.packing import Budget, MicroBatch, plan_micro_batches
 from rlhf_dist.errors import EnvironmentProblem
 from rlhf_dist.learner.imitation import Imitation
+from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.ppo import Method
-from rlhf_dist.learner.rank import LearnerRank, Loss, ModelSpec, Now
+from rlhf_dist.learner.rank import LearnerRank, Loss, Now
 from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.models import read_config
 from rlhf_dist.store.experience import RowView

@@ -17,25 +17,19 @@ import torch
 
 from rlhf_dist.cluster import rendezvous
 from rlhf_dist.cluster.threads import device_of_this_process
-from rlhf_dist.config import PPO, Learner, Lora, Optimizer
+from rlhf_dist.config import PPO, Learner
 from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.imports import import_deepspeed, import_transformers
-from rlhf_dist.learner.adapters import adapt, is_adapter, save_adapter
+from rlhf_dist.learner.adapters import is_adapter, save_adapter
 from rlhf_dist.learner.example_batch import ExampleBatch, read_examples
 from rlhf_dist.learner.imitation import Imitation, imitate
+from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.ppo import Method, Models, Ranks, update
 from rlhf_dist.learner.published import Publication, Whole, collected, published
 from rlhf_dist.learner.rows import read_rows, to_experience
 from rlhf_dist.learner.shards import Shard
 from rlhf_dist.learner.trained_model import TrainedModel
-from rlhf_dist.models import (
-    PolicyModel,
-    ValueModel,
-    at_temperature,
-    load_policy,
-    load_value_model,
-    pack,
-)
+from rlhf_dist.models import PolicyModel, at_temperature, pack
 from rlhf_dist.store.reader import blocks_of
 from rlhf_dist.telemetry import logs, tracing
 
@@ -43,27 +37,6 @@ log = logging.getLogger(__name__)
 
 Loss = Callable[[TrainedModel, ExampleBatch], tuple[torch.Tensor, dict[str, float]]]
 """A stage's loss on one micro-batch: a sum over its units, and sums of further metrics."""
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """A model to train."""
-
-    path: str
-    kind: str
-    """`policy` (causal language model) or `value` (sequence classification, one label)."""
-    optimizer: Optimizer
-    total_steps: int
-    temperature: float = 1.0
-    value_head: bool = False
-    heads: int | None = None
-    """Labels of a `value` model, more than one for an ensemble; None: as its folder says, one if it is no classifier yet."""
-    shift: float = 0.0
-    scale: float = 1.0
-    """Of a `value` model's outputs; see `ValueModel`."""
-    lora: Lora | None = None
-    state: str = ""
-    """Folder of a checkpoint's optimiser state, to go on from; empty: start anew."""
 
 
 @dataclass(frozen=True)
@@ -151,25 +124,11 @@ class LearnerRank:
 
     def _load(self, spec: ModelSpec) -> TrainedModel:
         settings = self.settings
-        dtype = torch.float32
-        module: PolicyModel | ValueModel
-        if spec.kind == "policy":
-            base = load_policy(spec.path, dtype=dtype, attention=settings.attention)
-            if spec.lora is not None:
-                adapt(base, spec.lora)
-            module, prefix = PolicyModel(base, temperature=spec.temperature, value_head=spec.value_head), "lm."
-        else:
-            base = load_value_model(spec.path, dtype=dtype, attention=settings.attention, heads=spec.heads)
-            if spec.lora is not None:
-                adapt(base, spec.lora, also=("score",))
-            module, prefix = ValueModel(base, shift=spec.shift, scale=spec.scale), "classifier."
-        if settings.gradient_checkpointing:
-            base.gradient_checkpointing_enable({"use_reentrant": False})
-        module.train()
+        module = spec.build(settings)
         model = TrainedModel(
             module,
             spec.optimizer,
-            prefix=prefix,
+            prefix=module.prefix,
             total_steps=spec.total_steps,
             zero_stage=settings.zero_stage,
             dtype=settings.dtype,

@@ -20,7 +20,7 @@ from rlhf_dist.errors import ConfigError
 from rlhf_dist.feedback.aggregate import aggregate
 from rlhf_dist.learner.example_batch import ExampleBatch
 from rlhf_dist.learner.group import LearnerGroup
-from rlhf_dist.learner.rank import ModelSpec
+from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import check_same_tokenizer, load_tokenizer
 from rlhf_dist.run_folder.folder import RunFolder

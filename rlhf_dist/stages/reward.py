@@ -22,7 +22,7 @@ from rlhf_dist.feedback.aggregate import Aggregated, aggregate
 from rlhf_dist.feedback.comments import rate_comments, rating_tokens
 from rlhf_dist.files import write_json_lines
 from rlhf_dist.learner.group import LearnerGroup
-from rlhf_dist.learner.rank import ModelSpec
+from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.models import check_same_tokenizer, load_tokenizer
 from rlhf_dist.records import Prompt
 from rlhf_dist.rollout.generator import ratings

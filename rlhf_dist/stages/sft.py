@@ -21,7 +21,7 @@ from rlhf_dist.data.demonstrations import (
 )
 from rlhf_dist.learner.example_batch import ExampleBatch
 from rlhf_dist.learner.group import LearnerGroup
-from rlhf_dist.learner.rank import ModelSpec
+from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import load_tokenizer
 from rlhf_dist.run_folder.folder import RunFolder

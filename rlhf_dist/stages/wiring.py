@@ -19,7 +19,7 @@ from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.controller import Parts
 from rlhf_dist.learner.group import GroupPlace, start_group
-from rlhf_dist.learner.rank import ModelSpec
+from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.planning.roles import model_folders
 from rlhf_dist.rollout.colocation import asleep
 from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of

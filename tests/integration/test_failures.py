@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from rlhf_dist.cluster.session import session
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Cluster, Safety, dump
-from rlhf_dist.errors import EnvironmentProblem, RewardError, WaitTimeout, WorkerDied
+from rlhf_dist.errors import EnvironmentProblem, RewardError, WorkerDied
 from rlhf_dist.records import PromptTask, RowKey, Sample
 from rlhf_dist.scoring.reward import RewardScorer
 from rlhf_dist.scoring.worker import ScoringWorker
@@ -123,28 +123,6 @@ def test_sigterm_ends_a_run_in_order_and_says_how_to_go_on(folders: Folders, tmp
     while left := [pid for pid in actors if runs(pid)]:
         assert time.monotonic() < deadline, f"{left} outlive their run"
         time.sleep(0.1)
-
-
-def test_a_wait_that_runs_out_names_the_actor_and_what_it_was_doing() -> None:
-    import ray
-
-    @ray.remote(num_cpus=0)
-    class Sleeper:
-        def sleep(self) -> None:
-            time.sleep(60)
-
-        def fail(self) -> None:
-            raise RuntimeError("broken on purpose")
-
-    watch = Watch()
-    sleeper, other = Sleeper.remote(), Sleeper.remote()
-    with pytest.raises(WaitTimeout, match=r"sleeper-0: no answer within 1 s while dreaming"):
-        watch.one("sleeper-0", sleeper.sleep.remote(), timeout_s=1, doing="dreaming")
-    watch.add_loop("other-0", other.fail.remote())
-    with pytest.raises(WorkerDied, match=r"other-0 raised while running its loop:(.|\n)*broken on purpose"):
-        watch.one("sleeper-0", sleeper.sleep.remote(), timeout_s=30, doing="dreaming")
-    for actor in (sleeper, other):
-        ray.kill(actor)
 
 
 OWN_SESSION = """

@@ -12,7 +12,8 @@ from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Learner, Optimizer, Timeouts
 from rlhf_dist.data.examples import example_table
 from rlhf_dist.learner.group import LearnerGroup, SupervisedBatch
-from rlhf_dist.learner.rank import LearnerRank, ModelSpec
+from rlhf_dist.learner.model_spec import ModelSpec
+from rlhf_dist.learner.rank import LearnerRank
 from rlhf_dist.models import PolicyModel, load_policy, pack
 from rlhf_dist.stages.sft import sft_loss
 from tests.runs import Folders

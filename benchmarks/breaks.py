@@ -1,0 +1,316 @@
+"""Breaks of one line each, put into a copy of the package, and whether the tests nearest to them notice.
+
+A break that survives is a test that is missing. `--quick` tries a few.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Break(NamedTuple):
+    """What is broken, where, and which tests should notice."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+BREAKS = (
+    Break(
+        "entropy bonus with the wrong sign",
+        "learner/ppo.py",
+        "pg_loss - settings.entropy_coef * entropy.sum()",
+        "pg_loss + settings.entropy_coef * entropy.sum()",
+        "learner/test_ppo.py",
+    ),
+    Break(
+        "value_coef dropped",
+        "learner/ppo.py",
+        "loss + settings.value_coef * vf_loss",
+        "loss + vf_loss",
+        "learner/test_ppo.py",
+    ),
+    Break(
+        "explained variance 1 +", "learner/ppo.py", "float(1.0 - (error2", "float(1.0 + (error2", "learner/test_ppo.py"
+    ),
+    Break(
+        "missing_eos_penalty added",
+        "learner/rows.py",
+        "score - ppo.missing_eos_penalty * cut",
+        "score + ppo.missing_eos_penalty * cut",
+        "learner/test_rows.py",
+    ),
+    Break(
+        "scores never clipped",
+        "learner/rows.py",
+        "if ppo.score_clip is not None:",
+        "if False:",
+        "learner/test_rows.py",
+    ),
+    Break(
+        "mini-batches never shuffled",
+        "learner/shards.py",
+        "if mini_batches > 1 else np.arange",
+        "if mini_batches > 99 else np.arange",
+        "learner/test_shards.py",
+    ),
+    Break(
+        "the samples of a prompt parted",
+        "learner/shards.py",
+        "budget, units=units)",
+        "budget)",
+        "learner/test_shards.py",
+    ),
+    Break(
+        "_check_columns removed from scorers",
+        "store/actor.py",
+        "        _check_columns(batch, scorer)\n",
+        "",
+        "store/test_actor.py",
+    ),
+    Break(
+        "_check_columns removed from rollouts",
+        "store/actor.py",
+        '        _check_columns(batch, "rollout")\n',
+        "",
+        "store/test_actor.py",
+    ),
+    Break(
+        "one worker takes all prompts",
+        "store/experience.py",
+        "limit = min(limit, -(-self._queued() // self._sharers))",
+        "limit = min(limit, self._queued())",
+        "store",
+    ),
+    Break(
+        "a lost row comes back as sample 0",
+        "store/experience.py",
+        "first_sample=key.sample_index)",
+        "first_sample=0)",
+        "store/test_experience.py",
+    ),
+    Break(
+        "a lost worker's held-out share not asked again",
+        "cluster/dealing.py",
+        "            waiting.append(_asked(fleet, next(iter(fleet.ready)), share, items, call))\n",
+        "",
+        "cluster/test_fleet.py",
+    ),
+    Break(
+        "what a lost worker held is not handed back",
+        "cluster/fleet.py",
+        "        self.kind.lost(name)\n",
+        "",
+        "cluster/test_fleet.py",
+    ),
+    Break(
+        "staleness always 0",
+        "evaluation/metrics.py",
+        'staleness = batch.column("iteration").to_numpy() - oldest',
+        "staleness = oldest - oldest",
+        "evaluation/test_metrics.py",
+    ),
+    Break(
+        "a probe that differs stops nothing",
+        "rollout/worker.py",
+        "if not difference <= self._probe_tolerance:",
+        "if difference < 0:",
+        "rollout/test_worker.py",
+    ),
+    Break(
+        "rollout.temperature ignored by the reference",
+        "scoring/reference.py",
+        "PolicyModel(model, temperature=temperature)",
+        "PolicyModel(model)",
+        "stages/test_wiring.py",
+    ),
+    Break(
+        "the same, in the wiring",
+        "stages/scoring.py",
+        '"temperature": config.rollout.temperature',
+        '"temperature": 1.0',
+        "stages/test_wiring.py",
+    ),
+    Break(
+        "rollout.temperature ignored by the learner",
+        "learner/model_spec.py",
+        "PolicyModel(base, temperature=self.temperature, value_head",
+        "PolicyModel(base, value_head",
+        "stages/test_wiring.py",
+    ),
+    Break(
+        "the same, in the wiring",
+        "stages/wiring.py",
+        "        temperature=config.rollout.temperature,\n",
+        "",
+        "stages/test_wiring.py",
+    ),
+    Break(
+        "critic_units (0, 1)",
+        "stages/wiring.py",
+        "return (file.first_mean, source.weight / file.std) if source.normalise else (0.0, source.weight)",
+        "return (0.0, 1.0)",
+        "stages/test_wiring.py",
+    ),
+    Break(
+        "kl.update removed",
+        "controller.py",
+        '        kl.update(stats["objective/kl"], samples=len(rows))\n',
+        "",
+        "test_controller.py",
+    ),
+    Break(
+        "verify() removed from resume",
+        "stages/resume.py",
+        "            verify(folder)\n",
+        "            pass\n",
+        "stages/test_resume.py",
+    ),
+    Break(
+        "old learner states never deleted",
+        "stages/resume.py",
+        '        shutil.rmtree(old / "learner")\n',
+        "        pass\n",
+        "stages/test_resume.py",
+    ),
+    Break(
+        "evaluate's KL negated",
+        "stages/evaluate.py",
+        "kl=[a - b for a, b in",
+        "kl=[b - a for a, b in",
+        "stages/test_evaluate.py",
+    ),
+    Break(
+        "evaluate's winner and loser swapped",
+        "evaluation/results.py",
+        "np.sign(a - b) + 1",
+        "np.sign(b - a) + 1",
+        "evaluation/test_results.py",
+    ),
+    Break(
+        "perplexity upside down",
+        "evaluation/results.py",
+        "np.exp(-sum(one.ref_log_probs)",
+        "np.exp(sum(one.ref_log_probs)",
+        "evaluation/test_results.py",
+    ),
+    Break(
+        "adapters published without their scale",
+        "learner/published.py",
+        "weight + layer.get_delta_weight(ADAPTER)",
+        "weight + layer.get_delta_weight(ADAPTER) / layer.scaling[ADAPTER]",
+        "learner/test_published.py",
+    ),
+    Break(
+        "saving gathers the whole model at once",
+        "learner/published.py",
+        "4, SAVED_BUCKET_BYTES)",
+        "4, 2**60)",
+        "learner/test_published.py",
+    ),
+    Break(
+        "leave-one-out without its correction",
+        "algorithms/estimators.py",
+        "n / (n - 1) * (totals - mean)",
+        "totals - mean",
+        "algorithms/test_estimators.py",
+    ),
+    Break(
+        "a file takes its name before it is whole",
+        "files.py",
+        'aside = target.with_name(f".{target.name}.partial")',
+        "aside = target",
+        "test_files.py",
+    ),
+)
+
+
+def copied(folder: Path) -> None:
+    """The package and its tests."""
+    for name in ("rlhf_dist", "tests", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
+def outcome(tests: Sequence[str], folder: Path) -> int:
+    """Pytest's exit code on the copy."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        *(f"tests/{each}" for each in tests),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode
+
+
+def tried(each: Break, folder: Path) -> dict[str, Any]:
+    """Whether the tests fail on a break, and in which seconds."""
+    file = folder / "rlhf_dist" / each.file
+    whole = file.read_text()
+    if whole.count(each.old) != 1:
+        raise SystemExit(
+            f"{each.file}: {each.old!r} is there {whole.count(each.old)} times; expected once ({each.what})"
+        )
+    file.write_text(whole.replace(each.old, each.new))
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{each.tests}"]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    file.write_text(whole)
+    caught = done.returncode == 1
+    if not caught and done.returncode != 0:
+        raise SystemExit(
+            f"{each.what}: pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
+    return {
+        "break": each.what,
+        "file": each.file,
+        "tests": each.tests,
+        "caught": "yes" if caught else "NO",
+        "s": time.perf_counter() - began,
+    }
+
+
+def main() -> None:
+    """Every break, one after the other."""
+    from contract import arguments, publish
+
+    options = arguments(__doc__ or "")
+    with tempfile.TemporaryDirectory() as name:
+        copied(Path(name))
+        chosen = BREAKS[:: 5 if options.quick else 1]
+        if outcome(sorted({each.tests for each in chosen}), Path(name)):
+            raise SystemExit("the tests fail though nothing is broken; expected them to pass")
+        rows = [tried(each, Path(name)) for each in chosen]
+    survived = [row["break"] for row in rows if row["caught"] == "NO"]
+    figures = {
+        "breaks": float(len(rows)),
+        "survived": float(len(survived)),
+        "slowest_s": max(row["s"] for row in rows),
+    }
+    publish("breaks", figures, rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_dist.data.packing import Budget
+from rlhf_dist.learner.shards import Shard, cut_into_shards
+from rlhf_dist.records import RowKey
+from rlhf_dist.store.experience import RowView
+
+BATCH = st.lists(st.lists(st.integers(2, 40), min_size=1, max_size=4), min_size=4, max_size=12)
+
+
+def views(lengths: list[list[int]]) -> list[RowView]:
+    """Of each prompt, its samples' lengths; prompts' ids have gaps, as in a data set."""
+    return [
+        RowView(RowKey(3, 7 * prompt, sample), tokens, {})
+        for prompt, samples in enumerate(lengths)
+        for sample, tokens in enumerate(samples)
+    ]
+
+
+def cut(lengths: list[list[int]], ranks: int, minis: int, seed: int = 0) -> list[Shard]:
+    return cut_into_shards(views(lengths), Budget(ranks, 80, 0, hidden=64), mini_batches=minis, seed=seed)
+
+
+def prompts_of(shard: Shard, mini: int) -> set[int]:
+    return {shard.views[i].key.prompt_id for micro in shard.mini_batches[mini] for row in micro for i in row}
+
+
+@given(BATCH, st.integers(1, 4), st.integers(1, 4))
+def test_every_row_is_learnt_from_once_and_the_samples_of_a_prompt_are_never_parted(
+    lengths: list[list[int]], ranks: int, minis: int
+) -> None:
+    shards = cut(lengths, ranks, minis)
+    rows = Counter(view.key for shard in shards for view in shard.views)
+    assert rows == Counter(view.key for view in views(lengths))
+    homes = Counter(prompt for shard in shards for mini in range(minis) for prompt in prompts_of(shard, mini))
+    assert set(homes.values()) == {1}, "one rank, one mini-batch"
+    for shard in shards:
+        assert len(shard.mini_batches) == minis
+        places = [i for mini in shard.mini_batches for micro in mini for row in micro for i in row]
+        assert sorted(places) == list(range(len(shard.views)))
+        assert [view.key.prompt_id // 7 for view in shard.views] == shard.groups
+    for mini in range(minis):
+        assert len({len(shard.mini_batches[mini]) for shard in shards}) == 1, "as many micro-batches on every rank"
+
+
+@given(BATCH, st.integers(2, 4))
+def test_mini_batches_hold_the_same_prompts_whatever_the_number_of_ranks(lengths: list[list[int]], minis: int) -> None:
+    one, several = cut(lengths, 1, minis), cut(lengths, 3, minis)
+    for mini in range(minis):
+        assert prompts_of(one[0], mini) == set().union(*(prompts_of(shard, mini) for shard in several))
+
+
+def test_prompts_are_dealt_out_to_mini_batches_at_random_and_otherwise_in_order() -> None:
+    lengths = [[5, 5]] * 12
+    found = [[sorted(prompts_of(cut(lengths, 1, 3, seed)[0], mini)) for mini in range(3)] for seed in (0, 0, 1)]
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+    in_order = [[7 * prompt for prompt in range(4 * mini, 4 * mini + 4)] for mini in range(3)]
+    assert in_order not in found
+    assert [view.key for view in cut(lengths, 1, 1)[0].views] == [view.key for view in views(lengths)]

@@ -1,0 +1,87 @@
+"""A rollout worker in this process: a real engine, and a store that gives what the test says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf_dist.config import Rollout
+from rlhf_dist.errors import WeightError
+from rlhf_dist.models import load_policy
+from rlhf_dist.records import PromptTask, Sampling
+from rlhf_dist.rollout.spec import engine_spec
+from rlhf_dist.rollout.worker import RolloutWorker, Supply
+from rlhf_dist.store.row import rows_of
+from rlhf_dist.store.weights import Manifest, Probe, encode_bucket
+from tests.runs import Folders
+
+TOKENS = tuple(range(3, 12))
+
+
+class Silent:
+    """In place of metrics, which leave through Ray."""
+
+    def pulled(self, version: int) -> None:
+        assert version == 5
+
+
+class Store:
+    """Hands out one version; calls answer at once."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+    def __getattr__(self, method: str) -> Any:
+        answers = {"newest_version": self.manifest.version, "newest_weights": self.manifest}
+        return type("Method", (), {"remote": staticmethod(lambda *_: answers[method])})
+
+
+@pytest.fixture(autouse=True)
+def answers_are_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhf_dist.rollout.worker.fetch", lambda ref, **_: ref)
+    monkeypatch.setattr(RolloutWorker, "_metrics", Silent())
+
+
+@pytest.fixture
+def own(folders: Folders) -> Any:
+    return load_policy(str(folders.policy), dtype=torch.float32)
+
+
+def worker(folders: Folders, tmp_path: Path, lm: Any, probe: Probe | None) -> RolloutWorker:
+    weights = [(name, parameter) for name, parameter in lm.named_parameters()]
+    manifest = Manifest(5, tuple(name for name, _ in weights), 1, (encode_bucket(weights),), probe)
+    settings = Rollout(engine="transformers", max_new_tokens=4)
+    shared = {"dtype": "float32", "max_sequence": 32, "seed": 0, "on_gpu": False, "log_dir": str(tmp_path)}
+    sampling = Sampling(4, 1.0, 1.0, 0, (), (2,))
+    supply = Supply(Store(manifest), probe_tolerance=1e-3, timeout_s=5)
+    made = RolloutWorker(
+        "rollout-0", engine_spec(settings, str(folders.policy), **shared), sampling, seed=0, supply=supply
+    )
+    made.start()
+    return made
+
+
+def probe_of(lm: Any) -> list[float]:
+    with torch.no_grad():
+        log_probs = torch.log_softmax(lm(input_ids=torch.tensor([TOKENS])).logits[0, :-1], -1)
+    return log_probs.gather(1, torch.tensor(TOKENS[1:])[:, None])[:, 0].tolist()
+
+
+def test_a_version_whose_probe_agrees_is_sampled_from(folders: Folders, tmp_path: Path, own: Any) -> None:
+    made = worker(folders, tmp_path, own, Probe(TOKENS, tuple(probe_of(own))))
+    rows = rows_of(made.generate([PromptTask(0, 3, (1, 5), 2)]))
+    assert [row.prompt.tolist() for row in rows] == [[1, 5]] * 2
+    assert {version for row in rows for version, _ in row.versions} == {5}
+
+
+@pytest.mark.parametrize("wrong", [0.01, float("nan")])
+def test_a_version_whose_probe_differs_is_not_sampled_from(
+    wrong: float, folders: Folders, tmp_path: Path, own: Any
+) -> None:
+    told = [value + wrong for value in probe_of(own)]
+    made = worker(folders, tmp_path, own, Probe(TOKENS, tuple(told)))
+    with pytest.raises(
+        WeightError, match=r"weight version 5: .* differ from the learner's by .* expected at most 0.001"
+    ):
+        made.generate([PromptTask(0, 3, (1, 5), 1)])

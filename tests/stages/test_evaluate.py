@@ -1,0 +1,31 @@
+"""From what engines and scorers said to what is reckoned with; whole evaluations: tests/integration."""
+
+import pytest
+
+from rlhf_dist.records import RowKey, Sample
+from rlhf_dist.stages.evaluate import PreparedEvaluation, _scored
+from rlhf_dist.store.row import rollout_batch
+
+
+class Letters:
+    def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
+        return "".join(chr(97 + token) for token in tokens)
+
+
+def test_kl_is_what_the_policy_found_likelier_than_the_reference_did() -> None:
+    samples = [
+        Sample(RowKey(0, 0, 0), (9,), (0, 1), (-0.5, -0.25), "stop", ((0, 2),)),
+        Sample(RowKey(0, 1, 0), (9, 9), (2,), (-1.0,), "length", ((0, 1),)),
+    ]
+    columns = {
+        "ref_log_probs": [[-1.0, -1.0], [-0.25]],
+        "score": [0.5, -0.5],
+        "score_parts": [[("reward", 0.5), ("gold", 1.0)], [("reward", -0.5), ("gold", 0.0)]],
+    }
+    found = _scored("trained", rollout_batch(samples), columns, PreparedEvaluation(Letters(), [], []))
+    assert found.answers == ["ab", "c"]
+    assert found.lengths == [2, 1]
+    assert found.kl == pytest.approx([1.25, -0.75])
+    assert found.ref_log_probs == pytest.approx([-2.0, -0.25])
+    assert found.rewards == [0.5, -0.5]
+    assert found.parts == {"reward": [0.5, -0.5], "gold": [1.0, 0.0]}

@@ -1,0 +1,88 @@
+"""Settings on their way to those who compute with them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_dist.config import PPOConfig
+from rlhf_dist.learner.rows import RankRows, to_experience
+from rlhf_dist.planning.roles import model_folders, sizes_of
+from rlhf_dist.records import RowKey, Sample, SampleRequest
+from rlhf_dist.rollout.spec import sampling_of
+from rlhf_dist.rollout.transformers_engine import TransformersEngine
+from rlhf_dist.scoring.reward_file import RewardFile
+from rlhf_dist.stages.scoring import scorer_kinds
+from rlhf_dist.stages.wiring import Begin, critic_units, model_specs
+from rlhf_dist.store.row import rollout_batch, rows_of
+from rlhf_dist.store.weights import encode_bucket
+from tests.runs import Folders
+
+
+def sampled(config: PPOConfig) -> list[Sample]:
+    """What a rollout engine of the config says, by the policy's own weights."""
+    engine = TransformersEngine(config.policy, sampling_of(config.rollout, (2,)), dtype="float32", max_concurrent=8)
+    weights = [(name, parameter) for name, parameter in engine._lm.named_parameters()]
+    engine.load_weights([encode_bucket(weights)], [name for name, _ in weights], version=3)
+    for number in range(4):
+        engine.add(SampleRequest(RowKey(0, number, 0), (1, 5 + number, 9), seed=number))
+    samples: list[Sample] = []
+    while engine.running:
+        samples += engine.step()
+    return sorted(samples, key=lambda sample: sample.key)
+
+
+def by_reference(config: PPOConfig, samples: list[Sample]) -> list[np.ndarray]:
+    kind = scorer_kinds(config, policy=config.policy, reference=config.policy)["reference"]
+    scored = kind.scorer(**kind.arguments, device="cpu").score(rows_of(rollout_batch(samples)))
+    return [np.asarray(values) for values in scored["ref_log_probs"]]
+
+
+def by_learner(config: PPOConfig, samples: list[Sample]) -> list[np.ndarray]:
+    policy = model_specs(config, Begin())["policy"].build(config.learner)
+    rows, zeros = rows_of(rollout_batch(samples)), [np.zeros(len(sample.log_probs)) for sample in samples]
+    data = RankRows(rows, zeros, zeros, zeros, np.zeros(len(rows), dtype=np.int64))
+    micro = to_experience(data, [[n] for n in range(len(rows))], torch.device("cpu"))
+    with torch.no_grad():
+        return [part.numpy() for part in policy(micro.packed)[0].split(micro.lengths.tolist())]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_one_temperature_goes_through_all_three_doors(temperature: float, folders: Folders) -> None:
+    config = folders.config(rollout={"temperature": temperature, "engine": "transformers"})
+    samples = sampled(config)
+    for told in (by_reference(config, samples), by_learner(config, samples)):
+        for sample, values in zip(samples, told, strict=True):
+            np.testing.assert_allclose(values, sample.log_probs, atol=1e-5)
+    other = folders.config(rollout={"temperature": 1.3})
+    assert np.abs(by_reference(other, samples)[0] - samples[0].log_probs).max() > 1e-2, "it would be seen"
+
+
+def test_the_learner_trains_what_the_settings_name_from_where_the_run_begins(folders: Folders) -> None:
+    specs = model_specs(folders.config(), Begin(2, "there/policy", "there/critic", "there/learner"))
+    assert {name: (spec.path, spec.state) for name, spec in specs.items()} == {
+        "policy": ("there/policy", "there/learner/policy"),
+        "critic": ("there/critic", "there/learner/critic"),
+    }
+    assert specs["policy"].total_steps == 2 * 2 * 2
+    head = model_specs(folders.config(learner={"critic": "value_head"}), Begin())
+    assert [(name, spec.value_head) for name, spec in head.items()] == [("policy", True)]
+    without: dict[str, Any] = {"learner": {"critic": "none"}, "advantage": {"kind": "leave_one_out"}}
+    assert [(name, spec.value_head) for name, spec in model_specs(folders.config(**without), Begin()).items()] == [
+        ("policy", False)
+    ]
+    assert model_folders(folders.config(**without))["critic"] == ()
+    assert sizes_of(folders.config(**without))["critic"].parameters == 0
+
+
+def test_a_critic_that_starts_as_the_reward_model_says_what_the_weighted_normalised_reward_says(
+    folders: Folders, tmp_path: Path
+) -> None:
+    RewardFile(means=(3.0,), std=2.0).write(tmp_path)
+    config = folders.config(reward=[{"path": str(tmp_path), "weight": 0.5}])
+    assert critic_units(config) == (3.0, 0.25)
+    raw = folders.config(reward=[{"path": str(tmp_path), "weight": 0.5, "normalise": False}])
+    assert critic_units(raw) == (0.0, 0.5)
+    assert critic_units(folders.config(critic="c")) == (0.0, 1.0)

@@ -1,0 +1,217 @@
+"""The loop itself: real formulas and settings, and parts that do what the test says and check what they are asked."""
+
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from rlhf_dist.algorithms.estimators import GAE
+from rlhf_dist.algorithms.surrogates import Clip
+from rlhf_dist.config import PPOConfig
+from rlhf_dist.controller import Parts, State, ratio_is_one, take, train
+from rlhf_dist.data.prompts import PromptSampler
+from rlhf_dist.errors import WaitTimeout
+from rlhf_dist.records import Prompt, RowKey, Sample
+from rlhf_dist.store.row import rollout_batch
+from rlhf_dist.store.schema import EXPERIENCE
+
+PROMPTS = [Prompt(n, (1, 2), f"p{n}") for n in range(4)]
+
+
+def config(**changes: Any) -> PPOConfig:
+    tree: dict[str, Any] = {
+        "policy": "a",
+        "reward": "b",
+        "prompts": {"path": "p"},
+        "ppo": {"iterations": 3, "prompts_per_iteration": 2, "kl_coef": 0.1},
+        "weights": {"probe_every": 2},
+    }
+    for key, value in changes.items():
+        tree[key] = {**tree.get(key, {}), **value}
+    return PPOConfig.model_validate(tree)
+
+
+def scored(iteration: int, tasks: list[Any], gold: float) -> pa.RecordBatch:
+    keys = [RowKey(iteration, task.prompt_id, 0) for task in tasks]
+    rollout = rollout_batch([Sample(key, (1, 2), (3, 4), (-0.5, -0.5), "stop", ((iteration, 2),)) for key in keys])
+    columns = {
+        "score": [1.0] * len(keys),
+        "score_parts": [[("gold", gold)]] * len(keys),
+        "ref_log_probs": [[-1.0, -1.0]] * len(keys),
+    }
+    arrays = [*rollout.columns, *(pa.array(columns[name], EXPERIENCE.field(name).type) for name in columns)]
+    return pa.RecordBatch.from_arrays(arrays, schema=EXPERIENCE)
+
+
+class World:
+    """Store, fleet, learner and watch in one: calls are logged in order, and references are their own results."""
+
+    def __init__(self, *, kl: float = 4.0, golds: tuple[float, ...] = (0.5,) * 9, whole: bool = True) -> None:
+        self.calls: list[Any] = []
+        self.updates: list[dict[str, Any]] = []
+        self.kl, self.golds, self.whole = kl, golds, whole
+        self.ready = {"rollout-0": self}
+        self.restarts, self.wanted = 0, 1
+        self.size = type("Size", (), {"fewest": 1, "most": 1})
+        self.tasks: list[Any] = []
+
+    # store
+    def __getattr__(self, method: str) -> Any:
+        def remote(*arguments: Any) -> Any:
+            self.calls.append((method, *arguments))
+            if method == "submit":
+                self.tasks = arguments[0]
+            return (method, *arguments)
+
+        return type("Method", (), {"remote": staticmethod(remote)})
+
+    # watch
+    def one(self, name: str, ref: Any, *, timeout_s: float, doing: str) -> Any:
+        if ref[0] == "take":
+            return [("row", n) for n in range(len(self.tasks))] if self.whole else None
+        return {
+            "take_facts": {"rollout-0": {"gen_s": 1.0, "pull_s": 0.5, "probe_diff": 1e-5}},
+            "status": {"queued": 2},
+        }[ref[0]]
+
+    # fleet
+    def states(self) -> dict[str, str]:
+        return {"rollout-0": "ready"}
+
+    def resize(self, wanted: int) -> None:
+        self.calls.append(("resize", wanted))
+
+    # learner
+    def update(self, rows: Any, method: Any, ppo: Any, **now: Any) -> dict[str, float]:
+        self.calls.append(("update",))
+        self.updates.append({"method": method, "rows": len(rows), **now})
+        return {"objective/kl": self.kl, "objective/rlhf_reward": 0.5}
+
+    def publish(self, store: Any, version: int, *, probe_tokens: Any) -> int:
+        self.calls.append(("publish", version, probe_tokens is not None))
+        return 10
+
+    @contextmanager
+    def lent(self) -> Any:
+        self.calls.append(("lent",))
+        yield
+        self.calls.append(("returned",))
+
+    def parts(self) -> Parts:
+        return Parts(self, self, {}, self, self, self.lent)
+
+
+def run(world: World, settings: PPOConfig, monkeypatch: pytest.MonkeyPatch, state: State | None = None) -> Any:
+    reports: list[Any] = []
+
+    def read(rows: Any, *, timeout_s: float) -> pa.RecordBatch:
+        iteration = world.tasks[0].iteration
+        return scored(iteration, world.tasks, world.golds[iteration])
+
+    monkeypatch.setattr("rlhf_dist.controller.read", read)
+    sampler = PromptSampler(PROMPTS, batch=2, samples=1, seed=0)
+    state = state or State(0, settings.ppo.kl_coef)
+    stopped = train(
+        world.parts(),
+        sampler,
+        settings,
+        probe_tokens=[1, 2],
+        report=lambda iteration, metrics, batch: reports.append(
+            (iteration, dict(metrics), batch.num_rows, state.iteration)
+        ),
+        state=state,
+    )
+    return stopped, reports, state
+
+
+def test_an_iteration_submits_takes_updates_publishes_and_consumes_in_that_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    stopped, reports, state = run(world, config(), monkeypatch)
+    assert stopped is None
+    first = [call[0] for call in world.calls[: world.calls.index(("resize", 1)) + 1]]
+    assert first == [
+        "submit", "take", "lent", "update", "returned", "publish", "consume", "take_facts", "resize",
+    ]  # fmt: skip
+    assert [call[1:] for call in world.calls if call[0] == "publish"] == [(1, False), (2, True), (3, False)]
+    assert [call[1] for call in world.calls if call[0] == "consume"] == [0, 1, 2]
+    assert [(iteration, rows, at) for iteration, _, rows, at in reports] == [(0, 2, 1), (1, 2, 2), (2, 2, 3)]
+    assert [update["seed"] for update in world.updates] == [0, 1, 2]
+    assert world.updates[0]["method"].estimator == GAE(1.0, 0.95)
+    assert world.updates[0]["method"].surrogate == Clip(0.2)
+    assert state.iteration == 3
+
+
+def test_the_kl_coefficient_follows_its_target_and_goes_on_where_a_run_is_resumed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adaptive = config(ppo={"kl_target": 2.0, "kl_horizon": 20})
+    world = World(kl=4.0)
+    _, reports, state = run(world, adaptive, monkeypatch)
+    # Twice the target is clipped to +20 %; two samples of a horizon of 20 make it 2 % an iteration.
+    assert [update["kl_coef"] for update in world.updates] == pytest.approx([0.1, 0.1 * 1.02, 0.1 * 1.02**2])
+    assert [each[1]["actor/reward_kl_penalty_coeff"] for each in reports] == [u["kl_coef"] for u in world.updates]
+    assert state.kl_coef == pytest.approx(0.1 * 1.02**3)
+    resumed = World()
+    run(resumed, adaptive, monkeypatch, State(2, 0.3))
+    assert [(update["kl_coef"], update["seed"]) for update in resumed.updates] == [(0.3, 2)]
+    fixed = World()
+    run(fixed, config(), monkeypatch)
+    assert {update["kl_coef"] for update in fixed.updates} == {0.1}
+
+
+def test_metrics_hold_what_every_part_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, reports, _ = run(World(), config(), monkeypatch)
+    told = reports[1][1]
+    expected = {
+        "objective/kl": 4.0,
+        "weights/version": 2.0,
+        "weights/bytes": 10.0,
+        "weights/probe_diff": 1e-5,
+        "timing_s/gen": 1.0,
+        "fleet/workers/ready": 1.0,
+        "fleet/restarts": 0.0,
+        "training/off_policy/trajectory_staleness/max": 0.0,
+        "critic/score/mean": 1.0,
+    }
+    assert {name: told[name] for name in expected} == expected
+
+
+def test_a_run_ends_when_its_gold_score_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = PPOConfig.model_validate(
+        {
+            **config().model_dump(mode="json"),
+            "gold_judge": "a:b",
+            "ppo": {"iterations": 9, "prompts_per_iteration": 2, "stop_on": {"gold_drop": 0.2, "patience": 1}},
+        }
+    )
+    stopped, reports, state = run(World(golds=(0.5, 0.6, 0.3, 0.9)), settings, monkeypatch)
+    assert len(reports) == 3
+    assert "gold_drop" in stopped
+    assert state.gold == pytest.approx([0.5, 0.6, 0.3])
+
+
+def test_a_batch_that_is_not_whole_in_time_says_where_its_rows_are() -> None:
+    with pytest.raises(
+        WaitTimeout, match=r"no whole batch of iteration 3 within 7 s; rows are: {'queued': 2}; rollout"
+    ):
+        take(World(whole=False).parts(), 3, timeout_s=7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"ppo": {"epochs": 2}}, False),
+        ({"ppo": {"mini_batches": 2}}, False),
+        ({"rollout": {"top_p": 0.9}}, False),
+        ({"rollout": {"top_k": 5}}, False),
+        ({"rollout": {"temperature": 0.7}}, True),
+    ],
+)
+def test_the_ratio_is_one_where_one_untruncated_step_sees_the_policy_that_generated(
+    changes: dict[str, Any], expected: bool
+) -> None:
+    assert ratio_is_one(config(**changes)) == expected
