@@ -1,4 +1,4 @@
-"""Metrics that Ray exports to Prometheus, beside its own and vLLM's. The whole list is `METRICS`; README repeats it.
+"""Metrics that Ray exports to Prometheus, beside its own and vLLM's. The whole list is `METRICS`; launch/README.md repeats it.
 
 Prometheus shows them with the prefix `ray_`. Each is set in the process that owns the fact, and has the tag `run`.
 """

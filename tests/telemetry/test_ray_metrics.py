@@ -6,8 +6,8 @@ from rlhf_dist.telemetry.ray_metrics import ITERATION, METRICS
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_readme_documents_every_metric_and_no_other() -> None:
-    lines = (ROOT / "README.md").read_text().splitlines()
+def test_the_launch_readme_documents_every_metric_and_no_other() -> None:
+    lines = (ROOT / "launch" / "README.md").read_text().splitlines()
     assert {line.split("`")[1] for line in lines if line.startswith("| `rlhf_")} == set(METRICS)
 
 
