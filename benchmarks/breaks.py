@@ -84,7 +84,7 @@ BREAKS = (
     Break(
         "_check_columns removed from rollouts",
         "store/actor.py",
-        '        _check_columns(batch, "rollout")\n',
+        "        _check_columns(batch, ROLLOUT_WRITER)\n",
         "",
         "store/test_actor.py",
     ),

@@ -50,6 +50,23 @@ def test_in_a_process_of_its_own_bad_input_is_one_message_without_a_traceback(co
     assert "Traceback" not in done.stderr
 
 
+def test_resume_from_a_damaged_checkpoint_is_refused_before_anything_is_written(
+    cli: Callable[..., Done], config_file: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    learner = run / "checkpoints" / "step-000001" / "learner"
+    learner.mkdir(parents=True)
+    (learner / "state").write_text("changed")
+    (learner.parent / "digests.json").write_text(json.dumps({"learner/state": "0" * 128}))
+    kept = {"config.yaml": "policy: as it was\n", "status.json": '{"state": "failed"}'}
+    for name, text in kept.items():
+        (run / name).write_text(text)
+    done = cli("ppo", config_file, "--run-dir", run, "--resume")
+    assert done.returncode == 2
+    assert "learner/state: missing or changed since it was written" in done.stderr
+    assert {name: (run / name).read_text() for name in kept} == kept
+
+
 def test_dry_run_prints_config_placement_and_memory_and_starts_nothing(
     cli: Callable[..., Done], config_file: Path, tmp_path: Path
 ) -> None:

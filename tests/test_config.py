@@ -7,9 +7,11 @@ import pytest
 from rlhf_dist.config import (
     DPOConfig,
     EvaluateConfig,
+    Job,
     PipelineConfig,
     PPOConfig,
     RewardConfig,
+    Section,
     SFTConfig,
     dump,
     keys,
@@ -111,18 +113,44 @@ def test_overrides_reach_deep_keys_and_read_numbers(file: Path) -> None:
     assert config.rollout.stop == ("a", "b")
 
 
-def test_every_setting_says_what_it_means() -> None:
-    def undescribed(kind: type, prefix: str = "") -> list[str]:
-        found = []
-        for name, field in kind.model_fields.items():
-            if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
-                found += undescribed(field.annotation, f"{prefix}{name}.")
-            elif not field.description:
-                found.append(prefix + name)
-        return found
+def everybody(kind: type[Section] = Section) -> list[type[Section]]:
+    """Every section and config that there is."""
+    return [*dict.fromkeys([kind, *(each for below in kind.__subclasses__() for each in everybody(below))])]
 
-    assert [found for kind in {PPOConfig, *KINDS.values()} for found in undescribed(kind)] == []
-    assert "learner.policy.lr" in keys(PPOConfig)
+
+def test_every_setting_says_what_it_means() -> None:
+    undescribed = [
+        f"{kind.__name__}.{name}"
+        for kind in everybody()
+        for name, field in kind.model_fields.items()
+        if not field.description and not (isinstance(field.annotation, type) and issubclass(field.annotation, Section))
+    ]
+    assert undescribed == []
+    assert {"learner.policy.lr", "advantage.gae_lambda", "reward.normalise", "lora.rank"} <= {
+        *keys(PPOConfig),
+        *keys(SFTConfig),
+    }
+
+
+def test_no_setting_is_declared_twice() -> None:
+    """A field of two sections is declared in what they share, unless it means or defaults to something else in each."""
+    homes: dict[tuple[str, ...], list[str]] = {}
+    for kind in everybody():
+        for name in kind.__annotations__.keys() & kind.model_fields.keys():
+            field = kind.model_fields[name]
+            homes.setdefault((name, repr(field.annotation), field.description or "", repr(field.default)), []).append(
+                kind.__name__
+            )
+    assert {key[0]: kinds for key, kinds in homes.items() if len(kinds) > 1} == {}
+
+
+def test_every_command_has_a_run_folder_of_its_own_name() -> None:
+    found = {kind.folder: kind for kind in everybody() if "folder" in kind.__dict__}
+    assert sorted(found) == ["dpo", "evaluation", "ppo", "reward", "sft"]
+    assert SFTConfig(model="a").run_dir == "runs/sft"
+    assert SFTConfig(model="a", run_dir="here").run_dir == "here"
+    assert all(issubclass(kind, Job) for kind in (PPOConfig, PipelineConfig, EvaluateConfig, RewardConfig, DPOConfig))
+    assert not issubclass(PipelineConfig, PPOConfig)
 
 
 @pytest.mark.parametrize("module", ["rlhf_dist.config", "rlhf_dist.cli"])

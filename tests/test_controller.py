@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from rlhf_dist.algorithms.estimators import GAE
-from rlhf_dist.algorithms.surrogates import Clip
+from rlhf_dist.algorithms.estimators import GeneralisedAdvantages
+from rlhf_dist.algorithms.surrogates import ClippedSurrogate
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.controller import Parts, State, ratio_is_one, take, train
 from rlhf_dist.data.prompts import PromptSampler
@@ -139,8 +139,8 @@ def test_an_iteration_submits_takes_updates_publishes_and_consumes_in_that_order
     assert [call[1] for call in world.calls if call[0] == "consume"] == [0, 1, 2]
     assert [(iteration, rows, at) for iteration, _, rows, at in reports] == [(0, 2, 1), (1, 2, 2), (2, 2, 3)]
     assert [update["seed"] for update in world.updates] == [0, 1, 2]
-    assert world.updates[0]["method"].estimator == GAE(1.0, 0.95)
-    assert world.updates[0]["method"].surrogate == Clip(0.2)
+    assert world.updates[0]["method"].estimator == GeneralisedAdvantages(1.0, 0.95)
+    assert world.updates[0]["method"].surrogate == ClippedSurrogate(0.2)
     assert state.iteration == 3
 
 

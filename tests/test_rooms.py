@@ -112,3 +112,41 @@ def test_what_is_imported_is_there_also_inside_functions(folder: str) -> None:
 
 def _is_module(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
+
+
+def classes() -> list[tuple[str, str, ast.ClassDef]]:
+    """File, name and body of every class of ours."""
+    return [
+        (str(file.relative_to(ROOT)), node.name, node)
+        for file in modules()
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+
+
+def test_one_name_is_one_class() -> None:
+    homes: dict[str, set[str]] = {}
+    for file, name, _ in classes():
+        homes.setdefault(name, set()).add(file)
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
+
+
+def assigned(function: ast.AST) -> set[str]:
+    """Attributes of `self` that a function sets."""
+    targets = [
+        node for node in ast.walk(function) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    ]
+    return {node.attr for node in targets if isinstance(node.value, ast.Name) and node.value.id == "self"}
+
+
+def test_attributes_are_born_in_init() -> None:
+    """One that another method makes is not there when that method was not called: an AttributeError instead of a sentence."""
+    late = {}
+    for file, name, body in classes():
+        functions = [node for node in body.body if isinstance(node, ast.FunctionDef)]
+        if any(node.name == "__init__" for node in functions):
+            born = set().union(*(assigned(node) for node in functions if node.name == "__init__"))
+            found = set().union(*(assigned(node) for node in functions)) - born
+            if found:
+                late[f"{file}: {name}"] = sorted(found)
+    assert late == {}

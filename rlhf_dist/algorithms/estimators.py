@@ -44,7 +44,7 @@ class Estimator(Protocol):
 
 
 @dataclass(frozen=True)
-class GAE:
+class GeneralisedAdvantages:
     """Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438); see `algorithms.advantages.gae`."""
 
     gamma: float
@@ -58,7 +58,7 @@ class GAE:
 
 
 @dataclass(frozen=True)
-class LeaveOneOut:
+class LeaveOneOutAdvantages:
     """RLOO (Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740, section 3.2).
 
     A_i = R_i - mean of R_j over the other samples of the prompt = n / (n - 1) (R_i - mean R), the same for every token, where

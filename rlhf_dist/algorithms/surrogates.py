@@ -32,7 +32,7 @@ class Surrogate(Protocol):
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClippedSurrogate:
     """The clipped surrogate, negated (Schulman et al. 2017, arXiv:1707.06347, equation 7)."""
 
     clip_ratio: float

@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field
 from rlhf_dist.config.sections import Section
 
 if TYPE_CHECKING:
+    from rlhf_dist.algorithms import surrogates
     from rlhf_dist.algorithms.estimators import Estimator
-    from rlhf_dist.algorithms.surrogates import Surrogate as SurrogateLoss
 
 
 class Gae(Section):
@@ -24,9 +24,9 @@ class Gae(Section):
 
     def build(self) -> Estimator:
         """The estimator."""
-        from rlhf_dist.algorithms.estimators import GAE
+        from rlhf_dist.algorithms.estimators import GeneralisedAdvantages
 
-        return GAE(self.gamma, self.gae_lambda)
+        return GeneralisedAdvantages(self.gamma, self.gae_lambda)
 
 
 class LeaveOneOut(Section):
@@ -38,9 +38,9 @@ class LeaveOneOut(Section):
 
     def build(self) -> Estimator:
         """The estimator."""
-        from rlhf_dist.algorithms import estimators
+        from rlhf_dist.algorithms.estimators import LeaveOneOutAdvantages
 
-        return estimators.LeaveOneOut()
+        return LeaveOneOutAdvantages()
 
 
 class Clip(Section):
@@ -49,11 +49,11 @@ class Clip(Section):
     kind: Literal["clip"] = Field("clip", description="clipped ratio")
     clip_ratio: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped to 1 ± this")
 
-    def build(self) -> SurrogateLoss:
+    def build(self) -> surrogates.Surrogate:
         """The loss."""
-        from rlhf_dist.algorithms import surrogates
+        from rlhf_dist.algorithms.surrogates import ClippedSurrogate
 
-        return surrogates.Clip(self.clip_ratio)
+        return ClippedSurrogate(self.clip_ratio)
 
 
 def _gae_unless_said(value: Any) -> Any:

@@ -18,13 +18,19 @@ UNSAFE = "unsafe"
 """The part of a score that says whether any rule was broken, and the label of a classifier."""
 
 
-class ModelReward(Section):
+class OneReward(Section):
+    """One of the rewards that are added up."""
+
+    name: str = Field(pattern=NAME, description="under which it is logged")
+    weight: float = Field(1.0, allow_inf_nan=False, description="in the weighted sum; 0: only logged")
+
+
+class ModelReward(OneReward):
     """A learned reward: one model, or several whose opinions are combined."""
 
     kind: Literal["model"] = Field("model", description="a reward model")
     name: str = Field("reward", pattern=NAME, description="under which it is logged")
     path: str = Field(description="Hugging Face folder or name (sequence classification; several labels: an ensemble)")
-    weight: float = Field(1.0, allow_inf_nan=False, description="in the weighted sum; 0: only logged")
     combine: Literal["mean", "min", "mean-std"] = Field(
         "mean", description="of an ensemble: the mean, the lowest, or the mean less std_coef standard deviations"
     )
@@ -32,22 +38,18 @@ class ModelReward(Section):
     normalise: bool = Field(True, description="by the mean and std that the folder's reward.json holds, if it does")
 
 
-class FunctionReward(Section):
+class FunctionReward(OneReward):
     """A rule: a Python function of (prompt, answer)."""
 
     kind: Literal["function"] = Field(description="a Python function")
-    name: str = Field(pattern=NAME, description="under which it is logged")
     path: str = Field(pattern=IMPORT_PATH, description="`package.module:function` of (prompt, answer), a number")
-    weight: float = Field(1.0, allow_inf_nan=False, description="in the weighted sum; 0: only logged")
 
 
-class RemoteReward(Section):
+class RemoteReward(OneReward):
     """A server that takes `{"items": [{"prompt", "answer"}]}` by POST and gives `{"scores": [number]}`."""
 
     kind: Literal["remote"] = Field(description="an HTTP server")
-    name: str = Field(pattern=NAME, description="under which it is logged")
     url: str = Field(pattern=r"^https?://", description="where to POST")
-    weight: float = Field(1.0, allow_inf_nan=False, description="in the weighted sum; 0: only logged")
     batch: int = Field(32, ge=1, description="answers per request")
     timeout_s: float = Field(10.0, gt=0, description="seconds granted to each request")
     attempts: int = Field(5, ge=1, description="tries per request, with exponential backoff, before the run stops")

@@ -13,12 +13,17 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Prompts(Section):
-    """Where prompts come from."""
+class DataFile(Section):
+    """Rows of a file, or of a data set."""
 
     path: str = Field(description="JSONL, Parquet, Arrow file, or a `datasets` name")
-    column: str | None = Field(None, description="column with the prompt; default: `prompt`, else `messages`")
     split: str = Field("train", description="split, for a `datasets` name")
+
+
+class Prompts(DataFile):
+    """Where prompts come from."""
+
+    column: str | None = Field(None, description="column with the prompt; default: `prompt`, else `messages`")
     max_tokens: int = Field(512, ge=1, le=1_000_000, description="longest prompt, in tokens; a longer one is refused")
     held_out: str | None = Field(None, description="file of prompts to compare the policies on, before and after")
     held_out_limit: int = Field(256, ge=1, description="most held-out prompts used")
@@ -80,7 +85,7 @@ class Scoring(Section):
     reward_workers: int = Field(1, ge=1, le=1024, description="processes that hold the reward model")
     reference_workers: int = Field(1, ge=1, le=1024, description="processes that hold the reference policy")
     batch_tokens: int = Field(8192, ge=1, description="tokens per forward pass, padding included")
-    threads: int = Field(1, ge=1, description="CPU threads per worker, where there is no GPU")
+    threads: int = Field(1, ge=1, description="CPU threads per scoring worker, where there is no GPU")
 
 
 class Optimizer(Section):

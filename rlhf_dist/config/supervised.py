@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rlhf_dist.config.job import Job
-from rlhf_dist.config.sections import Optimizer, Prompts, Rollout, Section
+from rlhf_dist.config.sections import DataFile, Optimizer, Prompts, Rollout, Section
 
 RATING_PROMPT = """\
 A reader was asked what they think of an answer. From their comment alone, how good did they find it?
@@ -35,11 +35,10 @@ class Training(Section):
     lora: Lora | None = Field(None, description="train adapters instead of all weights; null: all weights")
 
 
-class Demonstrations(Section):
+class Demonstrations(DataFile):
     """Answers to imitate: `prompt` and `completion`, or chat `messages`."""
 
     path: str = Field("", description="JSONL, Parquet, Arrow file, or a `datasets` name")
-    split: str = Field("train", description="split, for a `datasets` name")
     held_out: float | str = Field(
         0.05, description="for evaluation: a share of the rows, or a file (or split) of its own"
     )
@@ -60,15 +59,13 @@ class SFTConfig(SFT, Job):
     model: str = Field(description="Hugging Face folder or name of the model to fine-tune")
 
 
-class Feedback(Section):
+class Feedback(DataFile):
     """A file of people's judgements."""
 
-    path: str = Field(description="JSONL, Parquet, Arrow file, or a `datasets` name")
     kind: Literal["comparisons", "rankings", "scores", "comments"] = Field(
         "comparisons", description="what each row says"
     )
     source: str = Field("", description="name in the evaluation; empty: the file's name")
-    split: str = Field("train", description="split, for a `datasets` name")
     scale: tuple[float, float] = Field((0.0, 1.0), description="worst and best score, mapped to 0 and 1")
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from rlhf_dist.learner.ppo import PackedExperience
 from rlhf_dist.models import pack
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.row import Row, row_of
+from rlhf_dist.store.schema import ROLLOUT_WRITER
 
 Array = np.ndarray[Any, Any]
 
@@ -57,18 +58,17 @@ def read_rows(
 
     rows, rewards = [], []
     for view in views:
-        part = view.slices["rollout"]
-        row = row_of(blocks[part.block], part.row)
+        row = row_of(blocks[view.rollout.block], view.rollout.row)
         score = cell(view, "reward", "score").as_py()
         if ppo.score_clip is not None:
             score = max(-ppo.score_clip, min(ppo.score_clip, score))
-        cut = cell(view, "rollout", "finish_reason").as_py() == "length"
+        cut = cell(view, ROLLOUT_WRITER, "finish_reason").as_py() == "length"
         rows.append(row)
         rewards.append(row.token_rewards(score - ppo.missing_eos_penalty * cut))
     return RankRows(
         rows,
         rewards,
-        [cell(view, "rollout", "rollout_log_probs").values.to_numpy() for view in views],
+        [cell(view, ROLLOUT_WRITER, "rollout_log_probs").values.to_numpy() for view in views],
         [cell(view, "reference", "ref_log_probs").values.to_numpy() for view in views],
         np.asarray(groups, dtype=np.int64),
     )

@@ -116,7 +116,7 @@ class ScoringWorker:
 
 
 def _read(views: Sequence[RowView], timeout_s: float) -> list[Row]:
-    parts = [view.slices["rollout"] for view in views]
+    parts = [view.rollout for view in views]
     refs = list({part.block for part in parts})
     blocks = dict(zip(refs, fetch(refs, timeout_s=timeout_s, doing="handing out samples"), strict=True))
     return [row_of(blocks[part.block], part.row) for part in parts]

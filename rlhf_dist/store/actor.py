@@ -17,7 +17,7 @@ import pyarrow as pa
 from rlhf_dist.errors import StoreError
 from rlhf_dist.records import PromptTask, RowKey
 from rlhf_dist.store.experience import ExperienceIndex, RowView
-from rlhf_dist.store.schema import keys_of, lengths_of, written_by
+from rlhf_dist.store.schema import ROLLOUT_WRITER, keys_of, lengths_of, written_by
 from rlhf_dist.store.weights import Manifest, Probe, WeightIndex
 from rlhf_dist.telemetry import logs, tracing
 from rlhf_dist.telemetry.ray_metrics import StoreMetrics
@@ -71,7 +71,7 @@ class Store:
         Raises:
             StoreError: the columns are not the rollout's, or a row is not leased to this worker.
         """
-        _check_columns(batch, "rollout")
+        _check_columns(batch, ROLLOUT_WRITER)
         import ray
 
         keys = keys_of(batch)

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 from rlhf_dist.errors import StoreError
 from rlhf_dist.records import PromptTask, RowKey
 from rlhf_dist.store.admission import room
-
-ROLLOUT_WRITER = "rollout"
+from rlhf_dist.store.schema import ROLLOUT_WRITER
 
 
 class Slice(NamedTuple):
@@ -33,6 +32,11 @@ class RowView(NamedTuple):
     key: RowKey
     tokens: int
     slices: dict[str, Slice]
+
+    @property
+    def rollout(self) -> Slice:
+        """Where the rollout's columns lie."""
+        return self.slices[ROLLOUT_WRITER]
 
 
 @dataclass

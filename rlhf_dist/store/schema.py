@@ -11,6 +11,8 @@ import pyarrow as pa
 from rlhf_dist.records import RowKey
 
 SCHEMA_VERSION = 3
+ROLLOUT_WRITER = "rollout"
+"""Who writes a row; others add columns to it."""
 
 
 def _field(name: str, kind: pa.DataType, *, writer: str, unit: str, meaning: str) -> pa.Field:
@@ -18,41 +20,47 @@ def _field(name: str, kind: pa.DataType, *, writer: str, unit: str, meaning: str
 
 
 _FIELDS = [
-    _field("iteration", pa.int64(), writer="rollout", unit="count", meaning="iteration that asked for the sample"),
-    _field("prompt_id", pa.int64(), writer="rollout", unit="index", meaning="position of the prompt in the data set"),
-    _field("sample_index", pa.int32(), writer="rollout", unit="index", meaning="which answer to this prompt"),
+    _field("iteration", pa.int64(), writer=ROLLOUT_WRITER, unit="count", meaning="iteration that asked for the sample"),
     _field(
-        "tokens", pa.list_(pa.int32()), writer="rollout", unit="token id", meaning="prompt and answer, end token in"
+        "prompt_id", pa.int64(), writer=ROLLOUT_WRITER, unit="index", meaning="position of the prompt in the data set"
+    ),
+    _field("sample_index", pa.int32(), writer=ROLLOUT_WRITER, unit="index", meaning="which answer to this prompt"),
+    _field(
+        "tokens",
+        pa.list_(pa.int32()),
+        writer=ROLLOUT_WRITER,
+        unit="token id",
+        meaning="prompt and answer, end token in",
     ),
     _field(
         "sampled",
         pa.list_(pa.bool_()),
-        writer="rollout",
+        writer=ROLLOUT_WRITER,
         unit="",
         meaning="of each token, whether the policy sampled it",
     ),
     _field(
         "weight_versions",
         pa.list_(pa.struct([pa.field("version", pa.int64(), False), pa.field("tokens", pa.int32(), False)])),
-        writer="rollout",
+        writer=ROLLOUT_WRITER,
         unit="version",
         meaning="weights that sampled the tokens: spans of the sampled tokens, in order",
     ),
     _field(
         "rollout_log_probs",
         pa.list_(pa.float32()),
-        writer="rollout",
+        writer=ROLLOUT_WRITER,
         unit="nat",
         meaning="log-probability of each sampled token under the sampling distribution",
     ),
     _field(
         "rewards",
         pa.list_(pa.struct([pa.field("position", pa.int32(), False), pa.field("reward", pa.float32(), False)])),
-        writer="rollout",
+        writer=ROLLOUT_WRITER,
         unit="reward",
         meaning="rewards received at positions of the row while it was sampled, beside the score of the whole",
     ),
-    _field("finish_reason", pa.string(), writer="rollout", unit="", meaning="stop, or length when cut"),
+    _field("finish_reason", pa.string(), writer=ROLLOUT_WRITER, unit="", meaning="stop, or length when cut"),
     _field(
         "score", pa.float32(), writer="reward", unit="reward", meaning="score of the whole answer, which PPO maximises"
     ),
@@ -88,7 +96,7 @@ def written_by(writer: str) -> pa.Schema:
     return pa.schema(fields, metadata=EXPERIENCE.metadata)
 
 
-ROLLOUT = written_by("rollout")
+ROLLOUT = written_by(ROLLOUT_WRITER)
 
 
 def keys_of(batch: pa.RecordBatch) -> list[RowKey]:

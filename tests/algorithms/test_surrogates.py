@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from rlhf_dist.algorithms.surrogates import Clip
+from rlhf_dist.algorithms.surrogates import ClippedSurrogate
 
-CLIP = Clip(0.2)
+CLIP = ClippedSurrogate(0.2)
 LENGTHS = torch.tensor([40])
 
 

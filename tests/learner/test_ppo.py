@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rlhf_dist.algorithms.advantages import gae
-from rlhf_dist.algorithms.estimators import GAE, LeaveOneOut
-from rlhf_dist.algorithms.surrogates import Clip
+from rlhf_dist.algorithms.estimators import GeneralisedAdvantages, LeaveOneOutAdvantages
+from rlhf_dist.algorithms.surrogates import ClippedSurrogate
 from rlhf_dist.config import PPO
 from rlhf_dist.data.packing import Budget, MicroBatch, plan_micro_batches
 from rlhf_dist.learner.ppo import Method, Models, PackedExperience, Ranks, update
@@ -28,7 +28,7 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 64,
 }
 KL_COEF, CLIP, LAM = 0.1, 0.02, 0.9
-METHOD = Method(GAE(1.0, LAM), Clip(CLIP))
+METHOD = Method(GeneralisedAdvantages(1.0, LAM), ClippedSurrogate(CLIP))
 
 
 class PlainTrained:
@@ -213,7 +213,7 @@ def test_a_method_without_values_needs_no_critic_and_finds_its_groups_across_mic
     facts = update(
         trained,
         batch,
-        Method(LeaveOneOut(), Clip(CLIP)),
+        Method(LeaveOneOutAdvantages(), ClippedSurrogate(CLIP)),
         PPO(whiten_advantages=False),
         kl_coef=KL_COEF,
         reuse_rollout_log_probs=True,
