@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""What the container that this process is in may use, in bytes, or `max`."""
+
 
 def cores() -> int:
     """Cores that this process may use."""
@@ -14,6 +17,5 @@ def cores() -> int:
 def memory_bytes() -> int:
     """Memory that this process may use: the machine's, or its container's limit."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
+    text = LIMIT.read_text().strip() if LIMIT.is_file() else "max"
     return machine if text == "max" else min(machine, int(text))

@@ -96,8 +96,14 @@ def runs(pid: int) -> bool:
 
 
 def test_sigterm_ends_a_run_in_order_and_says_how_to_go_on(folders: Folders, tmp_path: Path) -> None:
+    """A method without a critic on the way."""
     config = folders.config(
-        ppo={"iterations": 100000}, rollout={"engine": "transformers"}, experience={"keep": False}, checkpoint_every=1
+        ppo={"iterations": 100000},
+        advantage={"kind": "leave_one_out"},
+        learner={"critic": "none"},
+        rollout={"engine": "transformers"},
+        experience={"keep": False},
+        checkpoint_every=1,
     )
     file, run = tmp_path / "ppo.yaml", tmp_path / "terminated"
     file.write_text(dump(config))
@@ -118,6 +124,10 @@ def test_sigterm_ends_a_run_in_order_and_says_how_to_go_on(folders: Folders, tmp
     assert "PC: @" not in said
     assert "Traceback" not in said
     assert json.loads((run / "status.json").read_text())["state"] == "stopped"
+    row = metrics(run)[0]
+    assert row["actor/grad_norm"] > 0
+    assert not [name for name in row if name.startswith(("critic/v", "critic/grad_norm", "critic/returns"))]
+    assert not (newest / "critic").exists()
     actors = {log_lines(run, file.stem)[0]["pid"] for file in (run / "logs").glob("*.jsonl")}
     deadline = time.monotonic() + 60
     while left := [pid for pid in actors if runs(pid)]:
