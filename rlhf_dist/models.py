@@ -54,7 +54,7 @@ def pack(sequences: Sequence[np.ndarray[Any, Any]], selections: Sequence[Positio
 
     Args:
         sequences: token ids, each [length].
-        selections: for each sequence the positions whose output is wanted, e.g. those that predict response tokens.
+        selections: for each sequence the positions whose output is wanted, e.g. those that predict sampled tokens.
         rows: which sequences share a row; outputs come row by row. Empty: a batch of one token with nothing selected.
     """
     width = max((sum(len(sequences[i]) for i in row) for row in rows), default=1)

@@ -16,9 +16,9 @@ def gae(
     ends the episode. Returns are A_t + V_t, the critic's targets. One scan over time serves all sequences.
 
     Args:
-        rewards: [tokens], reward received on emitting each response token.
+        rewards: [tokens], reward received with each sampled token.
         values: [tokens], the critic's value of the state before that token.
-        lengths: [sequences], response tokens per sequence, each at least 1.
+        lengths: [sequences], sampled tokens per sequence, each at least 1.
         gamma: discount per token.
         lam: GAE's lambda.
 

@@ -23,6 +23,7 @@ from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.models import read_config
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.weights import Probe
+from rlhf_dist.telemetry import logs
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,8 @@ class LearnerGroup:
             seed: of weights that start at random.
         """
         self._hidden = read_config(next(iter(specs.values())).path).hidden_size
-        log_dir = str(run_dir.absolute() / "logs")
         self.num_parameters = self._call(
-            "load", specs, log_dir, seed, timeout_s=self._timeouts.start, doing="loading models"
+            "load", specs, logs.log_dir(run_dir), seed, timeout_s=self._timeouts.start, doing="loading models"
         )[0]
 
     def _check_reachable(self, doors: Sequence[tuple[str, int]], run_dir: Path) -> None:

@@ -34,7 +34,7 @@ class RolloutEngine(Protocol):
         """Advance all running samples, by one token at least, and return those that ended."""
 
     def load_weights(self, tables: Sequence[pa.Table], names: Sequence[str], *, version: int) -> None:
-        """Replace all weights by a complete version.
+        """Replace all weights by a complete version, while no sample runs: what was decoded and cached is of the old ones.
 
         Raises:
             WeightError: a checksum is wrong or a weight is missing; the engine must then not be used any more.

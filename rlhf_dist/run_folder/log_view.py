@@ -12,7 +12,7 @@ from rich.text import Text
 
 from rlhf_dist.errors import DataError
 from rlhf_dist.run_folder.folder import OVER
-from rlhf_dist.telemetry.logs import read_new
+from rlhf_dist.telemetry.logs import FOLDER, read_new
 
 POLL_S = 0.5
 HEAD = ("time", "level", "actor", "node", "pid", "iteration", "version", "logger", "message", "traceback")
@@ -25,7 +25,7 @@ def show_logs(run: Path, *, follow: bool, actor: str | None, as_json: bool) -> N
     Raises:
         DataError: the run has no logs, or none of that actor.
     """
-    folder = run / "logs"
+    folder = run / FOLDER
     actors = sorted(file.stem for file in folder.glob("*.jsonl"))
     if not actors:
         raise DataError(f"{folder}: no logs; expected a run folder, given {run}")

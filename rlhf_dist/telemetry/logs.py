@@ -46,9 +46,13 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+FOLDER = "logs"
+"""Name of the folder of log files within a run's."""
+
+
 def log_dir(run: Path) -> str:
     """Where the actors of a run write their logs."""
-    return str(run.absolute() / "logs")
+    return str(run.absolute() / FOLDER)
 
 
 def to_file(folder: str, actor: str) -> None:
