@@ -217,8 +217,8 @@ BREAKS = (
     Break(
         "saving gathers the whole model at once",
         "learner/published.py",
-        "4, SAVED_BUCKET_BYTES)",
-        "4, 2**60)",
+        "dtype.itemsize, SAVED_BUCKET_BYTES)",
+        "dtype.itemsize, 2**60)",
         "learner/test_published.py",
     ),
     Break(

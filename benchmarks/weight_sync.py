@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from rlhf_dist.cluster.session import session
 from rlhf_dist.config import Cluster
 from rlhf_dist.store.actor import Store
+from rlhf_dist.store.experience import ExperienceIndex
 from rlhf_dist.store.weights import decode_bucket, encode_bucket, plan_buckets
 
 SHAPES = {"28M": (512, 1408, 8, 4096), "125M": (768, 2048, 12, 32_000), "350M": (1024, 2816, 24, 32_000)}
@@ -98,7 +99,7 @@ class Reader:
 
 def measure(name: str, shape: tuple[int, int, int, int], repeats: int) -> dict[str, Any]:
     """Medians of every way, interleaved."""
-    store = ray.remote(num_cpus=0)(Store).remote(batch_rows=1, max_staleness=0, capacity_rows=None)
+    store = ray.remote(num_cpus=0)(Store).remote(ExperienceIndex(batch_rows=1, scorers=()))
     publisher, reader = Publisher.remote(shape), Reader.remote(shape)
     num_buckets = ray.get(publisher.num_buckets.remote())
     seconds: dict[str, list[float]] = {key: [] for key in ("publish", "pull", "state_dict", "safetensors", "memcpy")}

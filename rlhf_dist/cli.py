@@ -215,8 +215,9 @@ def ppo(
             _show_dry_run(console, config, prepared)
             show_plan(console.rich, here(config, prepared.sizes))
             return
+        prepared = stage.prepare(config, resume=Path(run_dir or config.run_dir) if resume else None)
+        console.say(prepared.describe())
         path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume)
-        prepared = stage.prepare(config, resume=path if resume else None)
         with _stoppable(path):
             stage.run(config, prepared, PPOFolder(path, config, console=console))
     _tell(console, path)

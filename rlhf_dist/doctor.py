@@ -23,9 +23,8 @@ from packaging.specifiers import SpecifierSet
 from rich.table import Table
 
 from rlhf_dist.config import Cluster
-from rlhf_dist.planning.machine import cores, memory_bytes
+from rlhf_dist.planning.machine import GIB, cores, memory_bytes
 
-GIB = 2**30
 PACKAGES = ("torch", "ray", "transformers", "deepspeed", "pyarrow", "pydantic", "wandb")
 CUDA_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}

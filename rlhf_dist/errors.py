@@ -3,7 +3,7 @@
 RlhfDistError
 ├── UserError              stops before anything expensive; one message that says what to change
 │   ├── ConfigError        a setting: names file, key, value and what was expected
-│   ├── DataError          a prompt, demonstration or preference: names file and line
+│   ├── DataError          a prompt, demonstration or judgement: names file and line
 │   ├── ModelError         a model or tokenizer folder
 │   └── EnvironmentProblem the machine: a busy port, no room for a KV cache, a missing package
 └── RunError               a run that had started

@@ -67,7 +67,7 @@ BAD = {
     "experience.capacity_rows=3": r"capacity_rows is 3; expected at least \(max_staleness \+ 1\) x batch = 64",
     "ppo.mini_batches=65": r"ppo.mini_batches is 65, more than the 64 prompts",
     "learner.micro_batch_tokens=100": r"micro_batch_tokens is 100; expected at least .* = 640",
-    "learner.ranks=65": r"a batch has 64 samples for learner.ranks 65",
+    "learner.ranks=65": r"a batch has 64 prompts for learner.ranks 65",
     "prompts=3": r"`prompts` is 3; expected",
     "reward=[{kind: model, path: a}, {kind: model, path: b}]": "reward has 'reward' twice; expected a name of its own",
     "reward=[{path: a, weight: 0}]": "reward has no component with a weight",

@@ -34,7 +34,7 @@ class Estimate(NamedTuple):
 
 
 class Estimator(Protocol):
-    """Advantages of a whole batch."""
+    """Advantages of one rank's part of a batch, in which the samples of a prompt are all or none."""
 
     needs_values: ClassVar[bool]
     """Whether `Trajectories.values` must be there."""

@@ -19,11 +19,6 @@ def mask_of(lengths: torch.Tensor) -> torch.Tensor:
     return torch.arange(time, device=lengths.device)[None, :] < lengths[:, None]
 
 
-def last_positions(lengths: torch.Tensor) -> torch.Tensor:
-    """Index of each sequence's last token in the flat layout, [sequences]."""
-    return lengths.cumsum(0) - 1
-
-
 def segment_sums(flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Sum of each sequence's values, [tokens, ...] to [sequences, ...]."""
     owner = torch.repeat_interleave(torch.arange(len(lengths), device=flat.device), lengths)

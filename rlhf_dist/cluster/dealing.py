@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ def deal(
         fleet: workers.
         items: what is asked; worker n of N gets items n, n + N, ...
         call: takes a worker and its share, and returns the reference of the call.
-        timeout_s: seconds granted to each share, and to a replacement that it has to wait for.
+        timeout_s: seconds granted to all shares together, and anew to those that are asked of another worker.
         doing: what the workers do, for messages.
 
     Returns:
@@ -30,21 +31,27 @@ def deal(
     Raises:
         WaitTimeout: no answer in time, or no worker was left and none came.
     """
+    if not items:
+        return []
     if not fleet.watch.until(lambda: bool(fleet.ready), timeout_s=timeout_s):
         raise WaitTimeout(f"no {fleet.kind.name} worker is ready after {timeout_s:g} s, for {doing}")
     names = [*fleet.ready]
     shares = [range(first, len(items), len(names)) for first in range(len(names))]
     waiting = [_asked(fleet, name, share, items, call) for name, share in zip(names, shares, strict=True) if share]
     found = []
+    deadline = time.monotonic() + timeout_s
     while waiting:
         name, share, ref = waiting.pop(0)
         try:
-            found.append((share, fleet.watch.one(name, ref, timeout_s=timeout_s, doing=doing)))
-        except WorkerLost:
+            left = max(0.0, deadline - time.monotonic())
+            found.append((share, fleet.watch.one(name, ref, timeout_s=left, doing=doing)))
+        except WorkerLost as error:
+            fleet.failed(name, error)
             if not fleet.watch.until(partial(_has_others_than, fleet, name), timeout_s=timeout_s):
                 raise WaitTimeout(
                     f"{name} was lost while {doing}, and no other {fleet.kind.name} worker is ready after {timeout_s:g} s"
                 ) from None
+            deadline = time.monotonic() + timeout_s
             waiting.append(_asked(fleet, next(iter(fleet.ready)), share, items, call))
     return found
 

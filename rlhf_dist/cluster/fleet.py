@@ -42,6 +42,8 @@ class FleetSize:
     most: int
     max_restarts: int
     """Losses within one iteration that are made good; one more ends the run."""
+    setting: str = ""
+    """The key that says so, for the message; empty: there is none."""
 
 
 class Fleet:
@@ -93,6 +95,26 @@ class Fleet:
         groups = {"ready": self.ready, "starting": self.starting, "leaving": self._leaving}
         return {name: state for state, members in groups.items() for name in members}
 
+    def failed(self, name: str, error: RlhfDistError) -> None:
+        """Whoever waited for a worker says that it is gone, or raised; only the first time counts.
+
+        Without a process, its work goes to another; an error of ours ends the run. One that did not come up although there are
+        enough without it, say on a node without the model, is only reported; `resize` tries again after the iteration.
+        """
+        if name not in self.states():
+            return  # we stopped it ourselves
+        spare = name in self.starting and len(self.ready) >= self.size.fewest
+        if not spare and not isinstance(error, WorkerLost):
+            raise error
+        self.kind.lost(name)
+        self.restarts += name in self.ready
+        for members in (self.ready, self.starting, self._leaving):
+            members.pop(name, None)
+        log.warning("%s is lost: %s", name, str(error).splitlines()[0])
+        if not spare:
+            self._count_loss(error)
+            self._fill()
+
     def close(self) -> None:
         """Stop everybody."""
         for members in (self.ready, self.starting, self._leaving):
@@ -107,7 +129,7 @@ class Fleet:
         worker = self.starting[name] = self.kind.spawn(name, slot)
 
         def failed(error: RlhfDistError) -> None:
-            self._failed(name, error)
+            self.failed(name, error)
 
         def started(_: Any) -> None:
             if name in self.starting:
@@ -135,35 +157,15 @@ class Fleet:
             raise WorkerDied(f"{name} ended its loop while the run was going on")
         self._stop(self._leaving, name)
 
-    def _failed(self, name: str, error: RlhfDistError) -> None:
-        """A worker is gone, or raised. Without a process, its work goes to another; an error of ours ends the run.
-
-        One that did not come up although there are enough without it, say on a node without the model, is only reported;
-        `resize` tries again after the iteration.
-        """
-        if name not in self.states():
-            return  # we stopped it ourselves
-        spare = name in self.starting and len(self.ready) >= self.size.fewest
-        if not spare and not isinstance(error, WorkerLost):
-            raise error
-        self.kind.lost(name)
-        self.restarts += name in self.ready
-        for members in (self.ready, self.starting, self._leaving):
-            members.pop(name, None)
-        log.warning("%s is lost: %s", name, str(error).splitlines()[0])
-        if not spare:
-            self._count_loss(error)
-            self._fill()
-
     def _count_loss(self, error: RlhfDistError) -> None:
         self._lost_in_iteration += 1
-        if self.size.max_restarts == 0:
-            raise WorkerDied(str(error)) from error
         if self._lost_in_iteration > self.size.max_restarts:
-            raise WorkerDied(  # and not lost: nobody takes its place
-                f"{error}\n{self._lost_in_iteration} {self.kind.name} workers were lost in this iteration; expected at most "
-                f"{self.size.max_restarts} (max_restarts)"
+            told = (
+                f"\n{self._lost_in_iteration} {self.kind.name} workers were lost in this iteration; expected at most "
+                f"{self.size.setting} = {self.size.max_restarts}"
             )
+            # Not `WorkerLost`: nobody takes its place.
+            raise WorkerDied(f"{error}{told if self.size.setting else ''}") from error
 
     def _let_go(self, name: str) -> None:
         """Let a worker finish what it holds and leave; when its loop ends, the actor is stopped."""

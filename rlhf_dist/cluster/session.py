@@ -102,7 +102,7 @@ def attach(address: str, namespace: str) -> None:
     """Connect to a running cluster.
 
     Raises:
-        EnvironmentProblem: none answers, it wants another token, or a run of this name is going on there.
+        EnvironmentProblem: none answers, or it wants another token.
     """
     import ray
     from ray.exceptions import AuthenticationError

@@ -54,14 +54,6 @@ class Watch:
         """
         self._awaited[ref] = _Awaited(worker, doing, done, failed)
 
-    def add_loop(self, worker: str, ref: Any) -> None:
-        """Watch a call that is meant to run until the end of the run."""
-
-        def ended(_: Any) -> None:
-            raise WorkerDied(f"{worker} ended its loop while the run was going on")
-
-        self.then(worker, ref, ended, doing="running its loop")
-
     def forget(self) -> None:
         """Stop watching, because the run is over and its workers are about to be stopped."""
         self._awaited.clear()

@@ -17,6 +17,8 @@ class Gae(Section):
     """Generalised advantage estimation, with a critic (Schulman et al. 2016, arXiv:1506.02438)."""
 
     needs_values: ClassVar[bool] = True
+    fewest_samples: ClassVar[int] = 1
+    """Of each prompt."""
 
     kind: Literal["gae"] = Field("gae", description="with a critic")
     gamma: float = Field(1.0, ge=0, le=1, description="discount per token")
@@ -33,6 +35,7 @@ class LeaveOneOut(Section):
     """RLOO: a sample's reward less the mean of its prompt's other samples (arXiv:2402.14740); without a critic."""
 
     needs_values: ClassVar[bool] = False
+    fewest_samples: ClassVar[int] = 2
 
     kind: Literal["leave_one_out"] = Field(description="without a critic, from several samples of each prompt")
 

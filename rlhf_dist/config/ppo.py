@@ -116,10 +116,11 @@ class PPOJob(ScoringJob):
                 f"ppo.mini_batches is {self.ppo.mini_batches}, more than the {self.ppo.prompts_per_iteration} prompts "
                 "of ppo.prompts_per_iteration; expected at most one mini-batch per prompt"
             )
-        if self.batch_samples < self.learner.ranks * self.ppo.mini_batches:
+        if self.ppo.prompts_per_iteration < self.learner.ranks * self.ppo.mini_batches:
             raise ValueError(
-                f"a batch has {self.batch_samples} samples for learner.ranks {self.learner.ranks} x ppo.mini_batches "
-                f"{self.ppo.mini_batches}; expected at least one sample per rank and mini-batch"
+                f"a batch has {self.ppo.prompts_per_iteration} prompts for learner.ranks {self.learner.ranks} x "
+                f"ppo.mini_batches {self.ppo.mini_batches}; expected at least one prompt per rank and mini-batch, since the "
+                "samples of a prompt stay on one rank"
             )
         if self.learner.micro_batch_tokens < self.max_sequence:
             raise ValueError(
@@ -146,10 +147,10 @@ class PPOJob(ScoringJob):
             raise ValueError(
                 f"advantage.kind {estimator.kind} needs no critic; learner.critic is {critic}, expected none"
             )
-        if estimator.kind == "leave_one_out" and self.rollout.samples_per_prompt < 2:
+        if self.rollout.samples_per_prompt < estimator.fewest_samples:
             raise ValueError(
-                "advantage.kind leave_one_out compares the samples of a prompt; rollout.samples_per_prompt is 1, expected "
-                "at least 2"
+                f"advantage.kind {estimator.kind} compares the samples of a prompt; rollout.samples_per_prompt is "
+                f"{self.rollout.samples_per_prompt}, expected at least {estimator.fewest_samples}"
             )
         return self
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_dist.config import Prompts
 from rlhf_dist.data.tables import read_rows
 from rlhf_dist.errors import DataError
 from rlhf_dist.progress import counted
@@ -15,24 +16,28 @@ from rlhf_dist.records import Prompt, PromptTask
 COLUMNS = ("prompt", "messages")
 
 
-def read_prompts(
-    path: str, tokenizer: Any, *, max_tokens: int, column: str | None = None, split: str = "train"
-) -> list[Prompt]:
+def read_prompts(settings: Prompts, tokenizer: Any, *, path: str | None = None) -> list[Prompt]:
     """Tokenised prompts, numbered by their position in the file.
 
     A chat prompt (a list of messages) goes through the tokenizer's chat template with the generation prompt added.
 
+    Args:
+        settings: where they are.
+        tokenizer: the policy's.
+        path: another file than `settings.path`, of the same form.
+
     Raises:
-        DataError: a row has no prompt, an empty one, or one longer than `max_tokens`; names file and line.
+        DataError: a row has no prompt, an empty one, or one longer than `prompts.max_tokens`; names file and line.
     """
-    rows = read_rows(path, split=split)
-    chosen = column or next((name for name in COLUMNS if name in rows[0]), None)
+    path = path or settings.path
+    rows = read_rows(path, split=settings.split)
+    chosen = settings.column or next((name for name in COLUMNS if name in rows[0]), None)
     if chosen is None:
         raise DataError(
             f"{path}:1: columns are {sorted(rows[0])}; expected `prompt` or `messages`, or set prompts.column"
         )
     return [
-        _prompt(f"{path}:{number + 1}", number, row.get(chosen), tokenizer, max_tokens)
+        _prompt(f"{path}:{number + 1}", number, row.get(chosen), tokenizer, settings.max_tokens)
         for number, row in enumerate(counted(rows, f"tokenising {path}"))
     ]
 

@@ -29,11 +29,6 @@ class WinRate:
     ties: int
     losses: int
 
-    @property
-    def decided(self) -> bool:
-        """Whether the interval excludes an even match."""
-        return not self.rate.low <= 0.5 <= self.rate.high
-
 
 def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
     """Mean and 95 % interval of independent values, e.g. one per prompt; NaN of none.
@@ -55,11 +50,15 @@ def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
 
 
 def wilson(rate: float, n: int) -> Interval:
-    """95 % interval of a rate over `n` trials (Wilson 1927), which is also right where all went alike and nothing varies."""
+    """95 % interval of a rate over `n` trials (Wilson 1927), which is also right where all went alike and nothing varies.
+
+    Wins are whole numbers there; between two of them, as ties make, the mean of both intervals.
+    """
     from scipy.stats import binomtest
 
-    found = binomtest(round(rate * n), n).proportion_ci(method="wilson")
-    return Interval(rate, float(found.low), float(found.high))
+    wins = round(rate * n, 6)
+    both = [binomtest(whole, n).proportion_ci(method="wilson") for whole in (math.floor(wins), math.ceil(wins))]
+    return Interval(rate, float(np.mean([each.low for each in both])), float(np.mean([each.high for each in both])))
 
 
 def win_rate(labels: Sequence[float], *, seed: int = 0) -> WinRate:

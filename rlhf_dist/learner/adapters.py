@@ -35,6 +35,12 @@ def adapt(model: Any, lora: Lora, *, also: tuple[str, ...] = ()) -> None:
         raise ConfigError(
             "lora: this model's layers are transposed (Conv1D, as in GPT-2); expected Linear ones, or no lora"
         )
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if getattr(model.config, "tie_word_embeddings", False) and any(hasattr(end, "base_layer") for end in ends):
+        raise ConfigError(
+            f"lora.targets is {list(lora.targets)}; this model's input and output embeddings are one tensor, which an adapter "
+            "of one of them would change for both. Expected other targets"
+        )
     for name in also:
         for parameter in getattr(model, name).parameters():
             parameter.requires_grad_(True)

@@ -54,6 +54,8 @@ class LearnerGroup:
         """
         self.ranks, self.settings = list(ranks), settings
         self._watch, self._timeouts = watch, timeouts
+        self.models: tuple[str, ...] = ()
+        """Names of what is loaded."""
         self._hidden = 1
         self._num_buckets = 0
         self._demonstrations: tuple[Any, ExampleSet] | None = None
@@ -78,6 +80,7 @@ class LearnerGroup:
             run_dir: where log files go from now on.
             seed: of weights that start at random.
         """
+        self.models = tuple(specs)
         self._hidden = read_config(next(iter(specs.values())).path).hidden_size
         self.num_parameters = self._call(
             "load", specs, logs.log_dir(run_dir), seed, timeout_s=self._timeouts.start, doing="loading models"
@@ -193,7 +196,7 @@ class LearnerGroup:
 
     def peak_memory(self) -> int:
         """Largest peak memory of a rank, in bytes."""
-        peaks: list[int] = self._call("memory_bytes", timeout_s=self._timeouts.call, doing="reading its memory")
+        peaks: list[int] = self._call("peak_memory", timeout_s=self._timeouts.call, doing="reading its memory")
         return max(peaks)
 
     @property

@@ -6,7 +6,7 @@ Under ZeRO-3 a bucket is all that is ever whole on a device, and only the rank t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from rlhf_dist.store.weights import encode_bucket, plan_buckets
 
 SAVED_BUCKET_BYTES = 256 * 2**20
 
-Named = list[tuple[str, torch.Tensor]]
+Named = Iterable[tuple[str, torch.Tensor]]
 
 
 class PublishedWeights(Protocol):
@@ -75,7 +75,8 @@ class Merged:
         needed = [each for name in names for each in (self._parameter[name], *self._adapters.get(name, ()))]
         with self._model.gathered(needed), torch.no_grad():
             tensors = dict(self._model.tensors([self._parameter[name] for name in names]))
-            yield [(name, self._merged(name, tensors[self._parameter[name]])) for name in names]
+            # Made one by one, and only where somebody asks for them.
+            yield ((name, self._merged(name, tensors[self._parameter[name]])) for name in names)
 
     def _merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         if not self._adapters.get(name):
@@ -128,7 +129,7 @@ def collected(
         keep: whether this rank wants them; all ranks must call.
     """
     shapes, found = dict(weights.shapes()), dict[str, torch.Tensor]()
-    for bucket in _buckets([(name, shapes[name]) for name in names], 4, SAVED_BUCKET_BYTES):
+    for bucket in _buckets([(name, shapes[name]) for name in names], dtype.itemsize, SAVED_BUCKET_BYTES):
         with weights.bucket(bucket) as tensors:
             if keep:
                 found |= {name: tensor.detach().to("cpu", dtype, copy=True) for name, tensor in tensors}

@@ -253,7 +253,7 @@ class LearnerRank:
         weights = published(model)
         state = collected(weights, [key for key, _ in weights.shapes()], dtype=dtype, keep=keep)
         own = [key for key, _ in model.shapes() if is_adapter(key)]
-        adapters = collected(Whole(model), own, dtype=torch.float32, keep=keep)
+        adapters = collected(Whole(model), own, dtype=dtype, keep=keep)
         if keep:
             if model.lora is not None:
                 save_adapter(model.hugging_face, adapters, model.lora, folder / "adapter")
@@ -267,7 +267,7 @@ class LearnerRank:
         """Spans recorded since the last call."""
         return tracing.take()
 
-    def memory_bytes(self) -> int:
+    def peak_memory(self) -> int:
         """Peak memory of this process: on the GPU where there is one, else resident."""
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+MIB, GIB = 2**20, 2**30
 LIMIT = Path("/sys/fs/cgroup/memory.max")
 """What the container that this process is in may use, in bytes, or `max`."""
 

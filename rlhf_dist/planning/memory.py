@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_dist.config import PPOConfig
+from rlhf_dist.models import LOGITS_BYTES
+from rlhf_dist.planning.machine import GIB
+from rlhf_dist.store.weights import KEPT_VERSIONS
 
 CPU_ENGINE_COPIES = 3.0
 """vLLM on CPU keeps its linear layers packed for the processor, beside what arrived and what they were packed from (measured)."""
-MIB = 2**20
-GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -31,8 +32,6 @@ class ModelSize:
     kv_elements: int
     """Key and value elements per token, all layers."""
     vocabulary: int
-    tied: bool = False
-    """Whether input and output embeddings are one tensor."""
 
 
 def model_size(config: Any, *, kind: str) -> ModelSize:
@@ -60,7 +59,6 @@ def model_size(config: Any, *, kind: str) -> ModelSize:
         attention=head_size * config.num_attention_heads,
         kv_elements=2 * config.num_hidden_layers * kv_heads * head_size,
         vocabulary=config.vocab_size,
-        tied=bool(getattr(config, "tie_word_embeddings", False)),
     )
 
 
@@ -105,7 +103,7 @@ def learner_memory(config: PPOConfig, sizes: dict[str, ModelSize]) -> dict[str, 
         "gradients": parameters * width / (ranks if stage >= 2 else 1),
         "optimiser (host)" if learner.cpu_offload else "optimiser": optimiser,
         "activations": max(activations(config, size) for size in trained),
-        "logits": 3.0 * min(256 * MIB, 4 * learner.micro_batch_tokens * sizes["policy"].vocabulary),
+        "logits": 3.0 * min(LOGITS_BYTES, 4 * learner.micro_batch_tokens * sizes["policy"].vocabulary),
     }
 
 
@@ -151,7 +149,7 @@ def scorer_memory(config: PPOConfig, size: ModelSize, role: str) -> dict[str, fl
     widest = 4 * (size.intermediate + size.hidden)
     found = {"parameters": float(size.parameters * width), "activations": float(tokens * widest * width)}
     if role == "reference":
-        found["logits"] = 3.0 * min(256 * MIB, 4 * tokens * size.vocabulary)
+        found["logits"] = 3.0 * min(LOGITS_BYTES, 4 * tokens * size.vocabulary)
     return found
 
 
@@ -159,4 +157,7 @@ def store_memory(config: PPOConfig, policy: ModelSize) -> dict[str, float]:
     """Bytes of shared memory on the store's node: weight versions, and rows with their tokens and log-probs."""
     width = BYTES[config.wire_dtype]
     rows = (config.experience.max_staleness + 1) * config.batch_samples
-    return {"weight versions": 2.0 * policy.parameters * width, "experience": 12.0 * rows * config.max_sequence}
+    return {
+        "weight versions": float(KEPT_VERSIONS) * policy.parameters * width,
+        "experience": 12.0 * rows * config.max_sequence,
+    }

@@ -9,8 +9,8 @@ from rlhf_dist.cluster.placement import Layout, Place, lay_out
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.planning.cost import Device, device_of, phase_seconds
-from rlhf_dist.planning.machine import cores, memory_bytes
-from rlhf_dist.planning.memory import GIB, ModelSize, memory
+from rlhf_dist.planning.machine import GIB, cores, memory_bytes
+from rlhf_dist.planning.memory import ModelSize, memory
 
 CONTEXT_GIB = 0.6
 """What a CUDA context with torch and NCCL takes of a GPU, per process."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from rlhf_dist.planning.machine import GIB, MIB
+
 if TYPE_CHECKING:
     from rlhf_dist.planning.plan import Plan, Seat
-
-GIB, MIB = 2**30, 2**20
 
 
 def show_plan(console: Console, plan: Plan) -> None:

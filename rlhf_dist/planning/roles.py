@@ -23,7 +23,7 @@ def model_folders(config: PPOConfig) -> dict[str, tuple[str, ...]]:
         "policy": (config.policy,),
         "reference": (config.reference or config.policy,),
         "reward": rewards,
-        "critic": () if config.learner.critic == "none" else (critic,),
+        "critic": (critic,) if config.learner.critic == "model" else (),
     }
 
 

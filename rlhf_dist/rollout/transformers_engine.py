@@ -32,7 +32,7 @@ class TransformersEngine:
     """A plain decoding loop with a KV cache."""
 
     def __init__(self, model: str, sampling: Sampling, *, dtype: str, max_concurrent: int, device: str = "cpu") -> None:
-        """Load the model's shape; a version must be loaded before the first sample."""
+        """Load the model; it samples from its own weights until a version is loaded."""
         self.version = -1
         self._sampling = sampling
         self._max_concurrent = max_concurrent

@@ -1,4 +1,4 @@
-"""vLLM behind `RolloutEngine`. Everything that touches vLLM's API is here and in `vllm_weight_plugin.py`."""
+"""vLLM behind `RolloutEngine`. Everything that touches vLLM's API is here and in `vllm_weight_*.py`."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ FILE = "sections.json"
 
 @dataclass(frozen=True)
 class Passage:
-    """One section of a report."""
+    """One passage of a report."""
 
     title: str
     text: str

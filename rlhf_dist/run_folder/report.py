@@ -107,7 +107,7 @@ def write_report(run_dir: Path) -> Path:
         charts=charts(rows),
         samples=_telling(samples)[:SHOWN_SAMPLES],
         stages=[_Earlier.read(run_dir / "stages" / name) for name in STAGES if _is_done(run_dir / "stages" / name)],
-        sections=read_passages(run_dir),
+        passages=read_passages(run_dir),
         run=str(run_dir),
         kept=_kept(run_dir),
         config=config.read_text() if config.exists() else "",
@@ -123,7 +123,7 @@ class _Earlier:
     name: str
     title: str
     tiles: list[Tile]
-    sections: list[Passage]
+    passages: list[Passage]
 
     @classmethod
     def read(cls, folder: Path) -> _Earlier:

@@ -98,9 +98,9 @@ def prepare(config: DPOConfig) -> PreparedDPO:
 def run(config: DPOConfig, prepared: PreparedDPO, folder: RunFolder) -> None:
     """Train, and leave the run folder complete."""
     loss = DPOLoss(config.beta, config.loss, config.label_smoothing)
-    stage = Objective(prepared.learnt, prepared.kept, loss, config)
-    reference = ModelSpec(config.reference or config.model, "policy", config.optimizer, stage.steps)
-    policy = ModelSpec(config.model, "policy", config.optimizer, stage.steps, lora=config.lora)
+    objective = Objective(prepared.learnt, prepared.kept, loss, config)
+    reference = ModelSpec(config.reference or config.model, "policy", config.optimizer, objective.steps)
+    policy = ModelSpec(config.model, "policy", config.optimizer, objective.steps, lora=config.lora)
     with (
         folder.told_of_failure(),
         session(config.cluster, cpus=config.learner.ranks, gpus=0, namespace=namespace_of(folder.path)),
@@ -110,11 +110,11 @@ def run(config: DPOConfig, prepared: PreparedDPO, folder: RunFolder) -> None:
         folder.tell("asking the reference")
         learner.load({"model": reference}, run_dir=folder.path, seed=config.seed)
         learnt, kept = (_with_reference(learner, each) for each in (prepared.learnt, prepared.kept))
-        stage = Objective(learnt, kept, loss, config)
-        folder.expect(stage.steps)
+        objective = Objective(learnt, kept, loss, config)
+        folder.expect(objective.steps)
         learner.load({"model": policy}, run_dir=folder.path, seed=config.seed)
-        with folder.console.progress("DPO on comparisons", stage.steps):
-            found = train(learner, stage, folder, seed=config.seed)
+        with folder.console.progress("DPO on comparisons", objective.steps):
+            found = train(learner, objective, folder, seed=config.seed)
         save(learner, prepared.tokenizer, folder.path / OUTPUT)
     text = (
         f"{len(learnt.units)} comparisons learnt, {len(kept.units)} held out. There the preferred answer gained more "
@@ -123,7 +123,7 @@ def run(config: DPOConfig, prepared: PreparedDPO, folder: RunFolder) -> None:
     )
     folder.write_passages([Passage("Direct preference optimisation", text)])
     facts = {
-        "steps": stage.steps,
+        "steps": objective.steps,
         "eval_loss": found["loss"],
         "accuracy": found["accuracy"],
         "margin": found["margin"],

@@ -21,9 +21,8 @@ from rlhf_dist.models import check_same_tokenizer, load_tokenizer
 from rlhf_dist.records import Prompt
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.passages import Passage
-from rlhf_dist.scoring.functions import load_function
 from rlhf_dist.stages.generation import answers_to, generating
-from rlhf_dist.stages.scoring import scorer_kinds, scoring
+from rlhf_dist.stages.scoring import check_functions, scorer_kinds, scoring
 from rlhf_dist.store.row import rows_of
 
 OUTPUT = "answers.jsonl"
@@ -72,11 +71,8 @@ def prepare(config: EvaluateConfig) -> PreparedEvaluation:
     models = {reward.name: reward.path for reward in config.reward if reward.kind == "model"}
     check_same_tokenizer(first, {**rivals, **models, "reference": config.reference or first})
     tokenizer = load_tokenizer(first)
-    asked = config.prompts
-    prompts = read_prompts(asked.path, tokenizer, max_tokens=asked.max_tokens, column=asked.column, split=asked.split)
-    prompts = prompts[: asked.held_out_limit]
-    if config.gold_judge is not None:
-        load_function(config.gold_judge, key="gold_judge")
+    prompts = read_prompts(config.prompts, tokenizer)[: config.prompts.held_out_limit]
+    check_functions(config)
     return PreparedEvaluation(tokenizer, prompts, _targets(config, len(prompts)))
 
 

@@ -80,7 +80,7 @@ def _blind(prompt: Prompt, ours: tuple[str, str], theirs: tuple[str, str], seed:
 def _prompts(settings: Prompts, tokenizer: Any, wanted: Wanted) -> Sequence[Prompt]:
     """The run's held-out prompts, else those that it trained on."""
     path = settings.held_out or settings.path
-    read = read_prompts(path, tokenizer, max_tokens=settings.max_tokens, column=settings.column, split=settings.split)
+    read = read_prompts(settings, tokenizer, path=path)
     if not read:
         raise DataError(f"{path}: no prompts; expected some to answer")
     order = sorted(read, key=lambda prompt: blake2b(f"{wanted.seed}/{prompt.id}".encode(), digest_size=8).digest())

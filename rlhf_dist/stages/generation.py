@@ -72,7 +72,7 @@ def generating(
     )
     sampling = sampling_of(rollout, eos_token_ids(model))
     fixed = dataclasses.replace(spec, fixed=True)
-    size = FleetSize(rollout.workers.min, rollout.workers.min, rollout.max_restarts)
+    size = FleetSize(rollout.workers.min, rollout.workers.min, rollout.max_restarts, "rollout.max_restarts")
     fleet = Fleet(WorkerKind("generator", lambda name, _: kind.remote(name, fixed, sampling, seed=seed)), size, Watch())
     try:
         fleet.open()

@@ -25,6 +25,7 @@ from rlhf_dist.config import (
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.files import write_text
 from rlhf_dist.learner.group import LearnerGroup
+from rlhf_dist.models import load_tokenizer
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.ppo_folder import PPOFolder
@@ -60,6 +61,8 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
     everything: list[Job] = [*(stage for _, _, stage in supervised), ppo]
     for stage in filter(_finished, everything):
         _check_unchanged(Path(stage.run_dir) / "config.yaml", stage)
+    if not _finished(ppo):
+        rl.read_inputs(ppo, load_tokenizer(config.policy))  # what would else be found wrong when two models are trained
     write_text(path / "pipeline.yaml", dump(given))
     needed, gpus = lay_out(config, gpus=has_gpus()).totals()
     with session(config.cluster, cpus=needed, gpus=gpus, namespace=namespace_of(path)):
@@ -68,6 +71,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
             console.say("PPO: finished before")
             return
         prepared = rl.prepare(ppo, resume=path if resume else None)
+        console.say(f"[bold]ppo:[/] {prepared.describe()}")
         rl.run(ppo, prepared, PPOFolder(path, ppo, console=console))
 
 

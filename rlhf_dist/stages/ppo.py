@@ -24,10 +24,10 @@ from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.records import Prompt
 from rlhf_dist.rollout.held_out import held_out_answers
 from rlhf_dist.run_folder.ppo_folder import PPOFolder
-from rlhf_dist.scoring.functions import load_function, load_gold_judge
+from rlhf_dist.scoring.functions import load_gold_judge
 from rlhf_dist.stages.resume import newest, save_checkpoint
-from rlhf_dist.stages.scoring import rewards_of
-from rlhf_dist.stages.wiring import Begin, model_specs, wired
+from rlhf_dist.stages.scoring import check_functions
+from rlhf_dist.stages.wiring import Begin, wired
 from rlhf_dist.telemetry import logs
 from rlhf_dist.telemetry.tracing import Span, Trace
 from rlhf_dist.telemetry.tracing import take as take_spans
@@ -53,8 +53,11 @@ class PreparedPPO:
 
     def describe(self) -> str:
         """One line for people."""
-        at = f", going on from iteration {self.state.iteration}" if self.state.iteration else ""
-        return f"{len(self.prompts)} prompts, {len(self.held_out)} held out{at}"
+        at = f", going on after iteration {self.state.iteration}" if self.state.iteration else ""
+        damaged = (
+            f" (not from a newer checkpoint: {'; '.join(self.begin.passed_over)})" if self.begin.passed_over else ""
+        )
+        return f"{len(self.prompts)} prompts, {len(self.held_out)} held out{at}{damaged}"
 
 
 def prepare(config: PPOConfig, resume: Path | None = None) -> PreparedPPO:
@@ -73,24 +76,12 @@ def prepare(config: PPOConfig, resume: Path | None = None) -> PreparedPPO:
     for role, paths in models.items():
         for path in paths:
             _check_positions(role, path, read_config(path), config.max_sequence)
-    for reward in rewards_of(config):
-        if reward.kind == "function":
-            load_function(reward.path, key=f"reward {reward.name}")
     tokenizer = load_tokenizer(config.policy)
-    settings = config.prompts
-
-    def prompts_of(path: str) -> list[Prompt]:
-        return read_prompts(
-            path, tokenizer, max_tokens=settings.max_tokens, column=settings.column, split=settings.split
-        )
-
+    prompts, held_out = read_inputs(config, tokenizer)
     state, begin = newest(config, resume) if resume else (State(0, config.ppo.kl_coef), Begin())
-    prompts = prompts_of(settings.path)
-    PromptSampler(prompts, batch=config.ppo.prompts_per_iteration, samples=1, seed=config.seed)
-    load_gold_judge(config.gold_judge)
     return PreparedPPO(
         prompts=prompts,
-        held_out=prompts_of(settings.held_out)[: settings.held_out_limit] if settings.held_out else [],
+        held_out=held_out,
         tokenizer=tokenizer,
         eos_token_ids=eos_token_ids(config.policy),
         sizes=sizes_of(config),
@@ -98,6 +89,20 @@ def prepare(config: PPOConfig, resume: Path | None = None) -> PreparedPPO:
         state=state,
         begin=begin,
     )
+
+
+def read_inputs(config: PPOConfig, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to train on and held-out ones, after a look at every function that scores.
+
+    Raises:
+        UserError: names the key, or file and line.
+    """
+    check_functions(config)
+    settings = config.prompts
+    prompts = read_prompts(settings, tokenizer)
+    PromptSampler(prompts, batch=config.ppo.prompts_per_iteration, samples=1, seed=config.seed)
+    held_out = read_prompts(settings, tokenizer, path=settings.held_out) if settings.held_out else []
+    return prompts, held_out[: settings.held_out_limit]
 
 
 def _demonstrations(config: PPOConfig, tokenizer: Any) -> ExampleSet | None:
@@ -167,8 +172,7 @@ def _train(parts: Parts, prepared: PreparedPPO, config: PPOConfig, folder: PPOFo
         if trace.wants(iteration):
             trace.add(spans_of(parts, timeout_s=config.timeouts.call), seconds=metrics["timing_s/step"])
         if config.checkpoint_every and (iteration + 1) % config.checkpoint_every == 0:
-            models = [*model_specs(config, Begin())]
-            save_checkpoint(parts.learner, prepared.tokenizer, folder.path, state, models)
+            save_checkpoint(parts.learner, prepared.tokenizer, folder.path, state)
 
     if prepared.demonstrations is not None:
         parts.learner.imitate(prepared.demonstrations)

@@ -1,7 +1,7 @@
 """Checkpoints from which a PPO run goes on: `checkpoints/step-NNNNNN/`, each complete or absent.
 
     config.json, model.safetensors, tokenizer...   the policy in Hugging Face layout, loadable as it is
-    critic/                                        the critic, likewise (absent with a value head)
+    critic/                                        the critic, likewise (where there is one)
     learner/<model>/rank-<r>/                      optimiser state and schedule, one folder per rank
     state.json                                     iteration, KL coefficient, gold scores so far
 
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,21 @@ from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.stages.wiring import Begin
 
-log = logging.getLogger(__name__)
-
 KEPT_LEARNER_STATES = 2
 """The newest, and the one before it for when the newest is damaged."""
 STATE = "state.json"
 
 
-def save_checkpoint(learner: LearnerGroup, tokenizer: Any, run_dir: Path, state: State, models: list[str]) -> Path:
+def save_checkpoint(learner: LearnerGroup, tokenizer: Any, run_dir: Path, state: State) -> Path:
     """Write a checkpoint of everything that a run needs to go on."""
     folder = run_dir / "checkpoints" / f"step-{state.iteration:06d}"
     with complete_or_absent(folder) as aside:
         here = aside.absolute()
         learner.save("policy", here)
         tokenizer.save_pretrained(aside)
-        if "critic" in models:
+        if "critic" in learner.models:
             learner.save("critic", here / "critic")
-        for model in models:
+        for model in learner.models:
             learner.save_state(model, here / "learner" / model)
         (aside / STATE).write_text(json.dumps(dataclasses.asdict(state)))
     for old in checkpoints(run_dir)[KEPT_LEARNER_STATES:]:
@@ -61,10 +59,10 @@ def newest(config: PPOConfig, run_dir: Path) -> tuple[State, Begin]:
         try:
             verify(folder)
         except ModelError as error:
-            log.warning("%s; trying the checkpoint before it", error)
             damage.append(error)
         else:
-            return _read(config, folder.absolute())
+            state, begin = _read(config, folder.absolute())
+            return state, replace(begin, passed_over=tuple(map(str, damage)))
     if damage:
         raise damage[0]
     return State(0, config.ppo.kl_coef), Begin()

@@ -31,7 +31,7 @@ from rlhf_dist.scoring.reward_file import RewardFile
 from rlhf_dist.scoring.reward_models import read_positions
 from rlhf_dist.stages.generation import answers_to, generating
 from rlhf_dist.stages.reward_loss import RewardLoss
-from rlhf_dist.stages.reward_passages import Outcome, sections
+from rlhf_dist.stages.reward_passages import Outcome, passages
 from rlhf_dist.stages.supervised import Objective, check_fits, learner_of, predictions, train, write_model
 from rlhf_dist.store.row import rows_of
 
@@ -76,9 +76,7 @@ def prepare(config: RewardConfig) -> PreparedReward:
     prompts: list[Prompt] = []
     if config.policy is not None and config.prompts is not None:
         check_same_tokenizer(config.model, {"policy": config.policy})
-        asked = config.prompts
-        read = read_prompts(asked.path, tokenizer, max_tokens=asked.max_tokens, column=asked.column, split=asked.split)
-        prompts = read[: config.normalise_on]
+        prompts = read_prompts(config.prompts, tokenizer)[: config.normalise_on]
     if config.comment_judge is not None:
         rating_tokens(config.comment_judge, load_tokenizer(config.comment_judge.model))
     return PreparedReward(tokenizer, raw, made, tokens, prompts)
@@ -103,7 +101,7 @@ def run(config: RewardConfig, prepared: PreparedReward, folder: RunFolder, share
         answers = _answers_of_policy(config, prepared, folder)
         with learner_of(config, folder.path, shared) as learner:
             outcome = _train_members(config, prepared, judged, answers, (folder, learner))
-    folder.write_passages(sections(outcome, prepared.aggregated))
+    folder.write_passages(passages(outcome, prepared.aggregated))
     folder.finish(outcome.facts() | {"steps": outcome.steps, "model": outcome.size})
 
 
@@ -172,24 +170,26 @@ def _train_members(
     with complete_or_absent(folder.path / OUTPUT) as aside:
         for number, member in enumerate(members):
             seed = config.seed + number
-            stage = Objective(
+            objective = Objective(
                 _examples(config, prepared, learnt, seed), _examples(config, prepared, kept, seed), loss, config
             )
-            spec = ModelSpec(config.model, "value", config.optimizer, stage.steps, heads=config.heads, lora=config.lora)
-            folder.expect(stage.steps * len(members))
+            spec = ModelSpec(
+                config.model, "value", config.optimizer, objective.steps, heads=config.heads, lora=config.lora
+            )
+            folder.expect(objective.steps * len(members))
             title = "Reward model" if len(members) == 1 else f"Reward model {number + 1} of {len(members)}"
             learner.load({"model": spec}, run_dir=folder.path, seed=seed)
-            with folder.console.progress(title, stage.steps):
-                train(learner, stage, folder, seed=seed, offset=steps)
-            said.append(predictions(learner, stage.held_out))
+            with folder.console.progress(title, objective.steps):
+                train(learner, objective, folder, seed=seed, offset=steps)
+            said.append(predictions(learner, objective.held_out))
             if answers is not None:
                 said_of_policy.append(predictions(learner, answers))
             write_model(learner, prepared.tokenizer, aside / member)
-            steps, size = steps + stage.steps, learner.num_parameters
+            steps, size = steps + objective.steps, learner.num_parameters
         policy = np.concatenate(said_of_policy, axis=1) if said_of_policy else None
         file = RewardFile(scores=config.scores, members=members, compare_scale=config.compare_scale, **_moments(policy))
         file.write(aside)
-    units = stage.held_out.units
+    units = objective.held_out.units
     parts = np.concatenate(said, axis=1)
     known = [one for one in kept if _coefficient(config, one.kind) > 0]
     rewards = [[parts[row] for row in unit] for unit in units]

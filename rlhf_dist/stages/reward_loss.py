@@ -16,7 +16,7 @@ from rlhf_dist.learner.trained_model import TrainedModel
 class RewardLoss:
     """L = sum over units of weight x loss, averaged over the ensemble's heads; weights hold the kinds' coefficients.
 
-    Rows of the batch follow `data.preferences.judged_set`.
+    Rows of the batch follow `data.judgements.judged_set`.
     """
 
     compare_scale: float

@@ -88,19 +88,19 @@ class Outcome:
         }
 
 
-def sections(outcome: Outcome, aggregated: Aggregated) -> list[Passage]:
-    """All sections that apply."""
-    found = [_quality_section(outcome)]
+def passages(outcome: Outcome, aggregated: Aggregated) -> list[Passage]:
+    """All passages that apply."""
+    found = [_quality_passage(outcome)]
     if outcome.quality.bins:
-        found.append(_calibration_section(outcome.quality))
+        found.append(_calibration_passage(outcome.quality))
     if aggregated.annotators:
-        found.append(_annotator_section(outcome, aggregated))
+        found.append(_annotator_passage(outcome, aggregated))
     if outcome.policy is not None:
-        found.append(_policy_section(outcome.policy, outcome.file))
+        found.append(_policy_passage(outcome.policy, outcome.file))
     return found
 
 
-def _quality_section(outcome: Outcome) -> Passage:
+def _quality_passage(outcome: Outcome) -> Passage:
     sources = quality_by(
         [f"{one.source} ({one.kind})" for one in outcome.judged],
         outcome.judged,
@@ -123,13 +123,13 @@ def _row(name: str, each: Quality) -> tuple[str, ...]:
     return (name, str(each.comparisons), *values)
 
 
-def _calibration_section(each: Quality) -> Passage:
+def _calibration_passage(each: Quality) -> Passage:
     text = f"Predicted against observed preferences, in bins; on the line they are as sure as they should be. ECE {each.ece:.3f}."
     line = {"observed": ([one.predicted for one in each.bins], [one.observed for one in each.bins])}
     return Passage("Calibration", text, svg=curves("Calibration", line, diagonal=True))
 
 
-def _annotator_section(outcome: Outcome, aggregated: Aggregated) -> Passage:
+def _annotator_passage(outcome: Outcome, aggregated: Aggregated) -> Passage:
     agreed, by = aggregated.agreement, outcome.by_annotator()
     kappas: dict[str, list[float]] = {one.name: [] for one in aggregated.annotators}
     for (first, second), value in (agreed.kappa if agreed else {}).items():
@@ -154,7 +154,7 @@ def _annotator_section(outcome: Outcome, aggregated: Aggregated) -> Passage:
     return Passage("Annotators", text, ("annotator", "judgements", "reliability", "kappa", "model agrees", ""), rows)
 
 
-def _policy_section(policy: np.ndarray[Any, Any], file: RewardFile) -> Passage:
+def _policy_passage(policy: np.ndarray[Any, Any], file: RewardFile) -> Passage:
     mean = float(np.mean(file.means))
     values: Sequence[float] = ((policy.mean(1) - mean) / file.std).tolist()
     text = (

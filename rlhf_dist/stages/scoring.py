@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from rlhf_dist.cluster.session import has_gpus
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import GOLD, EvaluateConfig, FunctionReward, PPOConfig, Reward
+from rlhf_dist.scoring.functions import load_function, load_gold_judge
 from rlhf_dist.scoring.reference import ReferenceScorer
 from rlhf_dist.scoring.reward import RewardScorer
 from rlhf_dist.scoring.worker import ScoringWorker
@@ -47,6 +48,18 @@ def rewards_of(config: PPOConfig | EvaluateConfig) -> tuple[Reward, ...]:
     if config.gold_judge is None:
         return config.reward
     return (*config.reward, FunctionReward(kind="function", name=GOLD, path=config.gold_judge, weight=0.0))
+
+
+def check_functions(config: PPOConfig | EvaluateConfig) -> None:
+    """Import every function that scores, and the gold judge, so that a wrong path is known before anything starts.
+
+    Raises:
+        ConfigError: names the path, and the reward or key that has it.
+    """
+    for reward in config.reward:
+        if reward.kind == "function":
+            load_function(reward.path, key=f"reward {reward.name}")
+    load_gold_judge(config.gold_judge)
 
 
 @contextmanager

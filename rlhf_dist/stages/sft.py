@@ -42,16 +42,16 @@ def sft_loss(model: TrainedModel, batch: ExampleBatch) -> tuple[torch.Tensor, di
 class PreparedSFT:
     """What could be read and checked before a process is started."""
 
-    stage: Objective
+    objective: Objective
     tokenizer: Any
     lengths: dict[str, float]
 
     def describe(self) -> str:
         """One line for people."""
         return (
-            f"{len(self.stage.train.units)} demonstrations, {len(self.stage.held_out.units)} held out; "
+            f"{len(self.objective.train.units)} demonstrations, {len(self.objective.held_out.units)} held out; "
             f"{self.lengths['tokens/mean']:.0f} tokens in the mean, {self.lengths['tokens/max']:.0f} at most; "
-            f"{self.stage.steps} steps"
+            f"{self.objective.steps} steps"
         )
 
 
@@ -63,9 +63,9 @@ def prepare(config: SFTConfig) -> PreparedSFT:
     """
     tokenizer = load_tokenizer(config.model)
     learnt, kept = demonstrations(config.data, tokenizer)
-    stage = Objective(demonstration_set(learnt), demonstration_set(kept), sft_loss, config)
-    check_fits(config, config.model, stage.train, stage.held_out)
-    return PreparedSFT(stage, tokenizer, length_statistics([*learnt, *kept]))
+    objective = Objective(demonstration_set(learnt), demonstration_set(kept), sft_loss, config)
+    check_fits(config, config.model, objective.train, objective.held_out)
+    return PreparedSFT(objective, tokenizer, length_statistics([*learnt, *kept]))
 
 
 def demonstrations(settings: Demonstrations, tokenizer: Any) -> tuple[Sequence[Demonstration], Sequence[Demonstration]]:
@@ -83,8 +83,8 @@ def demonstrations(settings: Demonstrations, tokenizer: Any) -> tuple[Sequence[D
 
 def run(config: SFTConfig, prepared: PreparedSFT, folder: RunFolder, shared: LearnerGroup | None = None) -> None:
     """Fine-tune, on a learner group of its own or a pipeline's, and leave the run folder complete."""
-    folder.expect(prepared.stage.steps)
-    spec = ModelSpec(config.model, "policy", config.optimizer, prepared.stage.steps, lora=config.lora)
+    folder.expect(prepared.objective.steps)
+    spec = ModelSpec(config.model, "policy", config.optimizer, prepared.objective.steps, lora=config.lora)
     with (
         folder.told_of_failure(),
         session(config.cluster, cpus=config.learner.ranks, gpus=0, namespace=namespace_of(folder.path)),
@@ -92,32 +92,33 @@ def run(config: SFTConfig, prepared: PreparedSFT, folder: RunFolder, shared: Lea
     ):
         learner.load({"model": spec}, run_dir=folder.path, seed=config.seed)
         folder.rewind(0)
-        with folder.console.progress("SFT on demonstrations", prepared.stage.steps):
-            found = train(learner, prepared.stage, folder, seed=config.seed)
+        with folder.console.progress("SFT on demonstrations", prepared.objective.steps):
+            found = train(learner, prepared.objective, folder, seed=config.seed)
         save(learner, prepared.tokenizer, folder.path / OUTPUT)
     perplexity = math.exp(min(found["loss"], 700.0))
-    folder.write_passages([_section(prepared, found["loss"], perplexity)])
+    folder.write_passages([_passage(prepared, found["loss"], perplexity)])
     folder.finish(
         {
-            "steps": prepared.stage.steps,
+            "steps": prepared.objective.steps,
             "eval_loss": found["loss"],
             "eval_perplexity": perplexity,
-            "demonstrations": len(prepared.stage.train.units),
-            "held_out": len(prepared.stage.held_out.units),
+            "demonstrations": len(prepared.objective.train.units),
+            "held_out": len(prepared.objective.held_out.units),
             "lengths": prepared.lengths,
             "model": f"{learner.num_parameters / 1e6:.1f} M parameters",
         }
     )
 
 
-def _section(prepared: PreparedSFT, loss: float, perplexity: float) -> Passage:
+def _passage(prepared: PreparedSFT, loss: float, perplexity: float) -> Passage:
     lengths = prepared.lengths
     rows = tuple(
         (title, *(f"{lengths[f'{name}/{part}']:.0f}" for part in ("mean", "p50", "p95", "max")))
         for title, name in (("whole row", "tokens"), ("answer", "answer_tokens"))
     )
+    learnt, kept = prepared.objective.train.units, prepared.objective.held_out.units
     text = (
-        f"{len(prepared.stage.train.units)} demonstrations, {len(prepared.stage.held_out.units)} held out: loss {loss:.3f} "
+        f"{len(learnt)} demonstrations, {len(kept)} held out: loss {loss:.3f} "
         f"nats per token of the answers, perplexity {perplexity:.2f}. Lengths in tokens:"
     )
     return Passage("Fine-tuning", text, ("", "mean", "median", "95th percentile", "longest"), rows)

@@ -94,27 +94,27 @@ def learner_of(config: Job, run_dir: Path, shared: LearnerGroup | None = None) -
 
 
 def train(
-    learner: LearnerGroup, stage: Objective, folder: RunFolder, *, seed: int, offset: int = 0
+    learner: LearnerGroup, objective: Objective, folder: RunFolder, *, seed: int, offset: int = 0
 ) -> dict[str, float]:
     """Epochs over shuffled batches, evaluated after each; returns the last evaluation.
 
     Args:
         learner: the group that holds the stage's model as `model`.
-        stage: what it learns.
+        objective: what it learns.
         folder: where each step is recorded.
         seed: of the shuffling.
         offset: number of the first step, for the later members of an ensemble.
     """
     import ray
 
-    stored, held_out = ray.put(stage.train.table), ray.put(stage.held_out.table)
+    stored, held_out = ray.put(objective.train.table), ray.put(objective.held_out.table)
     step, found = offset, {}
-    for epoch in range(stage.training.epochs):
-        batches = shuffled(stage.train.strata, stage.training.batch_size, seed=seed, epoch=epoch)
+    for epoch in range(objective.training.epochs):
+        batches = shuffled(objective.train.strata, objective.training.batch_size, seed=seed, epoch=epoch)
         for number, chosen in enumerate(batches):
             began = time.perf_counter()
-            batch = batch_of(stored, stage.train.selected(chosen))
-            facts = per_kind(learner.train_step("model", batch, stage.loss))
+            batch = batch_of(stored, objective.train.selected(chosen))
+            facts = per_kind(learner.train_step("model", batch, objective.loss))
             seconds = time.perf_counter() - began
             metrics = {f"train/{key}": value for key, value in facts.items()} | {
                 "train/epoch": epoch + number / len(batches)
@@ -122,7 +122,7 @@ def train(
             speed = {"timing_s/step": seconds, "perf/throughput": sum(batch.lengths) / seconds}
             if number == len(batches) - 1:
                 found = per_kind(
-                    learner.train_step("model", batch_of(held_out, stage.held_out), stage.loss, learn=False)
+                    learner.train_step("model", batch_of(held_out, objective.held_out), objective.loss, learn=False)
                 )
                 metrics |= {f"eval/{key}": value for key, value in found.items()}
             folder.record(step, metrics | speed)

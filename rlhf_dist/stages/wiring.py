@@ -1,4 +1,4 @@
-"""From a config to a running system: the only place where handles are passed and settings are taken apart."""
+"""From a config to a running PPO system: where its handles are passed and its settings are taken apart."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from rlhf_dist.scoring.reward_file import read_reward_file
 from rlhf_dist.scoring.worker import ScoringWorker
 from rlhf_dist.stages.scoring import ScorerKind, scorer_kinds
 from rlhf_dist.store.actor import Store
+from rlhf_dist.store.experience import ExperienceIndex
 from rlhf_dist.telemetry.logs import log_dir
 
 
@@ -40,6 +41,8 @@ class Begin:
     critic: str = ""
     state: str = ""
     """Folder of the optimisers' states; empty: they start anew."""
+    passed_over: tuple[str, ...] = ()
+    """What is wrong with newer checkpoints."""
 
 
 @contextmanager
@@ -58,9 +61,9 @@ def wired(
     from ray.util.placement_group import remove_placement_group
 
     watch, fleets = Watch(), list[Fleet]()
+    kinds = scorer_kinds(config, policy=config.policy, reference=model_folders(config)["reference"][0])
     group = reserve(layout, timeout_s=config.timeouts.start)
     where = _Where(layout, group, run_dir)
-    kinds = scorer_kinds(config, policy=config.policy, reference=model_folders(config)["reference"][0])
     try:
         store = _store(config, where, begin, scorers=tuple(kinds))
         rollouts = _rollouts(config, eos_token_ids, where, store, watch)
@@ -107,15 +110,15 @@ def _store(config: PPOConfig, where: _Where, begin: Begin, *, scorers: tuple[str
 
     (place,) = where.layout.of("store")
     kind = ray.remote(Store).options(**where.options(place))
-    return kind.remote(
+    experience = ExperienceIndex(
         batch_rows=config.batch_samples,
         max_staleness=config.experience.max_staleness,
         capacity_rows=config.experience.capacity_rows,
         sharers=config.rollout.workers.max,
         first_iteration=begin.iteration,
         scorers=scorers,
-        log_dir=where.log_dir,
     )
+    return kind.remote(experience, log_dir=where.log_dir)
 
 
 def _rollouts(config: PPOConfig, eos_token_ids: tuple[int, ...], where: _Where, store: Any, watch: Watch) -> Fleet:
@@ -154,7 +157,7 @@ def _rollouts(config: PPOConfig, eos_token_ids: tuple[int, ...], where: _Where, 
         room=lambda: 0 if places[0].bundle is not None else room(places[0]),
     )
     workers = config.rollout.workers
-    return Fleet(kind, FleetSize(workers.min, workers.max, config.rollout.max_restarts), watch)
+    return Fleet(kind, FleetSize(workers.min, workers.max, config.rollout.max_restarts, "rollout.max_restarts"), watch)
 
 
 def _scorers(config: PPOConfig, role: str, kind: ScorerKind, where: _Where, store: Any, watch: Watch) -> Fleet:

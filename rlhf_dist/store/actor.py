@@ -32,16 +32,16 @@ SHOW_EVERY_S = 1.0
 class Store:
     """A Ray actor with coroutine methods; every wait ends after the seconds that its caller grants."""
 
-    def __init__(self, *, log_dir: str | None = None, **bounds: Any) -> None:
-        """Make both indices, empty.
+    def __init__(self, experience: ExperienceIndex, *, log_dir: str | None = None) -> None:
+        """Begin with an empty index of experience, and no weights.
 
         Args:
+            experience: the index, with its bounds.
             log_dir: where the store's log file goes; None: nowhere.
-            **bounds: of `ExperienceIndex`.
         """
         if log_dir is not None:
             logs.to_file(log_dir, "store")
-        self._experience = ExperienceIndex(**bounds)
+        self._experience = experience
         self._weights = WeightIndex()
         self._changed = asyncio.Condition()
         self._facts: dict[str, Counter[str]] = {}

@@ -65,7 +65,7 @@ class ExperienceIndex:
         capacity_rows: int | None = None,
         sharers: int = 1,
         first_iteration: int = 0,
-        scorers: Sequence[str] = ("reward", "reference"),
+        scorers: Sequence[str],
     ) -> None:
         """Set the bounds.
 
@@ -94,6 +94,8 @@ class ExperienceIndex:
         self._rows: dict[RowKey, _Row] = {}
         self._scoring = {scorer: _ScoringQueue() for scorer in scorers}
         self._submitted: Counter[int] = Counter()
+        self._released: set[str] = set()
+        """Workers that are gone. A call that one of them left waiting must not be granted anything: nobody would return it."""
 
     def submit(self, tasks: Iterable[PromptTask]) -> None:
         """Queue prompts for generation."""
@@ -124,6 +126,8 @@ class ExperienceIndex:
         joins late finds work (guided self-scheduling: Polychronopoulos and Kuck 1987, IEEE Trans. Computers C-36(12)).
         """
         granted: list[PromptTask] = []
+        if worker in self._released:
+            return granted
         limit = min(limit, -(-self._queued() // self._sharers))
         samples = 0
         while self._prompts and self._prompts[0].samples <= self.room():
@@ -161,7 +165,7 @@ class ExperienceIndex:
         queue = self._scoring[scorer]
         granted: list[RowView] = []
         total = 0
-        if queue.tokens < least_tokens and self._more_to_come():
+        if worker in self._released or (queue.tokens < least_tokens and self._more_to_come()):
             return granted
         while queue.waiting:
             row = self._rows[queue.waiting[0]]
@@ -220,7 +224,8 @@ class ExperienceIndex:
         self.consumed += len(keys)
 
     def release(self, worker: str) -> None:
-        """Return everything that a lost worker held; unfinished samples of a prompt are generated again."""
+        """Return everything that a lost worker held, for good; unfinished samples of a prompt are generated again."""
+        self._released.add(worker)
         lost = [(key, task) for key, (holder, task) in self._running.items() if holder == worker]
         for key, task in reversed(lost):
             del self._running[key]

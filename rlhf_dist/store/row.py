@@ -49,11 +49,11 @@ class Row(NamedTuple):
     def token_rewards(self, score: float) -> Array:
         """Reward received with each sampled token, float32 [sampled]: the row's own, and the score with the last.
 
-        A reward at a position goes to the last token sampled up to it.
+        A reward at a position goes to the last token sampled up to it; one that came before any, to the first.
         """
         found = np.zeros(int(self.sampled.sum()), dtype=np.float32)
         for position, reward in self.rewards:
-            found[int(self.sampled[: position + 1].sum()) - 1] += reward
+            found[max(0, int(self.sampled[: position + 1].sum()) - 1)] += reward
         found[-1] += score
         return found
 

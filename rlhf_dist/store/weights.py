@@ -164,7 +164,3 @@ class WeightIndex:
     def num_bytes(self) -> int:
         """Bytes of all versions held."""
         return sum(manifest.num_bytes for manifest in self._manifests.values())
-
-    def versions(self) -> list[int]:
-        """Versions held, oldest first."""
-        return sorted(self._manifests)

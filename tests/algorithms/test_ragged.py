@@ -1,6 +1,6 @@
 import torch
 
-from rlhf_dist.algorithms.ragged import last_positions, padded, segment_sums
+from rlhf_dist.algorithms.ragged import padded, segment_sums
 
 
 def test_padding_keeps_every_value_in_its_row() -> None:
@@ -12,4 +12,3 @@ def test_padding_keeps_every_value_in_its_row() -> None:
 def test_segment_sums_and_last_positions() -> None:
     lengths = torch.tensor([1, 3, 2])
     assert segment_sums(torch.arange(1.0, 7.0), lengths).tolist() == [1, 9, 11]
-    assert last_positions(lengths).tolist() == [0, 3, 5]

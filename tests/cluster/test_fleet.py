@@ -56,7 +56,9 @@ class Watch:
 
 
 class World:
-    def __init__(self, fewest: int, most: int, *, room: int = 0, max_restarts: int = 1, loops: bool = True) -> None:
+    def __init__(
+        self, fewest: int, most: int, *, room: int = 0, max_restarts: int = 1, loops: bool = True, setting: str = ""
+    ) -> None:
         self.watch, self.lost = Watch(), list[str]()
         self.room, self.spawned = room, dict[str, int]()
         kind = WorkerKind(
@@ -66,7 +68,7 @@ class World:
             lost=self.lost.append,
             room=lambda: self.room,
         )
-        self.fleet = Fleet(kind, FleetSize(fewest, most, max_restarts), self.watch)
+        self.fleet = Fleet(kind, FleetSize(fewest, most, max_restarts, setting), self.watch)
 
     def balance(self, *, waited_s: float, step_s: float) -> None:
         balance(self.fleet, waited_s=waited_s, step_s=step_s)
@@ -116,12 +118,14 @@ def test_a_lost_worker_is_released_and_replaced_under_another_name_in_its_slot()
 
 
 def test_more_losses_than_allowed_in_one_iteration_end_the_run_but_not_over_several() -> None:
-    world = World(1, 1, max_restarts=1)
+    world = World(1, 1, max_restarts=1, setting="rollout.max_restarts")
     world.start(1)
     world.watch.lose("rollout-0.run")
     world.balance(waited_s=5, step_s=10)
     world.watch.lose("rollout-1.start")
-    with pytest.raises(WorkerDied, match=r"2 rollout workers were lost in this iteration; expected at most 1"):
+    with pytest.raises(
+        WorkerDied, match=r"2 rollout workers were lost in this iteration; expected at most rollout.max_restarts = 1"
+    ):
         world.watch.lose("rollout-2.start")
 
 
@@ -215,8 +219,9 @@ def test_no_more_workers_are_asked_than_there_is_work() -> None:
     assert deal(world.fleet, "", ask, timeout_s=1, doing="answering") == []
 
 
-def test_the_share_of_a_worker_that_dies_is_asked_of_another() -> None:
-    world = World(2, 2)
+@pytest.mark.parametrize("loops", [True, False])
+def test_the_share_of_a_worker_that_dies_is_asked_of_another(loops: bool) -> None:
+    world = World(2, 2, loops=loops)
     world.start(2)
     world.watch.deaths = {"rollout-0.generate"}
     found = deal(world.fleet, "abcd", ask, timeout_s=1, doing="answering")
@@ -224,6 +229,8 @@ def test_the_share_of_a_worker_that_dies_is_asked_of_another() -> None:
         ([1, 3], "rollout-1.generate answered"),
         ([0, 2], "rollout-1.generate answered"),
     ]
+    assert world.fleet.states() == {"rollout-1": "ready", "rollout-2": "starting"}, "and it is replaced"
+    assert (world.lost, world.fleet.restarts) == (["rollout-0"], 1)
     assert [call for call in world.fleet.ready["rollout-1"].calls if call[0] == "generate"] == [
         ("generate", ("b", "d")),
         ("generate", ("a", "c")),

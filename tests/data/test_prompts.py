@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_dist.config import Prompts
 from rlhf_dist.data.prompts import PromptSampler, read_prompts
 from rlhf_dist.data.tables import read_rows
 from rlhf_dist.errors import DataError
@@ -17,7 +18,7 @@ TOKENIZER = build_tokenizer()
 
 
 def read(path: Path, limit: int = 50) -> list[Prompt]:
-    return read_prompts(str(path), TOKENIZER, max_tokens=limit)
+    return read_prompts(Prompts(path=str(path), max_tokens=limit), TOKENIZER)
 
 
 def test_jsonl_parquet_and_both_arrow_formats_give_the_same_prompts(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from rlhf_dist.records import PromptTask, RowKey, Sample
 from rlhf_dist.scoring.reward import RewardScorer
 from rlhf_dist.scoring.worker import ScoringWorker
 from rlhf_dist.store.actor import Store
+from rlhf_dist.store.experience import ExperienceIndex
 from rlhf_dist.store.row import rollout_batch
 from tests.runs import Folders, log_lines, metrics, train
 
@@ -38,7 +39,7 @@ def test_a_reward_that_is_nan_is_refused_and_names_the_sample(folders: Folders, 
     model.save_pretrained(broken)
     for file in folders.reward.glob("token*"):
         (broken / file.name).write_bytes(file.read_bytes())
-    store = ray.remote(Store).remote(batch_rows=1)
+    store = ray.remote(Store).remote(ExperienceIndex(batch_rows=1, scorers=("reward", "reference")))
     arguments = {
         "rewards": folders.config(reward=str(broken)).reward,
         "safety": Safety(),
@@ -52,7 +53,8 @@ def test_a_reward_that_is_nan_is_refused_and_names_the_sample(folders: Folders, 
     sample = Sample(RowKey(0, 7, 0), task.tokens, tokens, (-1.0, -1.0), "stop", ((0, 2),))
     watch = Watch()
     watch.one("reward-0", worker.start.remote(), timeout_s=120, doing="starting")
-    watch.add_loop("reward-0", worker.run.remote(store, (0, 512), 60))
+    loop = worker.run.remote(store, (0, 512), 60)
+    watch.then("reward-0", loop, lambda _: None, doing="running its loop")
     ray.get([store.submit.remote([task]), store.publish.remote(0, [], 0, None)])
     assert ray.get(store.next_prompts.remote("rollout-0", 4, 60)) == [task]
     ray.get(store.append.remote("rollout-0", rollout_batch([sample])))

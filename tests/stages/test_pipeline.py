@@ -38,7 +38,7 @@ def test_a_scenarios_files_are_what_every_stage_expects(name: str, tmp_path: Pat
         (tmp_path / made).symlink_to(start)
     stages = {name: (stage, each) for stage, name, each in supervised_stages(config, tmp_path)}
     learnt = sft.prepare(stages["sft"][1])
-    assert len(learnt.stage.train.units) > 200
+    assert len(learnt.objective.train.units) > 200
     judged = reward.prepare(stages["reward"][1])
     assert len(judged.raw) >= 256
     ppo = ppo_config(config, tmp_path)

@@ -10,6 +10,7 @@ import pytest
 from rlhf_dist.errors import StoreError
 from rlhf_dist.records import PromptTask, RowKey, Sample
 from rlhf_dist.store.actor import Store
+from rlhf_dist.store.experience import ExperienceIndex
 from rlhf_dist.store.row import rollout_batch
 from rlhf_dist.store.schema import written_by
 
@@ -24,7 +25,7 @@ def objects_are_values(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_store(play: Callable[[Store], Coroutine[Any, Any, None]], **bounds: Any) -> None:
     async def whole() -> None:
-        await play(Store(batch_rows=4, **bounds))
+        await play(Store(ExperienceIndex(batch_rows=4, **{"scorers": ("reward", "reference"), **bounds})))
 
     asyncio.run(asyncio.wait_for(whole(), 20))
 
@@ -47,10 +48,14 @@ COLUMNS = {"reward": rewards, "reference": references}
 
 async def begun(store: Store) -> list[RowKey]:
     """Two prompts submitted, leased to `a`, and their rows written."""
+    return await begun_by(store, "a")
+
+
+async def begun_by(store: Store, worker: str) -> list[RowKey]:
     await store.submit(TASKS)
     await store.publish(0, [], 0, None)
-    keys = [key for task in await store.next_prompts("a", 10, 1) for key in task.row_keys()]
-    await store.append("a", rows(keys))
+    keys = [key for task in await store.next_prompts(worker, 10, 1) for key in task.row_keys()]
+    await store.append(worker, rows(keys))
     return keys
 
 
@@ -119,6 +124,20 @@ def test_a_lost_workers_prompts_and_rows_go_to_others() -> None:
         assert {key for task in again for key in task.row_keys()} == {key for task in TASKS for key in task.row_keys()}
         with pytest.raises(StoreError, match="not leased to it"):
             await store.append("a", rows(lost[0].row_keys()))
+
+    with_store(play)
+
+
+def test_a_call_that_a_dead_worker_left_waiting_is_granted_nothing() -> None:
+    async def play(store: Store) -> None:
+        left = asyncio.create_task(store.next_prompts("a", 10, 0.3))
+        left_rows = asyncio.create_task(store.next_rows("s", "reward", (0, 100), 0.3))
+        await asyncio.sleep(0.01)
+        await store.release("a")
+        await store.release("s")
+        keys = await begun_by(store, "b")
+        assert await left == await left_rows == []
+        assert [view.key for view in await store.next_rows("t", "reward", (0, 100), 1)] == keys
 
     with_store(play)
 

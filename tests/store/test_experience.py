@@ -19,6 +19,8 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.index = ExperienceIndex(batch_rows=PROMPTS * SAMPLES, scorers=SCORERS)
         self.iteration = 0
+        self.names = {worker: worker for worker in "abc"}
+        """Who works in each place now."""
         self.held: dict[str, list[RowKey]] = {}
         self.scoring: dict[tuple[str, str], list[RowKey]] = {}
         self.consumed: list[RowKey] = []
@@ -31,40 +33,45 @@ class Life(RuleBasedStateMachine):
 
     @rule(worker=WORKERS, limit=st.integers(1, 6))
     def lease(self, worker: str, limit: int) -> None:
-        tasks = self.index.lease_prompts(worker, limit)
+        tasks = self.index.lease_prompts(self.names[worker], limit)
         self.held.setdefault(worker, []).extend(key for task in tasks for key in task.row_keys())
 
     @rule(worker=WORKERS, count=st.integers(1, 4))
     def write(self, worker: str, count: int) -> None:
         keys, self.held[worker] = self.held.get(worker, [])[:count], self.held.get(worker, [])[count:]
-        self.index.append(worker, object(), keys, [5] * len(keys))
+        self.index.append(self.names[worker], object(), keys, [5] * len(keys))
 
     @rule(worker=WORKERS)
     def write_what_is_not_ours(self, worker: str) -> None:
         stranger = RowKey(self.iteration, 99, 0)
         with pytest.raises(StoreError, match="not leased to it"):
-            self.index.append(worker, object(), [stranger], [5])
+            self.index.append(self.names[worker], object(), [stranger], [5])
 
     @rule(worker=WORKERS, scorer=st.sampled_from(SCORERS), tokens=st.integers(1, 30), least=st.integers(0, 40))
     def lease_rows(self, worker: str, scorer: str, tokens: int, least: int) -> None:
-        views = self.index.lease_rows(worker, scorer, tokens, least)
+        views = self.index.lease_rows(self.names[worker], scorer, tokens, least)
         assert sum(view.tokens for view in views) <= max(tokens, 5)
         self.scoring.setdefault((worker, scorer), []).extend(view.key for view in views)
 
     @rule(worker=WORKERS, scorer=st.sampled_from(SCORERS))
     def score(self, worker: str, scorer: str) -> None:
         keys = self.scoring.pop((worker, scorer), [])
-        self.index.add_column(worker, scorer, object(), keys)
+        self.index.add_column(self.names[worker], scorer, object(), keys)
 
     @rule(worker=WORKERS)
     def die(self, worker: str) -> None:
-        self.index.release(worker)
+        """Another takes its place under another name; calls that it left behind are granted nothing."""
+        name = self.names[worker]
+        self.index.release(name)
+        assert self.index.lease_prompts(name, 100) == []
+        assert all(self.index.lease_rows(name, scorer, 100) == [] for scorer in SCORERS)
+        self.names[worker] += "'"
         late = self.held.pop(worker, [])
         for scorer in SCORERS:
             self.scoring.pop((worker, scorer), None)
         if late:
             with pytest.raises(StoreError, match="not leased to it"):
-                self.index.append(worker, object(), late, [5] * len(late))
+                self.index.append(name, object(), late, [5] * len(late))
 
     @precondition(lambda self: self.index.complete(self.iteration) and not self.taken)
     @rule()
@@ -91,8 +98,8 @@ class Life(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Let one healthy worker finish the iteration: nothing may have been lost on the way."""
-        for worker in "abc":
-            self.index.release(worker)
+        for name in self.names.values():
+            self.index.release(name)
         while tasks := self.index.lease_prompts("d", 100):
             keys = [key for task in tasks for key in task.row_keys()]
             self.index.append("d", object(), keys, [5] * len(keys))
@@ -115,11 +122,11 @@ TestLife = Life.TestCase
 
 def test_capacity_below_a_batch_is_refused_since_it_would_deadlock() -> None:
     with pytest.raises(StoreError, match="capacity of 3 rows; expected at least 4"):
-        ExperienceIndex(batch_rows=4, capacity_rows=3)
+        ExperienceIndex(batch_rows=4, capacity_rows=3, scorers=SCORERS)
 
 
 def test_each_grant_is_a_workers_share_of_what_is_queued_so_that_one_who_joins_late_finds_work() -> None:
-    index = ExperienceIndex(batch_rows=16, sharers=4)
+    index = ExperienceIndex(batch_rows=16, sharers=4, scorers=SCORERS)
     index.submit([PromptTask(0, prompt, (1,), 1) for prompt in range(16)])
     index.publish(0)
     assert [len(index.lease_prompts("a", 100)) for _ in range(6)] == [4, 3, 3, 2, 1, 1]
@@ -135,7 +142,7 @@ def test_a_batch_is_whole_when_every_scorer_that_there_is_has_written() -> None:
 
 
 def test_nothing_starts_before_its_version_exists() -> None:
-    index = ExperienceIndex(batch_rows=2)
+    index = ExperienceIndex(batch_rows=2, scorers=SCORERS)
     index.submit([PromptTask(i, 0, (1,), 2) for i in range(2)])
     assert index.lease_prompts("a", 10) == []
     index.publish(0)
@@ -144,7 +151,7 @@ def test_nothing_starts_before_its_version_exists() -> None:
 
 
 def test_scorers_wait_for_a_batch_worth_a_pass_as_long_as_rows_are_on_their_way() -> None:
-    index = ExperienceIndex(batch_rows=4)
+    index = ExperienceIndex(batch_rows=4, scorers=SCORERS)
     index.submit([PromptTask(0, prompt, (1,), 2) for prompt in range(2)])
     index.publish(0)
     first, second = (index.lease_prompts("a", 2)[0].row_keys() for _ in range(2))
@@ -161,7 +168,7 @@ def test_scorers_wait_for_a_batch_worth_a_pass_as_long_as_rows_are_on_their_way(
 
 
 def test_a_check_that_always_passes_would_be_noticed() -> None:
-    index = ExperienceIndex(batch_rows=2)
+    index = ExperienceIndex(batch_rows=2, scorers=SCORERS)
     index.accepted = 1
     with pytest.raises(StoreError, match="every accepted row is held or consumed"):
         index.check_valid()

@@ -20,12 +20,13 @@ def test_a_row_of_one_turn_knows_prompt_answer_and_what_predicts_each_sampled_to
 
 def test_what_an_environment_says_between_two_turns_is_part_of_the_answer_but_not_learnt() -> None:
     sampled = np.array([False, False, True, True, False, False, True])
-    row = Row(np.arange(7, dtype=np.int32), sampled, ((4, 2), (5, 1)), ((3, 0.5), (5, 0.25)))
+    row = Row(np.arange(7, dtype=np.int32), sampled, ((4, 2), (5, 1)), ((1, 8.0), (3, 0.5), (5, 0.25)))
     assert row.prompt.tolist() == [0, 1]
     assert row.answer.tolist() == [2, 3, 4, 5, 6]
     assert row.predicting.tolist() == [1, 2, 5]
     # 0.5 came with the second sampled token, 0.25 with what the environment said after it, and the score with the last.
-    assert row.token_rewards(2.0).tolist() == [0.0, 0.75, 2.0]
+    # What came before any of them can only go to the first.
+    assert row.token_rewards(2.0).tolist() == [8.0, 0.75, 2.0]
 
 
 def samples() -> list[Sample]:
