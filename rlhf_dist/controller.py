@@ -97,7 +97,7 @@ def train(
                 method,
                 config.ppo,
                 kl_coef=kl.coefficient,
-                ratio_is_one=ratio_is_one(config),
+                ratio_is_one=config.ratio_is_one,
                 seed=config.seed + iteration,
             )
         with timer.phase("update_weights"):
@@ -148,13 +148,6 @@ def read(rows: Sequence[RowView], *, timeout_s: float) -> pa.RecordBatch:
     refs = blocks_of(rows)
     blocks = fetch(refs, timeout_s=timeout_s, doing="handing out the batch")
     return read_batch(rows, dict(zip(refs, blocks, strict=True)))
-
-
-def ratio_is_one(config: PPOConfig) -> bool:
-    """Whether the only optimiser step of an iteration sees the very policy that generated the samples, untruncated."""
-    single_step = config.ppo.epochs * config.ppo.mini_batches == 1
-    truncated = config.rollout.top_p < 1.0 or config.rollout.top_k > 0
-    return single_step and not truncated and config.experience.max_staleness == 0
 
 
 def worker_facts(parts: Parts, *, timeout_s: float) -> dict[str, float]:

@@ -48,7 +48,9 @@ def test_shipped_configs_load_and_survive_a_round_trip(path: Path, tmp_path: Pat
 
 BAD = {
     "ppo.itertions=3": r"unknown key `ppo.itertions`; did you mean `ppo.iterations`\?",
-    "ppo.clip_ratio=0.1": r"unknown key `ppo.clip_ratio`; did you mean `surrogate.clip_ratio`\?",
+    "advantage={kind: leave_one_out, gamma: 1}": r"unknown key `advantage.gamma` for this kind of `advantage`$",
+    "reward=[{kind: function, name: a, path: 'a:b', function: x}]": r"unknown key `reward.0.function`",
+    "reward=[{kind: function, name: a}]": r"key `reward.0.path` is missing; expected `package.module:function`",
     "advantage.gama=0.1": r"unknown key `advantage.gama`; did you mean `advantage.gamma`\?",
     "reward=[{path: a, wieght: 1}]": r"unknown key `reward.0.wieght`; did you mean `reward.weight`\?",
     "ppo.iterations=many": r"`ppo.iterations` is 'many'; expected: .*integer",
@@ -111,6 +113,22 @@ def test_overrides_reach_deep_keys_and_read_numbers(file: Path) -> None:
     config = load(PPOConfig, file, ["learner.policy.lr=1e-5", "rollout.stop=[a, b]", "ppo.kl_target=null"])
     assert config.learner.policy.lr == 1e-5
     assert config.rollout.stop == ("a", "b")
+
+
+def test_what_an_earlier_version_wrote_is_read_as_what_it_is_called_now(tmp_path: Path) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text(
+        MINIMAL
+        + "ppo: {clip_ratio: 0.1, gamma: 0.9, gae_lambda: 0.8}\ngold_judge: rlhf_dist.data.helpdesk:gold_score\n"
+    )
+    config = load(PPOConfig, file)
+    assert (config.surrogate.clip_ratio, config.advantage.gamma, config.advantage.gae_lambda) == (0.1, 0.9, 0.8)
+    assert config.gold_judge == "rlhf_dist.tasks.helpdesk:gold_score"
+    assert load(PPOConfig, file, ["surrogate.clip_ratio=0.3"]).surrogate.clip_ratio == 0.3
+    demo = load(PipelineConfig, CONFIGS / "demo.yaml", ["judge.epochs=7"])
+    assert (demo.comment_judge.epochs, demo.comment_judge.batch_size) == (7, 32)
+    (tmp_path / "pipeline.yaml").write_text("task: {}\njudge: {epochs: 7}\n")
+    assert load(PipelineConfig, tmp_path / "pipeline.yaml").comment_judge.epochs == 7
 
 
 def everybody(kind: type[Section] = Section) -> list[type[Section]]:

@@ -9,7 +9,7 @@ import pytest
 from rlhf_dist.algorithms.estimators import GeneralisedAdvantages
 from rlhf_dist.algorithms.surrogates import ClippedSurrogate
 from rlhf_dist.config import PPOConfig
-from rlhf_dist.controller import Parts, State, ratio_is_one, take, train
+from rlhf_dist.controller import Parts, State, take, train
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
 from rlhf_dist.records import Prompt, RowKey, Sample
@@ -214,4 +214,4 @@ def test_a_batch_that_is_not_whole_in_time_says_where_its_rows_are() -> None:
 def test_the_ratio_is_one_where_one_untruncated_step_sees_the_policy_that_generated(
     changes: dict[str, Any], expected: bool
 ) -> None:
-    assert ratio_is_one(config(**changes)) == expected
+    assert config(**changes).ratio_is_one == expected

@@ -144,9 +144,10 @@ def test_attributes_are_born_in_init() -> None:
     late = {}
     for file, name, body in classes():
         functions = [node for node in body.body if isinstance(node, ast.FunctionDef)]
-        if any(node.name == "__init__" for node in functions):
-            born = set().union(*(assigned(node) for node in functions if node.name == "__init__"))
-            found = set().union(*(assigned(node) for node in functions)) - born
-            if found:
-                late[f"{file}: {name}"] = sorted(found)
+        fields = [
+            node.target for node in body.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        ]
+        born = {field.id for field in fields}.union(*(assigned(node) for node in functions if node.name == "__init__"))
+        if found := set().union(*(assigned(node) for node in functions)) - born:
+            late[f"{file}: {name}"] = sorted(found)
     assert late == {}

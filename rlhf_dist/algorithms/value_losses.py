@@ -27,6 +27,6 @@ def value_loss_sum(
     return 0.5 * torch.maximum(plain, clipped).sum(), (clipped > plain).sum().float()
 
 
-def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> torch.Tensor:
+def explained_variance_sums(values: torch.Tensor, returns: torch.Tensor) -> torch.Tensor:
     """Sums from which 1 - Var(returns - values) / Var(returns) is made: moments of both, float64 [2, 3]."""
     return torch.stack([moments(returns - values), moments(returns)])

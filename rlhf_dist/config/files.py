@@ -9,10 +9,23 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from rlhf_dist.errors import ConfigError
 
 C = TypeVar("C", bound=BaseModel)
+
+MOVED = {
+    "ppo.clip_ratio": "surrogate.clip_ratio",
+    "ppo.gamma": "advantage.gamma",
+    "ppo.gae_lambda": "advantage.gae_lambda",
+    "judge": "comment_judge",
+}
+"""Keys of earlier configs, as runs of then have left them, and what they are called now."""
+MOVED_MODULES = {
+    "rlhf_dist.data.helpdesk:": "rlhf_dist.tasks.helpdesk:",
+    "rlhf_dist.data.scenarios:": "rlhf_dist.tasks.scenarios:",
+}
 
 
 def load(kind: type[C], path: Path, overrides: list[str] | None = None) -> C:
@@ -22,6 +35,7 @@ def load(kind: type[C], path: Path, overrides: list[str] | None = None) -> C:
         ConfigError: names the file (or the override), the key, what was found and what was expected.
     """
     tree = _read_yaml(path)
+    _move(tree)
     for override in overrides or []:
         _apply(tree, override)
     try:
@@ -70,10 +84,33 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _move(tree: dict[str, Any]) -> None:
+    """Bring what earlier versions wrote to where it is now; what stands there already wins."""
+    for old, new in MOVED.items():
+        *parents, leaf = old.split(".")
+        branch: Any = tree
+        for parent in parents:
+            branch = branch.get(parent) if isinstance(branch, dict) else None
+        if isinstance(branch, dict) and leaf in branch:
+            section, _, key = new.partition(".")
+            value = branch.pop(leaf)
+            if not key:
+                tree.setdefault(section, value)
+            elif isinstance(target := tree.setdefault(section, {}), dict):
+                target.setdefault(key, value)
+    judge = tree.get("gold_judge")
+    for old, new in MOVED_MODULES.items():
+        if isinstance(judge, str) and judge.startswith(old):
+            tree["gold_judge"] = new + judge.removeprefix(old)
+
+
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, found, value = override.partition("=")
     if not found or not key:
         raise ConfigError(f"--set {override}: expected key.sub=value")
+    for old, new in MOVED.items():
+        if f"{key}.".startswith(f"{old}."):
+            key = new + key.removeprefix(old)
     *parents, leaf = key.split(".")
     for parent in parents:
         branch = tree.setdefault(parent, {})
@@ -87,14 +124,16 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _explain(kind: type[BaseModel], path: Path, item: Any) -> str:
-    location = _without_tags(kind, item["loc"])
+    location, field = _located(kind, item["loc"])
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
         near = nearest_key(kind, location)
+        if near == _plain(location):
+            return f"{path}: unknown key `{key}` for this kind of `{'.'.join(location[:-1])}`"
         hint = f"; did you mean `{near}`?" if near else ""
         return f"{path}: unknown key `{key}`{hint}"
     if item["type"] == "missing":
-        return f"{path}: key `{key}` is missing; expected {_description(kind, location)}"
+        return f"{path}: key `{key}` is missing; expected {(field and field.description) or 'a value'}"
     message = item["msg"].removeprefix("Value error, ")
     return f"{path}: {message}" if not key else f"{path}: `{key}` is {item['input']!r}; expected: {message}"
 
@@ -113,9 +152,12 @@ def nearest_key(kind: type[BaseModel], location: list[str]) -> str | None:
     """The valid dotted key that looks most like the one found, or None."""
     valid = keys(kind)
     same_leaf = [key for key in valid if key.rsplit(".", 1)[-1] == location[-1]]
-    plain = ".".join(part for part in location if not part.isdigit())
-    close = difflib.get_close_matches(plain, same_leaf or valid, n=1, cutoff=0.0 if same_leaf else 0.7)
+    close = difflib.get_close_matches(_plain(location), same_leaf or valid, n=1, cutoff=0.0 if same_leaf else 0.7)
     return close[0] if close else None
+
+
+def _plain(location: list[str]) -> str:
+    return ".".join(part for part in location if not part.isdigit())
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
@@ -125,30 +167,26 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     return [section for inner in get_args(annotation) for section in _sections(inner)]
 
 
-def _without_tags(kind: type[BaseModel], location: Sequence[Any]) -> list[str]:
-    """Where an error is, as the user writes it: pydantic puts a section's kind between its name and its keys."""
-    found, options = [], [kind]
+def _located(kind: type[BaseModel], location: Sequence[Any]) -> tuple[list[str], FieldInfo | None]:
+    """Where an error is, as the user writes it, and the field that is there.
+
+    Between the name of a section that comes in several kinds and its keys, pydantic puts the kind.
+    """
+    found: list[str] = []
+    options, field = [kind], None
+    tagged = False
     for part in location:
-        tagged = [option for option in options if _tag(option) == part]
-        if tagged:
-            options = tagged
+        if tagged and (chosen := [option for option in options if _tag(option) == part]):
+            options, tagged = chosen, False
             continue
         found.append(str(part))
         if isinstance(part, str):
-            fields = [option.model_fields[part] for option in options if part in option.model_fields]
-            options = [section for field in fields for section in _sections(field.annotation)]
-    return found
+            field = next((option.model_fields[part] for option in options if part in option.model_fields), None)
+            options = _sections(field.annotation) if field is not None else []
+            tagged = len(options) > 1
+    return found, field
 
 
 def _tag(section: type[BaseModel]) -> Any:
     field = section.model_fields.get("kind")
     return get_args(field.annotation)[0] if field is not None and get_args(field.annotation) else None
-
-
-def _description(kind: type[BaseModel], location: list[str]) -> str:
-    options, told = [kind], None
-    for part in location:
-        fields = [option.model_fields[part] for option in options if part in option.model_fields]
-        told = fields[0].description if fields else told
-        options = [section for field in fields for section in _sections(field.annotation)] if fields else options
-    return told or "a value"

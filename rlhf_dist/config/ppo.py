@@ -93,6 +93,13 @@ class PPOJob(ScoringJob):
         return self.ppo.prompts_per_iteration * self.rollout.samples_per_prompt
 
     @property
+    def ratio_is_one(self) -> bool:
+        """Whether the only optimiser step of an iteration sees the very policy that generated the samples, untruncated."""
+        single_step = self.ppo.epochs * self.ppo.mini_batches == 1
+        truncated = self.rollout.top_p < 1.0 or self.rollout.top_k > 0
+        return single_step and not truncated and self.experience.max_staleness == 0
+
+    @property
     def max_sequence(self) -> int:
         """Tokens of the longest prompt and answer together."""
         return self.prompts.max_tokens + self.rollout.max_new_tokens

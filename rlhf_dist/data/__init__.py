@@ -1,1 +1,1 @@
-"""Prompts, demonstrations and preferences: what a run reads."""
+"""Prompts, demonstrations and people's judgements: what a run reads."""

@@ -11,9 +11,6 @@ import pyarrow as pa
 from rlhf_dist.records import Prompt
 from rlhf_dist.store.row import rows_of
 
-GoldJudge = Callable[[str, str], float]
-"""Score of (prompt, answer); higher is better."""
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -43,7 +40,7 @@ def compare(
     before: pa.RecordBatch | None,
     after: pa.RecordBatch | None,
     tokenizer: Any,
-    judge: GoldJudge | None,
+    judge: Callable[[str, str], float] | None,
 ) -> Verdict:
     """Decode both policies' answers and let the judge, if any, score them."""
     if before is None or after is None:

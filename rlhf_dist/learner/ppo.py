@@ -13,7 +13,7 @@ from rlhf_dist.algorithms.estimators import Estimator, Trajectories
 from rlhf_dist.algorithms.kl import k1, k3, shaped_rewards
 from rlhf_dist.algorithms.ragged import segment_sums
 from rlhf_dist.algorithms.surrogates import Surrogate
-from rlhf_dist.algorithms.value_losses import explained_variance, value_loss_sum
+from rlhf_dist.algorithms.value_losses import explained_variance_sums, value_loss_sum
 from rlhf_dist.config import PPO
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PackedBatch
@@ -218,7 +218,7 @@ def _record_batch(recorder: _Recorder, micros: Sequence[PackedExperience], kl_co
         if micro.values is not None and micro.returns is not None:
             told = {"critic/values/mean": micro.values.sum(), "critic/returns/mean": micro.returns.sum()}
             recorder.means(micro.values.numel(), told)
-            recorder.variance += explained_variance(micro.values, micro.returns).flatten().cpu()
+            recorder.variance += explained_variance_sums(micro.values, micro.returns).flatten().cpu()
 
 
 class _Recorder:

@@ -124,18 +124,15 @@ class LearnerRank:
 
     def _load(self, spec: ModelSpec) -> TrainedModel:
         settings = self.settings
-        module = spec.build(settings)
-        model = TrainedModel(
-            module,
+        return TrainedModel(
+            spec.build(settings),
             spec.optimizer,
-            prefix=module.prefix,
             total_steps=spec.total_steps,
             zero_stage=settings.zero_stage,
             dtype=settings.dtype,
             cpu_offload=settings.cpu_offload,
+            lora=spec.lora,
         )
-        model.lora = spec.lora
-        return model
 
     def update(self, shard: Shard, method: Method, ppo: PPO, now: Now) -> dict[str, float]:
         """One PPO update on this rank's part of a batch.

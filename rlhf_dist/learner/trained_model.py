@@ -12,6 +12,7 @@ from torch import nn
 
 from rlhf_dist.config import Lora, Optimizer
 from rlhf_dist.learner import optimizer_state
+from rlhf_dist.models import PolicyModel, ValueModel
 
 
 class TrainedModel:
@@ -19,25 +20,25 @@ class TrainedModel:
 
     def __init__(
         self,
-        module: nn.Module,
+        module: PolicyModel | ValueModel,
         optimizer: Optimizer,
         *,
-        prefix: str,
         total_steps: int,
         zero_stage: int,
         dtype: str,
         cpu_offload: bool = False,
+        lora: Lora | None = None,
     ) -> None:
         """Shard the module over the process group that is already up.
 
         Args:
             module: wrapper around a Hugging Face model.
             optimizer: AdamW's settings.
-            prefix: what the wrapper puts before Hugging Face's parameter names, e.g. `lm.`.
             total_steps: optimiser steps of the whole run, for the schedule.
             zero_stage: 0 to 3.
             dtype: `float32`, or `bfloat16` with fp32 master weights.
             cpu_offload: keep optimiser state in host memory.
+            lora: the adapters that the module has, if any.
         """
         import deepspeed
         from transformers import get_scheduler
@@ -72,9 +73,7 @@ class TrainedModel:
         self._clipped_norm: float | None = None
         self.engine.clip_fp32_gradients = self._clip
         self.module = module
-        self.prefix = prefix
-        self.lora: Lora | None = None
-        """The adapters that the module has, if any."""
+        self.prefix, self.lora = module.prefix, lora
         self.zero_stage = zero_stage
         self.lr = schedule
 

@@ -84,7 +84,7 @@ def phase_seconds(
     # Forward and backward (and the forward again, with checkpointing) per epoch; before it, old log-probs and values once. An
     # iteration of a single optimiser step takes the rollout's own log-probs.
     training = (8 if learner.gradient_checkpointing else 6) * config.ppo.epochs
-    old_log_probs = 0 if config.ppo.epochs * config.ppo.mini_batches == 1 else 2
+    old_log_probs = 0 if config.ratio_is_one else 2
     critic = sizes["critic"].parameters if learner.critic == "model" else 0
     update = (training + old_log_probs) * policy.parameters + (training + 2) * critic
     wire_bytes = policy.parameters * BYTES[config.wire_dtype]

@@ -35,6 +35,8 @@ class ArrowEngine(WeightTransferEngine[ArrowInit, ArrowUpdate]):
 
     init_info_cls = ArrowInit
     update_info_cls = ArrowUpdate
+    _expected: frozenset[str] = frozenset()
+    """Names that the version being received must have."""
 
     def init_transfer_engine(self, init_info: ArrowInit) -> None:
         """Nothing to connect: every version brings its own sources."""
@@ -42,7 +44,7 @@ class ArrowEngine(WeightTransferEngine[ArrowInit, ArrowUpdate]):
     def start_weight_update(self) -> None:
         """Let vLLM collect the new weights layer by layer."""
         # Asked before the reload begins: during it, tied weights look like two.
-        self._expected = {name for name, _ in self.model.named_parameters()}
+        self._expected = frozenset(name for name, _ in self.model.named_parameters())
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: ArrowUpdate) -> None:

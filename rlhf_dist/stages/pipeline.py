@@ -7,8 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.cluster.session import has_gpus, namespace_of, session
 from rlhf_dist.config import (
@@ -21,6 +19,7 @@ from rlhf_dist.config import (
     SFTConfig,
     dump,
     flat,
+    load,
 )
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.files import write_text
@@ -180,11 +179,11 @@ def _finished(config: Job) -> bool:
     return (Path(config.run_dir) / "summary.json").exists()
 
 
-def _check_unchanged(file: Path, config: Any, of: tuple[str, ...] = ("",)) -> None:
+def _check_unchanged(file: Path, config: Job, of: tuple[str, ...] = ("",)) -> None:
     """Compare settings with those that a folder was made with, if it was: all, or those under some sections."""
     if not file.exists():
         return
-    before, now = flat(yaml.safe_load(file.read_text())), flat(yaml.safe_load(dump(config)))
+    before, now = (flat(each.model_dump(mode="json")) for each in (load(type(config), file), config))
     for key in now:
         if key.startswith(of) and before.get(key) != now[key]:
             raise ConfigError(

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rlhf_dist.files import whole_lines
+from rlhf_dist.files import parsed, whole_lines
 
 CONTEXT: dict[str, int] = {}
 """`iteration` and `version` of this process now; they go into each line."""
@@ -90,5 +90,5 @@ def read_new(folder: Path, offsets: dict[Path, int]) -> Iterator[dict[str, Any]]
             stream.seek(offsets.get(file, 0))
             chunk = stream.read()
         offsets[file] = offsets.get(file, 0) + chunk.rfind(b"\n") + 1
-        lines += [json.loads(line) for line in whole_lines(chunk)]
+        lines += [parsed(line, str(file)) for line in whole_lines(chunk)]
     yield from sorted(lines, key=lambda line: str(line["time"]))

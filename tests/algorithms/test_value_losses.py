@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rlhf_dist.algorithms.value_losses import explained_variance, value_loss_sum
+from rlhf_dist.algorithms.value_losses import explained_variance_sums, value_loss_sum
 
 
 def tokens(count: int = 40) -> tuple[torch.Tensor, ...]:
@@ -25,6 +25,6 @@ def test_value_loss_equals_a_loop_and_finite_differences() -> None:
 
 def test_explained_variance_sums_give_one_for_a_perfect_critic() -> None:
     returns = torch.tensor([1.0, 2.0, 4.0])
-    error, total = explained_variance(returns, returns)
+    error, total = explained_variance_sums(returns, returns)
     assert error[1:].tolist() == [0.0, 0.0]
     assert total.tolist() == [3.0, 7.0, 21.0]

@@ -47,7 +47,7 @@ def test_a_checkpoint_with_a_changed_file_is_refused_by_the_files_name(damaged: 
         newest(CONFIG, tmp_path)
 
 
-def test_where_the_newest_is_damaged_the_one_before_it_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_where_the_newest_is_damaged_the_one_before_it_serves_and_it_is_said(tmp_path: Path) -> None:
     checkpoint(tmp_path, 2)
     (checkpoint(tmp_path, 4) / "state.json").write_text("{}")
     state, begin = newest(CONFIG, tmp_path)
