@@ -180,9 +180,10 @@ def _tell_stage(output: Path) -> None:
     import json
 
     from rlhf_dist.run_folder.console import Console
+    from rlhf_dist.run_folder.names import SUMMARY
 
     console = Console()
-    summary = json.loads((output.parent / "summary.json").read_text())
+    summary = json.loads((output.parent / SUMMARY).read_text())
     shown = ("eval_loss", "eval_perplexity", "accuracy", "ece", "score_error")
     told = [f"{key} {summary[key]:.3f}" for key in shown if summary.get(key) is not None]
     console.say(f"Held out: {', '.join(told)}")
@@ -361,9 +362,10 @@ def _tell(console: Console, path: Path) -> None:
     from rich.table import Table
 
     from rlhf_dist.files import read_json_lines
+    from rlhf_dist.run_folder.names import SAMPLES, SUMMARY
 
-    summary = json.loads((path / "summary.json").read_text())
-    samples = read_json_lines(path / "samples.jsonl")
+    summary = json.loads((path / SUMMARY).read_text())
+    samples = read_json_lines(path / SAMPLES)
     if samples:
         table = Table("prompt", "before", "after", title="Held-out prompts, before and after PPO", show_lines=True)
         for sample in samples[:3]:

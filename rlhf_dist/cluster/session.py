@@ -17,10 +17,13 @@ from rlhf_dist.config import Cluster
 from rlhf_dist.errors import EnvironmentProblem
 from rlhf_dist.stopping import handlers_kept
 
+NAMESPACE = "rlhf/"
+"""What namespaces of runs begin with."""
+
 
 def namespace_of(run: Path) -> str:
     """The Ray namespace of a run's named actors."""
-    return f"rlhf/{run.resolve().name}"
+    return f"{NAMESPACE}{run.resolve().name}"
 
 
 @contextmanager

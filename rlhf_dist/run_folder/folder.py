@@ -17,6 +17,7 @@ from rlhf_dist.config import dump
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.files import parsed, whole_lines, write_json_lines, write_text
 from rlhf_dist.run_folder.console import Console
+from rlhf_dist.run_folder.names import CONFIG, METRICS, STATUS, SUMMARY
 from rlhf_dist.run_folder.passages import Passage, write_passages
 from rlhf_dist.stopping import Stopped
 from rlhf_dist.telemetry.trackers import Tracker, trackers
@@ -33,7 +34,7 @@ def choose(path: str, *, explicit: bool, resume: bool = False) -> Path:
         ConfigError: the user named a folder that already holds a run.
     """
     wanted = Path(path)
-    if resume or not (wanted / "config.yaml").exists():
+    if resume or not (wanted / CONFIG).exists():
         return wanted
     if explicit:
         raise ConfigError(f"{wanted}: already holds a run; name another folder, or go on with it by --resume")
@@ -60,7 +61,7 @@ class RunFolder:
         self._started = time.time()
         self._rows: list[dict[str, float]] = []
         self._config = config
-        self._metrics_file = path / "metrics.jsonl"
+        self._metrics_file = path / METRICS
         self._trackers: list[Tracker] = []
         self.listeners: list[Callable[[dict[str, Any]], Any]] = []
         """Called with every status, beside the file."""
@@ -74,7 +75,7 @@ class RunFolder:
             "started": self._started,
         }
         path.mkdir(parents=True, exist_ok=True)
-        write_text(path / "config.yaml", dump(config))
+        write_text(path / CONFIG, dump(config))
         self.tell("preparing")
 
     def expect(self, steps: int) -> None:
@@ -101,7 +102,7 @@ class RunFolder:
     def tell(self, state: str, **facts: Any) -> None:
         """Write `status.json`, which `rlhf-dist status` shows: the state, and what changed with it."""
         self._status |= {"state": state, "updated": time.time(), **facts}
-        write_text(self.path / "status.json", json.dumps(self._status, indent=1), durable=False)
+        write_text(self.path / STATUS, json.dumps(self._status, indent=1), durable=False)
         if state not in ("training", *OVER):
             self.console.doing(f"{self.stage}: {state}")
         for listener in self.listeners:
@@ -140,7 +141,7 @@ class RunFolder:
             "versions": versions(),
         }
         summary["seconds"] = {**facts.get("seconds", {}), "total": time.time() - self._started}
-        write_text(self.path / "summary.json", json.dumps(summary, indent=2))
+        write_text(self.path / SUMMARY, json.dumps(summary, indent=2))
         write_report(self.path)
         self.tell("finished")
         return summary

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from rlhf_dist.errors import DataError
 from rlhf_dist.run_folder.folder import OVER
+from rlhf_dist.run_folder.names import STATUS
 from rlhf_dist.telemetry.logs import FOLDER, read_new
 
 POLL_S = 0.5
@@ -58,5 +59,5 @@ def _short(value: Any) -> str:
 
 
 def _ended(run: Path) -> bool:
-    status = run / "status.json"
+    status = run / STATUS
     return status.exists() and json.loads(status.read_text())["state"] in OVER

@@ -17,6 +17,7 @@ from rlhf_dist.files import write_json_lines
 from rlhf_dist.run_folder.charts import line_chart
 from rlhf_dist.run_folder.console import COLUMNS, Console
 from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.run_folder.names import SAMPLES, experience_file
 from rlhf_dist.run_folder.passages import Passage
 from rlhf_dist.store.kept import keep, read_kept
 
@@ -48,7 +49,7 @@ class PPOFolder(RunFolder):
 
     def keep(self, iteration: int, batch: Any) -> None:
         """Write an iteration's samples as an Arrow file: `experience/iteration=N/batch.arrow`."""
-        keep(self.path / "experience" / f"iteration={iteration:06d}" / "batch.arrow", batch)
+        keep(experience_file(self.path, iteration), batch)
 
     def close(self, config: PPOConfig, verdict: Verdict, *, parameters: int, stopped: str | None) -> dict[str, Any]:
         """Write samples, summary and report.
@@ -59,7 +60,7 @@ class PPOFolder(RunFolder):
             parameters: of the policy.
             stopped: why the run ended before its last iteration, if it did.
         """
-        write_json_lines(self.path / "samples.jsonl", map(dataclasses.asdict, verdict.comparisons))
+        write_json_lines(self.path / SAMPLES, map(dataclasses.asdict, verdict.comparisons))
         self.write_passages(over_optimisation(self._rows))
         return self.finish(self._facts(config, verdict, parameters) | {"stopped": stopped})
 

@@ -12,6 +12,7 @@ from typing import Any
 from rlhf_dist.errors import DataError
 from rlhf_dist.files import read_json_lines, write_text
 from rlhf_dist.run_folder.charts import legend, line_chart, stacked_bars
+from rlhf_dist.run_folder.names import CONFIG, METRICS, REPORT, SAMPLES, SUMMARY, experience_files
 from rlhf_dist.run_folder.passages import Passage, read_passages
 
 TITLES = {
@@ -92,13 +93,13 @@ def write_report(run_dir: Path) -> Path:
     """
     from jinja2 import Environment, PackageLoader
 
-    summary = _read_json(run_dir / "summary.json")
-    rows, samples = (_lines_if_there(run_dir / name) for name in ("metrics.jsonl", "samples.jsonl"))
-    config = run_dir / "config.yaml"
+    summary = _read_json(run_dir / SUMMARY)
+    rows, samples = (_lines_if_there(run_dir / name) for name in (METRICS, SAMPLES))
+    config = run_dir / CONFIG
     page = Environment(loader=PackageLoader("rlhf_dist.run_folder", "."), autoescape=True).get_template(
         "report.html.j2"
     )
-    target = run_dir / "report.html"
+    target = run_dir / REPORT
     html = page.render(
         summary=summary,
         title=TITLES.get(summary["stage"], summary["stage"]),
@@ -127,12 +128,12 @@ class _Earlier:
 
     @classmethod
     def read(cls, folder: Path) -> _Earlier:
-        summary = _read_json(folder / "summary.json")
+        summary = _read_json(folder / SUMMARY)
         return cls(folder.name, TITLES.get(summary["stage"], folder.name), stage_tiles(summary), read_passages(folder))
 
 
 def _is_done(folder: Path) -> bool:
-    return (folder / "summary.json").exists()
+    return (folder / SUMMARY).exists()
 
 
 def _facts(summary: dict[str, Any]) -> list[str]:
@@ -162,8 +163,7 @@ def stage_tiles(summary: dict[str, Any]) -> list[Tile]:
 
 def _kept(run_dir: Path) -> list[tuple[int, str]]:
     """Iterations whose samples were kept, each with its file as the report links it."""
-    files = sorted(run_dir.glob("experience/iteration=*/batch.arrow"))
-    return [(int(file.parent.name.partition("=")[2]), str(file.relative_to(run_dir))) for file in files]
+    return [(iteration, str(file.relative_to(run_dir))) for iteration, file in experience_files(run_dir).items()]
 
 
 def tiles(summary: dict[str, Any]) -> list[Tile]:

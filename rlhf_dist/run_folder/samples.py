@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_dist.errors import DataError
+from rlhf_dist.run_folder.names import CONFIG, POLICY, experience_files
 from rlhf_dist.store.kept import read_kept
 from rlhf_dist.store.row import Array, Row, rows_of
 
@@ -22,10 +23,9 @@ def read_iteration(run: Path, iteration: int | None) -> Any:
     Raises:
         DataError: the run kept no experience, or not that iteration; says which there are.
     """
-    kept = sorted((run / "experience").glob("iteration=*/batch.arrow"))
-    if not kept:
+    files = experience_files(run)
+    if not files:
         raise DataError(f"{run}/experience: no samples; they are kept with `--set experience.keep=true`")
-    files = {int(file.parent.name.partition("=")[2]): file for file in kept}
     chosen = max(files) if iteration is None else iteration
     if chosen not in files:
         raise DataError(f"{run}/experience: no iteration {chosen}; there are {min(files)} to {max(files)}")
@@ -70,6 +70,6 @@ def _token_table(row: Row, log_probs: Array, reference: Array, tokenizer: Any) -
 def _tokenizer(run: Path) -> Any:
     from rlhf_dist.models import load_tokenizer
 
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    own = run / "policy"
+    config = yaml.safe_load((run / CONFIG).read_text())
+    own = run / POLICY
     return load_tokenizer(str(own) if own.is_dir() else config["policy"])

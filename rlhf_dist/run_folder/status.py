@@ -15,6 +15,7 @@ from rich.text import Text
 from rlhf_dist.errors import EnvironmentProblem
 from rlhf_dist.run_folder.console import COLUMNS
 from rlhf_dist.run_folder.folder import OVER
+from rlhf_dist.run_folder.names import STATUS
 
 REFRESH_S = 1.0
 CALL_S = 10.0
@@ -28,7 +29,7 @@ def follow(run: str, *, address: str, once: bool) -> None:
     Raises:
         EnvironmentProblem: there is neither such a folder nor such a run on the cluster; names the runs that there are.
     """
-    source = _Folder(Path(run)) if (Path(run) / "status.json").exists() else _Actors(run, address)
+    source = _Folder(Path(run)) if (Path(run) / STATUS).exists() else _Actors(run, address)
     console = Console()
     if once or not console.is_terminal:
         console.print(render(source.read()))
@@ -44,7 +45,7 @@ class _Folder:
     """What the controller wrote last."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path / "status.json"
+        self._file = path / STATUS
 
     def read(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._file.read_text())
@@ -57,17 +58,17 @@ class _Actors:
     def __init__(self, run: str, address: str) -> None:
         import ray
 
-        from rlhf_dist.cluster.session import attach
+        from rlhf_dist.cluster.session import NAMESPACE, attach
 
         self._run = run
-        attach(address, f"rlhf/{run}")
+        attach(address, f"{NAMESPACE}{run}")
         try:
             self._store = ray.get_actor("store")
         except ValueError as error:
             from ray.util import list_named_actors
 
             actors = list_named_actors(all_namespaces=True)
-            runs = {each["namespace"].removeprefix("rlhf/") for each in actors if each["name"] == "store"}
+            runs = {each["namespace"].removeprefix(NAMESPACE) for each in actors if each["name"] == "store"}
             raise EnvironmentProblem(
                 f"{run}: no such run folder here, and no such run on the Ray cluster, which has {sorted(runs) or 'none'}"
             ) from error

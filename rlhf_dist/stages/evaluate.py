@@ -20,6 +20,7 @@ from rlhf_dist.files import write_json_lines
 from rlhf_dist.models import check_same_tokenizer, load_tokenizer
 from rlhf_dist.records import Prompt
 from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.run_folder.names import CONFIG, POLICY
 from rlhf_dist.run_folder.passages import Passage
 from rlhf_dist.stages.generation import answers_to, generating
 from rlhf_dist.stages.scoring import check_functions, scorer_kinds, scoring
@@ -48,14 +49,14 @@ def config_of_run(run: Path) -> EvaluateConfig:
 
     Where the prompts' file has a column `target`, as the embedded tasks' files do, answers are measured against it too.
     """
-    ppo = load(PPOConfig, run / "config.yaml")
+    ppo = load(PPOConfig, run / CONFIG)
     kept = {
         name: getattr(ppo, name) for name in ("reward", "safety", "gold_judge", "rollout", "scoring", "seed", "learner")
     }
     prompts = ppo.prompts.model_copy(update={"path": ppo.prompts.held_out or ppo.prompts.path, "held_out": None})
     if "target" in read_rows(prompts.path, split=prompts.split)[0]:
         kept |= {"target": "target", "measures": ("bleu", "chrf", "rouge", "accuracy")}
-    policies = {"start": ppo.policy, "trained": str(run / "policy")}
+    policies = {"start": ppo.policy, "trained": str(run / POLICY)}
     where = {"run_dir": str(run / "stages" / "evaluation"), "timeouts": ppo.timeouts, "cluster": ppo.cluster}
     return EvaluateConfig(**kept, **where, policies=policies, prompts=prompts)
 

@@ -15,6 +15,7 @@ from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.task_files import TaskRow
 from rlhf_dist.models import check_same_tokenizer, load_tokenizer
 from rlhf_dist.records import Prompt
+from rlhf_dist.run_folder.names import CONFIG, POLICY
 from rlhf_dist.stages.generation import answers_to, generating
 from rlhf_dist.store.row import rows_of
 
@@ -39,8 +40,8 @@ def sample(wanted: Wanted) -> list[TaskRow]:
     Raises:
         UserError: the run has no policy or no prompts, or the policies' tokenizers differ.
     """
-    config = load(PPOConfig, wanted.run / "config.yaml")
-    policy = str(wanted.run / "policy")
+    config = load(PPOConfig, wanted.run / CONFIG)
+    policy = str(wanted.run / POLICY)
     tokenizer = load_tokenizer(policy)
     rival = {"sft": config.policy, "self": policy}.get(wanted.against, wanted.against)
     check_same_tokenizer(policy, {"against": rival})

@@ -27,9 +27,11 @@ from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.models import load_tokenizer
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.run_folder.names import CONFIG, SUMMARY
 from rlhf_dist.run_folder.ppo_folder import PPOFolder
 from rlhf_dist.stages import ppo as rl
 from rlhf_dist.stages import reward, sft
+from rlhf_dist.stages.stage import SharingStage
 from rlhf_dist.stages.supervised import learner_of
 from rlhf_dist.tasks.start_model import make_policy
 from rlhf_dist.tasks.task_data import TaskData, write_task
@@ -59,7 +61,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
     supervised = supervised_stages(config, path)
     everything: list[Job] = [*(stage for _, _, stage in supervised), ppo]
     for stage in filter(_finished, everything):
-        _check_unchanged(Path(stage.run_dir) / "config.yaml", stage)
+        _check_unchanged(Path(stage.run_dir) / CONFIG, stage)
     if not _finished(ppo):
         rl.read_inputs(ppo, load_tokenizer(config.policy))  # what would else be found wrong when two models are trained
     write_text(path / "pipeline.yaml", dump(given))
@@ -119,7 +121,7 @@ def ppo_config(config: PipelineConfig, path: Path) -> PPOConfig:
     )
 
 
-def supervised_stages(config: PipelineConfig, path: Path) -> list[tuple[Any, str, Job]]:
+def supervised_stages(config: PipelineConfig, path: Path) -> list[tuple[SharingStage, str, Job]]:
     """Modules, names and configs of the stages before PPO."""
     judge = _sft_config(config, config.comment_judge, path / "stages/judge")
     return [
@@ -155,7 +157,7 @@ def _room_for_both(config: PipelineConfig) -> bool:
     return not has_gpus() and slots >= config.learner.ranks + config.rollout.workers.min
 
 
-def _supervise(stages: Sequence[tuple[Any, str, Job]], console: Console, *, share: bool) -> None:
+def _supervise(stages: Sequence[tuple[SharingStage, str, Job]], console: Console, *, share: bool) -> None:
     """Run the supervised stages that are not finished, with `share` on one learner group for them all."""
     left = []
     for stage, name, config in stages:
@@ -176,7 +178,7 @@ def _supervise(stages: Sequence[tuple[Any, str, Job]], console: Console, *, shar
 
 
 def _finished(config: Job) -> bool:
-    return (Path(config.run_dir) / "summary.json").exists()
+    return (Path(config.run_dir) / SUMMARY).exists()
 
 
 def _check_unchanged(file: Path, config: Job, of: tuple[str, ...] = ("",)) -> None:

@@ -23,6 +23,7 @@ from rlhf_dist.planning.memory import ModelSize
 from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.records import Prompt
 from rlhf_dist.rollout.held_out import held_out_answers
+from rlhf_dist.run_folder.names import POLICY
 from rlhf_dist.run_folder.ppo_folder import PPOFolder
 from rlhf_dist.scoring.functions import load_gold_judge
 from rlhf_dist.stages.resume import newest, save_checkpoint
@@ -32,8 +33,7 @@ from rlhf_dist.telemetry import logs
 from rlhf_dist.telemetry.tracing import Span, Trace
 from rlhf_dist.telemetry.tracing import take as take_spans
 
-OUTPUT = "policy"
-"""The trained model's folder within the run's."""
+OUTPUT = POLICY
 PROBE_TOKENS = 64
 
 

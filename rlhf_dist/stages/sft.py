@@ -25,11 +25,11 @@ from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import load_tokenizer
 from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.run_folder.names import POLICY
 from rlhf_dist.run_folder.passages import Passage
 from rlhf_dist.stages.supervised import Objective, check_fits, learner_of, save, train
 
-OUTPUT = "policy"
-"""The trained model's folder within the run's."""
+OUTPUT = POLICY
 
 
 def sft_loss(model: TrainedModel, batch: ExampleBatch) -> tuple[torch.Tensor, dict[str, float]]:

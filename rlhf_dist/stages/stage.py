@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.learner.group import LearnerGroup
 
 
 class Prepared(Protocol):
@@ -27,5 +27,12 @@ class Stage(Protocol):
             UserError: names the key, folder or line, what was found and what was expected.
         """
 
-    def run(self, config: Any, prepared: Any, folder: RunFolder) -> None:
-        """Do the work, and leave the run folder complete."""
+    def run(self, config: Any, prepared: Any, folder: Any) -> None:
+        """Do the work, and leave the run folder complete; PPO's is a `PPOFolder`, the others' a `RunFolder`."""
+
+
+class SharingStage(Stage, Protocol):
+    """One that can learn on a group that other stages use before and after it."""
+
+    def run(self, config: Any, prepared: Any, folder: Any, shared: LearnerGroup | None = None) -> None:
+        """The same, on the group of a pipeline, if there is one."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from rlhf_dist.cluster.session import NAMESPACE
+
 
 class Described(NamedTuple):
     """One metric."""
@@ -70,7 +72,7 @@ def make(name: str) -> Any:
     described = METRICS[name]
     kind = metrics.Gauge if described.kind == "gauge" else metrics.Counter
     made = kind(name, description=described.meaning, tag_keys=("run", *described.tags))
-    made.set_default_tags({"run": ray.get_runtime_context().namespace.removeprefix("rlhf/")})
+    made.set_default_tags({"run": ray.get_runtime_context().namespace.removeprefix(NAMESPACE)})
     return made
 
 

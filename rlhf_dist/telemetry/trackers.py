@@ -15,6 +15,9 @@ from rlhf_dist.telemetry.ray_metrics import RayMetricsTracker
 
 log = logging.getLogger(__name__)
 
+METRICS = "metrics.jsonl"
+"""The file that every run has, whatever other trackers it asks for."""
+
 
 class Tracker(Protocol):
     """Takes the metrics of one iteration after the other."""
@@ -150,4 +153,4 @@ def trackers(run_dir: Path, config: Any) -> list[Tracker]:
         "Ray's metrics": (True, RayMetricsTracker),
     }
     made = [Unbreakable(name, make) for name, (wanted, make) in asked.items() if wanted]
-    return [JsonlTracker(run_dir / "metrics.jsonl"), *made]
+    return [JsonlTracker(run_dir / METRICS), *made]
