@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("iteration", "weight_sync", "memory", "gpu", "feedback", "reward_models", "ensembles")
+NAMES = ("breaks", "iteration", "weight_sync", "memory", "gpu", "feedback", "reward_models", "ensembles")
 SHAPE = {"name", "when", "machine", "figures", "rows"}
 
 
