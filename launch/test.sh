@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/install.sh
 export RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 case "${1:-}" in
---soak) shift && exec .venv/bin/pytest -m soak --results benchmarks/results/soak.json "$@" ;;
+--soak) shift && exec .venv/bin/pytest -m soak --results=benchmarks/results/soak.json "$@" ;;
 --quick) shift && tests=(--ignore=tests/integration) ;;
 *) tests=() ;;
 esac
