@@ -121,6 +121,12 @@ def plain_outputs(trained: Models, tokens: np.ndarray, prompt: int) -> tuple[tor
     return log_probs, entropy, states @ classifier.score.weight[0]
 
 
+def first_step_difference(rows: RankRows, old: dict[int, torch.Tensor], mini: list[int]) -> float:
+    """Mean distance of the learner's and the engine's token probabilities, of the policy that generated."""
+    each = [(old[i].exp() - torch.tensor(rows.rollout_log_probs[i]).exp()).abs() for i in mini]
+    return float(torch.cat(each).mean())
+
+
 def plain_ppo(trained: Models, rows: RankRows, minis: list[list[int]], settings: PPO) -> dict[str, float]:
     """PPO as the papers write it, one row after the other, without packing, sums or reuse of anything of ours."""
     everything = [index for mini in minis for index in mini]
@@ -166,6 +172,9 @@ def plain_ppo(trained: Models, rows: RankRows, minis: list[list[int]], settings:
         "actor/pg_clipfrac": float(torch.cat(seen["clipped"]).mean()),
         "critic/vf_loss": float(torch.cat(seen["vf"]).mean()),
         "critic/vf_explained_var": 1 - float(error.var(unbiased=False) / total.var(unbiased=False)),
+        "training/rollout_probs_diff_mean": first_step_difference(rows, old, minis[0]),
+        "critic/values/mean": float(torch.cat([values[i] for i in everything]).mean()),
+        "critic/returns/mean": float(torch.cat([targets[i] for i in everything]).mean()),
         "objective/entropy": -float(sum(old[i].sum() for i in everything)) / len(everything),
     }
 

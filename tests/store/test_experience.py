@@ -141,6 +141,48 @@ def test_a_batch_is_whole_when_every_scorer_that_there_is_has_written() -> None:
     assert len(index.take(0)) == 1
 
 
+def written(index: ExperienceIndex, tokens: list[int]) -> None:
+    """One row per length, of iteration 0."""
+    index.submit([PromptTask(0, prompt, (1,), 1) for prompt in range(len(tokens))])
+    index.publish(0)
+    keys = [key for task in index.lease_prompts("a", 100) for key in task.row_keys()]
+    index.append("a", object(), keys, tokens)
+
+
+def test_rows_are_leased_up_to_the_bound_and_a_longer_one_alone() -> None:
+    index = ExperienceIndex(batch_rows=5, scorers=("reward",))
+    written(index, [4, 6, 1, 20, 3])
+    grants = [[view.tokens for view in index.lease_rows("s", "reward", 10)] for _ in range(4)]
+    assert grants == [[4, 6], [1], [20], [3]], "ten fit into ten"
+
+
+def test_rows_that_are_held_and_rows_that_are_generated_share_the_capacity() -> None:
+    index = ExperienceIndex(batch_rows=2, capacity_rows=3, scorers=())
+    for iteration in range(2):
+        index.submit([PromptTask(iteration, prompt, (1,), 1) for prompt in range(2)])
+    index.publish(0)
+    first = [key for task in index.lease_prompts("a", 100) for key in task.row_keys()]
+    index.append("a", object(), first, [5, 5])
+    index.publish(1)
+    assert len(index.lease_prompts("a", 100)) == 1, "two are held: one more may be generated"
+    assert index.room() == 0
+    assert index.lease_prompts("b", 100) == []
+    index.take(0)
+    index.consume(0)
+    assert index.room() == 1
+
+
+def test_only_a_batch_that_was_taken_is_consumed() -> None:
+    index = ExperienceIndex(batch_rows=2, scorers=())
+    with pytest.raises(StoreError, match="iteration 0 was consumed but not taken"):
+        index.consume(0)
+    written(index, [5, 5])
+    with pytest.raises(StoreError, match="iteration 0 was consumed but not taken"):
+        index.consume(0)
+    with pytest.raises(StoreError, match="iteration 1 is not complete"):
+        index.take(1)
+
+
 def test_nothing_starts_before_its_version_exists() -> None:
     index = ExperienceIndex(batch_rows=2, scorers=SCORERS)
     index.submit([PromptTask(i, 0, (1,), 2) for i in range(2)])
