@@ -82,7 +82,7 @@ async def client(base: str, token: str, judgements: int, seconds: list[float]) -
     taken = 0
     async with httpx.AsyncClient(base_url=base, timeout=60, follow_redirects=True) as browser:
         page = (await browser.get(f"/join/{token}")).text
-        csrf = re.search(r'name="csrf" value="([^"]*)"', page)[1]
+        (csrf,) = re.findall(r'name="csrf" value="([^"]*)"', page)
         while taken < judgements and (task := re.search(r'name="task" value="(\d+)"', page)):
             began = time.perf_counter()
             answer = await browser.post("/judge", data={"csrf": csrf, "task": task[1], "verdict": "a", "comment": ""})
@@ -110,11 +110,10 @@ def measure(folder: Path, url: str, *, clients: int, judgements: int) -> dict[st
         taken, seconds, whole = asyncio.run(storm(base, [opened.invitations[name] for name in names], each))
     engine = open_database(url)
     with Session(engine) as session:
-        stored = session.scalar(select(func.count()).select_from(Judgement))
-        distinct = session.scalar(
-            select(func.count()).select_from(select(Judgement.task_id, Judgement.annotator_id).distinct().subquery())
-        )
-        counted = session.scalar(select(func.sum(Task.done)))
+        stored = session.execute(select(func.count()).select_from(Judgement)).scalar_one()
+        each_once = select(Judgement.task_id, Judgement.annotator_id).distinct().subquery()
+        distinct = session.execute(select(func.count()).select_from(each_once)).scalar_one()
+        counted = session.execute(select(func.sum(Task.done))).scalar_one()
     engine.dispose()
     return {
         "answered": float(taken),
@@ -130,7 +129,7 @@ def measure(folder: Path, url: str, *, clients: int, judgements: int) -> dict[st
 def main() -> None:
     options = arguments(__doc__)
     clients, judgements = (10, 400) if options.quick else (50, 10_000)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         root = Path(folder)
         root.chmod(0o755)  # PostgreSQL runs as another user, and its data lie within

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,8 @@ def passes_seconds(policy: Any, reference: Any, reward: Any, critic: Any, batch:
         return -F.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten(), reduction="none").view(len(x), -1)
 
     def values(model: Any, x: torch.Tensor) -> torch.Tensor:
-        return model.score(model.model(input_ids=x, use_cache=False).last_hidden_state)[:, :-1, 0]
+        found: torch.Tensor = model.score(model.model(input_ids=x, use_cache=False).last_hidden_state)[:, :-1, 0]
+        return found
 
     def forward(model: Any, function: Any) -> None:
         with torch.no_grad():
@@ -186,7 +188,7 @@ def passes_seconds(policy: Any, reference: Any, reward: Any, critic: Any, batch:
         optimizer.step()
         optimizer.zero_grad()
 
-    work = {
+    work: dict[str, Callable[[], None]] = {
         "reward": lambda: forward(reward, values),
         "reference": lambda: forward(reference, log_probs),
         "values": lambda: forward(critic, values),
@@ -229,7 +231,12 @@ def main() -> None:
     from random_models import write, write_prompts
     from transformers import LlamaConfig
 
-    shape = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+    shape: dict[str, Any] = {
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+    }
     size = {"prompts": 64, "prompt": 16, "answer": 128}
     quiet_iterations, busy_iterations = QUIET, BUSY
     if options.quick:

@@ -106,7 +106,8 @@ def recovery(root: Path, *, comparisons: int, seed: int) -> dict[str, float]:
     found = task.held_out(1000)
     tau = kendalltau(scores(learnt, task.tokenizer, found), [task.of(answer) for _, answer in found]).statistic
     pairs = [task.pair() for _ in range(4000)]
-    gaps = [scores(learnt, task.tokenizer, [(PROMPTS[0], pair[side]) for pair in pairs]) for side in (0, 1)]
+    firsts, seconds = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    gaps = [scores(learnt, task.tokenizer, [(PROMPTS[0], answer) for answer in side]) for side in (firsts, seconds)]
     predicted = 1 / (1 + np.exp(gaps[1] - gaps[0]))
     ece = expected_calibration_error(reliability_bins(predicted.tolist(), [pair[2] for pair in pairs]))
     return {"kendall_tau": float(tau), "ece": ece}
@@ -133,8 +134,8 @@ def careless(root: Path, *, questions: int, seed: int) -> dict[str, float]:
     for _ in range(questions):
         (a, b, _), prompt = task.pair(), task.prompt()
         better = "a" if task.of(a) > task.of(b) else "b"
-        for name, right in PEOPLE.items():
-            said = better if rng.random() < right else ("b" if better == "a" else "a")
+        for name, reliability in PEOPLE.items():
+            said = better if rng.random() < reliability else ("b" if better == "a" else "a")
             rows.append({"prompt": prompt, "a": a, "b": b, "preference": said, "annotator": name})
     file = write(root / "crowd.jsonl", rows)
     pairs = [task.pair()[:2] for _ in range(3000)]
@@ -155,10 +156,7 @@ def mixed(root: Path, *, judgements: int, iterations: int) -> dict[str, dict[str
     """The gold score that PPO reaches against reward models of each kind of feedback, and of all, at equal numbers."""
     third = judgements // 3
     amounts = {kind: {kind: judgements} for kind in KINDS} | {"mixed": dict.fromkeys(KINDS, third)}
-    return {
-        kind: told(run_pipeline(demo(root / kind, iterations, task=task), root / kind, Console()))
-        for kind, task in amounts.items()
-    }
+    return {kind: told_by(demo(root / kind, iterations, task=task), root / kind) for kind, task in amounts.items()}
 
 
 def demo(path: Path, iterations: int, *, task: dict[str, int], **changes: Any) -> PipelineConfig:
@@ -171,7 +169,9 @@ def demo(path: Path, iterations: int, *, task: dict[str, int], **changes: Any) -
     return PipelineConfig.model_validate({**tree, "run_dir": str(path)})
 
 
-def told(path: Path) -> dict[str, float]:
+def told_by(config: PipelineConfig, path: Path) -> dict[str, float]:
+    """What a pipeline's summary says."""
+    run_pipeline(config, path, Console())
     summary = json.loads((path / "summary.json").read_text())
     return {
         "gold": summary["gold_score_after"],

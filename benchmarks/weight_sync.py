@@ -28,7 +28,7 @@ BUCKET = 256 * 2**20
 
 def parameters(hidden: int, intermediate: int, layers: int, vocabulary: int) -> dict[str, torch.Tensor]:
     """Random fp32 tensors in the shapes of a Llama."""
-    shapes = {"embed": (vocabulary, hidden), "head": (vocabulary, hidden)}
+    shapes: dict[str, tuple[int, ...]] = {"embed": (vocabulary, hidden), "head": (vocabulary, hidden)}
     for layer in range(layers):
         shapes |= {f"{layer}.{name}": (hidden, hidden) for name in "qkvo"}
         shapes |= {f"{layer}.{name}": (intermediate, hidden) for name in ("gate", "up")}
@@ -99,8 +99,9 @@ class Reader:
 
 def measure(name: str, shape: tuple[int, int, int, int], repeats: int) -> dict[str, Any]:
     """Medians of every way, interleaved."""
-    store = ray.remote(num_cpus=0)(Store).remote(ExperienceIndex(batch_rows=1, scorers=()))
-    publisher, reader = Publisher.remote(shape), Reader.remote(shape)
+    store: Any = ray.remote(num_cpus=0)(Store).remote(ExperienceIndex(batch_rows=1, scorers=()))
+    actors: tuple[Any, Any] = (Publisher, Reader)
+    publisher, reader = (kind.remote(shape) for kind in actors)
     num_buckets = ray.get(publisher.num_buckets.remote())
     seconds: dict[str, list[float]] = {key: [] for key in ("publish", "pull", "state_dict", "safetensors", "memcpy")}
 

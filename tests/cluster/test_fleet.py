@@ -145,6 +145,14 @@ def test_a_worker_is_let_go_when_the_learner_hardly_waits_and_stopped_when_it_ha
     assert world.fleet.states() == {"rollout-0": "ready", "rollout-2": "starting"}
 
 
+def test_a_worker_stays_if_the_learner_would_wait_too_long_without_it() -> None:
+    world = World(1, 2)
+    world.start(2)
+    # It waits 0.8 of 10 s with two workers, and would wait 1.6 of 10.8 s with one: more than a tenth.
+    world.balance(waited_s=0.8, step_s=10)
+    assert world.fleet.states() == {"rollout-0": "ready", "rollout-1": "ready"}
+
+
 def test_a_balanced_fleet_stays_as_it_is() -> None:
     world = World(1, 3)
     world.start(2)

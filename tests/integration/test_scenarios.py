@@ -14,7 +14,8 @@ from tests.stages.test_pipeline import CONFIGS, NAMES, SMALL
 @pytest.mark.soak
 @pytest.mark.parametrize("name", NAMES)
 def test_a_scenario_runs_from_random_weights_to_a_judged_policy(name: str, ray_session: None, tmp_path: Path) -> None:
-    path = run(load(PipelineConfig, CONFIGS / f"{name}.yaml", SMALL), tmp_path / name, Console())
+    path = tmp_path / name
+    run(load(PipelineConfig, CONFIGS / f"{name}.yaml", SMALL), path, Console())
     report = (path / "report.html").read_text()
     for title in ("Supervised fine-tuning", "A reward model from people", "Over-optimisation", "Calibration"):
         assert title in report
