@@ -38,6 +38,7 @@ class Watch:
         self.awaited[ref] = (done, failed)
 
     def one(self, worker: str, ref: str, *, timeout_s: float, doing: str) -> Any:
+        assert timeout_s > 0, "a share that is asked again has its time anew"
         if ref in self.deaths:
             self.deaths.discard(ref)
             for loop in [each for each in self.awaited if each.startswith(f"{worker}.")]:

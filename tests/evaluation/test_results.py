@@ -71,7 +71,10 @@ def test_a_table_has_a_row_for_each_policy_and_a_file_has_its_numbers() -> None:
     results = [result_of(one, START, [], config()) for one in (START, TRAINED)]
     head, rows = table(results)
     assert head[:3] == ("policy", "wins by gold", "wins by reward")
+    assert {"gold", "reward", "KL, nats", "tokens", "unsafe", "perplexity", "distinct-1", "self-BLEU"} <= set(head)
+    assert {len(row) for row in rows} == {len(head)}
     assert [row[0] for row in rows] == ["start", "trained"]
+    assert rows[1][head.index("perplexity")] == f"{math.e:.3g}"
     assert rows[0][1] == "–"
     assert rows[1][1].startswith("83.3%")
     told = plain(results[1])

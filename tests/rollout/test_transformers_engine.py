@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from rlhf_dist.models import load_policy
 from rlhf_dist.records import RowKey, Sampling, sample_seed
-from rlhf_dist.rollout.transformers_engine import truncated_log_probs
+from rlhf_dist.rollout.transformers_engine import TransformersEngine, truncated_log_probs
+from tests.runs import Folders
 
 
 def slow_truncation(logits: list[float], temperature: float, top_p: float, top_k: int) -> list[float]:
@@ -37,3 +39,16 @@ def test_seeds_differ_by_each_of_their_parts_and_by_nothing_else() -> None:
     others = [sample_seed(0, RowKey(2, 3, 4)), *(sample_seed(1, RowKey(*k)) for k in ((0, 3, 4), (2, 0, 4), (2, 3, 0)))]
     assert len({base, *others}) == 5
     assert all(0 <= seed < 2**63 for seed in (base, *others))
+
+
+def test_ratings_do_not_depend_on_company_and_are_those_of_the_model(folders: Folders) -> None:
+    sampling = Sampling(4, 1.0, 1.0, 0, (), (2,))
+    engine = TransformersEngine(str(folders.policy), sampling, dtype="float32", max_concurrent=2)
+    prompts, choices = [[1, 5], [1, 6, 7, 8], [1], [1, 9, 3], [1, 4]], [10, 20, 30]
+    found = engine.rate(prompts, choices)
+    assert len(found) == 5
+    lm = load_policy(str(folders.policy), dtype=torch.float32)
+    for prompt, rated in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            logits = lm(input_ids=torch.tensor([prompt])).logits[0, -1, choices]
+        assert rated == pytest.approx(torch.softmax(logits, -1).tolist(), abs=1e-5)
