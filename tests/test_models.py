@@ -134,3 +134,18 @@ def test_tokenizers_that_differ_are_refused_and_both_folders_named(tmp_path: Pat
     check_same_tokenizer(str(tmp_path / "a"), {"critic": str(tmp_path / "a")})
     with pytest.raises(ModelError, match=r"reward .*/b has another tokenizer than the policy .*/a"):
         check_same_tokenizer(str(tmp_path / "a"), {"reward": str(tmp_path / "b")})
+
+
+def test_a_value_model_speaks_in_the_units_it_is_given() -> None:
+    torch.manual_seed(0)
+    classifier = LlamaForSequenceClassification(LlamaConfig(**SHAPE, num_labels=1, pad_token_id=0))
+    batch = pack([SEQUENCES[0]], [SELECTED[0]], [[0]])
+    with torch.no_grad():
+        raw, scaled = ValueModel(classifier)(batch), ValueModel(classifier, shift=2.0, scale=0.5)(batch)
+    torch.testing.assert_close(scaled, 0.5 * (raw - 2.0))
+
+
+def test_a_policy_has_a_value_head_only_where_one_is_asked_for() -> None:
+    assert policy().value_head is None
+    assert policy()(pack([SEQUENCES[0]], [SELECTED[0]], [[0]]))[2] is None
+    assert policy(value_head=True).value_head is not None

@@ -2,14 +2,34 @@
 
 import pytest
 
-from rlhf_dist.records import RowKey, Sample
-from rlhf_dist.stages.evaluate import PreparedEvaluation, _scored
+from rlhf_dist.evaluation.results import ScoredAnswers
+from rlhf_dist.records import Prompt, RowKey, Sample
+from rlhf_dist.stages.evaluate import PreparedEvaluation, _rows, _scored
 from rlhf_dist.store.row import rollout_batch
 
 
 class Letters:
     def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
         return "".join(chr(97 + token) for token in tokens)
+
+
+def test_every_answer_is_a_row_with_its_own_scores() -> None:
+    one = ScoredAnswers(
+        "a",
+        ["x", "y", "z", "w"],
+        [1] * 4,
+        [0.1, 0.2, 0.3, 0.4],
+        [-1.0] * 4,
+        [1.0, 2.0, 3.0, 4.0],
+        {"gold": [0, 1, 0, 1]},
+    )
+    rows = _rows([Prompt(0, (1,), "p"), Prompt(1, (1,), "q")], [one], samples=2)
+    assert [(row["prompt"], row["answer"], row["kl"], row["reward"], row["gold"]) for row in rows] == [
+        ("p", "x", 0.1, 1.0, 0),
+        ("p", "y", 0.2, 2.0, 1),
+        ("q", "z", 0.3, 3.0, 0),
+        ("q", "w", 0.4, 4.0, 1),
+    ]
 
 
 def test_kl_is_what_the_policy_found_likelier_than_the_reference_did() -> None:

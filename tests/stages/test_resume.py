@@ -86,5 +86,6 @@ def test_two_checkpoints_keep_what_learners_need_and_older_ones_their_policy(tmp
         save_checkpoint(Learner(), Tokenizer(), tmp_path, State(step, 0.1))
     kept = {folder.name: (folder / "learner").exists() for folder in (tmp_path / "checkpoints").iterdir()}
     assert kept == {"step-000001": False, "step-000002": True, "step-000003": True}
-    assert (tmp_path / "checkpoints" / "step-000001" / "model.safetensors").exists()
+    for file in ("model.safetensors", "tokenizer.json", "critic/model.safetensors"):
+        assert (tmp_path / "checkpoints" / "step-000001" / file).exists(), file
     assert newest(CONFIG, tmp_path)[0].iteration == 3

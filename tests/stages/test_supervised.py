@@ -1,6 +1,12 @@
 from collections import Counter
 
-from rlhf_dist.stages.supervised import per_kind, shuffled
+import pytest
+
+from rlhf_dist.config import SFTConfig
+from rlhf_dist.data.examples import ExampleSet, example_table
+from rlhf_dist.errors import ConfigError, ModelError
+from rlhf_dist.stages.supervised import check_fits, per_kind, shuffled
+from tests.runs import Folders
 
 
 def test_every_unit_is_seen_once_in_an_epoch_in_another_order_in_the_next() -> None:
@@ -24,3 +30,21 @@ def test_every_batch_has_its_share_of_each_kind() -> None:
 def test_kinds_are_divided_by_their_own_units_and_empty_ones_left_out() -> None:
     facts = {"loss": 2.0, "a/units": 0.5, "a/hits": 0.25, "b/units": 0.0, "b/hits": 0.0}
     assert per_kind(facts) == {"loss": 2.0, "a/hits": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "micro_batch_tokens", "error", "told"),
+    [
+        (129, 1000, ModelError, "has 128 positions; the longest row has 129 tokens"),
+        (100, 99, ConfigError, "learner.micro_batch_tokens is 99; expected at least 100"),
+    ],
+)
+def test_rows_that_have_no_room_are_refused(
+    tokens: int, micro_batch_tokens: int, error: type[Exception], told: str, folders: Folders
+) -> None:
+    examples = ExampleSet(example_table([[1] * tokens, [1, 2]], [[0], [0]]), [[0], [1]], [1.0, 1.0])
+    config = SFTConfig(model=str(folders.policy), learner={"micro_batch_tokens": micro_batch_tokens})
+    with pytest.raises(error, match=told):
+        check_fits(config, config.model, examples)
+    fits = SFTConfig(model=str(folders.policy), learner={"micro_batch_tokens": 128})
+    check_fits(fits, fits.model, ExampleSet(example_table([[1] * 128], [[0]]), [[0]], [1.0]))
