@@ -119,8 +119,8 @@ BREAKS = (
     Break(
         "staleness always 0",
         "evaluation/metrics.py",
-        'staleness = batch.column("iteration").to_numpy() - oldest',
-        "staleness = oldest - oldest",
+        'staleness = batch.column("iteration").to_numpy() - extents.oldest',
+        "staleness = extents.oldest - extents.oldest",
         "evaluation/test_metrics.py",
     ),
     Break(

@@ -8,28 +8,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rlhf_dist.store.row import rows_of
+from rlhf_dist.store.row import extents_of
 
 
 def batch_metrics(batch: pa.RecordBatch) -> dict[str, float]:
     """Lengths, scores and end reasons of a scored batch (`store.schema.EXPERIENCE`)."""
-    rows = rows_of(batch)
-    responses = np.array([row.sampled.sum() for row in rows])
-    prompts = np.array([len(row.prompt) for row in rows])
+    extents = extents_of(batch)
     scores = batch.column("score").to_numpy()
-    oldest = np.array([min(version for version, _ in row.versions) for row in rows])
-    staleness = batch.column("iteration").to_numpy() - oldest
+    staleness = batch.column("iteration").to_numpy() - extents.oldest
     cut = np.asarray(batch.column("finish_reason").to_pylist()) == "length"
     return {
-        **_spread("response_length", responses),
+        **_spread("response_length", extents.sampled),
         "response_length/clip_ratio": float(cut.mean()),
-        **_spread("prompt_length", prompts),
+        **_spread("prompt_length", extents.prompt),
         **_spread("critic/score", scores),
         "critic/score/std": float(scores.std()),
         **_parts(batch),
         **_spread("training/off_policy/trajectory_staleness", staleness),
         "perf/num_samples": float(batch.num_rows),
-        "perf/total_num_tokens": float(sum(len(row.tokens) for row in rows)),
+        "perf/total_num_tokens": float(extents.whole.sum()),
     }
 
 

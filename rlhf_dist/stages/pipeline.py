@@ -62,8 +62,8 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
     everything: list[Job] = [*(stage for _, _, stage in supervised), ppo]
     for stage in filter(_finished, everything):
         _check_unchanged(Path(stage.run_dir) / CONFIG, stage)
-    if not _finished(ppo):
-        rl.read_inputs(ppo, load_tokenizer(config.policy))  # what would else be found wrong when two models are trained
+    # Read first: else it would be found wrong when two models are trained.
+    inputs = None if _finished(ppo) else rl.read_inputs(ppo, load_tokenizer(config.policy))
     write_text(path / "pipeline.yaml", dump(given))
     needed, gpus = lay_out(config, gpus=has_gpus()).totals()
     with session(config.cluster, cpus=needed, gpus=gpus, namespace=namespace_of(path)):
@@ -71,7 +71,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
         if _finished(ppo):
             console.say("PPO: finished before")
             return
-        prepared = rl.prepare(ppo, resume=path if resume else None)
+        prepared = rl.prepare(ppo, resume=path if resume else None, inputs=inputs)
         console.say(f"[bold]ppo:[/] {prepared.describe()}")
         rl.run(ppo, prepared, PPOFolder(path, ppo, console=console))
 

@@ -34,6 +34,8 @@ from rlhf_dist.telemetry.tracing import Span, Trace
 from rlhf_dist.telemetry.tracing import take as take_spans
 
 OUTPUT = POLICY
+Inputs = tuple[list[Prompt], list[Prompt]]
+"""Prompts to train on, and held-out ones."""
 PROBE_TOKENS = 64
 
 
@@ -60,12 +62,13 @@ class PreparedPPO:
         return f"{len(self.prompts)} prompts, {len(self.held_out)} held out{at}{damaged}"
 
 
-def prepare(config: PPOConfig, resume: Path | None = None) -> PreparedPPO:
+def prepare(config: PPOConfig, resume: Path | None = None, inputs: Inputs | None = None) -> PreparedPPO:
     """Read configs, tokenizers, prompts and, if the run is resumed, a checkpoint, and check that they fit each other.
 
     Args:
         config: the run's settings.
         resume: folder of a run that goes on from its newest checkpoint.
+        inputs: what `read_inputs` read before, by the same tokenizer; None: not yet.
 
     Raises:
         UserError: names the key, folder or line, what was found and what was expected.
@@ -77,7 +80,7 @@ def prepare(config: PPOConfig, resume: Path | None = None) -> PreparedPPO:
         for path in paths:
             _check_positions(role, path, read_config(path), config.max_sequence)
     tokenizer = load_tokenizer(config.policy)
-    prompts, held_out = read_inputs(config, tokenizer)
+    prompts, held_out = inputs or read_inputs(config, tokenizer)
     state, begin = newest(config, resume) if resume else (State(0, config.ppo.kl_coef), Begin())
     return PreparedPPO(
         prompts=prompts,
@@ -91,7 +94,7 @@ def prepare(config: PPOConfig, resume: Path | None = None) -> PreparedPPO:
     )
 
 
-def read_inputs(config: PPOConfig, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
+def read_inputs(config: PPOConfig, tokenizer: Any) -> Inputs:
     """Prompts to train on and held-out ones, after a look at every function that scores.
 
     Raises:

@@ -98,3 +98,33 @@ def row_of(batch: pa.RecordBatch, index: int) -> Row:
 def rows_of(batch: pa.RecordBatch) -> list[Row]:
     """All rows of a batch, in its order."""
     return [row_of(batch, index) for index in range(batch.num_rows)]
+
+
+class Extents(NamedTuple):
+    """Of every row of a batch at once, int64 [rows] each."""
+
+    prompt: Array
+    """Tokens before the first sampled one."""
+    sampled: Array
+    """Tokens that the policy sampled."""
+    whole: Array
+    """All tokens."""
+    oldest: Array
+    """Oldest weight version that sampled any of them."""
+
+
+def extents_of(batch: pa.RecordBatch) -> Extents:
+    """What `Row` says of lengths and versions, without a loop over rows; each has a sampled token."""
+    sampled, spans = batch.column("sampled"), batch.column("weight_versions")
+    whole = sampled.value_lengths().to_numpy()
+    starts = np.cumsum(whole) - whole
+    flags = sampled.flatten().to_numpy(zero_copy_only=False)
+    places = np.arange(len(flags)) - np.repeat(starts, whole)
+    counts = spans.value_lengths().to_numpy()
+    versions = spans.flatten().field("version").to_numpy()
+    return Extents(
+        prompt=np.minimum.reduceat(np.where(flags, places, len(flags)), starts),
+        sampled=np.add.reduceat(flags.astype(np.int64), starts),
+        whole=whole.astype(np.int64),
+        oldest=np.minimum.reduceat(versions, np.cumsum(counts) - counts),
+    )

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_dist.records import RowKey, Sample
-from rlhf_dist.store.row import Row, rollout_batch, rows_of, single_turn
+from rlhf_dist.store.row import Row, extents_of, rollout_batch, rows_of, single_turn
 from rlhf_dist.store.schema import ROLLOUT, keys_of, lengths_of
 
 TOKENS = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=6)
@@ -56,3 +56,20 @@ def test_a_slice_of_a_batch_reads_its_own_rows(part: slice) -> None:
     cut = batch.slice(part.start, part.stop - part.start)
     assert [row.tokens.tolist() for row in rows_of(cut)] == [row.tokens.tolist() for row in rows_of(batch)][part]
     assert rows_of(cut)[0].sampled.tolist() == rows_of(batch)[part.start].sampled.tolist()
+
+
+SPANS = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3)), min_size=1, max_size=3)
+
+
+@given(st.lists(st.tuples(TOKENS, SPANS), min_size=1, max_size=8), st.integers(0, 7))
+def test_extents_of_a_batch_are_those_of_its_rows(made: list, first: int) -> None:
+    samples = [
+        Sample(RowKey(0, n, 0), tuple(prompt), (2,) * sum(c for _, c in spans), (), "stop", tuple(spans))
+        for n, (prompt, spans) in enumerate(made)
+    ]
+    batch = rollout_batch(samples)
+    cut = batch.slice(min(first, len(made) - 1))
+    found = extents_of(cut)
+    for number, row in enumerate(rows_of(cut)):
+        told = (len(row.prompt), row.sampled.sum(), len(row.tokens), min(version for version, _ in row.versions))
+        assert tuple(each[number] for each in found) == told
