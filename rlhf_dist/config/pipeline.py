@@ -11,6 +11,9 @@ from rlhf_dist.config.rewards import ModelReward, Rewards
 from rlhf_dist.config.sections import Prompts, Section
 from rlhf_dist.config.supervised import SFT, RewardModel
 
+OWN_REWARD = "stages/reward/reward_model"
+"""How the config calls the reward model that the pipeline trains itself."""
+
 
 class ModelShape(Section):
     """The small Llama that an embedded task starts from."""
@@ -47,9 +50,7 @@ class PipelineConfig(PPOJob):
     """SFT, a reward model and PPO; what is not under `sft`, `comment_judge` or `reward_model` is PPO's, and shared."""
 
     policy: str = Field("", description="model to start from; with `task`: made from nothing")
-    reward: Rewards = Field(
-        (ModelReward(path="stages/reward/reward_model"),), description="the first model is the pipeline's own"
-    )
+    reward: Rewards = Field((ModelReward(path=OWN_REWARD),), description="the first model is the pipeline's own")
     prompts: Prompts = Field(Prompts(path=""), description="PPO's prompts; with `task`: the task's")
     task: EmbeddedTask | None = Field(None, description="embedded task; null: your own data")
     model: ModelShape = Field(ModelShape(), description="shape of the model that a task starts from")

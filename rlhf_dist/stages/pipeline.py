@@ -21,6 +21,7 @@ from rlhf_dist.config import (
     flat,
     load,
 )
+from rlhf_dist.config.pipeline import OWN_REWARD
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.files import write_text
 from rlhf_dist.learner.group import LearnerGroup
@@ -35,9 +36,6 @@ from rlhf_dist.stages.stage import SharingStage
 from rlhf_dist.stages.supervised import learner_of
 from rlhf_dist.tasks.start_model import make_policy
 from rlhf_dist.tasks.task_data import TaskData, write_task
-
-OWN_REWARD = "stages/reward/reward_model"
-"""How the config calls the reward model that the pipeline trains itself."""
 
 
 def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = False) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_dist.config import PipelineConfig, load
+from rlhf_dist.config.pipeline import OWN_REWARD
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.stages import reward, sft
-from rlhf_dist.stages.pipeline import OWN_REWARD, ppo_config, supervised_stages, with_task
+from rlhf_dist.stages.pipeline import ppo_config, supervised_stages, with_task
 from rlhf_dist.stages.ppo import prepare as prepare_ppo
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "scenarios"
