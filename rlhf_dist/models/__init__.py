@@ -1,0 +1,28 @@
+"""Hugging Face models as this system uses them."""
+
+from rlhf_dist.models.folders import check_folder
+from rlhf_dist.models.loading import load_classifier, load_policy, load_value_model, read_config
+from rlhf_dist.models.packed import PackedBatch, Positions, pack
+from rlhf_dist.models.policy import LOGITS_BYTES, LogProbHead, PolicyModel, at_temperature
+from rlhf_dist.models.tokenizers import check_same_tokenizer, eos_token_ids, load_tokenizer, tokenizer_fingerprint
+from rlhf_dist.models.value import ValueModel
+
+__all__ = [
+    "LOGITS_BYTES",
+    "LogProbHead",
+    "PackedBatch",
+    "PolicyModel",
+    "Positions",
+    "ValueModel",
+    "at_temperature",
+    "check_folder",
+    "check_same_tokenizer",
+    "eos_token_ids",
+    "load_classifier",
+    "load_policy",
+    "load_tokenizer",
+    "load_value_model",
+    "pack",
+    "read_config",
+    "tokenizer_fingerprint",
+]

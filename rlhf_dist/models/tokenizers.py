@@ -1,0 +1,67 @@
+"""Tokenizers of model folders, and whether two of them mean the same by an id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from rlhf_dist.errors import ModelError
+from rlhf_dist.imports import import_transformers
+from rlhf_dist.models.folders import check_folder
+
+
+def load_tokenizer(path: str) -> Any:
+    """A model's tokenizer.
+
+    Raises:
+        ModelError: there is none, or it has no end-of-sequence token.
+    """
+    import_transformers()
+    from transformers import AutoTokenizer
+
+    check_folder(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot read its tokenizer: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{path}: its tokenizer has no eos_token; expected one, since answers end with it")
+    return tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """A digest of the vocabulary with its ids; equal for tokenizers that mean the same by an id."""
+    return hashlib.blake2b(json.dumps(sorted(tokenizer.get_vocab().items())).encode(), digest_size=16).hexdigest()
+
+
+def check_same_tokenizer(policy: str, others: dict[str, str]) -> None:
+    """All models of a run must read the same token ids.
+
+    Args:
+        policy: the policy's folder.
+        others: role to folder.
+
+    Raises:
+        ModelError: names the two folders whose tokenizers differ.
+    """
+    expected = tokenizer_fingerprint(load_tokenizer(policy))
+    for role, path in others.items():
+        if path != policy and tokenizer_fingerprint(load_tokenizer(path)) != expected:
+            raise ModelError(
+                f"{role} {path} has another tokenizer than the policy {policy}; "
+                "expected the same vocabulary, since token ids are passed between them"
+            )
+
+
+def eos_token_ids(path: str) -> tuple[int, ...]:
+    """Token ids that end an answer: the generation config's, else the tokenizer's."""
+    from transformers import GenerationConfig
+
+    found: Any = None
+    if (Path(path) / "generation_config.json").is_file():
+        found = GenerationConfig.from_pretrained(path).eos_token_id
+    if found is None:
+        found = load_tokenizer(path).eos_token_id
+    return tuple(found) if isinstance(found, list) else (found,)
