@@ -1,9 +1,11 @@
 """Hugging Face models as this system uses them."""
 
 from rlhf_dist.models.folders import check_folder
+from rlhf_dist.models.heads import LOGITS_BYTES, LogProbHead
+from rlhf_dist.models.lengths import check_length
 from rlhf_dist.models.loading import load_classifier, load_policy, load_value_model, read_config
 from rlhf_dist.models.packed import PackedBatch, Positions, pack
-from rlhf_dist.models.policy import LOGITS_BYTES, LogProbHead, PolicyModel, at_temperature
+from rlhf_dist.models.policy import PolicyModel, at_temperature
 from rlhf_dist.models.tokenizers import check_same_tokenizer, eos_token_ids, load_tokenizer, tokenizer_fingerprint
 from rlhf_dist.models.value import ValueModel
 
@@ -16,6 +18,7 @@ __all__ = [
     "ValueModel",
     "at_temperature",
     "check_folder",
+    "check_length",
     "check_same_tokenizer",
     "eos_token_ids",
     "load_classifier",

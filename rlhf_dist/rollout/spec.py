@@ -27,6 +27,8 @@ class EngineSpec:
     """Further arguments of vLLM."""
     log_dir: str
     """Where the worker's log file goes."""
+    attention: str = "sdpa"
+    """Attention kernels of the transformers engine."""
     fixed: bool = False
     """Generate with the folder's own weights, instead of those that a store hands out."""
 
@@ -49,12 +51,24 @@ class EngineSpec:
         from rlhf_dist.rollout.transformers_engine import TransformersEngine
 
         return TransformersEngine(
-            self.model, sampling, dtype=self.dtype, max_concurrent=self.max_concurrent, device=device
+            self.model,
+            sampling,
+            dtype=self.dtype,
+            max_concurrent=self.max_concurrent,
+            device=device,
+            attention=self.attention,
         )
 
 
 def engine_spec(
-    rollout: Rollout, model: str, *, dtype: str, max_sequence: int, seed: int, on_gpu: bool, log_dir: str
+    rollout: Rollout,
+    model: str,
+    *,
+    dtype: str,
+    max_sequence: int,
+    seed: int,
+    on_gpu: bool,
+    log_dir: str,
 ) -> EngineSpec:
     """The engine that the settings ask for, on a model's folder; lengths in tokens."""
     engine: dict[str, Any] = {

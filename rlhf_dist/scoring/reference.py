@@ -17,10 +17,16 @@ class ReferenceScorer:
 
     writer = "reference"
 
-    def __init__(self, path: str, *, dtype: str, batch_tokens: int, device: str, temperature: float) -> None:
-        """Load the reference policy."""
-        model = load_policy(path, dtype=getattr(torch, dtype))
-        self._model = PolicyModel(model, temperature=temperature).to(device).eval()
+    def __init__(
+        self, path: str, *, dtype: str, batch_tokens: int, device: str, temperature: float, attention: str = "sdpa"
+    ) -> None:
+        """Load the reference policy.
+
+        Raises:
+            ModelError: the folder holds no such model, or its log-probs would not be its own.
+        """
+        model = load_policy(path, dtype=getattr(torch, dtype), attention=attention).to(device)
+        self._model = PolicyModel(model, temperature=temperature)
         self._batch_tokens, self._device = batch_tokens, device
 
     def score(self, rows: Sequence[Row]) -> dict[str, list[Any]]:
@@ -32,6 +38,7 @@ class ReferenceScorer:
             [row.predicting for row in rows],
             batch_tokens=self._batch_tokens,
             device=self._device,
+            layout=self._model.layout,
         )
         for number, log_probs in outputs:
             found[number] = log_probs.tolist()

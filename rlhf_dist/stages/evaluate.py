@@ -127,7 +127,7 @@ def _answers(config: EvaluateConfig, prepared: PreparedEvaluation, path: str, ru
         config.timeouts,
         run_dir,
         max_sequence=config.prompts.max_tokens + config.rollout.max_new_tokens,
-        dtype=config.learner.dtype,
+        learner=config.learner,
         seed=config.seed,
     ) as generators:
         return answers_to(prepared.prompts, generators, config.timeouts, samples=config.samples)

@@ -97,7 +97,7 @@ def _answers(
         config.timeouts,
         wanted.run,
         max_sequence=config.max_sequence,
-        dtype=config.wire_dtype,
+        learner=config.learner,
         seed=wanted.seed,
     ) as generators:
         found = answers_to(prompts, generators, config.timeouts, first_sample=first_sample)

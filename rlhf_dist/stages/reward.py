@@ -122,7 +122,7 @@ def _read_comments(config: RewardConfig, prepared: PreparedReward, folder: RunFo
         config.timeouts,
         folder.path,
         max_sequence=longest,
-        dtype=config.learner.dtype,
+        learner=config.learner,
         seed=config.seed,
     ) as judges:
         told = ratings(judges, asked.prompts, asked.choices, timeout_s=config.timeouts.batch)
@@ -144,7 +144,7 @@ def _answers_of_policy(config: RewardConfig, prepared: PreparedReward, folder: R
         config.timeouts,
         folder.path,
         max_sequence=config.prompts.max_tokens + config.rollout.max_new_tokens,
-        dtype=config.learner.dtype,
+        learner=config.learner,
         seed=config.seed,
     ) as generators:
         rows = rows_of(answers_to(prepared.prompts, generators, config.timeouts))

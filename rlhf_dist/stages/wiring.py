@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,7 @@ def _rollouts(config: PPOConfig, eos_token_ids: tuple[int, ...], where: _Where, 
         on_gpu=on_gpu,
         log_dir=where.log_dir,
     )
+    spec = replace(spec, attention=config.learner.attention)
     if on_gpu:
         spec.options["enable_sleep_mode"] = config.cluster.placement == "colocated"
     sampling = sampling_of(config.rollout, eos_token_ids)
