@@ -72,6 +72,11 @@ BAD = {
     "learner.ranks=65": r"a batch has 64 prompts for learner.ranks 65",
     "prompts=3": r"`prompts` is 3; expected",
     "reward=[{kind: model, path: a}, {kind: model, path: b}]": "reward has 'reward' twice; expected a name of its own",
+    "reward=[{path: a, name: unsafe}]": "reward has a component 'unsafe'; expected another name",
+    "reward=[{path: a, name: unsafe_length}]": "reward has a component 'unsafe_length'; expected another name",
+    "reward=[{path: a}, {path: b, name: reward_disagreement}]": "component 'reward_disagreement'; expected another name",
+    "reward=[{path: a, name: gold}]": "reward has a component 'gold' of weight 1; expected weight 0",
+    "reward=[{path: a}, {path: b, name: gold, weight: 0}] + gold_judge='a:b'": "component 'gold' beside gold_judge",
     "reward=[{path: a, weight: 0}]": "reward has no component with a weight",
     "reward=[{kind: function, name: r, path: nowhere}]": "`reward.0.path` is 'nowhere'",
     "reward=[{kind: function, name: r, path: 'a:b'}]": "reward has no model that it could start from; expected a critic",
@@ -88,6 +93,13 @@ BAD = {
 def test_mistakes_name_file_key_value_and_what_was_expected(override: str, file: Path) -> None:
     with pytest.raises(ConfigError, match=BAD[override]):
         load(PPOConfig, file, override.split(" + "))
+
+
+def test_an_evaluation_refuses_the_names_that_ppo_refuses(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("policies: {a: b}\nprompts: {path: p}\ngold_judge: 'a:b'\n")
+    for name in ("unsafe", "x_disagreement", "gold"):
+        with pytest.raises(ConfigError, match=f"reward has a component '{name}'"):
+            load(EvaluateConfig, tmp_path / "c.yaml", [f"reward=[{{path: a, name: {name}, weight: 0}}]"])
 
 
 def test_value_head_with_a_critic_model_is_a_contradiction(file: Path) -> None:

@@ -163,11 +163,9 @@ class PPOJob(ScoringJob):
 
     @model_validator(mode="after")
     def _rewards_are_enough(self) -> Self:
-        check_names(self.reward)
+        check_names(self.reward, self.gold_judge)
         if not any(reward.weight for reward in self.reward):
             raise ValueError("reward has no component with a weight; expected at least one that is not 0")
-        if self.gold_judge and any(reward.name == GOLD for reward in self.reward):
-            raise ValueError(f"reward has a component {GOLD!r} beside gold_judge; expected one of the two")
         if self.ppo.stop_on.gold_drop is not None and not self.watches_gold:
             raise ValueError(f"ppo.stop_on.gold_drop needs a gold_judge, or a reward of weight 0 named {GOLD!r}")
         if self.critic is None and self.learner.critic == "model" and self.reward_models == ():

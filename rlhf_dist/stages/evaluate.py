@@ -176,7 +176,7 @@ def _rows(prompts: Sequence[Prompt], scored: Sequence[ScoredAnswers], samples: i
             "answer": one.answers[number * samples + sample],
             "kl": one.kl[number * samples + sample],
             "reward": one.rewards[number * samples + sample],
-            **{part: values[number * samples + sample] for part, values in one.parts.items()},
+            "parts": {part: values[number * samples + sample] for part, values in one.parts.items()},
         }
         for one in scored
         for number, prompt in enumerate(prompts)

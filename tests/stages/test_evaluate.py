@@ -21,10 +21,10 @@ def test_every_answer_is_a_row_with_its_own_scores() -> None:
         [0.1, 0.2, 0.3, 0.4],
         [-1.0] * 4,
         [1.0, 2.0, 3.0, 4.0],
-        {"gold": [0, 1, 0, 1]},
+        {"gold": [0, 1, 0, 1], "reward": [9.0] * 4},
     )
     rows = _rows([Prompt(0, (1,), "p"), Prompt(1, (1,), "q")], [one], samples=2)
-    assert [(row["prompt"], row["answer"], row["kl"], row["reward"], row["gold"]) for row in rows] == [
+    assert [(row["prompt"], row["answer"], row["kl"], row["reward"], row["parts"]["gold"]) for row in rows] == [
         ("p", "x", 0.1, 1.0, 0),
         ("p", "y", 0.2, 2.0, 1),
         ("q", "z", 0.3, 3.0, 0),
