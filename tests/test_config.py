@@ -67,6 +67,8 @@ BAD = {
     "cluster.placement=colocated + rollout.workers=2": "rollout.workers is 2 to 2, expected a number of at most",
     "cluster.placement=colocated + rollout.tensor_parallel=2": "rollout.tensor_parallel 2; expected 1",
     "experience.capacity_rows=3": r"capacity_rows is 3; expected at least \(max_staleness \+ 1\) x batch = 64",
+    "ppo.kl_target=1 + ppo.kl_horizon=63": "ppo.kl_horizon is 63; expected at least the 64 samples of an iteration",
+    "ppo.kl_target=1 + ppo.kl_coef=0": "ppo.kl_coef is 0 beside ppo.kl_target 1; expected above 0",
     "ppo.mini_batches=65": r"ppo.mini_batches is 65, more than the 64 prompts",
     "learner.micro_batch_tokens=100": r"micro_batch_tokens is 100; expected at least .* = 640",
     "learner.ranks=65": r"a batch has 64 prompts for learner.ranks 65",

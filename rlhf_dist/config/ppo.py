@@ -39,7 +39,9 @@ class PPO(Section):
         gt=0,
         description="KL per sample, in nats, that an adaptive coefficient steers to; null: fixed coefficient",
     )
-    kl_horizon: int = Field(10_000, ge=1, description="samples over which the adaptive coefficient reacts")
+    kl_horizon: int = Field(
+        10_000, ge=1, description="samples over which the adaptive coefficient reacts, at least those of an iteration"
+    )
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     value_coef: float = Field(0.5, ge=0, description="weight of the value loss where the critic is a head")
     whiten_advantages: bool = Field(True, description="zero mean and unit variance over the batch, all ranks together")
@@ -140,6 +142,22 @@ class PPOJob(ScoringJob):
             raise ValueError(
                 f"experience.capacity_rows is {capacity}; expected at least (max_staleness + 1) x batch = {needed}, "
                 "else no batch ever completes"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _coefficient_can_adapt(self) -> Self:
+        if self.ppo.kl_target is None:
+            return self
+        if self.ppo.kl_coef == 0:
+            raise ValueError(
+                f"ppo.kl_coef is 0 beside ppo.kl_target {self.ppo.kl_target:g}; expected above 0, since the adaptive "
+                "coefficient starts there and is only ever multiplied"
+            )
+        if self.ppo.kl_horizon < self.batch_samples:
+            raise ValueError(
+                f"ppo.kl_horizon is {self.ppo.kl_horizon}; expected at least the {self.batch_samples} samples of an iteration, "
+                "after each of which the coefficient moves once"
             )
         return self
 
