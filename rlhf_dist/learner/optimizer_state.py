@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rlhf_dist.errors import ModelError
+from rlhf_dist.learner.schedule import move_to
 
 TENSORS, SCHEDULE = "optimizer.safetensors", "schedule.json"
 FLAT_PARTITIONS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
@@ -20,7 +21,7 @@ FLAT_PARTITIONS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_gro
 
 
 def save(engine: Any, schedule: Any, folder: Path) -> None:
-    """Write state and schedule.
+    """Write the state, and how many steps the schedule has made.
 
     Args:
         engine: DeepSpeed's engine.
@@ -36,12 +37,11 @@ def save(engine: Any, schedule: Any, folder: Path) -> None:
         found[f"{number}/weight"] = tensor.detach()
         found |= {f"{number}/{key}": value for key, value in base.state[tensor].items()}
     save_file({key: value.cpu().contiguous().clone() for key, value in found.items()}, folder / TENSORS)
-    state = {key: value for key, value in schedule.state_dict().items() if _is_plain(value)}
-    (folder / SCHEDULE).write_text(json.dumps(state))
+    (folder / SCHEDULE).write_text(json.dumps({"last_epoch": schedule.last_epoch}))
 
 
 def load(engine: Any, schedule: Any, folder: Path) -> None:
-    """Take over state and schedule.
+    """Take over the state, and go on in the schedule after as many steps; rates and decays are those of the settings now.
 
     Raises:
         ModelError: the state is of another model, ZeRO stage or number of ranks.
@@ -61,9 +61,7 @@ def load(engine: Any, schedule: Any, folder: Path) -> None:
             tensor.copy_(found[f"{number}/weight"])
             keys = [key for key in found if key.startswith(f"{number}/") and key != f"{number}/weight"]
             base.state[tensor] = {key.partition("/")[2]: found[key].to(tensor.device) for key in keys}
-    schedule.load_state_dict({**schedule.state_dict(), **json.loads((folder / SCHEDULE).read_text())})
-    for group, lr in zip(base.param_groups, schedule.get_last_lr(), strict=True):
-        group["lr"] = lr
+    move_to(schedule, json.loads((folder / SCHEDULE).read_text())["last_epoch"])
 
 
 def _optimised(engine: Any) -> tuple[list[torch.Tensor], Any]:
@@ -75,9 +73,3 @@ def _optimised(engine: Any) -> tuple[list[torch.Tensor], Any]:
         if getattr(outer, name, None):
             return list(getattr(outer, name)), base
     return [parameter for group in base.param_groups for parameter in group["params"]], base
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (int, float)) or (
-        isinstance(value, list) and all(isinstance(each, (int, float)) for each in value)
-    )

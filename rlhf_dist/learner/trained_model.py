@@ -12,6 +12,7 @@ from torch import nn
 
 from rlhf_dist.config import Lora, Optimizer
 from rlhf_dist.learner import optimizer_state
+from rlhf_dist.learner.schedule import schedule_of
 from rlhf_dist.models import PolicyModel, ValueModel
 
 
@@ -41,7 +42,6 @@ class TrainedModel:
             lora: the adapters that the module has, if any.
         """
         import deepspeed
-        from transformers import get_scheduler
 
         zero: dict[str, Any] = {"stage": zero_stage}
         if cpu_offload:
@@ -65,8 +65,7 @@ class TrainedModel:
             weight_decay=optimizer.weight_decay,
             fused=not cpu_offload,
         )
-        warmup = round(optimizer.warmup * total_steps)
-        schedule = get_scheduler(optimizer.schedule, adamw, num_warmup_steps=warmup, num_training_steps=total_steps)
+        schedule = schedule_of(adamw, optimizer, total_steps=total_steps)
         self.engine, _, _, _ = deepspeed.initialize(
             model=module, optimizer=adamw, lr_scheduler=schedule, config=settings, dist_init_required=False
         )
