@@ -1,7 +1,7 @@
 """One rank's share of an optimiser's state as safetensors: no pickle is read when a run goes on.
 
-DeepSpeed keeps what it optimises in different places: the parameters themselves (stage 0 in fp32), or flat fp32 partitions.
-In all of them torch's AdamW has, per tensor, a step count and two moments.
+DeepSpeed keeps what it optimises in different places: the parameters themselves (stage 0), or flat fp32 partitions, from which
+the module's own weights are filled after each step. In all of them torch's AdamW has, per tensor, a step count and two moments.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlhf_dist.learner.schedule import move_to
 
 TENSORS, SCHEDULE = "optimizer.safetensors", "schedule.json"
 FLAT_PARTITIONS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
-"""DeepSpeed's names of its master weights: ZeRO 3, ZeRO 1 and 2, bf16 without ZeRO."""
+"""DeepSpeed's names of its master weights: ZeRO 3, ZeRO 1 and 2, ZeRO 1 in bf16."""
 
 
 def save(engine: Any, schedule: Any, folder: Path) -> None:
@@ -61,7 +61,22 @@ def load(engine: Any, schedule: Any, folder: Path) -> None:
             tensor.copy_(found[f"{number}/weight"])
             keys = [key for key in found if key.startswith(f"{number}/") and key != f"{number}/weight"]
             base.state[tensor] = {key.partition("/")[2]: found[key].to(tensor.device) for key in keys}
+    _fill_module(engine.optimizer)
     move_to(schedule, json.loads((folder / SCHEDULE).read_text())["last_epoch"])
+
+
+def _fill_module(outer: Any) -> None:
+    """Copy master weights into the module's own on all ranks, as DeepSpeed does after each step; all ranks must call this.
+
+    What the model's files do not hold, a value head on a policy, would else stay as it was built until the first step.
+    """
+    if hasattr(outer, "update_lp_params"):  # ZeRO 1 and 2
+        outer.update_lp_params()
+    elif hasattr(outer, "fp16_partitioned_groups_flat"):  # ZeRO 3, whose small parameters stay gathered between steps
+        outer.checkpoint_event_prologue()
+        for number in range(len(outer.fp16_partitioned_groups_flat)):
+            outer._reassign_or_swap_out_partitioned_parameters(number)
+        outer.checkpoint_event_epilogue()
 
 
 def _optimised(engine: Any) -> tuple[list[torch.Tensor], Any]:

@@ -36,27 +36,14 @@ class TrainedModel:
             module: wrapper around a Hugging Face model.
             optimizer: AdamW's settings.
             total_steps: optimiser steps of the whole run, for the schedule.
-            zero_stage: 0 to 3.
-            dtype: `float32`, or `bfloat16` with fp32 master weights.
+            zero_stage: 0 to 3; in bfloat16 from 1.
+            dtype: `float32`, or `bfloat16` with fp32 master weights, in which gradients add up in fp32.
             cpu_offload: keep optimiser state in host memory.
             lora: the adapters that the module has, if any.
         """
         import deepspeed
 
-        zero: dict[str, Any] = {"stage": zero_stage}
-        if cpu_offload:
-            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-        settings = {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "managed_gradient_accumulation": False,
-            "zero_optimization": zero,
-            "zero_force_ds_cpu_optimizer": False,
-            "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": dtype == "bfloat16"},
-            "gradient_clipping": optimizer.max_grad_norm,
-            "steps_per_print": 10**9,
-        }
+        settings = _settings(zero_stage, dtype, clip=optimizer.max_grad_norm, cpu_offload=cpu_offload)
         adamw = torch.optim.AdamW(
             [parameter for parameter in module.parameters() if parameter.requires_grad],
             lr=optimizer.lr,
@@ -151,3 +138,27 @@ class TrainedModel:
         for name, parameter in self.module.named_parameters():
             if name.startswith(self.prefix):
                 yield name.removeprefix(self.prefix), parameter
+
+
+def _settings(zero_stage: int, dtype: str, *, clip: float, cpu_offload: bool) -> dict[str, Any]:
+    """DeepSpeed's own config.
+
+    Gradients of micro-batches add up, and are summed over ranks, in fp32: in bf16 a sum stops growing at 256 times its addend.
+    Without ZeRO DeepSpeed cannot (`learner.zero_stage` 0 is refused in bf16).
+    """
+    zero: dict[str, Any] = {"stage": zero_stage}
+    if cpu_offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "gradient_clipping": clip,
+        "steps_per_print": 10**9,
+    }
