@@ -48,7 +48,9 @@ class PPO(Section):
     score_clip: float | None = Field(None, gt=0, description="reward scores are clipped to ± this; null: not at all")
     missing_eos_penalty: float = Field(0.0, ge=0, description="taken off the score of an answer cut at max_new_tokens")
     max_policy_kl: float | None = Field(
-        None, gt=0, description="epochs stop early once the mean KL of the new to the old policy exceeds this, in nats"
+        None,
+        gt=0,
+        description="no epoch follows one whose mean KL of the new to the old policy exceeds this, in nats per token",
     )
     ptx_coef: float = Field(
         0.0, ge=0, description="weight of the loss on demonstrations beside PPO's: PPO-ptx (arXiv:2203.02155, eq. 2)"

@@ -18,7 +18,7 @@ from tests.learner.test_ppo import SHAPE
 STAGES = [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32")]
 STAGES += [(1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")]
 HALVES = [stage for stage in STAGES if stage[1] == "bfloat16"]
-MICROS = 400
+MICROS = 300
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "DS_ACCELERATOR": "cpu"}
 
 
