@@ -39,6 +39,7 @@ def test_kl_is_what_the_policy_found_likelier_than_the_reference_did() -> None:
     ]
     columns = {
         "ref_log_probs": [[-1.0, -1.0], [-0.25]],
+        "plain_log_probs": [[-2.0, -1.5], [-0.5]],
         "score": [0.5, -0.5],
         "score_parts": [[("reward", 0.5), ("gold", 1.0)], [("reward", -0.5), ("gold", 0.0)]],
     }
@@ -46,6 +47,6 @@ def test_kl_is_what_the_policy_found_likelier_than_the_reference_did() -> None:
     assert found.answers == ["ab", "c"]
     assert found.lengths == [2, 1]
     assert found.kl == pytest.approx([1.25, -0.75])
-    assert found.ref_log_probs == pytest.approx([-2.0, -0.25])
+    assert found.plain_log_probs == pytest.approx([-3.5, -0.5])
     assert found.rewards == [0.5, -0.5]
     assert found.parts == {"reward": [0.5, -0.5], "gold": [1.0, 0.0]}
