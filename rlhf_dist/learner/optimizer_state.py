@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rlhf_dist.errors import ModelError
+from rlhf_dist.files import as_exact_json
 from rlhf_dist.learner.schedule import move_to
 
 TENSORS, SCHEDULE = "optimizer.safetensors", "schedule.json"
@@ -37,7 +38,7 @@ def save(engine: Any, schedule: Any, folder: Path) -> None:
         found[f"{number}/weight"] = tensor.detach()
         found |= {f"{number}/{key}": value for key, value in base.state[tensor].items()}
     save_file({key: value.cpu().contiguous().clone() for key, value in found.items()}, folder / TENSORS)
-    (folder / SCHEDULE).write_text(json.dumps({"last_epoch": schedule.last_epoch}))
+    (folder / SCHEDULE).write_text(as_exact_json({"last_epoch": schedule.last_epoch}, SCHEDULE))
 
 
 def load(engine: Any, schedule: Any, folder: Path) -> None:

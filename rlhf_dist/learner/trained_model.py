@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from rlhf_dist.config import Lora, Optimizer
+from rlhf_dist.errors import RunError
 from rlhf_dist.learner import optimizer_state
 from rlhf_dist.learner.schedule import schedule_of
 from rlhf_dist.models import PolicyModel, ValueModel
@@ -83,12 +85,21 @@ class TrainedModel:
         self.engine.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> dict[str, float]:
-        """Clip, update, advance the schedule; returns the gradient norm before clipping and the learning rate used."""
+        """Clip, update, advance the schedule; returns the gradient norm before clipping and the learning rate used.
+
+        Raises:
+            RunError: the norm is not finite, so that the weights no longer are.
+        """
         lr = self.engine.optimizer.param_groups[0]["lr"]
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         if norm is None:
             norm = self._clipped_norm
+        if not 0.0 <= float(norm) < math.inf:  # DeepSpeed says -1 for NaN and infinity, in some of its stages
+            raise RunError(
+                f"the gradient of optimiser step {self.lr.last_epoch} has the norm {float(norm):g}; expected a finite number. A "
+                "loss was NaN or infinite: look for it in the samples' log-probs and scores, or lower the learning rate"
+            )
         return {"grad_norm": float(norm), "lr": float(lr)}
 
     def _clip(self) -> None:

@@ -23,6 +23,7 @@ from rlhf_dist.checkpoint import checkpoints, complete_or_absent, verify
 from rlhf_dist.config import PPOConfig, dump, load
 from rlhf_dist.controller import State
 from rlhf_dist.errors import ConfigError, ModelError
+from rlhf_dist.files import as_exact_json
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.run_folder.names import CONFIG
 from rlhf_dist.stages.changes import check_changes
@@ -44,7 +45,7 @@ def save_checkpoint(learner: LearnerGroup, tokenizer: Any, run_dir: Path, state:
             learner.save("critic", here / "critic")
         for model in learner.models:
             learner.save_state(model, here / "learner" / model)
-        (aside / STATE).write_text(json.dumps(dataclasses.asdict(state)))
+        (aside / STATE).write_text(as_exact_json(dataclasses.asdict(state), STATE))
         (aside / SETTINGS).write_text(dump(config))
     for old in checkpoints(run_dir)[KEPT_LEARNER_STATES:]:
         shutil.rmtree(old / "learner")

@@ -1,5 +1,6 @@
 """DeepSpeed itself, every ZeRO stage, as the only rank; several ranks: tests/integration/test_learner_parity.py."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_dist.config import Optimizer
+from rlhf_dist.errors import RunError
 from rlhf_dist.imports import import_deepspeed
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PackedBatch, PolicyModel, pack
@@ -18,7 +20,7 @@ from tests.learner.test_ppo import SHAPE
 STAGES = [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32")]
 STAGES += [(1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")]
 HALVES = [stage for stage in STAGES if stage[1] == "bfloat16"]
-MICROS = 300
+MICROS = 400
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "DS_ACCELERATOR": "cpu"}
 
 
@@ -155,4 +157,14 @@ def test_float_buffers_keep_their_numbers(stage: tuple[int, str]) -> None:
     for name, each in model.module.named_buffers():
         assert each.dtype == before[name].dtype
         assert torch.equal(each, before[name]), name
+    model.free()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_step_that_makes_weights_no_numbers_ends_the_run(stage: tuple[int, str], broken: float) -> None:
+    model = trained(stage)
+    model.backward(loss_of(model(batch())) * broken)
+    with pytest.raises(RunError, match="the gradient of optimiser step 1 has the norm .*expected a finite number"):
+        model.step()
     model.free()
