@@ -203,8 +203,8 @@ BREAKS = (
     Break(
         "perplexity upside down",
         "evaluation/results.py",
-        "np.exp(-sum(one.ref_log_probs)",
-        "np.exp(sum(one.ref_log_probs)",
+        "np.exp(-sum(one.plain_log_probs)",
+        "np.exp(sum(one.plain_log_probs)",
         "evaluation/test_results.py",
     ),
     Break(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf_dist.errors import ModelError
-from rlhf_dist.files import written_aside
+from rlhf_dist.files import as_json, written_aside
 
 DIGESTS = "digests.json"
 
@@ -21,7 +21,7 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
         aside.mkdir()
         yield aside
         digests = {str(file.relative_to(aside)): _digest(file) for file in sorted(aside.rglob("*")) if file.is_file()}
-        (aside / DIGESTS).write_text(json.dumps(digests, indent=1))
+        (aside / DIGESTS).write_text(as_json(digests, indent=1))
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

@@ -1,8 +1,9 @@
-"""Files that are whole or absent, and JSON lines with their place in every message."""
+"""Files that are whole or absent, JSON that every reader takes, and JSON lines with their place in every message."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf_dist.errors import DataError
+from rlhf_dist.errors import DataError, RunError
 
 
 @contextmanager
@@ -44,9 +45,42 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def as_json(value: Any, **options: Any) -> str:
+    """JSON as RFC 8259 has it, which knows no NaN and no Infinity: numbers that are not finite become null.
+
+    Args:
+        value: what `json.dumps` takes.
+        options: of `json.dumps`.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def as_exact_json(value: Any, where: str, **options: Any) -> str:
+    """The same for what is read again to go on with, where a null would be no number.
+
+    Raises:
+        RunError: a number is not finite; begins with `where`.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError as error:
+        raise RunError(f"{where}: {value} has a number that is not finite; expected finite ones: {error}") from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace a JSON-lines file in one step."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(path, "".join(as_json(row) + "\n" for row in rows))
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -67,11 +67,18 @@ BAD = {
     "cluster.placement=colocated + rollout.workers=2": "rollout.workers is 2 to 2, expected a number of at most",
     "cluster.placement=colocated + rollout.tensor_parallel=2": "rollout.tensor_parallel 2; expected 1",
     "experience.capacity_rows=3": r"capacity_rows is 3; expected at least \(max_staleness \+ 1\) x batch = 64",
+    "ppo.kl_target=1 + ppo.kl_horizon=63": "ppo.kl_horizon is 63; expected at least the 64 samples of an iteration",
+    "ppo.kl_target=1 + ppo.kl_coef=0": "ppo.kl_coef is 0 beside ppo.kl_target 1; expected above 0",
     "ppo.mini_batches=65": r"ppo.mini_batches is 65, more than the 64 prompts",
     "learner.micro_batch_tokens=100": r"micro_batch_tokens is 100; expected at least .* = 640",
     "learner.ranks=65": r"a batch has 64 prompts for learner.ranks 65",
     "prompts=3": r"`prompts` is 3; expected",
     "reward=[{kind: model, path: a}, {kind: model, path: b}]": "reward has 'reward' twice; expected a name of its own",
+    "reward=[{path: a, name: unsafe}]": "reward has a component 'unsafe'; expected another name",
+    "reward=[{path: a, name: unsafe_length}]": "reward has a component 'unsafe_length'; expected another name",
+    "reward=[{path: a}, {path: b, name: reward_disagreement}]": "component 'reward_disagreement'; expected another name",
+    "reward=[{path: a, name: gold}]": "reward has a component 'gold' of weight 1; expected weight 0",
+    "reward=[{path: a}, {path: b, name: gold, weight: 0}] + gold_judge='a:b'": "component 'gold' beside gold_judge",
     "reward=[{path: a, weight: 0}]": "reward has no component with a weight",
     "reward=[{kind: function, name: r, path: nowhere}]": "`reward.0.path` is 'nowhere'",
     "reward=[{kind: function, name: r, path: 'a:b'}]": "reward has no model that it could start from; expected a critic",
@@ -88,6 +95,13 @@ BAD = {
 def test_mistakes_name_file_key_value_and_what_was_expected(override: str, file: Path) -> None:
     with pytest.raises(ConfigError, match=BAD[override]):
         load(PPOConfig, file, override.split(" + "))
+
+
+def test_an_evaluation_refuses_the_names_that_ppo_refuses(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("policies: {a: b}\nprompts: {path: p}\ngold_judge: 'a:b'\n")
+    for name in ("unsafe", "x_disagreement", "gold"):
+        with pytest.raises(ConfigError, match=f"reward has a component '{name}'"):
+            load(EvaluateConfig, tmp_path / "c.yaml", [f"reward=[{{path: a, name: {name}, weight: 0}}]"])
 
 
 def test_value_head_with_a_critic_model_is_a_contradiction(file: Path) -> None:

@@ -1,10 +1,21 @@
+import json
+import math
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from rlhf_dist.errors import DataError
-from rlhf_dist.files import read_json_lines, whole_lines, write_json_lines, write_text, written_aside
+from rlhf_dist.errors import DataError, RunError
+from rlhf_dist.files import (
+    as_exact_json,
+    as_json,
+    read_json_lines,
+    whole_lines,
+    write_json_lines,
+    write_text,
+    written_aside,
+)
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -72,3 +83,29 @@ def test_a_line_that_does_not_end_is_not_read_yet() -> None:
     assert whole_lines(b'{"a": 1}\n{"b"') == [b'{"a": 1}']
     assert whole_lines(b'{"a"') == []
     assert whole_lines(b"") == []
+
+
+def strict(text: str) -> object:
+    """As RFC 8259 and other languages' parsers read it."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_numbers_that_json_lacks_are_null_or_refused() -> None:
+    value = {"a": math.nan, "b": [1.5, -math.inf, {"c": (math.inf, "x", None, True)}], "d": 2}
+    assert strict(as_json(value)) == {"a": None, "b": [1.5, None, {"c": [None, "x", None, True]}], "d": 2}
+    assert as_json({"a": 0.1}, indent=1) == json.dumps({"a": 0.1}, indent=1)
+    assert strict(as_exact_json({"a": 0.1}, "state.json")) == {"a": 0.1}
+    with pytest.raises(RunError, match="state.json: .*nan.*expected finite"):
+        as_exact_json({"a": math.nan}, "state.json")
+
+
+def test_json_lines_hold_no_bare_nan(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "rows.jsonl", [{"x": math.nan}, {"x": 1.0}])
+    assert [strict(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == [{"x": None}, {"x": 1.0}]
+
+
+def test_json_is_written_in_one_place_only() -> None:
+    package = Path(__file__).parent.parent / "rlhf_dist"
+    writes = re.compile(r"json\.dumps?\(|model_dump_json\(")
+    found = [str(file.relative_to(package)) for file in package.rglob("*.py") if writes.search(file.read_text())]
+    assert sorted(found) == ["files.py", "models/tokenizers.py"], "tokenizers.py only makes a digest of it"

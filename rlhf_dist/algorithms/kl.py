@@ -30,10 +30,16 @@ def shaped_rewards(rewards: torch.Tensor, kl: torch.Tensor, *, coefficient: floa
     return rewards - coefficient * kl
 
 
-class AdaptiveKL:
-    """Proportional control of the KL coefficient (Ziegler et al. 2019, arXiv:1909.08593, section 2.2).
+LEAST, MOST = 1e-6, 1e3
+"""Between which an adaptive coefficient stays: from either end it finds back, from 0 or infinity it never would."""
 
-    e = clip(KL / target - 1, -0.2, 0.2), coefficient *= 1 + e * samples / horizon. Without a target it stays fixed.
+
+class AdaptiveKL:
+    """Proportional control of the KL coefficient, in logarithms (Ziegler et al. 2019, arXiv:1909.08593, section 2.2).
+
+    e = clip(KL / target - 1, -0.2, 0.2), coefficient *= exp(e * samples / horizon), within `LEAST` and `MOST`. The paper's factor
+    is 1 + e * samples / horizon, which this agrees with to first order and which is negative for samples / horizon above 5. One
+    batch counts as one horizon at most. Without a target the coefficient stays fixed.
     """
 
     def __init__(self, coefficient: float, *, target: float | None, horizon: int) -> None:
@@ -43,8 +49,9 @@ class AdaptiveKL:
         self.horizon = horizon
 
     def update(self, kl: float, samples: int) -> None:
-        """Move the coefficient after a batch with mean KL `kl` per sample."""
+        """Move the coefficient after a batch with mean KL `kl` per sample; a KL that is no number moves nothing."""
         if self.target is None or not math.isfinite(kl):
             return
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
-        self.coefficient *= 1.0 + error * samples / self.horizon
+        moved = self.coefficient * math.exp(error * min(1.0, samples / self.horizon))
+        self.coefficient = min(max(moved, LEAST), MOST)

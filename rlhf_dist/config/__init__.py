@@ -9,7 +9,16 @@ from rlhf_dist.config.job import Job, ScoringJob
 from rlhf_dist.config.method import Clip, Gae, LeaveOneOut
 from rlhf_dist.config.pipeline import EmbeddedTask, ModelShape, PipelineConfig
 from rlhf_dist.config.ppo import PPO, Experience, PPOConfig, PPOJob, StopOn
-from rlhf_dist.config.rewards import GOLD, UNSAFE, FunctionReward, ModelReward, RemoteReward, Reward, Safety
+from rlhf_dist.config.rewards import (
+    DISAGREEMENT,
+    GOLD,
+    UNSAFE,
+    FunctionReward,
+    ModelReward,
+    RemoteReward,
+    Reward,
+    Safety,
+)
 from rlhf_dist.config.sections import (
     Cluster,
     Learner,
@@ -38,6 +47,7 @@ from rlhf_dist.config.supervised import (
 )
 
 __all__ = [
+    "DISAGREEMENT",
     "DPO",
     "GOLD",
     "PPO",

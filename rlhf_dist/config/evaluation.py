@@ -29,7 +29,7 @@ class EvaluateConfig(ScoringJob):
 
     @model_validator(mode="after")
     def _targets_are_known(self) -> EvaluateConfig:
-        check_names(self.reward)
+        check_names(self.reward, self.gold_judge)
         if self.measures and self.target is None:
             raise ValueError(
                 f"measures is {list(self.measures)}, but target is null; expected the column with the targets"

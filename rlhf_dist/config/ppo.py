@@ -39,14 +39,18 @@ class PPO(Section):
         gt=0,
         description="KL per sample, in nats, that an adaptive coefficient steers to; null: fixed coefficient",
     )
-    kl_horizon: int = Field(10_000, ge=1, description="samples over which the adaptive coefficient reacts")
+    kl_horizon: int = Field(
+        10_000, ge=1, description="samples over which the adaptive coefficient reacts, at least those of an iteration"
+    )
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     value_coef: float = Field(0.5, ge=0, description="weight of the value loss where the critic is a head")
     whiten_advantages: bool = Field(True, description="zero mean and unit variance over the batch, all ranks together")
     score_clip: float | None = Field(None, gt=0, description="reward scores are clipped to ± this; null: not at all")
     missing_eos_penalty: float = Field(0.0, ge=0, description="taken off the score of an answer cut at max_new_tokens")
     max_policy_kl: float | None = Field(
-        None, gt=0, description="epochs stop early once the mean KL of the new to the old policy exceeds this, in nats"
+        None,
+        gt=0,
+        description="no epoch follows one whose mean KL of the new to the old policy exceeds this, in nats per token",
     )
     ptx_coef: float = Field(
         0.0, ge=0, description="weight of the loss on demonstrations beside PPO's: PPO-ptx (arXiv:2203.02155, eq. 2)"
@@ -144,6 +148,22 @@ class PPOJob(ScoringJob):
         return self
 
     @model_validator(mode="after")
+    def _coefficient_can_adapt(self) -> Self:
+        if self.ppo.kl_target is None:
+            return self
+        if self.ppo.kl_coef == 0:
+            raise ValueError(
+                f"ppo.kl_coef is 0 beside ppo.kl_target {self.ppo.kl_target:g}; expected above 0, since the adaptive "
+                "coefficient starts there and is only ever multiplied"
+            )
+        if self.ppo.kl_horizon < self.batch_samples:
+            raise ValueError(
+                f"ppo.kl_horizon is {self.ppo.kl_horizon}; expected at least the {self.batch_samples} samples of an iteration, "
+                "after each of which the coefficient moves once"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _critic_is_what_the_estimator_needs(self) -> Self:
         critic, estimator = self.learner.critic, self.advantage
         if critic != "model" and self.critic is not None:
@@ -163,11 +183,9 @@ class PPOJob(ScoringJob):
 
     @model_validator(mode="after")
     def _rewards_are_enough(self) -> Self:
-        check_names(self.reward)
+        check_names(self.reward, self.gold_judge)
         if not any(reward.weight for reward in self.reward):
             raise ValueError("reward has no component with a weight; expected at least one that is not 0")
-        if self.gold_judge and any(reward.name == GOLD for reward in self.reward):
-            raise ValueError(f"reward has a component {GOLD!r} beside gold_judge; expected one of the two")
         if self.ppo.stop_on.gold_drop is not None and not self.watches_gold:
             raise ValueError(f"ppo.stop_on.gold_drop needs a gold_judge, or a reward of weight 0 named {GOLD!r}")
         if self.critic is None and self.learner.critic == "model" and self.reward_models == ():

@@ -16,6 +16,8 @@ GOLD = "gold"
 """The reward component that is only watched."""
 UNSAFE = "unsafe"
 """The part of a score that says whether any rule was broken, and the label of a classifier."""
+DISAGREEMENT = "_disagreement"
+"""After an ensemble's name: the standard deviation of its members."""
 
 
 class OneReward(Section):
@@ -101,8 +103,10 @@ class Safety(Section):
         return self
 
 
-def check_names(rewards: tuple[Reward, ...]) -> None:
-    """Refuse two components of one name.
+def check_names(rewards: tuple[Reward, ...], gold_judge: str | None) -> None:
+    """Refuse names that would say two things: of two components, or of what the scorer writes beside components.
+
+    It writes the verdicts `unsafe` and `unsafe_RULE`, an ensemble's `NAME_disagreement`, and `gold`, the judge's score.
 
     Raises:
         ValueError: names it.
@@ -110,3 +114,16 @@ def check_names(rewards: tuple[Reward, ...]) -> None:
     twice = [name for name, count in Counter(reward.name for reward in rewards).items() if count > 1]
     if twice:
         raise ValueError(f"reward has {twice[0]!r} twice; expected a name of its own for each component")
+    for reward in rewards:
+        name = reward.name
+        if name == UNSAFE or name.startswith(f"{UNSAFE}_") or name.endswith(DISAGREEMENT):
+            raise ValueError(
+                f"reward has a component {name!r}; expected another name, since {UNSAFE}, {UNSAFE}_* are verdicts of `safety` "
+                f"and *{DISAGREEMENT} is the spread of an ensemble"
+            )
+        if name == GOLD and gold_judge:
+            raise ValueError(f"reward has a component {GOLD!r} beside gold_judge; expected one of the two")
+        if name == GOLD and reward.weight:
+            raise ValueError(
+                f"reward has a component {GOLD!r} of weight {reward.weight:g}; expected weight 0, since gold is only watched"
+            )

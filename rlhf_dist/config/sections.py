@@ -106,9 +106,13 @@ class Learner(Section):
     """The DeepSpeed group that trains policy and critic."""
 
     ranks: int = Field(1, ge=1, le=65_536, description="data-parallel processes, one GPU each where there are GPUs")
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="what ZeRO shards: 1 optimiser, 2 + gradients, 3 + weights")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2, description="what ZeRO shards: 1 optimiser, 2 + gradients, 3 + weights; 0 in fp32 only"
+    )
     cpu_offload: bool = Field(False, description="keep optimiser state in host memory (GPU machines)")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="precision of forward and backward passes")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="precision of forward and backward passes; master weights and sums of gradients are in fp32"
+    )
     critic: Literal["model", "value_head", "none"] = Field(
         "model", description="a model of its own, a head on the policy, or none, where `advantage` needs no values"
     )
@@ -121,6 +125,14 @@ class Learner(Section):
     threads: int = Field(2, ge=1, description="CPU threads per rank, where there is no GPU")
     policy: Optimizer = Field(Optimizer(), description="the policy's optimiser")
     value: Optimizer = Field(Optimizer(lr=1e-5), description="the critic's optimiser")
+
+    @model_validator(mode="after")
+    def _gradients_add_up_in_fp32(self) -> Learner:
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError(
+                "zero_stage 1 to 3 beside precision bf16, found 0, with which DeepSpeed adds up gradients in bf16"
+            )
+        return self
 
     @property
     def dtype(self) -> str:

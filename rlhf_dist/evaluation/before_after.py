@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ class Verdict:
 
     comparisons: list[Comparison]
     win_rate: float | None
-    """Share of prompts on which the answer after training scores strictly higher; null without a judge."""
+    """Of the prompts with a judgement of both answers, the share where the one after training scores strictly higher."""
     tie_rate: float | None
     gold_before: float | None
     gold_after: float | None
@@ -48,13 +49,13 @@ def compare(
     comparisons = []
     for prompt, first, second in zip(prompts, rows_of(before), rows_of(after), strict=True):
         texts = [tokenizer.decode(row.answer, skip_special_tokens=True) for row in (first, second)]
-        gold = [judge(prompt.text, text) if judge else None for text in texts]
+        gold = [_judged(judge, prompt.text, text) for text in texts]
         comparisons.append(Comparison(prompt.text, texts[0], texts[1], gold[0], gold[1]))
-    if judge is None:
-        return Verdict(comparisons, None, None, None, None)
     pairs = [
         (c.gold_before, c.gold_after) for c in comparisons if c.gold_before is not None and c.gold_after is not None
     ]
+    if not pairs:
+        return Verdict(comparisons, None, None, None, None)
     count = len(pairs)
     return Verdict(
         comparisons,
@@ -63,3 +64,9 @@ def compare(
         gold_before=sum(a for a, _ in pairs) / count,
         gold_after=sum(b for _, b in pairs) / count,
     )
+
+
+def _judged(judge: Callable[[str, str], float] | None, prompt: str, answer: str) -> float | None:
+    """What the judge says, None where it says no finite number: that is neither better nor worse than another answer."""
+    said = None if judge is None else float(judge(prompt, answer))
+    return said if said is not None and math.isfinite(said) else None

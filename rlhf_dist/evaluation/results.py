@@ -21,9 +21,9 @@ class ScoredAnswers:
     answers: list[str]
     lengths: list[int]
     kl: list[float]
-    """Log-prob of each answer under the policy less that under the reference, nats."""
-    ref_log_probs: list[float]
-    """Sum over each answer's tokens."""
+    """Log-prob of each answer under the policy less that under the reference, both as it was sampled, nats."""
+    plain_log_probs: list[float]
+    """Of each answer under the reference at temperature 1, whatever it was sampled at; sum over its tokens, nats."""
     rewards: list[float]
     parts: dict[str, list[float]]
 
@@ -61,7 +61,7 @@ def result_of(one: ScoredAnswers, first: ScoredAnswers, targets: Sequence[str], 
         "distinct_1": texts.distinct(one.answers, 1),
         "distinct_2": texts.distinct(one.answers, 2),
         "self_bleu": texts.self_bleu(one.answers),
-        "perplexity": float(np.exp(-sum(one.ref_log_probs) / max(1, sum(one.lengths)))),
+        "perplexity": float(np.exp(-sum(one.plain_log_probs) / max(1, sum(one.lengths)))),
         **_against_targets(one.answers, targets, config),
     }
     return Result(

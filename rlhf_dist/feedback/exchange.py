@@ -12,7 +12,7 @@ from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.assignment import SKIP
 from rlhf_dist.feedback.database import Judgement
 from rlhf_dist.feedback.supervision import LABELS
-from rlhf_dist.files import written_aside
+from rlhf_dist.files import as_json, written_aside
 
 FORMS = ("raw", "trl")
 MUCH = {"a_much", "b_much"}
@@ -60,7 +60,7 @@ def _trl(one: Judgement) -> dict[str, Any]:
 def encoded(rows: Sequence[dict[str, Any]], suffix: str) -> bytes:
     """Rows as the bytes of a `jsonl` or `parquet` file; columns that a row lacks are null in Parquet."""
     if suffix == "jsonl":
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        return "".join(as_json(row, ensure_ascii=False) + "\n" for row in rows).encode()
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -20,7 +19,7 @@ from rlhf_dist.data.tables import read_rows
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.assignment import SCORES
 from rlhf_dist.feedback.database import Task
-from rlhf_dist.files import write_json_lines
+from rlhf_dist.files import as_json, write_json_lines
 
 KINDS = ("comparison", "score", "comment")
 
@@ -40,7 +39,7 @@ class TaskRow:
     @property
     def digest(self) -> str:
         """The same for the same question."""
-        return blake2b(json.dumps([self.kind, self.prompt, self.a, self.b]).encode(), digest_size=16).hexdigest()
+        return blake2b(as_json([self.kind, self.prompt, self.a, self.b]).encode(), digest_size=16).hexdigest()
 
 
 def read_tasks(path: str) -> list[TaskRow]:

@@ -1,7 +1,7 @@
 """One rank's share of an optimiser's state as safetensors: no pickle is read when a run goes on.
 
-DeepSpeed keeps what it optimises in different places: the parameters themselves (stage 0 in fp32), or flat fp32 partitions.
-In all of them torch's AdamW has, per tensor, a step count and two moments.
+DeepSpeed keeps what it optimises in different places: the parameters themselves (stage 0), or flat fp32 partitions, from which
+the module's own weights are filled after each step. In all of them torch's AdamW has, per tensor, a step count and two moments.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from typing import Any
 import torch
 
 from rlhf_dist.errors import ModelError
+from rlhf_dist.files import as_exact_json
+from rlhf_dist.learner.schedule import move_to
 
 TENSORS, SCHEDULE = "optimizer.safetensors", "schedule.json"
 FLAT_PARTITIONS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
-"""DeepSpeed's names of its master weights: ZeRO 3, ZeRO 1 and 2, bf16 without ZeRO."""
+"""DeepSpeed's names of its master weights: ZeRO 3, ZeRO 1 and 2, ZeRO 1 in bf16."""
 
 
 def save(engine: Any, schedule: Any, folder: Path) -> None:
-    """Write state and schedule.
+    """Write the state, and how many steps the schedule has made.
 
     Args:
         engine: DeepSpeed's engine.
@@ -36,12 +38,11 @@ def save(engine: Any, schedule: Any, folder: Path) -> None:
         found[f"{number}/weight"] = tensor.detach()
         found |= {f"{number}/{key}": value for key, value in base.state[tensor].items()}
     save_file({key: value.cpu().contiguous().clone() for key, value in found.items()}, folder / TENSORS)
-    state = {key: value for key, value in schedule.state_dict().items() if _is_plain(value)}
-    (folder / SCHEDULE).write_text(json.dumps(state))
+    (folder / SCHEDULE).write_text(as_exact_json({"last_epoch": schedule.last_epoch}, SCHEDULE))
 
 
 def load(engine: Any, schedule: Any, folder: Path) -> None:
-    """Take over state and schedule.
+    """Take over the state, and go on in the schedule after as many steps; rates and decays are those of the settings now.
 
     Raises:
         ModelError: the state is of another model, ZeRO stage or number of ranks.
@@ -61,9 +62,22 @@ def load(engine: Any, schedule: Any, folder: Path) -> None:
             tensor.copy_(found[f"{number}/weight"])
             keys = [key for key in found if key.startswith(f"{number}/") and key != f"{number}/weight"]
             base.state[tensor] = {key.partition("/")[2]: found[key].to(tensor.device) for key in keys}
-    schedule.load_state_dict({**schedule.state_dict(), **json.loads((folder / SCHEDULE).read_text())})
-    for group, lr in zip(base.param_groups, schedule.get_last_lr(), strict=True):
-        group["lr"] = lr
+    _fill_module(engine.optimizer)
+    move_to(schedule, json.loads((folder / SCHEDULE).read_text())["last_epoch"])
+
+
+def _fill_module(outer: Any) -> None:
+    """Copy master weights into the module's own on all ranks, as DeepSpeed does after each step; all ranks must call this.
+
+    What the model's files do not hold, a value head on a policy, would else stay as it was built until the first step.
+    """
+    if hasattr(outer, "update_lp_params"):  # ZeRO 1 and 2
+        outer.update_lp_params()
+    elif hasattr(outer, "fp16_partitioned_groups_flat"):  # ZeRO 3, whose small parameters stay gathered between steps
+        outer.checkpoint_event_prologue()
+        for number in range(len(outer.fp16_partitioned_groups_flat)):
+            outer._reassign_or_swap_out_partitioned_parameters(number)
+        outer.checkpoint_event_epilogue()
 
 
 def _optimised(engine: Any) -> tuple[list[torch.Tensor], Any]:
@@ -75,9 +89,3 @@ def _optimised(engine: Any) -> tuple[list[torch.Tensor], Any]:
         if getattr(outer, name, None):
             return list(getattr(outer, name)), base
     return [parameter for group in base.param_groups for parameter in group["params"]], base
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (int, float)) or (
-        isinstance(value, list) and all(isinstance(each, (int, float)) for each in value)
-    )

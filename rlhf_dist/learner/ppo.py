@@ -18,6 +18,8 @@ from rlhf_dist.config import PPO
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PackedBatch
 
+PPO_KL = "actor/ppo_kl"
+"""KL of the new to the old policy, per token, over the whole update; `max_policy_kl` bounds each epoch's own."""
 Also = Callable[[int], tuple[float, float]]
 """Adds gradients of another loss to the policy's before the optimiser step of that number; its sum, and its tokens."""
 
@@ -99,6 +101,7 @@ def update(
     _record_batch(recorder, everything, kl_coef)
     step = 0
     for epoch in range(settings.epochs):
+        began = recorder.sum_of(PPO_KL)
         for mini in mini_batches:
             tokens = float(ranks.sum(torch.tensor([sum(float(m.lengths.sum()) for m in mini)], dtype=torch.float64)))
             for micro in mini:
@@ -112,8 +115,11 @@ def update(
             if models.critic is not None:
                 recorder.step("critic", models.critic.step())
         recorder.metrics["actor/epochs"] = epoch + 1.0
-        if settings.max_policy_kl is not None and recorder.running_mean("actor/ppo_kl") > settings.max_policy_kl:
-            break
+        if settings.max_policy_kl is not None:
+            # Of this epoch alone: earlier ones, the first step's 0 above all, would hide how far the policy is now.
+            total, count = ranks.sum(recorder.sum_of(PPO_KL) - began)
+            if total / count > settings.max_policy_kl:
+                break
     return recorder.result()
 
 
@@ -180,7 +186,7 @@ def _accumulate(
     found = {
         "actor/pg_loss": pg_loss,
         **{f"actor/{name}": value for name, value in sums.items()},
-        "actor/ppo_kl": (torch.expm1(log_ratio) - log_ratio).sum(),
+        PPO_KL: (torch.expm1(log_ratio) - log_ratio).sum(),
         "actor/entropy": entropy.sum(),
         "training/rollout_probs_diff_mean": difference.sum() if recorder.steps == 0 else None,
     }
@@ -243,9 +249,9 @@ class _Recorder:
         for name, value in facts.items():
             self.metrics[f"{model}/{name}"] = value
 
-    def running_mean(self, name: str) -> float:
-        total, count = self.ranks.sum(torch.tensor([self.sums[name], self.counts[name]], dtype=torch.float64))
-        return float(total / count)
+    def sum_of(self, name: str) -> torch.Tensor:
+        """This rank's sum so far, and its count, float64 [2]."""
+        return torch.tensor([self.sums.get(name, 0.0), self.counts.get(name, 0.0)], dtype=torch.float64)
 
     def result(self) -> dict[str, float]:
         names = sorted(self.sums)

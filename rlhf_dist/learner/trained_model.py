@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 from torch import nn
 
 from rlhf_dist.config import Lora, Optimizer
+from rlhf_dist.errors import RunError
 from rlhf_dist.learner import optimizer_state
+from rlhf_dist.learner.schedule import schedule_of
 from rlhf_dist.models import PolicyModel, ValueModel
 
 
@@ -35,28 +38,14 @@ class TrainedModel:
             module: wrapper around a Hugging Face model.
             optimizer: AdamW's settings.
             total_steps: optimiser steps of the whole run, for the schedule.
-            zero_stage: 0 to 3.
-            dtype: `float32`, or `bfloat16` with fp32 master weights.
+            zero_stage: 0 to 3; in bfloat16 from 1.
+            dtype: `float32`, or `bfloat16` with fp32 master weights, in which gradients add up in fp32.
             cpu_offload: keep optimiser state in host memory.
             lora: the adapters that the module has, if any.
         """
         import deepspeed
-        from transformers import get_scheduler
 
-        zero: dict[str, Any] = {"stage": zero_stage}
-        if cpu_offload:
-            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-        settings = {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "managed_gradient_accumulation": False,
-            "zero_optimization": zero,
-            "zero_force_ds_cpu_optimizer": False,
-            "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": dtype == "bfloat16"},
-            "gradient_clipping": optimizer.max_grad_norm,
-            "steps_per_print": 10**9,
-        }
+        settings = _settings(zero_stage, dtype, clip=optimizer.max_grad_norm, cpu_offload=cpu_offload)
         adamw = torch.optim.AdamW(
             [parameter for parameter in module.parameters() if parameter.requires_grad],
             lr=optimizer.lr,
@@ -65,8 +54,7 @@ class TrainedModel:
             weight_decay=optimizer.weight_decay,
             fused=not cpu_offload,
         )
-        warmup = round(optimizer.warmup * total_steps)
-        schedule = get_scheduler(optimizer.schedule, adamw, num_warmup_steps=warmup, num_training_steps=total_steps)
+        schedule = schedule_of(adamw, optimizer, total_steps=total_steps)
         self.engine, _, _, _ = deepspeed.initialize(
             model=module, optimizer=adamw, lr_scheduler=schedule, config=settings, dist_init_required=False
         )
@@ -97,12 +85,21 @@ class TrainedModel:
         self.engine.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> dict[str, float]:
-        """Clip, update, advance the schedule; returns the gradient norm before clipping and the learning rate used."""
+        """Clip, update, advance the schedule; returns the gradient norm before clipping and the learning rate used.
+
+        Raises:
+            RunError: the norm is not finite, so that the weights no longer are.
+        """
         lr = self.engine.optimizer.param_groups[0]["lr"]
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         if norm is None:
             norm = self._clipped_norm
+        if not 0.0 <= float(norm) < math.inf:  # DeepSpeed says -1 for NaN and infinity, in some of its stages
+            raise RunError(
+                f"the gradient of optimiser step {self.lr.last_epoch} has the norm {float(norm):g}; expected a finite number. A "
+                "loss was NaN or infinite: look for it in the samples' log-probs and scores, or lower the learning rate"
+            )
         return {"grad_norm": float(norm), "lr": float(lr)}
 
     def _clip(self) -> None:
@@ -152,3 +149,27 @@ class TrainedModel:
         for name, parameter in self.module.named_parameters():
             if name.startswith(self.prefix):
                 yield name.removeprefix(self.prefix), parameter
+
+
+def _settings(zero_stage: int, dtype: str, *, clip: float, cpu_offload: bool) -> dict[str, Any]:
+    """DeepSpeed's own config.
+
+    Gradients of micro-batches add up, and are summed over ranks, in fp32: in bf16 a sum stops growing at 256 times its addend.
+    Without ZeRO DeepSpeed cannot (`learner.zero_stage` 0 is refused in bf16).
+    """
+    zero: dict[str, Any] = {"stage": zero_stage}
+    if cpu_offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "gradient_clipping": clip,
+        "steps_per_print": 10**9,
+    }

@@ -1,8 +1,8 @@
 """Hugging Face models as this system uses them."""
 
+from rlhf_dist.models.fits import check_length, check_vocabulary
 from rlhf_dist.models.folders import check_folder
 from rlhf_dist.models.heads import LOGITS_BYTES, LogProbHead
-from rlhf_dist.models.lengths import check_length
 from rlhf_dist.models.loading import load_classifier, load_policy, load_value_model, read_config
 from rlhf_dist.models.packed import PackedBatch, Positions, pack
 from rlhf_dist.models.policy import PolicyModel, at_temperature
@@ -20,6 +20,7 @@ __all__ = [
     "check_folder",
     "check_length",
     "check_same_tokenizer",
+    "check_vocabulary",
     "eos_token_ids",
     "load_classifier",
     "load_policy",

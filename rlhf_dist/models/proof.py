@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from rlhf_dist.errors import ModelError
-from rlhf_dist.models.lengths import positions_of
+from rlhf_dist.models.fits import positions_of
 from rlhf_dist.models.packed import PackedBatch, pack
 from rlhf_dist.models.wrapped import RowLayout, WrappedModel
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rlhf_dist.errors import ModelError
-from rlhf_dist.models.lengths import switching_length
+from rlhf_dist.models.fits import switching_length
 from rlhf_dist.models.packed import PackedBatch
 
 log = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -25,11 +26,17 @@ COLUMNS = {
     "samples/s": ("perf/samples_per_second", "{:.1f}"),
     "seconds": ("timing_s/step", "{:.2f}"),
 }
+NO_NUMBER = "–"
 SHOWN_ROWS = 12
 QUIET_S = 8.0
 """On a pipe, a line comes after so many seconds without one."""
 BAR = 30
 """Characters of the bar."""
+
+
+def shown(form: str, value: float | None) -> str:
+    """A number in its format; a dash where it is none, which files say as null."""
+    return NO_NUMBER if value is None or not math.isfinite(value) else form.format(value)
 
 
 @dataclass
@@ -130,7 +137,7 @@ class Console:
 
     def iteration(self, number: int, metrics: Mapping[str, float]) -> None:
         """One PPO iteration."""
-        cells = [form.format(metrics[name]) for name, form in COLUMNS.values()]
+        cells = [shown(form, metrics[name]) for name, form in COLUMNS.values()]
         self._work.done = number + 1
         if self._live is None:
             self.say(f"iteration {number + 1}: " + ", ".join(f"{k} {v}" for k, v in zip(COLUMNS, cells, strict=True)))

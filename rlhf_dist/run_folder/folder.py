@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import socket
@@ -15,7 +14,7 @@ from typing import Any
 
 from rlhf_dist.config import dump
 from rlhf_dist.errors import ConfigError
-from rlhf_dist.files import parsed, whole_lines, write_json_lines, write_text
+from rlhf_dist.files import as_json, parsed, whole_lines, write_json_lines, write_text
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.names import CONFIG, METRICS, STATUS, SUMMARY
 from rlhf_dist.run_folder.passages import Passage, write_passages
@@ -102,7 +101,7 @@ class RunFolder:
     def tell(self, state: str, **facts: Any) -> None:
         """Write `status.json`, which `rlhf-dist status` shows: the state, and what changed with it."""
         self._status |= {"state": state, "updated": time.time(), **facts}
-        write_text(self.path / STATUS, json.dumps(self._status, indent=1), durable=False)
+        write_text(self.path / STATUS, as_json(self._status, indent=1), durable=False)
         if state not in ("training", *OVER):
             self.console.doing(f"{self.stage}: {state}")
         for listener in self.listeners:
@@ -141,7 +140,7 @@ class RunFolder:
             "versions": versions(),
         }
         summary["seconds"] = {**facts.get("seconds", {}), "total": time.time() - self._started}
-        write_text(self.path / SUMMARY, json.dumps(summary, indent=2))
+        write_text(self.path / SUMMARY, as_json(summary, indent=2))
         write_report(self.path)
         self.tell("finished")
         return summary

@@ -37,7 +37,7 @@ def show_logs(run: Path, *, follow: bool, actor: str | None, as_json: bool) -> N
         over = not follow or _ended(run)
         for line in read_new(folder, offsets):
             if actor in (None, line["actor"]):
-                console.print(json.dumps(line) if as_json else as_text(line), markup=False, highlight=False)
+                console.print(files.as_json(line) if as_json else as_text(line), markup=False, highlight=False)
         if over:
             return
         time.sleep(POLL_S)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_dist.errors import DataError
-from rlhf_dist.files import write_text
+from rlhf_dist.files import as_json, write_text
 
 FILE = "sections.json"
 
@@ -29,7 +29,7 @@ class Passage:
 
 def write_passages(folder: Path, passages: Sequence[Passage]) -> None:
     """Leave them in a run folder, for its report."""
-    write_text(folder / FILE, json.dumps([dataclasses.asdict(each) for each in passages]))
+    write_text(folder / FILE, as_json([dataclasses.asdict(each) for each in passages]))
 
 
 def read_passages(folder: Path) -> list[Passage]:

@@ -91,9 +91,13 @@ class PPOFolder(RunFolder):
         }
 
 
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 def over_optimisation(rows: Sequence[Mapping[str, float]]) -> list[Passage]:
     """Proxy and gold reward against the root of KL (Gao et al. 2023, arXiv:2210.10760, figure 1); none without gold."""
-    seen = [row for row in rows if GOLD_MEAN in row]
+    seen = [row for row in rows if all(_is_number(row.get(key)) for key in (GOLD_MEAN, "objective/kl"))]
     if len(seen) < 2:
         return []
     distance = [math.sqrt(max(row["objective/kl"], 0.0)) for row in seen]

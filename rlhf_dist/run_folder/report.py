@@ -12,6 +12,7 @@ from typing import Any
 from rlhf_dist.errors import DataError
 from rlhf_dist.files import read_json_lines, write_text
 from rlhf_dist.run_folder.charts import legend, line_chart, stacked_bars
+from rlhf_dist.run_folder.console import shown
 from rlhf_dist.run_folder.names import CONFIG, METRICS, REPORT, SAMPLES, SUMMARY, experience_files
 from rlhf_dist.run_folder.passages import Passage, read_passages
 
@@ -173,20 +174,24 @@ def tiles(summary: dict[str, Any]) -> list[Tile]:
         meaning = "of held-out prompts: the gold judge prefers the answer after PPO"
         found.append(Tile(f"{summary['gold_win_rate']:.0%}", "gold win rate", meaning))
     if summary.get("gold_score_before") is not None:
-        value = f"{summary['gold_score_before']:.2f} → {summary['gold_score_after']:.2f}"
+        value = _from_to(summary["gold_score_before"], summary["gold_score_after"])
         found.append(Tile(value, "gold score", "mean of the rule that training never saw, from 0 to 1"))
-    reward = f"{summary['reward_start']:.2f} → {summary['reward_end']:.2f}"
+    reward = _from_to(summary["reward_start"], summary["reward_end"])
     return [
         *found,
         Tile(reward, "reward", "mean score by the reward model, first and last iteration"),
-        Tile(f"{summary['kl_end']:.1f}", "KL, nats", "per answer, from the policy that PPO started with"),
-        Tile(f"{summary['samples_per_second']:.0f}", "samples/s", "over whole iterations, training included"),
+        Tile(shown("{:.1f}", summary["kl_end"]), "KL, nats", "per answer, from the policy that PPO started with"),
+        Tile(shown("{:.0f}", summary["samples_per_second"]), "samples/s", "over whole iterations, training included"),
         Tile(
             _duration(summary["seconds"]["total"]),
             "PPO in all",
             f"{summary['iterations']} iterations, engines' start in",
         ),
     ]
+
+
+def _from_to(before: float | None, after: float | None) -> str:
+    return f"{shown('{:.2f}', before)} → {shown('{:.2f}', after)}"
 
 
 def charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:
@@ -197,7 +202,7 @@ def charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:
         points = [(row["iteration"] + 1, float(row[key])) for row in rows if _is_number(row.get(key))]
         if points:
             drawn.append(Chart(title, meaning, line_chart(title, *zip(*points, strict=True))))
-    phases = {name: [float(row.get(f"timing_s/{name}", 0.0)) for row in rows] for name in PHASES}
+    phases = {name: [float(row.get(f"timing_s/{name}") or 0.0) for row in rows] for name in PHASES}
     phases = {name: values for name, values in phases.items() if any(values)}
     if phases:
         meaning = "Seconds per iteration: generating, waiting for scores, pulling weights, updating, publishing."

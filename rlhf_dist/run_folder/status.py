@@ -13,12 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_dist.errors import EnvironmentProblem
-from rlhf_dist.run_folder.console import COLUMNS
+from rlhf_dist.run_folder.console import COLUMNS, shown
 from rlhf_dist.run_folder.folder import OVER
 from rlhf_dist.run_folder.names import STATUS
 
 REFRESH_S = 1.0
 CALL_S = 10.0
+GONE = "gone"
+"""Of a run whose actors ended: how, only its folder says."""
 BAR = 60
 """Characters of the progress bar."""
 
@@ -35,7 +37,7 @@ def follow(run: str, *, address: str, once: bool) -> None:
         console.print(render(source.read()))
         return
     with Live(render(source.read()), console=console, auto_refresh=False) as live:
-        while (status := source.read())["state"] not in OVER:
+        while (status := source.read())["state"] not in (*OVER, GONE):
             live.update(render(status), refresh=True)
             time.sleep(REFRESH_S)
         live.update(render(status), refresh=True)
@@ -60,7 +62,7 @@ class _Actors:
 
         from rlhf_dist.cluster.session import NAMESPACE, attach
 
-        self._run = run
+        self._last = {"run": run, "state": "starting", "iteration": 0, "iterations": 0, "updated": time.time()}
         attach(address, f"{NAMESPACE}{run}")
         try:
             self._store = ray.get_actor("store")
@@ -79,23 +81,25 @@ class _Actors:
 
         try:
             found: Any = ray.get(self._store.overview.remote(), timeout=CALL_S)
-            begun = {"run": self._run, "state": "starting", "iteration": 0, "iterations": 0, "updated": time.time()}
-            return {**begun, **found}
         except RayActorError:
-            return {"run": self._run, "state": "finished", "iteration": 0, "iterations": 0, "updated": time.time()}
+            found = {"state": GONE}
+        self._last |= found
+        return dict(self._last)
 
 
 def render(status: dict[str, Any]) -> Group:
     """A status as text."""
     ago = time.time() - status["updated"]
-    style = {"failed": "bold red", "stopped": "bold yellow", "finished": "bold green"}.get(status["state"], "bold")
+    style = {"failed": "bold red", "stopped": "bold yellow", GONE: "bold yellow", "finished": "bold green"}.get(
+        status["state"], "bold"
+    )
     head = Text.assemble(
         (status["run"], "bold"),
         "  ",
         (status["state"], style),
         f"  iteration {status['iteration']} of {status['iterations']}",
     )
-    if status["state"] not in OVER:
+    if status["state"] not in (*OVER, GONE):
         head.append(
             f"  told {ago:.0f} s ago" + (f" by {status['host']}, process {status['pid']}" if "host" in status else "")
         )
@@ -104,8 +108,8 @@ def render(status: dict[str, Any]) -> Group:
     if "error" in status:
         parts.append(Text(status["error"], style="red"))
     if "metrics" in status:
-        shown = {name: form.format(status["metrics"][key]) for name, (key, form) in COLUMNS.items()}
-        parts.append(_table(shown))
+        cells = {name: shown(form, status["metrics"].get(key)) for name, (key, form) in COLUMNS.items()}
+        parts.append(_table(cells))
     if "fleet" in status:
         parts.append(_table(status["fleet"]))
     if "rows" in status:

@@ -7,30 +7,54 @@ from typing import Any
 
 import torch
 
-from rlhf_dist.models import PolicyModel, load_policy
+from rlhf_dist.models import PolicyModel, at_temperature, load_policy
 from rlhf_dist.scoring.batches import each_output
 from rlhf_dist.store.row import Row
 
 
 class ReferenceScorer:
-    """Log-probs of the sampled tokens at the rollout's temperature."""
+    """Log-probs of the sampled tokens at the rollout's temperature, as KL to the reference needs them."""
 
     writer = "reference"
 
     def __init__(
-        self, path: str, *, dtype: str, batch_tokens: int, device: str, temperature: float, attention: str = "sdpa"
+        self,
+        path: str,
+        *,
+        dtype: str,
+        batch_tokens: int,
+        device: str,
+        temperature: float,
+        attention: str = "sdpa",
+        plain: bool = False,
     ) -> None:
         """Load the reference policy.
+
+        Args:
+            path: its folder.
+            dtype: torch's name of its dtype.
+            batch_tokens: most tokens of a forward pass.
+            device: where it goes.
+            temperature: of the rollout.
+            attention: its attention kernels.
+            plain: also say how likely it finds the tokens at temperature 1, for perplexity.
 
         Raises:
             ModelError: the folder holds no such model, or its log-probs would not be its own.
         """
         model = load_policy(path, dtype=getattr(torch, dtype), attention=attention).to(device)
         self._model = PolicyModel(model, temperature=temperature)
-        self._batch_tokens, self._device = batch_tokens, device
+        self._batch_tokens, self._device, self._plain = batch_tokens, device, plain
 
     def score(self, rows: Sequence[Row]) -> dict[str, list[Any]]:
-        """Column `ref_log_probs`: log-probs of the sampled tokens, in the order of the rows."""
+        """Column `ref_log_probs`, and with `plain` `plain_log_probs`: of the sampled tokens, in the order of the rows."""
+        found = {"ref_log_probs": self._log_probs(rows)}
+        if self._plain:
+            with at_temperature(self._model, 1.0):
+                found["plain_log_probs"] = self._log_probs(rows)
+        return found
+
+    def _log_probs(self, rows: Sequence[Row]) -> list[Any]:
         found: list[list[float]] = [[] for _ in rows]
         outputs = each_output(
             lambda batch: self._model(batch)[0],
@@ -42,4 +66,4 @@ class ReferenceScorer:
         )
         for number, log_probs in outputs:
             found[number] = log_probs.tolist()
-        return {"ref_log_probs": found}
+        return found

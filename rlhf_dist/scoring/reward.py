@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_dist.config import UNSAFE, FunctionReward, ModelReward, RemoteReward, Reward, Safety
+from rlhf_dist.config import FunctionReward, ModelReward, RemoteReward, Reward, Safety
 from rlhf_dist.models import load_tokenizer
 from rlhf_dist.scoring.answers import Answers, Component
 from rlhf_dist.scoring.functions import RuleReward
@@ -63,9 +63,11 @@ class RewardScorer:
             said = component.score(answers)
             parts |= said
             totals = [total + weight * own for total, own in zip(totals, said[component.name], strict=True)]
-        parts |= self._rules.broken(answers)
-        unsafe = parts.get(UNSAFE, [0.0] * len(totals))
-        scores = [min(total, self._cap) if broken else total for total, broken in zip(totals, unsafe, strict=True)]
+        verdicts = self._rules.verdicts(answers)
+        scores = [
+            min(total, self._cap) if unsafe else total for total, unsafe in zip(totals, verdicts.unsafe, strict=True)
+        ]
+        parts |= verdicts.by_name()
         return {
             "score": scores,
             "score_parts": [[*zip(parts, row, strict=True)] for row in zip(*parts.values(), strict=True)],

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlhf_dist.errors import ModelError
+from rlhf_dist.files import as_exact_json
 
 NAME = "reward.json"
 
@@ -37,7 +38,7 @@ class RewardFile(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Write it into a model folder."""
-        (folder / NAME).write_text(self.model_dump_json(indent=2) + "\n")
+        (folder / NAME).write_text(as_exact_json(self.model_dump(), NAME, indent=2) + "\n")
 
 
 def read_reward_file(folder: str) -> RewardFile:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_dist.config import ModelReward
+from rlhf_dist.config import DISAGREEMENT, ModelReward
 from rlhf_dist.models import ValueModel, load_value_model
 from rlhf_dist.scoring.answers import Answers
 from rlhf_dist.scoring.batches import each_output
@@ -41,7 +41,7 @@ class LearnedReward:
             values = (values - np.array(self._file.means)) / self._file.std
         found = {self.name: combined(values, self._settings.combine, std_coef=self._settings.std_coef).tolist()}
         if values.shape[1] > 1:
-            found[f"{self.name}_disagreement"] = values.std(1).tolist()
+            found[self.name + DISAGREEMENT] = values.std(1).tolist()
         return found
 
     def members(self, answers: Answers) -> np.ndarray[Any, Any]:

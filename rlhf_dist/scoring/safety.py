@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,27 @@ from rlhf_dist.config import UNSAFE, Safety
 from rlhf_dist.errors import ModelError
 from rlhf_dist.models import load_classifier
 from rlhf_dist.scoring.answers import Answers
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What the rules say of some answers: 1 where one is broken, else 0."""
+
+    answers: int
+    by_rule: dict[str, list[float]]
+    """Of each rule that there is, a verdict per answer."""
+
+    @property
+    def unsafe(self) -> list[float]:
+        """Of each answer, whether it breaks any rule; none does where there are no rules."""
+        if not self.by_rule:
+            return [0.0] * self.answers
+        return [max(broken) for broken in zip(*self.by_rule.values(), strict=True)]
+
+    def by_name(self) -> dict[str, list[float]]:
+        """As they are logged: `unsafe_RULE`, and by any rule `unsafe`; nothing where there are no rules."""
+        named = {f"{UNSAFE}_{rule}": broken for rule, broken in self.by_rule.items()}
+        return {**named, UNSAFE: self.unsafe} if named else {}
 
 
 class Rules:
@@ -27,24 +49,22 @@ class Rules:
         self._required = [re.compile(pattern) for pattern in settings.required]
         self._classifier = Classifier(settings.classifier, device=device) if settings.classifier else None
 
-    def broken(self, answers: Answers) -> dict[str, list[float]]:
-        """By rule, `unsafe_RULE`, and by any, `unsafe`; empty where there are no rules."""
+    def verdicts(self, answers: Answers) -> Verdicts:
+        """Which answers break which rule."""
         settings, texts = self._settings, [answer for _, answer in answers.texts] if self._reads_text else []
         found: dict[str, list[float]] = {}
         if self._forbidden:
-            found["unsafe_forbidden"] = [float(any(p.search(text) for p in self._forbidden)) for text in texts]
+            found["forbidden"] = [float(any(p.search(text) for p in self._forbidden)) for text in texts]
         if self._required:
-            found["unsafe_required"] = [float(not all(p.search(text) for p in self._required)) for text in texts]
+            found["required"] = [float(not all(p.search(text) for p in self._required)) for text in texts]
         if settings.shortest or settings.longest is not None:
             longest = settings.longest if settings.longest is not None else float("inf")
             lengths = [int(row.sampled.sum()) for row in answers.rows]
-            found["unsafe_length"] = [float(not settings.shortest <= length <= longest) for length in lengths]
+            found["length"] = [float(not settings.shortest <= length <= longest) for length in lengths]
         if self._classifier is not None:
             verdicts = self._classifier.probabilities(answers.texts)
-            found["unsafe_classifier"] = [float(not p < settings.threshold) for p in verdicts]  # NaN is not safe
-        if found:
-            found[UNSAFE] = [max(broken) for broken in zip(*found.values(), strict=True)]
-        return found
+            found["classifier"] = [float(not p < settings.threshold) for p in verdicts]  # NaN is not safe
+        return Verdicts(len(answers.rows), found)
 
     @property
     def _reads_text(self) -> bool:

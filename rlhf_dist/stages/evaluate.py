@@ -102,8 +102,9 @@ def passage(results: Sequence[Result], *, prompts: int, samples: int) -> Passage
     head, rows = table(results)
     text = (
         f"{prompts} prompts, {samples} answer{'s' if samples > 1 else ''} each. Wins: how often an answer is better than "
-        f"{results[0].name}'s, ties counting half. In brackets 95% intervals by bootstrap over prompts. KL and perplexity are to "
-        "and under the reference; distinct-n is the share of n-grams that differ, self-BLEU how alike answers are."
+        f"{results[0].name}'s, ties counting half. In brackets 95% intervals by bootstrap over prompts. KL to the "
+        "reference is that of the distributions that answers are drawn from (rollout.temperature), perplexity is under the "
+        "reference at temperature 1; distinct-n is the share of n-grams that differ, self-BLEU how alike answers are."
     )
     return Passage("Evaluation", text, head, rows)
 
@@ -161,7 +162,7 @@ def _scored(
         answers=[prepared.tokenizer.decode(row.answer, skip_special_tokens=True) for row in found],
         lengths=[int(row.sampled.sum()) for row in found],
         kl=[a - b for a, b in zip(own, reference, strict=True)],
-        ref_log_probs=reference,
+        plain_log_probs=[float(sum(each)) for each in scored["plain_log_probs"]],
         rewards=[float(each) for each in scored["score"]],
         parts={part: [row[part] for row in rows] for part in (rows[0] if rows else {})},
     )
@@ -176,7 +177,7 @@ def _rows(prompts: Sequence[Prompt], scored: Sequence[ScoredAnswers], samples: i
             "answer": one.answers[number * samples + sample],
             "kl": one.kl[number * samples + sample],
             "reward": one.rewards[number * samples + sample],
-            **{part: values[number * samples + sample] for part, values in one.parts.items()},
+            "parts": {part: values[number * samples + sample] for part, values in one.parts.items()},
         }
         for one in scored
         for number, prompt in enumerate(prompts)

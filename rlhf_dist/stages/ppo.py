@@ -175,7 +175,7 @@ def _train(parts: Parts, prepared: PreparedPPO, config: PPOConfig, folder: PPOFo
         if trace.wants(iteration):
             trace.add(spans_of(parts, timeout_s=config.timeouts.call), seconds=metrics["timing_s/step"])
         if config.checkpoint_every and (iteration + 1) % config.checkpoint_every == 0:
-            save_checkpoint(parts.learner, prepared.tokenizer, folder.path, state)
+            save_checkpoint(parts.learner, prepared.tokenizer, folder.path, state, config)
 
     if prepared.demonstrations is not None:
         parts.learner.imitate(prepared.demonstrations)

@@ -4,6 +4,7 @@
     critic/                                        the critic, likewise (where there is one)
     learner/<model>/rank-<r>/                      optimiser state and schedule, one folder per rank
     state.json                                     iteration, KL coefficient, gold scores so far
+    run.yaml                                       the settings that the run then had
 
 All weights are in the learner's precision of storage; optimiser states carry the fp32 master weights. The newest two checkpoints
 keep `learner/`; of older ones the policy stays.
@@ -19,18 +20,21 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_dist.checkpoint import checkpoints, complete_or_absent, verify
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import PPOConfig, dump, load
 from rlhf_dist.controller import State
 from rlhf_dist.errors import ConfigError, ModelError
+from rlhf_dist.files import as_exact_json
 from rlhf_dist.learner.group import LearnerGroup
+from rlhf_dist.run_folder.names import CONFIG
+from rlhf_dist.stages.changes import check_changes
 from rlhf_dist.stages.wiring import Begin
 
 KEPT_LEARNER_STATES = 2
 """The newest, and the one before it for when the newest is damaged."""
-STATE = "state.json"
+STATE, SETTINGS = "state.json", "run.yaml"
 
 
-def save_checkpoint(learner: LearnerGroup, tokenizer: Any, run_dir: Path, state: State) -> Path:
+def save_checkpoint(learner: LearnerGroup, tokenizer: Any, run_dir: Path, state: State, config: PPOConfig) -> Path:
     """Write a checkpoint of everything that a run needs to go on."""
     folder = run_dir / "checkpoints" / f"step-{state.iteration:06d}"
     with complete_or_absent(folder) as aside:
@@ -41,7 +45,8 @@ def save_checkpoint(learner: LearnerGroup, tokenizer: Any, run_dir: Path, state:
             learner.save("critic", here / "critic")
         for model in learner.models:
             learner.save_state(model, here / "learner" / model)
-        (aside / STATE).write_text(json.dumps(dataclasses.asdict(state)))
+        (aside / STATE).write_text(as_exact_json(dataclasses.asdict(state), STATE))
+        (aside / SETTINGS).write_text(dump(config))
     for old in checkpoints(run_dir)[KEPT_LEARNER_STATES:]:
         shutil.rmtree(old / "learner")
     return folder
@@ -52,7 +57,7 @@ def newest(config: PPOConfig, run_dir: Path) -> tuple[State, Begin]:
 
     Raises:
         ModelError: in every checkpoint a file has changed since it was written; names the newest's.
-        ConfigError: it is of a run with more iterations than the config asks for.
+        ConfigError: it is of a run with more iterations than the config asks for, or with settings that a run keeps.
     """
     damage: list[ModelError] = []
     for folder in checkpoints(run_dir):
@@ -75,5 +80,15 @@ def _read(config: PPOConfig, folder: Path) -> tuple[State, Begin]:
             f"{folder}: saved after iteration {state.iteration}; ppo.iterations is {config.ppo.iterations}, "
             "expected as many at least"
         )
+    before = _settings(folder)
+    check_changes(before, config, where=str(folder))
+    if config.ppo.kl_target is None or config.ppo.kl_coef != before.ppo.kl_coef:
+        state.kl_coef = config.ppo.kl_coef  # fixed, or set anew; else it goes on from where it adapted to
     critic = folder / "critic"
     return state, Begin(state.iteration, str(folder), str(critic) if critic.is_dir() else "", str(folder / "learner"))
+
+
+def _settings(folder: Path) -> PPOConfig:
+    """What a checkpoint was made with; earlier versions kept it in the run folder only."""
+    own = folder / SETTINGS
+    return load(PPOConfig, own if own.exists() else folder.parent.parent / CONFIG)

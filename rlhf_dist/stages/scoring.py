@@ -42,7 +42,13 @@ def scorer_kinds(config: PPOConfig | EvaluateConfig, *, policy: str, reference: 
     return {
         "reward": ScorerKind(RewardScorer, reward),
         "reference": ScorerKind(
-            ReferenceScorer, {"path": reference, "temperature": config.rollout.temperature, **shared}
+            ReferenceScorer,
+            {
+                "path": reference,
+                "temperature": config.rollout.temperature,
+                "plain": isinstance(config, EvaluateConfig),
+                **shared,
+            },
         ),
     }
 

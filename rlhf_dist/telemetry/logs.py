@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -11,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rlhf_dist.files import parsed, whole_lines
+from rlhf_dist.files import as_json, parsed, whole_lines
 
 CONTEXT: dict[str, int] = {}
 """`iteration` and `version` of this process now; they go into each line."""
@@ -43,7 +42,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return as_json(line, default=str)
 
 
 FOLDER = "logs"

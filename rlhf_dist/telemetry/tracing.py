@@ -5,7 +5,6 @@ Open `trace.json` in https://ui.perfetto.dev or chrome://tracing. Times are thos
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import deque
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_dist.files import write_text
+from rlhf_dist.files import as_json, write_text
 
 KEPT_SPANS = 10_000
 """Per process; older ones are dropped, since nobody asked for them."""
@@ -66,7 +65,7 @@ def write_trace(path: Path, spans: Mapping[str, Iterable[Span]], ray_events: Ite
         events.append({"ph": "M", "name": "thread_name", "args": {"name": actor}, **where})
         for name, start, duration, facts in found:
             events.append({"ph": "X", "name": name, "ts": start, "dur": duration, "args": facts, **where})
-    write_text(path, json.dumps({"traceEvents": [*events, *ray_events], "displayTimeUnit": "ms"}))
+    write_text(path, as_json({"traceEvents": [*events, *ray_events], "displayTimeUnit": "ms"}))
 
 
 class Trace:

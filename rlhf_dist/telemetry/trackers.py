@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf_dist.config import flat
+from rlhf_dist.files import as_json
 from rlhf_dist.telemetry.ray_metrics import RayMetricsTracker
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class JsonlTracker:
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Record one iteration."""
-        self._file.write(json.dumps({"iteration": iteration, **metrics}) + "\n")
+        self._file.write(as_json({"iteration": iteration, **metrics}) + "\n")
         self._file.flush()
 
     def finish(self) -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_dist.algorithms.kl import AdaptiveKL, k1, k3, shaped_rewards
+from rlhf_dist.algorithms.kl import LEAST, MOST, AdaptiveKL, k1, k3, shaped_rewards
 
 
 def test_k1_and_k3_are_unbiased_for_a_known_pair_of_distributions() -> None:
@@ -31,12 +31,44 @@ def test_shaped_rewards_take_the_kl_penalty_off_every_token() -> None:
 def test_adaptive_coefficient_follows_the_formula_and_moves_towards_the_target() -> None:
     kl = AdaptiveKL(0.1, target=6.0, horizon=1000)
     kl.update(6.6, samples=100)
-    assert kl.coefficient == pytest.approx(0.1 * (1 + 0.1 * 100 / 1000))
-    kl.update(600.0, samples=100)
-    assert kl.coefficient == pytest.approx(0.101 * (1 + 0.2 * 0.1))
+    assert kl.coefficient == pytest.approx(0.1 * math.exp(0.1 * 100 / 1000))
+    assert kl.coefficient == pytest.approx(0.1 * (1 + 0.1 * 100 / 1000), rel=1e-4), "the paper's, to first order"
     before = kl.coefficient
+    kl.update(600.0, samples=100)
+    assert kl.coefficient == pytest.approx(before * math.exp(0.2 * 0.1))
     kl.update(0.0, samples=100)
-    assert kl.coefficient == pytest.approx(before * (1 - 0.2 * 0.1))
+    assert kl.coefficient == pytest.approx(before)
+
+
+@given(
+    st.floats(1e-9, 1e6),
+    st.floats(1e-9, 1e9),
+    st.integers(1, 10**9),
+    st.lists(st.tuples(st.floats(allow_nan=True, allow_infinity=True), st.integers(1, 10**9)), max_size=50),
+)
+def test_an_adaptive_coefficient_is_positive_and_moves_by_a_fifth_whatever_comes(
+    start: float, target: float, horizon: int, batches: list[tuple[float, int]]
+) -> None:
+    kl = AdaptiveKL(start, target=target, horizon=horizon)
+    for number, (found, samples) in enumerate(batches):
+        before = kl.coefficient
+        kl.update(found, samples)
+        if math.isfinite(found):
+            assert LEAST <= kl.coefficient <= MOST
+        if number and LEAST <= before <= MOST:
+            assert abs(math.log(kl.coefficient / before)) <= 0.2 + 1e-9
+        if found > target and before < MOST:
+            assert kl.coefficient >= before
+
+
+def test_a_coefficient_finds_back_from_either_end() -> None:
+    kl = AdaptiveKL(0.1, target=1.0, horizon=1)
+    for _ in range(200):
+        kl.update(0.0, samples=64)
+    assert kl.coefficient == LEAST
+    for _ in range(400):
+        kl.update(1e9, samples=64)
+    assert kl.coefficient == MOST
 
 
 def test_fixed_coefficient_does_not_move() -> None:

@@ -1,3 +1,5 @@
+import math
+
 import pyarrow as pa
 
 from rlhf_dist.evaluation.before_after import compare
@@ -31,3 +33,14 @@ def test_without_a_judge_answers_are_kept_and_nothing_is_decided() -> None:
     verdict = compare(PROMPTS, answers("a", "a", "a", "a"), answers("b", "b", "b", "b"), Letters(), None)
     assert verdict.win_rate is None
     assert len(verdict.comparisons) == 4
+
+
+def test_what_the_judge_has_no_number_for_is_neither_won_nor_lost() -> None:
+    def judge(prompt: str, answer: str) -> float:
+        return math.nan if answer == "b" else float(len(answer))
+
+    verdict = compare(PROMPTS, answers("a", "a", "b", "a"), answers("aa", "b", "aa", "a"), Letters(), judge)
+    assert (verdict.win_rate, verdict.tie_rate, verdict.gold_after) == (0.5, 0.5, 1.5)
+    assert [(each.gold_before, each.gold_after) for each in verdict.comparisons[1:3]] == [(1.0, None), (None, 2.0)]
+    nothing = compare(PROMPTS, *[answers("b", "b", "b", "b")] * 2, Letters(), judge)
+    assert (nothing.win_rate, nothing.gold_before) == (None, None)

@@ -13,7 +13,7 @@ START = ScoredAnswers(
     answers=["a b", "c d", "e f"],
     lengths=[2, 2, 2],
     kl=[0.0, 0.0, 0.0],
-    ref_log_probs=[-2.0, -2.0, -2.0],
+    plain_log_probs=[-2.0, -2.0, -2.0],
     rewards=[1.0, 2.0, 3.0],
     parts={"gold": [0.5, 0.5, 0.5], "unsafe": [0.0, 1.0, 0.0]},
 )
@@ -22,7 +22,7 @@ TRAINED = ScoredAnswers(
     answers=["good", "bad", "good"],
     lengths=[1, 1, 4],
     kl=[0.5, 1.0, 1.5],
-    ref_log_probs=[-1.0, -2.0, -3.0],
+    plain_log_probs=[-1.0, -2.0, -3.0],
     rewards=[2.0, 2.0, 1.0],
     parts={"gold": [1.0, 0.5, 0.75], "unsafe": [0.0, 0.0, 0.0]},
 )

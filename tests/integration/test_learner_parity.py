@@ -71,7 +71,7 @@ def plain(folders: Folders, sequences: list[np.ndarray]) -> tuple[list[float], d
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_grad_norm)
         for group in adamw.param_groups:
-            group["lr"] = o.lr * min(1.0, step / warmup)
+            group["lr"] = o.lr * min(1.0, (step + 1) / (warmup + 1))
         adamw.step()
         adamw.zero_grad()
         losses.append(total)

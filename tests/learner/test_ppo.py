@@ -274,6 +274,17 @@ def test_epochs_stop_early_once_the_policy_has_moved_too_far() -> None:
     assert bounded["actor/epochs"] == 2
 
 
+def test_an_epoch_is_measured_by_itself_and_not_with_those_before() -> None:
+    means = [0.0, *(run(PPO(epochs=epochs), tokens=10_000)[1]["actor/ppo_kl"] for epochs in (1, 2, 3, 4))]
+    own = [number * means[number] - (number - 1) * means[number - 1] for number in (1, 2, 3, 4)]
+    assert own[1] < own[2] < own[3]
+    limit = (max(own[1], means[3]) + own[2]) / 2
+    assert means[3] < limit, "over the whole update the third epoch would pass"
+    _, facts = run(PPO(epochs=6, max_policy_kl=limit), tokens=10_000)
+    assert facts["actor/epochs"] == 3
+    assert facts["actor/ppo_kl"] == pytest.approx(means[3], rel=1e-4), "told over all of them"
+
+
 def test_good_answers_become_likelier_and_bad_ones_less_likely() -> None:
     rows = data()
     scores = [1.0, -1.0] * 4

@@ -54,6 +54,16 @@ def test_report_stands_alone_and_shows_samples_as_text(run: Path) -> None:
         assert text in page
 
 
+def test_what_is_no_number_is_a_dash_and_no_point(run: Path) -> None:
+    nothing = dict.fromkeys(("gold_score_after", "reward_end", "kl_end", "samples_per_second"))
+    (run / "summary.json").write_text(json.dumps(SUMMARY | nothing))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"iteration": 2, "critic/score/mean": None, "timing_s/gen": None}) + "\n")
+    page = write_report(run).read_text()
+    assert "-1.00 → –" in page
+    assert "highest 0" in page, "the chart is of the two numbers that there are"
+
+
 def test_a_chart_without_data_is_left_out(run: Path) -> None:
     assert "Entropy" not in write_report(run).read_text()
 

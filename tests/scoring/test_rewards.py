@@ -154,6 +154,15 @@ def test_an_answer_that_breaks_a_rule_scores_at_most_the_cap(tokenizer_folder: s
     )
 
 
+@pytest.mark.parametrize("name", ["unsafe", "unsafe_length", "UNSAFE", "a_disagreement"])
+def test_no_name_of_a_reward_is_taken_for_a_verdict(name: str, tokenizer_folder: str) -> None:
+    rule = FunctionReward(kind="function", name=name, path=f"{HERE}:length_of", weight=-1.0)
+    lengths = [-float(len(answer)) for answer in ANSWERS]
+    assert scorer(tokenizer_folder, rule).score(ROWS)["score"] == lengths
+    kept = Safety(shortest=1, cap=-100.0)
+    assert scorer(tokenizer_folder, rule, safety=kept).score(ROWS)["score"] == lengths
+
+
 def test_a_classifiers_verdict_caps_the_reward(tmp_path: Path, tokenizer_folder: str) -> None:
     made = model(tmp_path, heads=2, seed=3)
     made.config.id2label = {0: "fine", 1: "unsafe"}

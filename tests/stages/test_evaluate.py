@@ -21,10 +21,10 @@ def test_every_answer_is_a_row_with_its_own_scores() -> None:
         [0.1, 0.2, 0.3, 0.4],
         [-1.0] * 4,
         [1.0, 2.0, 3.0, 4.0],
-        {"gold": [0, 1, 0, 1]},
+        {"gold": [0, 1, 0, 1], "reward": [9.0] * 4},
     )
     rows = _rows([Prompt(0, (1,), "p"), Prompt(1, (1,), "q")], [one], samples=2)
-    assert [(row["prompt"], row["answer"], row["kl"], row["reward"], row["gold"]) for row in rows] == [
+    assert [(row["prompt"], row["answer"], row["kl"], row["reward"], row["parts"]["gold"]) for row in rows] == [
         ("p", "x", 0.1, 1.0, 0),
         ("p", "y", 0.2, 2.0, 1),
         ("q", "z", 0.3, 3.0, 0),
@@ -39,6 +39,7 @@ def test_kl_is_what_the_policy_found_likelier_than_the_reference_did() -> None:
     ]
     columns = {
         "ref_log_probs": [[-1.0, -1.0], [-0.25]],
+        "plain_log_probs": [[-2.0, -1.5], [-0.5]],
         "score": [0.5, -0.5],
         "score_parts": [[("reward", 0.5), ("gold", 1.0)], [("reward", -0.5), ("gold", 0.0)]],
     }
@@ -46,6 +47,6 @@ def test_kl_is_what_the_policy_found_likelier_than_the_reference_did() -> None:
     assert found.answers == ["ab", "c"]
     assert found.lengths == [2, 1]
     assert found.kl == pytest.approx([1.25, -0.75])
-    assert found.ref_log_probs == pytest.approx([-2.0, -0.25])
+    assert found.plain_log_probs == pytest.approx([-3.5, -0.5])
     assert found.rewards == [0.5, -0.5]
     assert found.parts == {"reward": [0.5, -0.5], "gold": [1.0, 0.0]}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import EvaluateConfig, PPOConfig
 from rlhf_dist.learner.rows import RankRows, to_experience
 from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.records import RowKey, Sample, SampleRequest
@@ -58,6 +58,17 @@ def test_one_temperature_goes_through_all_three_doors(temperature: float, folder
             np.testing.assert_allclose(values, sample.log_probs, atol=1e-5)
     other = folders.config(rollout={"temperature": 1.3})
     assert np.abs(by_reference(other, samples)[0] - samples[0].log_probs).max() > 1e-2, "it would be seen"
+
+
+def test_perplexity_is_measured_at_temperature_1_whatever_is_sampled_at(folders: Folders) -> None:
+    at_one = folders.config(rollout={"engine": "transformers"})
+    samples = sampled(at_one)
+    tree = {"policies": {"a": at_one.policy}, "prompts": {"path": "p"}, "rollout": {"temperature": 0.5}}
+    kind = scorer_kinds(EvaluateConfig.model_validate(tree), policy=at_one.policy, reference=at_one.policy)["reference"]
+    scored = kind.scorer(**kind.arguments, device="cpu").score(rows_of(rollout_batch(samples)))
+    for sample, plain, sharp in zip(samples, scored["plain_log_probs"], scored["ref_log_probs"], strict=True):
+        np.testing.assert_allclose(plain, sample.log_probs, atol=1e-5)
+        assert np.abs(np.array(sharp) - sample.log_probs).max() > 1e-2
 
 
 def test_the_learner_trains_what_the_settings_name_from_where_the_run_begins(folders: Folders) -> None:

@@ -54,6 +54,8 @@ def test_metrics_jsonl_is_written_through_at_once(tmp_path: Path) -> None:
     tracker = JsonlTracker(tmp_path / "metrics.jsonl")
     tracker.log(4, METRICS)
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"iteration": 4, **METRICS}
+    tracker.log(5, {"objective/kl": float("nan")})
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines()[1] == '{"iteration": 5, "objective/kl": null}'
     tracker.finish()
 
 

@@ -1,7 +1,8 @@
-"""How long a sequence a model can take, as its config says."""
+"""Whether a model has room for what it will read, as its config says: positions, rows of its embedding."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rlhf_dist.errors import ModelError
@@ -63,3 +64,35 @@ def check_length(role: str, path: str, config: Any, longest: int, *, lower: str)
             f"{role} {path} has {positions} positions; the longest sequence would have {longest} tokens. Lower {lower}, or take "
             "a model with more positions"
         )
+
+
+def rows_of_embedding(config: Any) -> int:
+    """Token ids that a model has embeddings for."""
+    found: int = config.get_text_config().vocab_size
+    return found
+
+
+def check_vocabulary(models: Mapping[str, tuple[str, Any]], tokenizer: Any) -> None:
+    """Refuse models that some token has no row in. A policy may sample any row of its own embedding, padding of the table too.
+
+    Args:
+        models: role to folder and config; those that read another model's samples after it.
+        tokenizer: whose tokens the first model reads.
+
+    Raises:
+        ModelError: names both numbers, and how to make them fit.
+    """
+    largest = max(tokenizer.get_vocab().values(), default=-1) + 1
+    (first, (path, config)), *others = models.items()
+    rows = rows_of_embedding(config)
+    if rows < largest:
+        raise ModelError(
+            f"{first} {path}: its embedding has {rows} rows, its tokenizer {largest} tokens; expected at least as many rows. "
+            "Resize it with model.resize_token_embeddings and save it again"
+        )
+    for role, (other, its) in others:
+        if rows_of_embedding(its) < rows:
+            raise ModelError(
+                f"{role} {other}: its embedding has {rows_of_embedding(its)} rows, that of the {first} {path} {rows}, any of which "
+                "may be sampled; expected at least as many. Resize it with model.resize_token_embeddings and save it again"
+            )

@@ -1,0 +1,170 @@
+"""DeepSpeed itself, every ZeRO stage, as the only rank; several ranks: tests/integration/test_learner_parity.py."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rlhf_dist.config import Optimizer
+from rlhf_dist.errors import RunError
+from rlhf_dist.imports import import_deepspeed
+from rlhf_dist.learner.trained_model import TrainedModel
+from rlhf_dist.models import PackedBatch, PolicyModel, pack
+from tests.learner.test_ppo import SHAPE
+
+STAGES = [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32")]
+STAGES += [(1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")]
+HALVES = [stage for stage in STAGES if stage[1] == "bfloat16"]
+MICROS = 400
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "DS_ACCELERATOR": "cpu"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _alone() -> Iterator[None]:
+    """A process group of this process, which needs no port."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in ALONE.items():
+            patched.setenv(name, value)
+        import_deepspeed()
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+        yield
+        deepspeed.comm.comm.destroy_process_group()
+        deepspeed.comm.comm.cdb = None
+
+
+def policy() -> PolicyModel:
+    torch.manual_seed(0)
+    return PolicyModel(LlamaForCausalLM(LlamaConfig(**SHAPE)), value_head=True)
+
+
+def trained(
+    stage: tuple[int, str], module: PolicyModel | None = None, *, steps: int = 8, **options: Any
+) -> TrainedModel:
+    settings = Optimizer(**{"lr": 1e-2, "warmup": 0.25, "max_grad_norm": 1e9, **options})
+    return TrainedModel(module or policy(), settings, total_steps=steps, zero_stage=stage[0], dtype=stage[1])
+
+
+def batch() -> PackedBatch:
+    tokens = np.random.default_rng(0).integers(1, 61, size=12).astype(np.int32)
+    return pack([tokens], [range(11)], [[0]])
+
+
+def loss_of(outputs: Any) -> torch.Tensor:
+    log_probs, _, values = outputs
+    total: torch.Tensor = (values - 1.0).square().sum() - log_probs.sum()
+    return total
+
+
+def weights(model: TrainedModel) -> dict[str, torch.Tensor]:
+    """The module's own, with which it computes."""
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([*model.module.parameters()], enabled=model.zero_stage == 3):
+        return {name: each.detach().clone() for name, each in model.module.named_parameters()}
+
+
+def go(model: TrainedModel) -> dict[str, float]:
+    model.backward(loss_of(model(batch())))
+    return model.step()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_first_step_learns_at_the_rate_that_is_told(stage: tuple[int, str]) -> None:
+    model = trained(stage)
+    before = weights(model)["value_head.weight"]
+    told = go(model)
+    after = weights(model)["value_head.weight"]
+    # AdamW's first step is the learning rate, whatever the gradient's size.
+    assert (after - before).abs().max().item() == pytest.approx(told["lr"], rel=1e-2)
+    assert told["lr"] == pytest.approx(1e-2 / 3)
+    assert [go(model)["lr"] for _ in range(2)] == pytest.approx([2e-2 / 3, 1e-2])
+    model.free()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_loaded_state_is_in_the_modules_weights_before_the_first_step(stage: tuple[int, str], tmp_path: Path) -> None:
+    model = trained(stage)
+    for _ in range(3):
+        go(model)
+    model.save_state(tmp_path / "rank-0")
+    saved = weights(model)
+    assert saved["value_head.weight"].abs().max() > 0
+    again = trained(stage)
+    again.load_state(tmp_path / "rank-0")
+    for name, found in weights(again).items():
+        assert torch.equal(found, saved[name]), name
+    with torch.no_grad():
+        assert torch.equal(again(batch())[2], model(batch())[2]), "values"
+    assert go(again) == go(model)
+    for name, found in weights(again).items():
+        assert torch.equal(found, weights(model)[name]), name
+    model.free()
+    again.free()
+
+
+def test_settings_of_a_resumed_run_are_those_that_it_is_given_now(tmp_path: Path) -> None:
+    model = trained((2, "float32"))
+    go(model)
+    model.save_state(tmp_path / "rank-0")
+    model.free()
+    given = {"lr": 1e-4, "schedule": "linear", "betas": (0.5, 0.6), "weight_decay": 0.3, "warmup": 0.0}
+    again = trained((2, "float32"), steps=5, **given)
+    again.load_state(tmp_path / "rank-0")
+    assert [go(again)["lr"] for _ in range(4)] == pytest.approx([0.8e-4, 0.6e-4, 0.4e-4, 0.2e-4])
+    group = again.engine.optimizer.param_groups[0]
+    assert (group["betas"], group["weight_decay"]) == ((0.5, 0.6), 0.3)
+    again.free()
+
+
+@pytest.mark.parametrize("stage", HALVES)
+def test_gradients_in_bf16_add_up_in_fp32(stage: tuple[int, str]) -> None:
+    plain, model = policy(), trained(stage)
+    dtypes = {name: each.dtype for name, each in model.module.named_parameters()}
+    for name, each in plain.named_parameters():
+        each.data = each.data.to(dtypes[name])
+    (loss_of(plain(batch())) / MICROS).backward()
+    each = [parameter.grad for parameter in plain.parameters()]
+    summed = [torch.zeros_like(gradient) for gradient in each]
+    for _ in range(MICROS):
+        model.backward(loss_of(model(batch())) / MICROS)
+        for total, gradient in zip(summed, each, strict=True):
+            total += gradient
+    expected, halves = MICROS * _norm(each), _norm(summed)
+    assert model.step()["grad_norm"] == pytest.approx(expected, rel=1e-4)
+    assert abs(halves - expected) > 0.05 * expected, "in bf16 they would not"
+    model.free()
+
+
+def _norm(gradients: Any) -> float:
+    return float(torch.sqrt(sum(each.float().square().sum() for each in gradients)))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_float_buffers_keep_their_numbers(stage: tuple[int, str]) -> None:
+    module = policy()
+    before = {name: each.clone() for name, each in module.named_buffers()}
+    assert any("inv_freq" in name for name in before)
+    model = trained(stage, module)
+    for name, each in model.module.named_buffers():
+        assert each.dtype == before[name].dtype
+        assert torch.equal(each, before[name]), name
+    model.free()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_step_that_makes_weights_no_numbers_ends_the_run(stage: tuple[int, str], broken: float) -> None:
+    model = trained(stage)
+    model.backward(loss_of(model(batch())) * broken)
+    with pytest.raises(RunError, match="the gradient of optimiser step 1 has the norm .*expected a finite number"):
+        model.step()
+    model.free()
