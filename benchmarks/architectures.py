@@ -1,10 +1,10 @@
-"""Every causal family of transformers that can be made small, through learner, scorer, file and engines: right, remedied, refused?
+"""Every causal family of transformers that can be made small: right, remedied, or refused?
 
-For each family a random model is made and read back through the same doors as a user's. Right means, in fp32, to a thousandth of a
-nat: log-probs alone, packed and in training mode equal the model's own forward; a reward model's scores too; what is saved after a
-training step, read by transformers, is what was trained; published weights make the transformers engine, and vLLM where it serves
-the family, say what the learner says. `remedied`: right by another layout, kernel or way to decode, which the logs name.
-`refused`: one sentence. `wrong`: anything else, a traceback included.
+For each family a random model is made and read back through the same doors as a user's: learner, scorer, file, engines. Right
+means, in fp32, to a thousandth of a nat: log-probs alone, packed and in training mode equal the model's own forward; a reward
+model's scores too; what is saved after a training step, read by transformers, is what was trained; published weights make the
+transformers engine, and vLLM where it serves the family, say what the learner says. `remedied`: right by another layout, kernel
+or way to decode, which the logs name. `refused`: one sentence. `wrong`: anything else, a traceback included.
 """
 
 from __future__ import annotations
@@ -187,10 +187,10 @@ def scorer(family: str, folder: Path, sequences: list[Any]) -> str:
     try:
         write_small(family, folder, kind=AutoModelForSequenceClassification)
         own = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        ids = [torch.from_numpy(tokens).long()[None] for tokens in sequences]
+        theirs = [own(input_ids=each, attention_mask=torch.ones_like(each)).logits[0].mean()[None] for each in ids]
     except Exception:
         return "no class"
-    ids = [torch.from_numpy(tokens).long()[None] for tokens in sequences]
-    theirs = [own(input_ids=each, attention_mask=torch.ones_like(each)).logits[0].mean()[None] for each in ids]
     model = ValueModel(load_value_model(str(folder), dtype=torch.float32))
     for rows in PACKED:
         said = model(pack(sequences, [range(len(tokens) - 1, len(tokens)) for tokens in sequences], rows)).split(1)

@@ -49,9 +49,55 @@ HYBRID = ["linear_attention", "full_attention"]
 """Layer types where a family mixes recurrence and attention."""
 ALSO: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
-    "codegen": {"n_head": 4, "n_ctx": 128, "rotary_dim": 8},
+    "codegen": {"n_head": 4, "n_embd": 64, "n_ctx": 128, "rotary_dim": 8},
     "deepseek_v3": {"head_dim": 16},
     "youtu": {"head_dim": 16},
+    "axk1": {"head_dim": 16},
+    "longcat_flash": {"head_dim": 16, "ffn_hidden_size": 64, "expert_ffn_hidden_size": 32, "moe_topk": 2},
+    "cohere_compass_text": {"layer_types": ["full_attention", "full_attention"]},
+    "dbrx": {
+        "attn_config": {"clip_qkv": 8, "kv_n_heads": 2, "rope_theta": 10_000.0},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 64},
+    },
+    "gemma3n_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_kv_shared_layers": 0,
+        "vocab_size_per_layer_input": 288,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 8,
+        "activation_sparsity_pattern": [0.0, 0.0],
+    },
+    "gemma4_text": {
+        "vocab_size_per_layer_input": 288,
+        "hidden_size_per_layer_input": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "mimo_v2_flash": {"layer_types": ["full_attention", "sliding_attention"]},
+    "qwen4_exp_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "reformer": {
+        "axial_pos_embds": False,
+        "attn_layers": ["local", "local"],
+        "local_attn_chunk_length": 8,
+        "is_decoder": True,
+    },
+    "roc_bert": {"pronunciation_vocab_size": 10, "shape_vocab_size": 10},
+    "xlstm": {
+        "num_heads": 2,
+        "chunkwise_kernel": "chunkwise--native_autograd",
+        "sequence_kernel": "native_sequence__native",
+        "step_kernel": "native",
+    },
+    "zamba": {
+        "num_hidden_layers": 4,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+    },
+    "zamba2": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "hybrid_layer_ids": [1, 3],
+    },
     "falcon_h1": {"mamba_d_ssm": 128},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": 8},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
@@ -67,7 +113,7 @@ ALSO: dict[str, dict[str, Any]] = {
 }
 """What a family needs beside smaller numbers, and numbers under which its oddities show."""
 OPTIONAL = ("pad_token_id", "bos_token_id", "eos_token_id")
-LARGEST = 3_000_000
+LARGEST = 5_000_000
 
 
 def families() -> list[str]:

@@ -1,6 +1,6 @@
 """Hugging Face models as this system uses them."""
 
-from rlhf_dist.models.fits import check_length, check_vocabulary
+from rlhf_dist.models.fits import check_models
 from rlhf_dist.models.folders import check_folder
 from rlhf_dist.models.heads import LOGITS_BYTES, LogProbHead
 from rlhf_dist.models.loading import load_classifier, load_policy, load_value_model, read_config
@@ -18,9 +18,8 @@ __all__ = [
     "ValueModel",
     "at_temperature",
     "check_folder",
-    "check_length",
+    "check_models",
     "check_same_tokenizer",
-    "check_vocabulary",
     "eos_token_ids",
     "load_classifier",
     "load_policy",

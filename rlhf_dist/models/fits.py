@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from rlhf_dist.errors import ModelError
+from rlhf_dist.models.loading import read_config
+from rlhf_dist.models.roles import check_role
 
 
 def positions_of(config: Any) -> int | None:
@@ -13,7 +15,7 @@ def positions_of(config: Any) -> int | None:
     text = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         found = getattr(text, name, None)
-        if isinstance(found, int):
+        if isinstance(found, int) and found > 0:
             return found
     return None
 
@@ -40,19 +42,28 @@ def switching_length(config: Any) -> int | None:
     return min((each for each in found if each is not None), default=None)
 
 
-def check_length(role: str, path: str, config: Any, longest: int, *, lower: str) -> None:
-    """Refuse sequences that a model has no room for, or treats otherwise than shorter ones.
+def check_models(models: Sequence[tuple[str, str]], tokenizer: Any, longest: int, *, lower: str) -> None:
+    """Refuse, by their configs alone, models that cannot do what a stage wants of them.
 
     Args:
-        role: what the model is for, in the message.
-        path: its folder.
-        config: its config.
+        models: role and folder; the first one's samples are read by the others. Roles are `policy`, `reference`, `judge`, which
+            give tokens, `reward`, which gives scores, and `critic` or `start`, which may do either.
+        tokenizer: whose tokens they read.
         longest: tokens of the longest sequence.
-        lower: which settings bound it, in the message.
+        lower: which settings bound it.
 
     Raises:
-        ModelError: names all of that and the bound.
+        ModelError: names role and folder, what was found and what was expected.
     """
+    configs = [(role, path, read_config(path)) for role, path in models]
+    for role, path, config in configs:
+        check_role(role, path, config)
+        _check_length(role, path, config, longest, lower)
+    _check_rows(configs, max(tokenizer.get_vocab().values(), default=-1) + 1)
+
+
+def _check_length(role: str, path: str, config: Any, longest: int, lower: str) -> None:
+    """Room for the longest sequence, and no other treatment of it than of shorter ones."""
     positions, same = positions_of(config), switching_length(config)
     if same is not None and longest > same:
         raise ModelError(
@@ -66,33 +77,24 @@ def check_length(role: str, path: str, config: Any, longest: int, *, lower: str)
         )
 
 
-def rows_of_embedding(config: Any) -> int:
-    """Token ids that a model has embeddings for."""
+def _check_rows(configs: Sequence[tuple[str, str, Any]], tokens: int) -> None:
+    """A row of each embedding for every token. A policy may sample any row of its own, padding of the table too."""
+    (first, path, config), *others = configs
+    rows = _rows(config)
+    remedy = "Resize it with model.resize_token_embeddings and save it again"
+    if rows < tokens:
+        raise ModelError(
+            f"{first} {path}: its embedding has {rows} rows, its tokenizer {tokens} tokens; expected at least as many rows. "
+            f"{remedy}"
+        )
+    for role, other, its in others:
+        if _rows(its) < rows:
+            raise ModelError(
+                f"{role} {other}: its embedding has {_rows(its)} rows, that of the {first} {path} {rows}, any of which may be "
+                f"sampled; expected at least as many. {remedy}"
+            )
+
+
+def _rows(config: Any) -> int:
     found: int = config.get_text_config().vocab_size
     return found
-
-
-def check_vocabulary(models: Mapping[str, tuple[str, Any]], tokenizer: Any) -> None:
-    """Refuse models that some token has no row in. A policy may sample any row of its own embedding, padding of the table too.
-
-    Args:
-        models: role to folder and config; those that read another model's samples after it.
-        tokenizer: whose tokens the first model reads.
-
-    Raises:
-        ModelError: names both numbers, and how to make them fit.
-    """
-    largest = max(tokenizer.get_vocab().values(), default=-1) + 1
-    (first, (path, config)), *others = models.items()
-    rows = rows_of_embedding(config)
-    if rows < largest:
-        raise ModelError(
-            f"{first} {path}: its embedding has {rows} rows, its tokenizer {largest} tokens; expected at least as many rows. "
-            "Resize it with model.resize_token_embeddings and save it again"
-        )
-    for role, (other, its) in others:
-        if rows_of_embedding(its) < rows:
-            raise ModelError(
-                f"{role} {other}: its embedding has {rows_of_embedding(its)} rows, that of the {first} {path} {rows}, any of which "
-                "may be sampled; expected at least as many. Resize it with model.resize_token_embeddings and save it again"
-            )

@@ -13,6 +13,7 @@ from torch import nn
 from rlhf_dist.errors import ModelError
 from rlhf_dist.imports import import_transformers
 from rlhf_dist.models.folders import check_folder
+from rlhf_dist.models.roles import check_role, is_classifier
 from rlhf_dist.models.tokenizers import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -31,11 +32,7 @@ def load_policy(path: str, *, dtype: torch.dtype, attention: str = "sdpa") -> An
     """
     from transformers import AutoModelForCausalLM
 
-    if is_classifier(config := read_config(path)):
-        raise ModelError(
-            f"{path} holds a {config.architectures[0]}, whose head gives scores; expected a causal language model, since a "
-            "policy's head would be random"
-        )
+    check_role("policy", path, read_config(path))
     return _load(AutoModelForCausalLM, path, dtype=dtype, attention=attention)
 
 
@@ -57,11 +54,7 @@ def load_value_model(
     from transformers import AutoModelForSequenceClassification
 
     read = read_config(path)
-    if not is_classifier(read) and not new_head:
-        raise ModelError(
-            f"{path} holds a {(read.architectures or ['model'])[0]}, which has no head for rewards; expected a trained reward "
-            "model (sequence classification), as `rlhf-dist reward` writes"
-        )
+    check_role("start" if new_head else "reward", path, read)
     labels = heads or (read.num_labels if is_classifier(read) else 1)
     # A head of its own for each member of an ensemble that starts from a single one.
     made_anew = new_head and (not is_classifier(read) or labels != read.num_labels)
@@ -91,11 +84,6 @@ def load_classifier(path: str) -> tuple[Any, Any]:
 
     model = _load(AutoModelForSequenceClassification, path, dtype=torch.float32, attention="sdpa")
     return model.eval(), load_tokenizer(path)
-
-
-def is_classifier(config: Any) -> bool:
-    """Whether a folder's model gives scores instead of tokens."""
-    return any("ForSequenceClassification" in name for name in config.architectures or [])
 
 
 def read_config(path: str) -> Any:
@@ -143,6 +131,7 @@ def _load(kind: Any, path: str, *, attention: str, may_lack: tuple[str, ...] = (
     ) as error:  # files from outside may be wrong in any way: truncated, of other shapes, of unknown kinds
         raise ModelError(f"{path}: cannot be read as a Hugging Face model: {_first_line(error)}") from error
     missing = sorted(name for name in told["missing_keys"] if not name.startswith(may_lack or ("\0",)))
+    missing += sorted(name for name, *_ in told["mismatched_keys"] if not name.startswith(HEAD))
     unused = sorted(told["unexpected_keys"])
     if missing:
         raise ModelError(
@@ -160,7 +149,7 @@ def _load(kind: Any, path: str, *, attention: str, may_lack: tuple[str, ...] = (
 
 
 def _read(kind: Any, path: str, attention: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model, and what transformers says about its weights; with plainer attention where family or machine lack what is asked."""
+    """The model, and what transformers says of its weights; with plainer attention where family or machine lack what is asked."""
     shared = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True, **options}
     for plainer in [*PLAINER[PLAINER.index(attention) + 1 :], None]:
         try:

@@ -5,6 +5,7 @@ What is compared, all in evaluation mode unless said otherwise, on three short m
     own         the model's own forward of a sequence, against ours; of a policy also with logits so large that any cap shows
     neighbours  each sequence alone, against all of them sharing rows, and against rows of their own with padding; and the
                 gradient of one sequence's outputs by the others' embeddings, which is exactly zero where none sees another
+    future      what is said of the beginning of a sequence, against the beginning of what is said of the whole
     mode        evaluation mode, against training mode, twice
 
 It ends in silence, in a remedy that is logged (a layout in which sequences do not share rows), or in a `ModelError`.
@@ -56,6 +57,7 @@ def prove(model: WrappedModel, own: Own) -> None:
         return
     trial = _Trial(model, own)
     trial.check_own()
+    trial.check_causal()
     trial.choose_layout()
     trial.check_modes()
 
@@ -86,6 +88,19 @@ class _Trial:
         tokens = torch.from_numpy(self._sequences[number]).to(self._device, torch.int64)
         theirs = self._attempt(lambda: self._own(self._model, tokens))
         return apart(self._of(self._model, [[number]])[-len(theirs) :], theirs)
+
+    def check_causal(self) -> None:
+        """A model that sees what comes later would be told the answer."""
+        whole = self._sequences[0]
+        self._sequences[0] = whole[: max(2, len(whole) // 2)]
+        beginning = self._of(self._model, [[0]])
+        self._sequences[0] = whole
+        difference = apart(beginning, self._alone[0][: len(beginning)])
+        if difference > self._tolerance:
+            raise ModelError(
+                f"{self._name}: what {self._kind} says of a token changes by {difference:.2g} with the tokens after it; expected "
+                "a model that reads from left to right"
+            )
 
     def choose_layout(self) -> None:
         """The first layout in which no sequence sees another, or its place in a row."""

@@ -27,7 +27,7 @@ from rlhf_dist.store.weights import decode_bucket
 
 log = logging.getLogger(__name__)
 
-TRIAL = ((3, 4, 5, 6, 7), (8, 9), (5, 3, 8))
+TRIAL = (tuple(range(3, 15)), (8, 9), (5, 3, 8))
 """Prompts on which decoding is tried, as token ids modulo the vocabulary."""
 
 

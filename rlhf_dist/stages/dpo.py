@@ -91,7 +91,8 @@ def prepare(config: DPOConfig) -> PreparedDPO:
         return judged_set(chosen, tokens, select="before")
 
     learnt, kept = examples(kept=False), examples(kept=True)
-    check_fits(config, config.model, learnt, kept)
+    models = [("policy", config.model), ("reference", config.reference or config.model)]
+    check_fits(config, models, tokenizer, learnt, kept)
     return PreparedDPO(tokenizer, learnt, kept)
 
 

@@ -17,7 +17,7 @@ from rlhf_dist.data.tables import read_rows
 from rlhf_dist.errors import DataError
 from rlhf_dist.evaluation.results import Result, ScoredAnswers, plain, result_of, table
 from rlhf_dist.files import write_json_lines
-from rlhf_dist.models import check_same_tokenizer, load_tokenizer
+from rlhf_dist.models import check_models, check_same_tokenizer, load_tokenizer
 from rlhf_dist.records import Prompt
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.names import CONFIG, POLICY
@@ -72,6 +72,10 @@ def prepare(config: EvaluateConfig) -> PreparedEvaluation:
     models = {reward.name: reward.path for reward in config.reward if reward.kind == "model"}
     check_same_tokenizer(first, {**rivals, **models, "reference": config.reference or first})
     tokenizer = load_tokenizer(first)
+    longest = config.prompts.max_tokens + config.rollout.max_new_tokens
+    roles = {"policy": config.policies.values(), "reference": [config.reference or first], "reward": models.values()}
+    folders = [(role, path) for role, paths in roles.items() for path in paths]
+    check_models(folders, tokenizer, longest, lower="prompts.max_tokens or rollout.max_new_tokens")
     prompts = read_prompts(config.prompts, tokenizer)[: config.prompts.held_out_limit]
     check_functions(config)
     return PreparedEvaluation(tokenizer, prompts, _targets(config, len(prompts)))

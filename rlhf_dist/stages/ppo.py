@@ -15,10 +15,10 @@ from rlhf_dist.controller import Parts, State, train
 from rlhf_dist.data.demonstrations import demonstration_set, read_demonstrations
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.prompts import PromptSampler, read_prompts
-from rlhf_dist.errors import ConfigError, ModelError
+from rlhf_dist.errors import ConfigError
 from rlhf_dist.evaluation.before_after import compare
 from rlhf_dist.learner.group import LearnerGroup
-from rlhf_dist.models import check_same_tokenizer, eos_token_ids, load_tokenizer, read_config
+from rlhf_dist.models import check_models, check_same_tokenizer, eos_token_ids, load_tokenizer
 from rlhf_dist.planning.memory import ModelSize
 from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.records import Prompt
@@ -76,10 +76,9 @@ def prepare(config: PPOConfig, resume: Path | None = None, inputs: Inputs | None
     models = model_folders(config)
     others = {role: path for role, paths in models.items() for path in paths if role != "policy"}
     check_same_tokenizer(config.policy, others)
-    for role, paths in models.items():
-        for path in paths:
-            _check_positions(role, path, read_config(path), config.max_sequence)
     tokenizer = load_tokenizer(config.policy)
+    folders = [(role, path) for role, paths in models.items() for path in paths]
+    check_models(folders, tokenizer, config.max_sequence, lower="prompts.max_tokens or rollout.max_new_tokens")
     prompts, held_out = inputs or read_inputs(config, tokenizer)
     state, begin = newest(config, resume) if resume else (State(0, config.ppo.kl_coef), Begin())
     return PreparedPPO(
@@ -204,12 +203,3 @@ def probe_sequence(prepared: PreparedPPO) -> list[int]:
     tokens: Sequence[int] = prepared.prompts[0].tokens
     wanted = min(PROBE_TOKENS, max(len(tokens), 2))
     return [tokens[number % len(tokens)] for number in range(wanted)]
-
-
-def _check_positions(role: str, path: str, read: Any, max_sequence: int) -> None:
-    positions = getattr(read, "max_position_embeddings", None)
-    if positions is not None and positions < max_sequence:
-        raise ModelError(
-            f"{role} {path} has {positions} positions; prompts.max_tokens + rollout.max_new_tokens is {max_sequence}. "
-            "Lower one of them, or take a model with more positions"
-        )

@@ -23,7 +23,7 @@ from rlhf_dist.feedback.comments import rate_comments, rating_tokens
 from rlhf_dist.files import write_json_lines
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.model_spec import ModelSpec
-from rlhf_dist.models import check_same_tokenizer, load_tokenizer
+from rlhf_dist.models import check_models, check_same_tokenizer, load_tokenizer
 from rlhf_dist.records import Prompt
 from rlhf_dist.rollout.generator import ratings
 from rlhf_dist.run_folder.folder import RunFolder
@@ -72,11 +72,14 @@ def prepare(config: RewardConfig) -> PreparedReward:
     made = aggregate(raw, config.aggregate)
     tokens = JudgedTokens(tokenizer, max_tokens=config.max_tokens)
     examples = judged_set(made.judged, tokens, select="last")
-    check_fits(config, config.model, examples)
+    check_fits(config, [("start", config.model)], tokenizer, examples)
     prompts: list[Prompt] = []
     if config.policy is not None and config.prompts is not None:
         check_same_tokenizer(config.model, {"policy": config.policy})
         prompts = read_prompts(config.prompts, tokenizer)[: config.normalise_on]
+        longest = config.prompts.max_tokens + config.rollout.max_new_tokens
+        models = [("policy", config.policy), ("start", config.model)]
+        check_models(models, tokenizer, longest, lower="prompts.max_tokens or rollout.max_new_tokens")
     if config.comment_judge is not None:
         rating_tokens(config.comment_judge, load_tokenizer(config.comment_judge.model))
     return PreparedReward(tokenizer, raw, made, tokens, prompts)

@@ -64,7 +64,7 @@ def prepare(config: SFTConfig) -> PreparedSFT:
     tokenizer = load_tokenizer(config.model)
     learnt, kept = demonstrations(config.data, tokenizer)
     objective = Objective(demonstration_set(learnt), demonstration_set(kept), sft_loss, config)
-    check_fits(config, config.model, objective.train, objective.held_out)
+    check_fits(config, [("policy", config.model)], tokenizer, objective.train, objective.held_out)
     return PreparedSFT(objective, tokenizer, length_statistics([*learnt, *kept]))
 
 

@@ -17,10 +17,10 @@ from rlhf_dist.cluster.session import has_gpus, namespace_of
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Job, Training
 from rlhf_dist.data.examples import ExampleSet
-from rlhf_dist.errors import ConfigError, ModelError
+from rlhf_dist.errors import ConfigError
 from rlhf_dist.learner.group import GroupPlace, LearnerGroup, SupervisedBatch, start_group
 from rlhf_dist.learner.rank import Loss
-from rlhf_dist.models import read_config
+from rlhf_dist.models import check_models
 from rlhf_dist.run_folder.folder import RunFolder
 
 UNITS = "units"
@@ -42,21 +42,22 @@ class Objective:
         return self.training.epochs * max(1, len(self.train.units) // self.training.batch_size)
 
 
-def check_fits(config: Job, model: str, *examples: ExampleSet) -> None:
-    """Refuse examples that the model or a micro-batch has no room for.
+def check_fits(config: Job, models: Sequence[tuple[str, str]], tokenizer: Any, *examples: ExampleSet) -> None:
+    """Refuse examples that a model or a micro-batch has no room for, and models that cannot do what is wanted of them.
+
+    Args:
+        config: the stage's.
+        models: role and folder of each (`models.check_models`).
+        tokenizer: whose tokens the examples are.
+        examples: all that will be learnt or looked at.
 
     Raises:
-        ModelError: the model has too few positions.
+        ModelError: a model has another role, or too few positions or rows.
         ConfigError: micro-batches are too small.
     """
     longest = max(max(each.table.column("tokens").value_lengths().to_pylist()) for each in examples)
     together = max(max(each.lengths()) for each in examples)
-    positions = getattr(read_config(model), "max_position_embeddings", None)
-    if positions is not None and positions < longest:
-        raise ModelError(
-            f"{model} has {positions} positions; the longest row has {longest} tokens. Lower max_tokens, or take a model "
-            "with more positions"
-        )
+    check_models(models, tokenizer, longest, lower="max_tokens")
     if config.learner.micro_batch_tokens < together:
         raise ConfigError(
             f"learner.micro_batch_tokens is {config.learner.micro_batch_tokens}; expected at least {together}, the tokens of "
