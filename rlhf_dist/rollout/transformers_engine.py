@@ -1,7 +1,7 @@
 """transformers behind `RolloutEngine`: for machines without vLLM, and the oracle that vLLM is tested against.
 
 Samples are decoded in groups: those added while a group runs wait for its end. Each sample draws from a generator of its
-own seed, so its tokens do not depend on its neighbours.
+own seed, so its tokens do not depend on its neighbours; the last bits of its log-probs do, as with every engine (1e-6 nats).
 """
 
 from __future__ import annotations
