@@ -109,6 +109,11 @@ class PPOJob(ScoringJob):
         return self.prompts.max_tokens + self.rollout.max_new_tokens
 
     @property
+    def scored_together(self) -> int:
+        """Rows that are scored together: about one forward pass, were they half as long as they may be."""
+        return max(1, 2 * self.scoring.batch_tokens // self.max_sequence)
+
+    @property
     def wire_dtype(self) -> str:
         """Torch's name of the dtype in which weights travel."""
         if self.weights.wire_dtype == "auto":

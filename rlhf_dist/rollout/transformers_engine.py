@@ -1,8 +1,9 @@
 """transformers behind `RolloutEngine`: for machines without vLLM, and the oracle that vLLM is tested against.
 
 Samples are decoded in groups: those added while a group runs wait for its end. Each sample draws from a generator of its
-own seed, so its tokens do not depend on its neighbours. A family that answers otherwise in company, or with a cache, than in its
-own forward is decoded one by one, or without a cache: a trial at the start tells.
+own seed, so its tokens do not depend on its neighbours; the last bits of its log-probs do, as with every engine (1e-6 nats). A
+family that answers otherwise in company, or with a cache, than in its own forward is decoded one by one, or without a cache: a
+trial at the start tells.
 """
 
 from __future__ import annotations

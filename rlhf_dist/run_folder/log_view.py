@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from rlhf_dist import files
 from rlhf_dist.errors import DataError
 from rlhf_dist.run_folder.folder import OVER
 from rlhf_dist.run_folder.names import STATUS

@@ -1,4 +1,7 @@
-"""Scoring workers: each adds its columns to finished rows, as they appear, in batches of bounded tokens."""
+"""Scoring workers: each adds its columns to finished rows, chunk by chunk, as these become whole.
+
+A chunk is scored by itself, whoever leases it when: so its columns are the same to the last bit (`store/experience.py`).
+"""
 
 from __future__ import annotations
 
@@ -70,17 +73,17 @@ class ScoringWorker:
         """The scorer's columns by name, in the order of a batch's rows (`store.schema.ROLLOUT`)."""
         return self._alone(self._columns, keys_of(batch), rows_of(batch))
 
-    def run(self, store: Any, lease_tokens: tuple[int, int], timeout_s: float) -> None:
-        """Until the end of the run: lease rows without our columns, compute them, hand them over.
+    def run(self, store: Any, patient: bool, timeout_s: float) -> None:
+        """Until the end of the run: lease a chunk without our columns, compute them, hand them over.
 
-        Waits for: finished samples. Unblocked by: a rollout worker's append.
+        Waits for: whole chunks. Unblocked by: a rollout worker's append.
 
         Args:
             store: the store that rows are leased from.
-            lease_tokens: fewest tokens of rows leased at once, while more are on their way, and most.
+            patient: begin when the last row of all is there.
             timeout_s: seconds granted to each call to the store.
         """
-        self._alone(self._serve, store, lease_tokens, timeout_s)
+        self._alone(self._serve, store, patient, timeout_s)
 
     @property
     def _scorer(self) -> Scorer:
@@ -92,10 +95,10 @@ class ScoringWorker:
         scorer: Scorer = self._kind(**self._arguments, device=device_of_this_process(self._threads))
         return scorer
 
-    def _serve(self, store: Any, lease_tokens: tuple[int, int], timeout_s: float) -> None:
+    def _serve(self, store: Any, patient: bool, timeout_s: float) -> None:
         writer = self._scorer.writer
         while True:
-            leased = store.next_rows.remote(self.name, writer, lease_tokens, POLL_S)
+            leased = store.next_rows.remote(self.name, writer, patient, POLL_S)
             views: list[RowView] = fetch(leased, timeout_s=POLL_S + timeout_s, doing="leasing rows")
             if not views:
                 continue

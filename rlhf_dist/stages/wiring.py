@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -112,6 +111,7 @@ def _store(config: PPOConfig, where: _Where, begin: Begin, *, scorers: tuple[str
     kind = ray.remote(Store).options(**where.options(place))
     experience = ExperienceIndex(
         batch_rows=config.batch_samples,
+        chunk_rows=config.scored_together,
         max_staleness=config.experience.max_staleness,
         capacity_rows=config.experience.capacity_rows,
         sharers=config.rollout.workers.max,
@@ -165,8 +165,7 @@ def _scorers(config: PPOConfig, role: str, kind: ScorerKind, where: _Where, stor
     import ray
 
     places, scoring = where.layout.of(role), config.scoring
-    # Worth a forward pass; or all there will be, where any pass would take the cores from the engine.
-    least = sys.maxsize if shares_cores(where.layout) else scoring.batch_tokens
+    patient = shares_cores(where.layout)  # any pass would take the cores from the engine
 
     def spawn(name: str, slot: int) -> Any:
         place = places[slot]
@@ -177,7 +176,7 @@ def _scorers(config: PPOConfig, role: str, kind: ScorerKind, where: _Where, stor
         return made.remote(name, *kind, threads=scoring.threads, log_dir=where.log_dir)
 
     def run(worker: Any) -> Any:
-        return worker.run.remote(store, (least, scoring.batch_tokens), config.timeouts.call)
+        return worker.run.remote(store, patient, config.timeouts.call)
 
     size = FleetSize(len(places), len(places), max_restarts=0)
     return Fleet(WorkerKind(role, spawn, run=run, lost=store.release.remote), size, watch)

@@ -79,17 +79,16 @@ class Store:
         self._bytes[keys[0].iteration] += batch.nbytes
         await self._notify()
 
-    async def next_rows(self, worker: str, scorer: str, tokens: tuple[int, int], wait_s: float) -> list[RowView]:
-        """Lease rows that lack a scorer's column. Unblocked by: finished samples; empty after `wait_s`.
+    async def next_rows(self, worker: str, scorer: str, patient: bool, wait_s: float) -> list[RowView]:
+        """Lease a chunk of rows that lack a scorer's column. Unblocked by: its last sample; empty after `wait_s`.
 
         Args:
             worker: who asks.
             scorer: whose column.
-            tokens: the fewest, while more rows are on their way, and the most; see `ExperienceIndex.lease_rows`.
-            wait_s: how long to wait for them.
+            patient: as long as rows are on their way, wait; see `ExperienceIndex.lease_rows`.
+            wait_s: how long to wait.
         """
-        least, most = tokens
-        return await self._wait(lambda: self._experience.lease_rows(worker, scorer, most, least), wait_s) or []
+        return await self._wait(lambda: self._experience.lease_rows(worker, scorer, patient=patient), wait_s) or []
 
     async def add_column(self, worker: str, scorer: str, keys: Sequence[RowKey], batch: pa.RecordBatch) -> None:
         """Accept a scorer's columns for rows leased to it.

@@ -3,6 +3,9 @@
 A row's way:  submitted -> leased to a rollout worker -> written -> scored (one lease per scorer) -> taken -> consumed
 A lease goes back to the pool when its holder is released, so every row is consumed exactly once whoever dies.
 
+Rows are scored in chunks that are fixed when their prompts are submitted, since the last bits of what a model says of a row
+depend on the rows that share its forward pass: neither who generates or scores, nor how many do, nor who is first changes it.
+
 This is plain Python without Ray; `store/actor.py` puts it into a process. Blocks are opaque handles to Arrow batches.
 """
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from rlhf_dist.errors import StoreError
@@ -46,12 +50,21 @@ class _Row:
     taken: bool = False
 
 
+@dataclass(eq=False)
+class _Chunk:
+    """Rows that are scored together."""
+
+    keys: tuple[RowKey, ...]
+    """In canonical order."""
+    missing: int
+    """Rows that are not written yet."""
+
+
 @dataclass
 class _ScoringQueue:
-    waiting: deque[RowKey] = field(default_factory=deque)
-    tokens: int = 0
-    """Of the rows that wait; counted along, since every finished sample asks for it."""
-    leased: dict[RowKey, str] = field(default_factory=dict)
+    waiting: deque[_Chunk] = field(default_factory=deque)
+    """Chunks all of whose rows are there."""
+    leased: dict[_Chunk, str] = field(default_factory=dict)
 
 
 class ExperienceIndex:
@@ -61,6 +74,7 @@ class ExperienceIndex:
         self,
         *,
         batch_rows: int,
+        chunk_rows: int | None = None,
         max_staleness: int = 0,
         capacity_rows: int | None = None,
         sharers: int = 1,
@@ -71,6 +85,7 @@ class ExperienceIndex:
 
         Args:
             batch_rows: rows of one iteration.
+            chunk_rows: rows that are scored together; None: all that are submitted together.
             max_staleness: versions that a row may be behind when it is trained on.
             capacity_rows: most rows held at once; None: what the schedule needs.
             sharers: most workers among which queued prompts are shared out.
@@ -83,7 +98,7 @@ class ExperienceIndex:
         needed = (max_staleness + 1) * batch_rows
         if capacity_rows is not None and capacity_rows < needed:
             raise StoreError(f"capacity of {capacity_rows} rows; expected at least {needed}")
-        self.batch_rows = batch_rows
+        self.batch_rows, self._chunk_rows = batch_rows, chunk_rows
         self.max_staleness = max_staleness
         self.capacity_rows = capacity_rows or needed
         self._sharers = sharers
@@ -92,16 +107,23 @@ class ExperienceIndex:
         self._prompts: deque[PromptTask] = deque()
         self._running: dict[RowKey, tuple[str, PromptTask]] = {}
         self._rows: dict[RowKey, _Row] = {}
+        self._chunks: dict[RowKey, _Chunk] = {}
         self._scoring = {scorer: _ScoringQueue() for scorer in scorers}
         self._submitted: Counter[int] = Counter()
         self._released: set[str] = set()
         """Workers that are gone. A call that one of them left waiting must not be granted anything: nobody would return it."""
 
     def submit(self, tasks: Iterable[PromptTask]) -> None:
-        """Queue prompts for generation."""
-        for task in tasks:
-            self._prompts.append(task)
-            self._submitted[task.iteration] += task.samples
+        """Queue prompts for generation. Their rows are cut into chunks in this order, which is that of generation."""
+        for iteration, together in groupby(tasks, key=lambda task: task.iteration):
+            found = [*together]
+            self._prompts.extend(found)
+            self._submitted[iteration] += sum(task.samples for task in found)
+            keys = [key for task in found for key in task.row_keys()]
+            size = self._chunk_rows or len(keys)
+            for start in range(0, len(keys), size):
+                chunk = _Chunk(tuple(sorted(keys[start : start + size])), len(keys[start : start + size]))
+                self._chunks |= dict.fromkeys(chunk.keys, chunk)
 
     def publish(self, version: int) -> None:
         """Tell which weight version workers can have from now on."""
@@ -151,45 +173,43 @@ class ExperienceIndex:
         for position, (key, length) in enumerate(zip(keys, tokens, strict=True)):
             del self._running[key]
             self._rows[key] = _Row(length, {ROLLOUT_WRITER: Slice(block, position)})
-            for queue in self._scoring.values():
-                queue.waiting.append(key)
-                queue.tokens += length
+            self._arrived(self._chunks[key])
         self.accepted += len(keys)
 
-    def lease_rows(self, worker: str, scorer: str, max_tokens: int, least_tokens: int = 0) -> list[RowView]:
-        """Rows that still lack `scorer`'s column, at most `max_tokens` together (a longer one is granted alone).
+    def _arrived(self, chunk: _Chunk) -> None:
+        chunk.missing -= 1
+        if not chunk.missing:
+            for queue in self._scoring.values():
+                queue.waiting.append(chunk)
 
-        None are granted below `least_tokens` while others are on their way: one pass over many rows costs less than many
-        passes over one, and where scorers share cores with engines each early pass slows down the rows that follow.
+    def lease_rows(self, worker: str, scorer: str, *, patient: bool = False) -> list[RowView]:
+        """A chunk whose rows still lack `scorer`'s column, in canonical order; empty where none is whole.
+
+        Args:
+            worker: who asks.
+            scorer: whose column.
+            patient: take none as long as rows are on their way: where scorers share cores with engines, each early pass slows
+                down the rows that follow.
         """
         queue = self._scoring[scorer]
-        granted: list[RowView] = []
-        total = 0
-        if worker in self._released or (queue.tokens < least_tokens and self._more_to_come()):
-            return granted
-        while queue.waiting:
-            row = self._rows[queue.waiting[0]]
-            if granted and total + row.tokens > max_tokens:
-                break
-            key = queue.waiting.popleft()
-            queue.tokens -= row.tokens
-            queue.leased[key] = worker
-            granted.append(self._view(key))
-            total += row.tokens
-        return granted
+        if worker in self._released or not queue.waiting or (patient and self._more_to_come()):
+            return []
+        chunk = queue.waiting.popleft()
+        queue.leased[chunk] = worker
+        return [self._view(key) for key in chunk.keys]
 
     def add_column(self, worker: str, scorer: str, block: Any, keys: Sequence[RowKey]) -> None:
-        """Accept a scorer's column for rows that `worker` leased.
+        """Accept a scorer's column for a chunk that `worker` leased, rows in its order.
 
         Raises:
-            StoreError: a key that `worker` does not hold.
+            StoreError: the keys are not those of a chunk that `worker` holds.
         """
         leased = self._scoring[scorer].leased
-        for key in keys:
-            if leased.get(key) != worker:
-                raise StoreError(f"{worker} scored {key} for {scorer}, which is not leased to it")
+        chunk = self._chunks.get(keys[0]) if keys else None
+        if chunk is None or leased.get(chunk) != worker or chunk.keys != tuple(keys):
+            raise StoreError(f"{worker} scored {[*keys]} for {scorer}, which is no chunk that is leased to it")
+        del leased[chunk]
         for position, key in enumerate(keys):
-            del leased[key]
             self._rows[key].slices[scorer] = Slice(block, position)
 
     def complete(self, iteration: int) -> bool:
@@ -219,7 +239,7 @@ class ExperienceIndex:
         if not keys or not all(self._rows[key].taken for key in keys):
             raise StoreError(f"iteration {iteration} was consumed but not taken")
         for key in keys:
-            del self._rows[key]
+            del self._rows[key], self._chunks[key]
         del self._submitted[iteration]
         self.consumed += len(keys)
 
@@ -231,16 +251,16 @@ class ExperienceIndex:
             del self._running[key]
             self._prompts.appendleft(_only(task, key))
         for queue in self._scoring.values():
-            back = [key for key, holder in queue.leased.items() if holder == worker]
-            for key in reversed(back):
-                del queue.leased[key]
-                queue.waiting.appendleft(key)
-                queue.tokens += self._rows[key].tokens
+            back = [chunk for chunk, holder in queue.leased.items() if holder == worker]
+            for chunk in reversed(back):
+                del queue.leased[chunk]
+                queue.waiting.appendleft(chunk)
 
     def status(self) -> dict[str, int]:
         """Counts for logs and error messages."""
         waiting = {
-            f"waiting_for_{scorer}": len(queue.waiting) + len(queue.leased) for scorer, queue in self._scoring.items()
+            f"waiting_for_{scorer}": sum(scorer not in row.slices for row in self._rows.values())
+            for scorer in self._scoring
         }
         return {"queued": self._queued(), "generating": len(self._running), "rows": len(self._rows), **waiting}
 
@@ -257,18 +277,26 @@ class ExperienceIndex:
             "staleness is bounded": lambda: (
                 self.accepted + len(self._running) <= (self.max_staleness + self.version + 1) * self.batch_rows
             ),
-            "waiting tokens are those of the rows that wait": lambda: all(
-                queue.tokens == sum(self._rows[key].tokens for key in queue.waiting) for queue in self._scoring.values()
+            "every row is in a chunk, and a chunk misses what is not written": lambda: (
+                all(
+                    chunk.missing == sum(each not in self._rows for each in chunk.keys) and key in chunk.keys
+                    for key, chunk in self._chunks.items()
+                )
+                and self._rows.keys() <= self._chunks.keys()
             ),
-            "every row is waiting, leased or scored, once": lambda: all(
-                (queue.waiting.count(key) + (key in queue.leased) + (scorer in row.slices)) == 1
+            "every whole chunk is waiting, leased or scored, once": lambda: all(
+                queue.waiting.count(chunk) + (chunk in queue.leased) + self._is_scored(chunk, scorer)
+                == (not chunk.missing)
                 for scorer, queue in self._scoring.items()
-                for key, row in self._rows.items()
+                for chunk in self._chunks.values()
             ),
         }
         for law, holds in laws.items():
             if not holds():
                 raise StoreError(f"broken law: {law}; {self.status()}")
+
+    def _is_scored(self, chunk: _Chunk, scorer: str) -> bool:
+        return all(key in self._rows and scorer in self._rows[key].slices for key in chunk.keys)
 
     def _more_to_come(self) -> bool:
         """Whether rows are being generated, or could be as soon as a worker asks."""

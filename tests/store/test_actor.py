@@ -65,7 +65,7 @@ def test_a_batch_goes_from_prompts_to_rows_to_columns_and_is_taken_whole_and_fre
         assert (await store.sizes())["experience"] > 0
         for scorer, made in COLUMNS.items():
             assert await store.take(0, 0.01) is None
-            views = await store.next_rows("s", scorer, (0, 100), 1)
+            views = await store.next_rows("s", scorer, False, 1)
             await store.add_column("s", scorer, [view.key for view in views], made(len(views)))
         found = await store.take(0, 1)
         assert [view.key for view in found] == keys
@@ -79,7 +79,7 @@ def test_a_batch_goes_from_prompts_to_rows_to_columns_and_is_taken_whole_and_fre
 def test_columns_that_are_not_the_writers_are_refused() -> None:
     async def play(store: Store) -> None:
         await begun(store)
-        views = await store.next_rows("s", "reward", (0, 100), 1)
+        views = await store.next_rows("s", "reward", False, 1)
         with pytest.raises(StoreError, match=r"reward wrote columns \['ref_log_probs'\]; expected \['score'"):
             await store.add_column("s", "reward", [view.key for view in views], references(4))
         halves = rewards(4).cast(pa.schema([("score", pa.float64()), written_by("reward").field("score_parts")]))
@@ -131,13 +131,13 @@ def test_a_lost_workers_prompts_and_rows_go_to_others() -> None:
 def test_a_call_that_a_dead_worker_left_waiting_is_granted_nothing() -> None:
     async def play(store: Store) -> None:
         left = asyncio.create_task(store.next_prompts("a", 10, 0.3))
-        left_rows = asyncio.create_task(store.next_rows("s", "reward", (0, 100), 0.3))
+        left_rows = asyncio.create_task(store.next_rows("s", "reward", False, 0.3))
         await asyncio.sleep(0.01)
         await store.release("a")
         await store.release("s")
         keys = await begun_by(store, "b")
         assert await left == await left_rows == []
-        assert [view.key for view in await store.next_rows("t", "reward", (0, 100), 1)] == keys
+        assert [view.key for view in await store.next_rows("t", "reward", False, 1)] == keys
 
     with_store(play)
 
@@ -167,7 +167,7 @@ def test_facts_of_workers_add_up_until_they_are_taken() -> None:
 def test_scorers_are_given_and_a_row_is_whole_when_all_of_them_have_written() -> None:
     async def play(store: Store) -> None:
         await begun(store)
-        views = await store.next_rows("s", "reward", (0, 100), 1)
+        views = await store.next_rows("s", "reward", False, 1)
         await store.add_column("s", "reward", [view.key for view in views], rewards(4))
         assert [set(view.slices) for view in await store.take(0, 1)] == [{"rollout", "reward"}] * 4
 

@@ -9,7 +9,7 @@ from rlhf_dist.errors import StoreError
 from rlhf_dist.records import PromptTask, RowKey
 from rlhf_dist.store.experience import ExperienceIndex
 
-PROMPTS, SAMPLES = 3, 2
+PROMPTS, SAMPLES, CHUNK = 3, 2, 4
 SCORERS = ("reward", "reference", "process-reward")
 WORKERS = st.sampled_from(["a", "b", "c"])
 
@@ -17,12 +17,12 @@ WORKERS = st.sampled_from(["a", "b", "c"])
 class Life(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.index = ExperienceIndex(batch_rows=PROMPTS * SAMPLES, scorers=SCORERS)
+        self.index = ExperienceIndex(batch_rows=PROMPTS * SAMPLES, chunk_rows=CHUNK, scorers=SCORERS)
         self.iteration = 0
         self.names = {worker: worker for worker in "abc"}
         """Who works in each place now."""
         self.held: dict[str, list[RowKey]] = {}
-        self.scoring: dict[tuple[str, str], list[RowKey]] = {}
+        self.scoring: dict[tuple[str, str], list[list[RowKey]]] = {}
         self.consumed: list[RowKey] = []
         self.taken = False
         self._next()
@@ -47,16 +47,24 @@ class Life(RuleBasedStateMachine):
         with pytest.raises(StoreError, match="not leased to it"):
             self.index.append(self.names[worker], object(), [stranger], [5])
 
-    @rule(worker=WORKERS, scorer=st.sampled_from(SCORERS), tokens=st.integers(1, 30), least=st.integers(0, 40))
-    def lease_rows(self, worker: str, scorer: str, tokens: int, least: int) -> None:
-        views = self.index.lease_rows(self.names[worker], scorer, tokens, least)
-        assert sum(view.tokens for view in views) <= max(tokens, 5)
-        self.scoring.setdefault((worker, scorer), []).extend(view.key for view in views)
+    @rule(worker=WORKERS, scorer=st.sampled_from(SCORERS), patient=st.booleans())
+    def lease_rows(self, worker: str, scorer: str, patient: bool) -> None:
+        keys = [view.key for view in self.index.lease_rows(self.names[worker], scorer, patient=patient)]
+        everything = [RowKey(self.iteration, p, s) for p in range(PROMPTS) for s in range(SAMPLES)]
+        assert keys in ([], everything[:CHUNK], everything[CHUNK:]), "always the same rows together"
+        if keys:
+            self.scoring.setdefault((worker, scorer), []).append(keys)
 
     @rule(worker=WORKERS, scorer=st.sampled_from(SCORERS))
     def score(self, worker: str, scorer: str) -> None:
-        keys = self.scoring.pop((worker, scorer), [])
-        self.index.add_column(self.names[worker], scorer, object(), keys)
+        for keys in self.scoring.pop((worker, scorer), []):
+            self.index.add_column(self.names[worker], scorer, object(), keys)
+
+    @rule(worker=WORKERS, scorer=st.sampled_from(SCORERS))
+    def score_a_part(self, worker: str, scorer: str) -> None:
+        for keys in self.scoring.get((worker, scorer), []):
+            with pytest.raises(StoreError, match="no chunk that is leased to it"):
+                self.index.add_column(self.names[worker], scorer, object(), keys[:1])
 
     @rule(worker=WORKERS)
     def die(self, worker: str) -> None:
@@ -64,7 +72,7 @@ class Life(RuleBasedStateMachine):
         name = self.names[worker]
         self.index.release(name)
         assert self.index.lease_prompts(name, 100) == []
-        assert all(self.index.lease_rows(name, scorer, 100) == [] for scorer in SCORERS)
+        assert all(self.index.lease_rows(name, scorer) == [] for scorer in SCORERS)
         self.names[worker] += "'"
         late = self.held.pop(worker, [])
         for scorer in SCORERS:
@@ -104,7 +112,7 @@ class Life(RuleBasedStateMachine):
             keys = [key for task in tasks for key in task.row_keys()]
             self.index.append("d", object(), keys, [5] * len(keys))
         for scorer in SCORERS:
-            while views := self.index.lease_rows("d", scorer, 100, 10**9):  # waits for nothing that never comes
+            while views := self.index.lease_rows("d", scorer, patient=True):  # waits for nothing that never comes
                 self.index.add_column("d", scorer, object(), [view.key for view in views])
         if not self.taken:
             assert len(self.index.take(self.iteration)) == PROMPTS * SAMPLES
@@ -149,11 +157,19 @@ def written(index: ExperienceIndex, tokens: list[int]) -> None:
     index.append("a", object(), keys, tokens)
 
 
-def test_rows_are_leased_up_to_the_bound_and_a_longer_one_alone() -> None:
-    index = ExperienceIndex(batch_rows=5, scorers=("reward",))
-    written(index, [4, 6, 1, 20, 3])
-    grants = [[view.tokens for view in index.lease_rows("s", "reward", 10)] for _ in range(4)]
-    assert grants == [[4, 6], [1], [20], [3]], "ten fit into ten"
+def test_rows_that_were_submitted_one_after_the_other_are_leased_together_and_whole_chunks_only() -> None:
+    index = ExperienceIndex(batch_rows=5, chunk_rows=2, scorers=("reward",))
+    index.submit([PromptTask(0, prompt, (1,), 1) for prompt in (7, 3, 9, 1, 4)])
+    index.publish(0)
+    index.lease_prompts("a", 100)
+    found = []
+    for prompt in (4, 9, 7, 1, 3):
+        index.append("a", object(), [RowKey(0, prompt, 0)], [5])
+        found += [[view.key.prompt_id for view in index.lease_rows("s", "reward")]]
+    assert found == [[4], [], [], [1, 9], [3, 7]]
+    with pytest.raises(StoreError, match="no chunk that is leased to it"):
+        index.add_column("s", "reward", object(), [RowKey(0, 9, 0), RowKey(0, 1, 0)])
+    index.add_column("s", "reward", object(), [RowKey(0, 1, 0), RowKey(0, 9, 0)])
 
 
 def test_rows_that_are_held_and_rows_that_are_generated_share_the_capacity() -> None:
@@ -192,21 +208,22 @@ def test_nothing_starts_before_its_version_exists() -> None:
     assert index.lease_prompts("a", 10) == []
 
 
-def test_scorers_wait_for_a_batch_worth_a_pass_as_long_as_rows_are_on_their_way() -> None:
-    index = ExperienceIndex(batch_rows=4, scorers=SCORERS)
+def test_patient_scorers_wait_as_long_as_rows_are_on_their_way() -> None:
+    index = ExperienceIndex(batch_rows=4, chunk_rows=2, scorers=SCORERS)
     index.submit([PromptTask(0, prompt, (1,), 2) for prompt in range(2)])
     index.publish(0)
     first, second = (index.lease_prompts("a", 2)[0].row_keys() for _ in range(2))
     index.append("a", object(), list(first), [5, 5])
-    assert index.lease_rows("s", "reward", 100, 11) == []
-    assert len(index.lease_rows("s", "reward", 100, 10)) == 2, "enough"
+    assert index.lease_rows("s", "reward", patient=True) == []
+    assert len(index.lease_rows("s", "reference")) == 2, "others take what is whole"
     index.append("a", object(), list(second)[:1], [5])
-    assert index.lease_rows("s", "reward", 100, 11) == [], "one is still generated"
+    assert index.lease_rows("s", "reward", patient=True) == [], "one is still generated"
     index.release("a")
-    assert index.lease_rows("s", "reward", 100, 11) == [], "it will be generated again"
+    assert index.lease_rows("s", "reward", patient=True) == [], "it will be generated again"
     index.lease_prompts("b", 1)
     index.append("b", object(), list(second)[1:], [5])
-    assert len(index.lease_rows("s", "reward", 100, 11)) == 2, "nothing more will come"
+    found = [[view.key for view in index.lease_rows("s", "reward", patient=True)] for _ in range(3)]
+    assert found == [first, second, []], "nothing more will come"
 
 
 def test_a_check_that_always_passes_would_be_noticed() -> None:
