@@ -12,6 +12,7 @@ from rlhf_dist.config.ppo import PPO, Experience, PPOConfig, PPOJob, StopOn
 from rlhf_dist.config.rewards import GOLD, UNSAFE, FunctionReward, ModelReward, RemoteReward, Reward, Safety
 from rlhf_dist.config.sections import (
     Cluster,
+    DataFile,
     Learner,
     Optimizer,
     Prompts,
@@ -20,6 +21,7 @@ from rlhf_dist.config.sections import (
     Section,
     Telemetry,
     Timeouts,
+    TooLong,
     Weights,
     WorkerRange,
 )
@@ -47,6 +49,7 @@ __all__ = [
     "Cluster",
     "CommentJudge",
     "DPOConfig",
+    "DataFile",
     "Demonstrations",
     "EmbeddedTask",
     "EvaluateConfig",
@@ -78,6 +81,7 @@ __all__ = [
     "StopOn",
     "Telemetry",
     "Timeouts",
+    "TooLong",
     "Training",
     "Weights",
     "WorkerRange",
