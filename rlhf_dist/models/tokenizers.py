@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from rlhf_dist.errors import ModelError
 from rlhf_dist.imports import import_transformers
-from rlhf_dist.models.folders import check_folder
+from rlhf_dist.models.folders import resolve
 
 
 def load_tokenizer(path: str) -> Any:
@@ -21,9 +20,9 @@ def load_tokenizer(path: str) -> Any:
     import_transformers()
     from transformers import AutoTokenizer
 
-    check_folder(path)
+    folder = resolve(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot read its tokenizer: {error}") from error
     if tokenizer.eos_token_id is None:
@@ -53,15 +52,3 @@ def check_same_tokenizer(policy: str, others: dict[str, str]) -> None:
                 f"{role} {path} has another tokenizer than the policy {policy}; "
                 "expected the same vocabulary, since token ids are passed between them"
             )
-
-
-def eos_token_ids(path: str) -> tuple[int, ...]:
-    """Token ids that end an answer: the generation config's, else the tokenizer's."""
-    from transformers import GenerationConfig
-
-    found: Any = None
-    if (Path(path) / "generation_config.json").is_file():
-        found = GenerationConfig.from_pretrained(path).eos_token_id
-    if found is None:
-        found = load_tokenizer(path).eos_token_id
-    return tuple(found) if isinstance(found, list) else (found,)

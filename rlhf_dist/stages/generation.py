@@ -77,7 +77,7 @@ def generating(
         max_concurrency=2,
         runtime_env={"env_vars": environment(rollout, on_gpu=on_gpu)},
     )
-    sampling = sampling_of(rollout, eos_token_ids(model))
+    sampling = sampling_of(rollout, eos_token_ids(model), model)
     fixed = dataclasses.replace(spec, fixed=True, attention=learner.attention)
     size = FleetSize(rollout.workers.min, rollout.workers.min, rollout.max_restarts, "rollout.max_restarts")
     fleet = Fleet(WorkerKind("generator", lambda name, _: kind.remote(name, fixed, sampling, seed=seed)), size, Watch())

@@ -16,11 +16,13 @@ from rlhf_dist.checkpoint import complete_or_absent
 from rlhf_dist.cluster.session import has_gpus, namespace_of
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Job, Training
+from rlhf_dist.data.encoder import Encoder
+from rlhf_dist.data.example_view import view
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.learner.group import GroupPlace, LearnerGroup, SupervisedBatch, start_group
 from rlhf_dist.learner.rank import Loss
-from rlhf_dist.models import check_models
+from rlhf_dist.models import check_models, ends_of, load_tokenizer, write_ends
 from rlhf_dist.run_folder.folder import RunFolder
 
 UNITS = "units"
@@ -63,6 +65,31 @@ def check_fits(config: Job, models: Sequence[tuple[str, str]], tokenizer: Any, *
             f"learner.micro_batch_tokens is {config.learner.micro_batch_tokens}; expected at least {together}, the tokens of "
             "the longest demonstration, or of all answers of the longest judgement"
         )
+
+
+def encoder_of(model: str) -> Encoder:
+    """The tokenizer of a model's folder, with all that the folder says of ends.
+
+    Raises:
+        ModelError: the folder has no tokenizer, or it has no end.
+    """
+    tokenizer = load_tokenizer(model)
+    return Encoder(tokenizer, ends_of(model, tokenizer))
+
+
+def example_of(encoder: Encoder, examples: ExampleSet, title: str, *, shift: int = 1, mark: str = "learnt") -> str:
+    """The first example of a set as people see it.
+
+    Args:
+        encoder: whose tokens they are.
+        examples: at least one unit.
+        title: what it is.
+        shift: from a position whose output is wanted to the token that matters: 1 to the token that it predicts.
+        mark: why that matters.
+    """
+    row = examples.units[0][0]
+    tokens, selected = (examples.table.column(name)[row].as_py() for name in ("tokens", "selected"))
+    return view(encoder, tokens, {position + shift for position in selected}, title=title, mark=mark)
 
 
 @contextmanager
@@ -183,13 +210,15 @@ def predictions(learner: LearnerGroup, examples: ExampleSet) -> np.ndarray[Any, 
     return np.array([found[number] for number in range(examples.table.num_rows)])
 
 
-def save(learner: LearnerGroup, tokenizer: Any, folder: Path) -> None:
-    """Write the stage's model with its tokenizer; the folder is complete or absent."""
+def save(learner: LearnerGroup, tokenizer: Any, folder: Path, ends: Sequence[int] = ()) -> None:
+    """Write the stage's model with its tokenizer, and the tokens that end its answers; the folder is complete or absent."""
     with complete_or_absent(folder) as aside:
-        write_model(learner, tokenizer, aside)
+        write_model(learner, tokenizer, aside, ends)
 
 
-def write_model(learner: LearnerGroup, tokenizer: Any, folder: Path) -> None:
-    """Write the stage's model with its tokenizer in Hugging Face layout."""
+def write_model(learner: LearnerGroup, tokenizer: Any, folder: Path, ends: Sequence[int] = ()) -> None:
+    """Write the stage's model with its tokenizer in Hugging Face layout; `ends` are a policy's, for every engine."""
     learner.save("model", folder.absolute())
     tokenizer.save_pretrained(folder)
+    if ends:
+        write_ends(folder, ends)

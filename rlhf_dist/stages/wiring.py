@@ -138,7 +138,7 @@ def _rollouts(config: PPOConfig, eos_token_ids: tuple[int, ...], where: _Where, 
     spec = replace(spec, attention=config.learner.attention)
     if on_gpu:
         spec.options["enable_sleep_mode"] = config.cluster.placement == "colocated"
-    sampling = sampling_of(config.rollout, eos_token_ids)
+    sampling = sampling_of(config.rollout, eos_token_ids, config.policy)
     supply = Supply(store, config.probe_tolerance, config.timeouts.publish)
     shared = {
         "max_concurrency": 3,

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.evaluation.results import ScoredAnswers
 from rlhf_dist.records import Prompt, RowKey, Sample
 from rlhf_dist.stages.evaluate import PreparedEvaluation, _rows, _scored
@@ -43,7 +44,9 @@ def test_kl_is_what_the_policy_found_likelier_than_the_reference_did() -> None:
         "score": [0.5, -0.5],
         "score_parts": [[("reward", 0.5), ("gold", 1.0)], [("reward", -0.5), ("gold", 0.0)]],
     }
-    found = _scored("trained", rollout_batch(samples), columns, PreparedEvaluation(Letters(), [], []))
+    found = _scored(
+        "trained", rollout_batch(samples), columns, PreparedEvaluation(Encoder(Letters()), [], []), truncated=False
+    )
     assert found.answers == ["ab", "c"]
     assert found.lengths == [2, 1]
     assert found.kl == pytest.approx([1.25, -0.75])
