@@ -152,7 +152,7 @@ def _depth(value: Any) -> int:
 def _check_unicode(row: dict[str, Any], where: str) -> None:
     """Halves of a surrogate pair pass JSON, but neither a tokenizer nor Arrow."""
     try:
-        json.dumps(row, ensure_ascii=False).encode()
+        as_json(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise DataError(
             f"{where}: a lone surrogate \\u{ord(error.object[error.start]):04x}, half of a character; expected whole ones"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from rlhf_dist.data.lengths import Lengths
 from rlhf_dist.data.tables import read_table
 from rlhf_dist.data.templates import Reading, checked_messages, reading_of, render
 from rlhf_dist.errors import DataError
+from rlhf_dist.files import as_json
 from rlhf_dist.progress import counted
 from rlhf_dist.records import Prompt, PromptTask
 
@@ -66,10 +66,10 @@ def _column(where: str, row: Mapping[str, Any], named: str | None) -> str:
 def _source(value: Any, reading: Reading) -> str:
     """What the text was made from, where the text alone does not give the same tokens again."""
     if isinstance(value, str):
-        return json.dumps({"special_tokens": True}) if reading.special_tokens else ""
+        return as_json({"special_tokens": True}) if reading.special_tokens else ""
     source = {"prompt_messages": value, "tools": reading.tools, "chat_template_kwargs": dict(reading.template)}
     told = {key: each for key, each in source.items() if each}
-    return json.dumps(told | ({"special_tokens": True} if reading.special_tokens else {}))
+    return as_json(told | ({"special_tokens": True} if reading.special_tokens else {}))
 
 
 def prompt_tokens(where: str, value: Any, tokenizer: Any) -> tuple[str, list[int]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhf_dist.data.ends import Ends, added_tokens, tokenizer_ends
 from rlhf_dist.errors import ModelError
+from rlhf_dist.files import as_json
 from rlhf_dist.models.folders import resolve
 from rlhf_dist.models.tokenizers import load_tokenizer
 
@@ -52,7 +53,7 @@ def write_ends(folder: Path, ids: Sequence[int]) -> None:
     """
     file = folder / GENERATION
     told = _read(file) | {"eos_token_id": sorted(set(ids))}
-    file.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
+    file.write_text(as_json(told, indent=2, sort_keys=True) + "\n")
 
 
 def _read(file: Path) -> dict[str, Any]:

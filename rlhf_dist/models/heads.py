@@ -127,7 +127,8 @@ class OwnFinish:
         ran, bare = self._stand_ins
         ran.hidden, bare.layer = hidden[None], (layer,)
         ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
-        logits: torch.Tensor = self._shell(input_ids=ids, use_cache=False).logits[0]
+        # Its forward alone: hooks that ZeRO puts on the model are shared with the copy.
+        logits: torch.Tensor = self._shell.forward(input_ids=ids, use_cache=False).logits[0]
         del ran.hidden, bare.layer
         return logits
 
