@@ -12,14 +12,13 @@ from torch import nn
 
 from rlhf_dist.errors import ModelError
 from rlhf_dist.imports import import_transformers
+from rlhf_dist.models.attention import PLAINER
 from rlhf_dist.models.folders import check_folder
 from rlhf_dist.models.roles import check_role, is_classifier
 from rlhf_dist.models.tokenizers import load_tokenizer
 
 log = logging.getLogger(__name__)
 
-PLAINER = ("flash_attention_2", "sdpa", "eager")
-"""Attention kernels, from the fastest to what every family has."""
 HEAD = "score."
 """Names of a classifier's head begin with it."""
 

@@ -108,7 +108,7 @@ def prepare(config: DPOConfig) -> PreparedDPO:
 
     learnt, kept = examples(kept=False), examples(kept=True)
     models = [("policy", config.model), ("reference", config.reference or config.model)]
-    check_fits(config, models, encoder.tokenizer, learnt, kept)
+    check_fits(config, models, encoder, learnt, kept)
     return PreparedDPO(encoder, learnt, kept)
 
 

@@ -19,11 +19,12 @@ from rlhf_dist.data.tables import read_table
 from rlhf_dist.errors import DataError
 from rlhf_dist.evaluation.results import Result, ScoredAnswers, plain, result_of, table
 from rlhf_dist.files import shown, write_json_lines
-from rlhf_dist.models import check_models, check_same_tokenizer
+from rlhf_dist.models import check_same_tokenizer
 from rlhf_dist.records import Prompt
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.names import CONFIG, POLICY
 from rlhf_dist.run_folder.passages import Passage
+from rlhf_dist.stages.fitting import check_stage
 from rlhf_dist.stages.generation import answers_to, generating
 from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.scoring import check_functions, scorer_kinds, scoring
@@ -85,7 +86,7 @@ def prepare(config: EvaluateConfig) -> PreparedEvaluation:
     longest = config.prompts.max_tokens + config.rollout.max_new_tokens
     roles = {"policy": config.policies.values(), "reference": [config.reference or first], "reward": models.values()}
     folders = [(role, path) for role, paths in roles.items() for path in paths]
-    check_models(folders, encoder.tokenizer, longest, lower="prompts.max_tokens or rollout.max_new_tokens")
+    check_stage(config, folders, encoder, longest)
     prompts = read_prompts(config.prompts, encoder)[: config.prompts.held_out_limit]
     check_functions(config)
     return PreparedEvaluation(encoder, prompts, _targets(config, prompts))

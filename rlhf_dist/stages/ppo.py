@@ -20,7 +20,7 @@ from rlhf_dist.data.prompts import PromptSampler, read_prompts
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.evaluation.before_after import compare
 from rlhf_dist.learner.group import LearnerGroup
-from rlhf_dist.models import check_models, check_same_tokenizer, write_ends
+from rlhf_dist.models import check_same_tokenizer, write_ends
 from rlhf_dist.planning.memory import ModelSize
 from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.records import Prompt
@@ -28,6 +28,7 @@ from rlhf_dist.rollout.held_out import held_out_answers
 from rlhf_dist.run_folder.names import POLICY
 from rlhf_dist.run_folder.ppo_folder import PPOFolder
 from rlhf_dist.scoring.functions import load_gold_judge
+from rlhf_dist.stages.fitting import check_stage
 from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.resume import newest, save_checkpoint
 from rlhf_dist.stages.scoring import check_functions
@@ -97,7 +98,7 @@ def prepare(config: PPOConfig, resume: Path | None = None, inputs: Inputs | None
     check_same_tokenizer(config.policy, others)
     encoder = encoder_of(config.policy)
     folders = [(role, path) for role, paths in models.items() for path in paths]
-    check_models(folders, encoder.tokenizer, config.max_sequence, lower="prompts.max_tokens or rollout.max_new_tokens")
+    check_stage(config, folders, encoder, config.max_sequence)
     prompts, held_out = inputs or read_inputs(config, encoder)
     state, begin = newest(config, resume) if resume else (State(0, config.ppo.kl_coef), Begin())
     return PreparedPPO(

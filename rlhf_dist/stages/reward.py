@@ -24,12 +24,13 @@ from rlhf_dist.feedback.comments import rate_comments, rating_tokens
 from rlhf_dist.files import write_json_lines
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.model_spec import ModelSpec
-from rlhf_dist.models import check_models, check_same_tokenizer, load_tokenizer
+from rlhf_dist.models import check_same_tokenizer, load_tokenizer
 from rlhf_dist.records import Prompt
 from rlhf_dist.rollout.generator import ratings
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.scoring.reward_file import RewardFile
 from rlhf_dist.scoring.reward_models import read_positions
+from rlhf_dist.stages.fitting import check_stage
 from rlhf_dist.stages.generation import answers_to, generating
 from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.reward_loss import RewardLoss
@@ -93,14 +94,14 @@ def prepare(config: RewardConfig) -> PreparedReward:
     tokens = JudgedTokens(encoder, max_tokens=config.max_tokens, too_long=config.too_long)
     made = replace(made, judged=tokens.fitting(made.judged))
     examples = judged_set(made.judged, tokens, select="answer" if config.scores == "token-mean" else "last")
-    check_fits(config, [("start", config.model)], encoder.tokenizer, examples)
+    check_fits(config, [("start", config.model)], encoder, examples)
     prompts: list[Prompt] = []
     if config.policy is not None and config.prompts is not None:
         check_same_tokenizer(config.model, {"policy": config.policy})
         prompts = read_prompts(config.prompts, encoder)[: config.normalise_on]
         longest = config.prompts.max_tokens + config.rollout.max_new_tokens
         models = [("policy", config.policy), ("start", config.model)]
-        check_models(models, encoder.tokenizer, longest, lower="prompts.max_tokens or rollout.max_new_tokens")
+        check_stage(config, models, encoder, longest)
     if config.comment_judge is not None:
         rating_tokens(config.comment_judge, load_tokenizer(config.comment_judge.model))
     return PreparedReward(encoder, raw, made, tokens, prompts, examples.selected([0]))

@@ -70,7 +70,7 @@ def prepare(config: SFTConfig) -> PreparedSFT:
     encoder = encoder_of(config.model)
     learnt, kept = demonstrations(config.data, encoder)
     objective = Objective(demonstration_set(learnt), demonstration_set(kept), sft_loss, config)
-    check_fits(config, [("policy", config.model)], encoder.tokenizer, objective.train, objective.held_out)
+    check_fits(config, [("policy", config.model)], encoder, objective.train, objective.held_out)
     return PreparedSFT(objective, encoder, length_statistics([*learnt, *kept]))
 
 

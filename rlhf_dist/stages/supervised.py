@@ -22,8 +22,9 @@ from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.learner.group import GroupPlace, LearnerGroup, SupervisedBatch, start_group
 from rlhf_dist.learner.rank import Loss
-from rlhf_dist.models import check_models, ends_of, load_tokenizer, write_ends
+from rlhf_dist.models import ends_of, load_tokenizer, write_ends
 from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.stages.fitting import check_stage
 
 UNITS = "units"
 """`KIND/units` counts what the other sums `KIND/...` of a loss are over."""
@@ -44,13 +45,13 @@ class Objective:
         return self.training.epochs * max(1, len(self.train.units) // self.training.batch_size)
 
 
-def check_fits(config: Job, models: Sequence[tuple[str, str]], tokenizer: Any, *examples: ExampleSet) -> None:
+def check_fits(config: Job, models: Sequence[tuple[str, str]], encoder: Encoder, *examples: ExampleSet) -> None:
     """Refuse examples that a model or a micro-batch has no room for, and models that cannot do what is wanted of them.
 
     Args:
         config: the stage's.
         models: role and folder of each (`models.check_models`).
-        tokenizer: whose tokens the examples are.
+        encoder: of the first one's tokenizer.
         examples: all that will be learnt or looked at.
 
     Raises:
@@ -59,7 +60,7 @@ def check_fits(config: Job, models: Sequence[tuple[str, str]], tokenizer: Any, *
     """
     longest = max(max(each.table.column("tokens").value_lengths().to_pylist()) for each in examples)
     together = max(max(each.lengths()) for each in examples)
-    check_models(models, tokenizer, longest, lower="max_tokens")
+    check_stage(config, models, encoder, longest, lower="max_tokens")
     if config.learner.micro_batch_tokens < together:
         raise ConfigError(
             f"learner.micro_batch_tokens is {config.learner.micro_batch_tokens}; expected at least {together}, the tokens of "

@@ -5,8 +5,7 @@ import pytest
 from rlhf_dist.config import SFTConfig
 from rlhf_dist.data.examples import ExampleSet, example_table
 from rlhf_dist.errors import ConfigError, ModelError
-from rlhf_dist.models import load_tokenizer
-from rlhf_dist.stages.supervised import check_fits, per_kind, shuffled
+from rlhf_dist.stages.supervised import check_fits, encoder_of, per_kind, shuffled
 from tests.runs import Folders
 
 
@@ -46,7 +45,7 @@ def test_rows_that_have_no_room_are_refused(
     examples = ExampleSet(example_table([[1] * tokens, [1, 2]], [[0], [0]]), [[0], [1]], [1.0, 1.0])
     config = SFTConfig(model=str(folders.policy), learner={"micro_batch_tokens": micro_batch_tokens})
     with pytest.raises(error, match=told):
-        check_fits(config, [("policy", config.model)], load_tokenizer(config.model), examples)
+        check_fits(config, [("policy", config.model)], encoder_of(config.model), examples)
     fits = SFTConfig(model=str(folders.policy), learner={"micro_batch_tokens": 128})
     models = [("policy", fits.model), ("reference", fits.model)]
-    check_fits(fits, models, load_tokenizer(fits.model), ExampleSet(example_table([[1] * 128], [[0]]), [[0]], [1.0]))
+    check_fits(fits, models, encoder_of(fits.model), ExampleSet(example_table([[1] * 128], [[0]]), [[0]], [1.0]))
