@@ -107,9 +107,11 @@ ALSO: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": {"layer_types": HYBRID},
     "qwen3_next": {"layer_types": HYBRID},
     "zaya": {"num_experts_per_tok": 1},
-    **dict.fromkeys(
-        ("granite", "granite_swa", "granitemoe", "granitemoeshared", "granitemoe_swa"), {"logits_scaling": 4.0}
-    ),
+    "granite": {"logits_scaling": 4.0},
+    "granite_swa": {"logits_scaling": 4.0},
+    "granitemoe": {"logits_scaling": 4.0},
+    "granitemoe_swa": {"logits_scaling": 4.0},
+    "granitemoeshared": {"logits_scaling": 4.0},
     "gemma2": {"final_logit_softcapping": 3.0},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "kimi_linear": {"q_lora_rank": None},

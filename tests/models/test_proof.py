@@ -23,7 +23,7 @@ SELECTED = [range(len(tokens) - 1) for tokens in SEQUENCES]
 COMPANY = ([[0], [1], [2]], [[0, 2, 1]], [[2, 1], [0]])
 FINISHES = ("cohere2", "falcon_h1", "granitemoeshared", "hunyuan_v1_dense", "minicpm3", "recurrent_gemma", "vaultgemma")
 """Families that scale, cap or divide hidden states or logits, each in its own words."""
-APART = ("bamba", "bloom", "falcon_mamba", "gptj", "xglm", "mamba", "nemotron_h")
+APART = ("bamba", "bloom", "falcon_mamba", "gptj", "xglm", "mamba", "lfm2")
 """Families that know no packed rows: recurrence, alibi, positions of their own; and one with positions per row."""
 
 
