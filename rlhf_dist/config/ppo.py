@@ -50,7 +50,7 @@ class PPO(Section):
     max_policy_kl: float | None = Field(
         None,
         gt=0,
-        description="no epoch follows one whose mean KL of the new to the old policy exceeds this, in nats per token",
+        description="no epoch follows one whose mean KL of the old to the new policy exceeds this, in nats per token",
     )
     ptx_coef: float = Field(
         0.0, ge=0, description="weight of the loss on demonstrations beside PPO's: PPO-ptx (arXiv:2203.02155, eq. 2)"

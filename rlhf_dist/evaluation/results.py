@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,12 +62,19 @@ def result_of(one: ScoredAnswers, first: ScoredAnswers, targets: Sequence[str], 
         "distinct_1": texts.distinct(one.answers, 1),
         "distinct_2": texts.distinct(one.answers, 2),
         "self_bleu": texts.self_bleu(one.answers),
-        "perplexity": float(np.exp(-sum(one.plain_log_probs) / max(1, sum(one.lengths)))),
+        "perplexity": _perplexity(one),
         **_against_targets(one.answers, targets, config),
     }
     return Result(
         one.name, {name: interval(per_prompt(v), seed=config.seed) for name, v in means.items()}, figures, wins
     )
+
+
+def _perplexity(one: ScoredAnswers) -> float:
+    """Exponential of the reference's mean negative log-prob per token; NaN where no answer has a token."""
+    tokens = sum(one.lengths)
+    with np.errstate(over="ignore"):
+        return float(np.exp(-sum(one.plain_log_probs) / tokens)) if tokens else math.nan
 
 
 def _against_targets(answers: Sequence[str], targets: Sequence[str], config: EvaluateConfig) -> dict[str, float]:
@@ -106,7 +114,7 @@ def table(results: Sequence[Result]) -> tuple[tuple[str, ...], tuple[tuple[str, 
     rows = []
     for result in results:
         wins = [_win(result.wins[name]) if name in result.wins else "–" for name in rivals]
-        cells = [_mean(result.means[name]) if name in result.means else f"{result.figures[name]:.3g}" for name in names]
+        cells = [_mean(result.means[name]) if name in result.means else _figure(result.figures[name]) for name in names]
         rows.append((result.name, *wins, *cells))
     return head, tuple(rows)
 
@@ -116,7 +124,11 @@ def _win(won: WinRate) -> str:
 
 
 def _mean(mean: Interval) -> str:
-    return f"{mean.mean:.3g} [{mean.low:.3g}, {mean.high:.3g}]"
+    return f"{mean.mean:.3g}" + ("" if math.isnan(mean.low) else f" [{mean.low:.3g}, {mean.high:.3g}]")
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "–"
 
 
 def plain(result: Result) -> dict[str, Any]:
