@@ -32,6 +32,7 @@ from rlhf_dist.run_folder.names import CONFIG, SUMMARY
 from rlhf_dist.run_folder.ppo_folder import PPOFolder
 from rlhf_dist.stages import ppo as rl
 from rlhf_dist.stages import reward, sft
+from rlhf_dist.stages.resume import check_settings
 from rlhf_dist.stages.stage import SharingStage
 from rlhf_dist.stages.supervised import learner_of
 from rlhf_dist.tasks.start_model import make_policy
@@ -62,6 +63,8 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
         _check_unchanged(Path(stage.run_dir) / CONFIG, stage)
     # Read first: else it would be found wrong when two models are trained.
     inputs = None if _finished(ppo) else rl.read_inputs(ppo, load_tokenizer(config.policy))
+    if resume and not _finished(ppo):
+        check_settings(ppo, path)
     write_text(path / "pipeline.yaml", dump(given))
     needed, gpus = lay_out(config, gpus=has_gpus()).totals()
     with session(config.cluster, cpus=needed, gpus=gpus, namespace=namespace_of(path)):
