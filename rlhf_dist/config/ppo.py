@@ -110,8 +110,11 @@ class PPOJob(ScoringJob):
 
     @property
     def scored_together(self) -> int:
-        """Rows that are scored together: about one forward pass, were they half as long as they may be."""
-        return max(1, 2 * self.scoring.batch_tokens // self.max_sequence)
+        """Rows that are scored together: about one forward pass, were they half as long as they may be; a quarter at most.
+
+        So scoring begins before the last sample ends, and several workers share it. No number of workers has a part in it.
+        """
+        return max(1, min(2 * self.scoring.batch_tokens // self.max_sequence, -(-self.batch_samples // 4)))
 
     @property
     def wire_dtype(self) -> str:
