@@ -151,16 +151,15 @@ def read(rows: Sequence[RowView], *, timeout_s: float) -> pa.RecordBatch:
 
 
 def worker_facts(parts: Parts, *, timeout_s: float) -> dict[str, float]:
-    """Slowest rollout worker's seconds of generating and pulling in this iteration, and the largest probe difference."""
+    """Slowest rollout worker's seconds of generating and pulling, and the largest probe difference, if any compared."""
     ref = parts.store.take_facts.remote()
     told = parts.watch.one("store", ref, timeout_s=timeout_s, doing="handing out the workers' timings").values()
-    slowest = {
-        name: max((each.get(name, 0.0) for each in told), default=0.0) for name in ("gen_s", "pull_s", "probe_diff")
-    }
+    slowest = {name: max((each.get(name, 0.0) for each in told), default=0.0) for name in ("gen_s", "pull_s")}
+    compared = [each["probe_diff"] for each in told if "probe_diff" in each]
     return {
         "timing_s/gen": slowest["gen_s"],
         "timing_s/pull_weights": slowest["pull_s"],
-        "weights/probe_diff": slowest["probe_diff"],
+        **({"weights/probe_diff": max(compared)} if compared else {}),
         "fleet/workers/serving": float(len(told)),
     }
 

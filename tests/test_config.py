@@ -129,6 +129,16 @@ def test_overrides_reach_deep_keys_and_read_numbers(file: Path) -> None:
     assert config.rollout.stop == ("a", "b")
 
 
+def test_rows_that_are_scored_together_fit_a_pass_and_leave_work_for_others(file: Path) -> None:
+    def together(*changes: str) -> int:
+        return load(PPOConfig, file, [*changes]).scored_together
+
+    assert together() == 16, "of 64 samples"
+    assert together("ppo.prompts_per_iteration=1000", "scoring.batch_tokens=6400") == 20
+    assert together("scoring.batch_tokens=1") == together("ppo.prompts_per_iteration=1") == 1
+    assert together("scoring.reward_workers=7", "rollout.workers=3") == 16
+
+
 def test_what_an_earlier_version_wrote_is_read_as_what_it_is_called_now(tmp_path: Path) -> None:
     file = tmp_path / "old.yaml"
     file.write_text(

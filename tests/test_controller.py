@@ -10,7 +10,7 @@ import pytest
 from rlhf_dist.algorithms.estimators import GeneralisedAdvantages
 from rlhf_dist.algorithms.surrogates import ClippedSurrogate
 from rlhf_dist.config import PPOConfig
-from rlhf_dist.controller import Parts, State, take, train
+from rlhf_dist.controller import Parts, State, take, train, worker_facts
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
 from rlhf_dist.records import Prompt, RowKey, Sample
@@ -162,6 +162,13 @@ def test_the_kl_coefficient_follows_its_target_and_goes_on_where_a_run_is_resume
     fixed = World()
     run(fixed, config(), monkeypatch)
     assert {update["kl_coef"] for update in fixed.updates} == {0.1}
+
+
+def test_a_probe_that_was_not_compared_has_no_difference() -> None:
+    world = World()
+    assert worker_facts(world.parts(), timeout_s=1)["weights/probe_diff"] == 1e-5
+    world.one = lambda *_, **__: {"rollout-0": {"gen_s": 1.0}}
+    assert "weights/probe_diff" not in worker_facts(world.parts(), timeout_s=1)
 
 
 def test_metrics_hold_what_every_part_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ class PPO(Section):
     max_policy_kl: float | None = Field(
         None,
         gt=0,
-        description="no epoch follows one whose mean KL of the new to the old policy exceeds this, in nats per token",
+        description="no epoch follows one whose mean KL of the old to the new policy exceeds this, in nats per token",
     )
     ptx_coef: float = Field(
         0.0, ge=0, description="weight of the loss on demonstrations beside PPO's: PPO-ptx (arXiv:2203.02155, eq. 2)"
@@ -108,8 +108,11 @@ class PPOJob(ScoringJob):
 
     @property
     def scored_together(self) -> int:
-        """Rows that are scored together: about one forward pass, were they half as long as they may be."""
-        return max(1, 2 * self.scoring.batch_tokens // self.max_sequence)
+        """Rows that are scored together: about one forward pass, were they half as long as they may be; a quarter at most.
+
+        So scoring begins before the last sample ends, and several workers share it. No number of workers has a part in it.
+        """
+        return max(1, min(2 * self.scoring.batch_tokens // self.max_sequence, -(-self.batch_samples // 4)))
 
     @property
     def wire_dtype(self) -> str:

@@ -31,7 +31,7 @@ class WinRate:
 
 
 def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
-    """Mean and 95 % interval of independent values, e.g. one per prompt; NaN of none.
+    """Mean and 95 % interval of independent values, e.g. one per prompt; of one value the bounds are NaN, of none all is.
 
     Args:
         values: at least one.
@@ -42,7 +42,7 @@ def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2:
         mean = float(array.mean()) if len(array) else math.nan
-        return Interval(mean, mean, mean)
+        return Interval(mean, math.nan, math.nan)
     found = bootstrap(
         (array,), np.mean, n_resamples=RESAMPLES, batch=100, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,12 +65,19 @@ def result_of(one: ScoredAnswers, first: ScoredAnswers, targets: Sequence[str], 
         "distinct_1": texts.distinct(one.answers, 1),
         "distinct_2": texts.distinct(one.answers, 2),
         "self_bleu": texts.self_bleu(one.answers),
-        "perplexity": float(np.exp(-sum(one.plain_log_probs) / max(1, sum(one.lengths)))),
+        "perplexity": _perplexity(one),
         **_against_targets(one.answers, targets, config),
     }
     return Result(
         one.name, {name: interval(per_prompt(v), seed=config.seed) for name, v in means.items()}, figures, wins
     )
+
+
+def _perplexity(one: ScoredAnswers) -> float:
+    """Exponential of the reference's mean negative log-prob per token; NaN where no answer has a token."""
+    tokens = sum(one.lengths)
+    with np.errstate(over="ignore"):
+        return float(np.exp(-sum(one.plain_log_probs) / tokens)) if tokens else math.nan
 
 
 def _against_targets(answers: Sequence[str], targets: Sequence[str], config: EvaluateConfig) -> dict[str, float]:
@@ -120,9 +128,11 @@ def _win(won: WinRate) -> str:
 
 def _cell(result: Result, name: str) -> str:
     if name in result.figures:
-        return f"{result.figures[name]:.3g}"
+        return f"{result.figures[name]:.3g}" if math.isfinite(result.figures[name]) else "–"
     mean = result.means.get(name)
-    return "–" if mean is None else f"{mean.mean:.3g} [{mean.low:.3g}, {mean.high:.3g}]"
+    if mean is None:
+        return "–"
+    return f"{mean.mean:.3g}" + ("" if math.isnan(mean.low) else f" [{mean.low:.3g}, {mean.high:.3g}]")
 
 
 def plain(result: Result) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -19,12 +20,12 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
 
 def self_bleu(texts: Sequence[str]) -> float:
-    """Mean BLEU of each text against all others, 0 to 100; lower is more varied (Zhu et al. 2018, arXiv:1802.01886)."""
+    """Mean BLEU of each against all others, 0 to 100; lower is more varied; NaN of one (Zhu et al. 2018, arXiv:1802.01886)."""
     from sacrebleu.metrics.bleu import BLEU
 
     chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(len(texts), SELF_BLEU_TEXTS)).astype(int)]
     if len(chosen) < 2:
-        return 0.0
+        return math.nan
     bleu = BLEU(effective_order=True)
     scores = [bleu.sentence_score(text, chosen[:i] + chosen[i + 1 :]).score for i, text in enumerate(chosen)]
     return float(np.mean(scores))

@@ -52,15 +52,17 @@ def aggregate(judged: Sequence[Judged], how: str) -> Aggregated:
     """
     comparisons = [_canonical(one) for one in judged if one.kind == "comparisons"]
     rest = [one for one in judged if one.kind != "comparisons"]
-    groups = _groups(comparisons)
-    if how == "none" or all(len(group) == 1 for group in groups):
+    if how == "none":
         return Aggregated([*comparisons, *rest], [], None)
+    scores = [_mean(group) for group in _groups([one for one in rest if one.kind == "scores"])]
+    others = [one for one in rest if one.kind != "scores"]
+    groups = _groups(comparisons)
+    if all(len(group) == 1 for group in groups):
+        return Aggregated([*comparisons, *scores, *others], [], None)
     votes = [one for one in comparisons if one.annotator]
     skilled, reliability = dawid_skene(votes)
     posterior = skilled if how == "dawid-skene" else bradley_terry(votes) if how == "bradley-terry" else {}
     merged = [_merged(group, posterior, majority=how == "majority") for group in groups]
-    scores = [_mean(group) for group in _groups([one for one in rest if one.kind == "scores"])]
-    others = [one for one in rest if one.kind != "scores"]
     return Aggregated([*merged, *scores, *others], _told(votes, reliability), agreement(votes))
 
 
@@ -82,6 +84,8 @@ def dawid_skene(votes: Sequence[Judged]) -> tuple[dict[Any, float], dict[str, fl
     from crowdkit.aggregation import DawidSkene
 
     rows = [(number, one) for number, one in enumerate(votes) if one.label in CHOICES]
+    if not rows:
+        return {}, {}  # ties only
     names = {one.task: str(number) for number, one in reversed(rows)}
     table = pd.DataFrame(
         {
@@ -120,10 +124,11 @@ def _told(votes: Sequence[Judged], reliability: dict[str, float]) -> list[Reliab
     if not reliability:
         return []
     counts = Counter(one.annotator for one in votes)
+    decided = Counter(one.annotator for one in votes if one.label in CHOICES)  # a tie says nothing of who is right
     bound = 0.5 + CARELESS * (float(np.median([*reliability.values()])) - 0.5)
     told = []
     for name, value in sorted(reliability.items(), key=lambda item: item[1]):
-        spread = 1.64 * np.sqrt(value * (1 - value) / counts[name])  # one-sided, 95 %
+        spread = 1.64 * np.sqrt(value * (1 - value) / decided[name])  # one-sided, 95 %
         told.append(Reliability(name, counts[name], value, careless=bool(value + spread < bound)))
     return told
 

@@ -19,7 +19,7 @@ from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PackedBatch
 
 PPO_KL = "actor/ppo_kl"
-"""KL of the new to the old policy, per token, over the whole update; `max_policy_kl` bounds each epoch's own."""
+"""KL of the old to the new policy, per token, over the whole update; `max_policy_kl` bounds each epoch's own."""
 Also = Callable[[int], tuple[float, float]]
 """Adds gradients of another loss to the policy's before the optimiser step of that number; its sum, and its tokens."""
 

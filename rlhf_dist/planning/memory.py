@@ -114,7 +114,7 @@ def learner_memory(config: PPOConfig, sizes: dict[str, ModelSize]) -> dict[str, 
     optimiser = parameters * (12 if half or stage >= 1 else 8) / (ranks if stage >= 1 else 1)
     return {
         "parameters": parameters * width / (ranks if stage == 3 else 1),
-        "gradients": parameters * 4 / (ranks if stage >= 2 else 1),  # they add up in fp32
+        "gradients": parameters * BYTES["float32"] / (ranks if stage >= 2 else 1),  # they add up in fp32, also of bf16
         "optimiser (host)" if learner.cpu_offload else "optimiser": optimiser,
         "activations": max(activations(config, size) for size in trained),
         "logits": 3.0 * min(LOGITS_BYTES, 4 * learner.micro_batch_tokens * sizes["policy"].vocabulary),

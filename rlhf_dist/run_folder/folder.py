@@ -59,6 +59,8 @@ class RunFolder:
         self.path, self.stage, self.console = path, stage, console
         self._started = time.time()
         self._rows: list[dict[str, float]] = []
+        self._earlier_s = 0.0
+        """Of the iterations that a resumed run has behind it."""
         self._config = config
         self._metrics_file = path / METRICS
         self._trackers: list[Tracker] = []
@@ -88,6 +90,7 @@ class RunFolder:
         rows = [parsed(line, f"{self._metrics_file}:{number}") for number, line in lines]
         kept = [row for row in rows if row["iteration"] < iteration]
         self._rows = [{key: value for key, value in row.items() if key != "iteration"} for row in kept]
+        self._earlier_s = sum(row.get("timing_s/step") or 0.0 for row in self._rows)
         write_json_lines(self._metrics_file, kept)
         self._trackers = trackers(self.path, self._config)
 
@@ -139,7 +142,7 @@ class RunFolder:
             "machine": f"{os.cpu_count()} cores, {platform.machine()}",
             "versions": versions(),
         }
-        summary["seconds"] = {**facts.get("seconds", {}), "total": time.time() - self._started}
+        summary["seconds"] = {**facts.get("seconds", {}), "total": self._earlier_s + time.time() - self._started}
         write_text(self.path / SUMMARY, as_json(summary, indent=2))
         write_report(self.path)
         self.tell("finished")

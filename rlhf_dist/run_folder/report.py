@@ -175,11 +175,11 @@ def tiles(summary: dict[str, Any]) -> list[Tile]:
         found.append(Tile(f"{summary['gold_win_rate']:.0%}", "gold win rate", meaning))
     if summary.get("gold_score_before") is not None:
         value = _from_to(summary["gold_score_before"], summary["gold_score_after"])
-        found.append(Tile(value, "gold score", "mean of the rule that training never saw, from 0 to 1"))
+        found.append(Tile(value, "gold score", "mean of the rule that training never saw"))
     reward = _from_to(summary["reward_start"], summary["reward_end"])
     return [
         *found,
-        Tile(reward, "reward", "mean score by the reward model, first and last iteration"),
+        Tile(reward, "reward", "mean of what PPO maximises, first and last iteration"),
         Tile(shown("{:.1f}", summary["kl_end"]), "KL, nats", "per answer, from the policy that PPO started with"),
         Tile(shown("{:.0f}", summary["samples_per_second"]), "samples/s", "over whole iterations, training included"),
         Tile(

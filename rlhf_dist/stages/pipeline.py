@@ -33,6 +33,7 @@ from rlhf_dist.run_folder.names import CONFIG, SUMMARY
 from rlhf_dist.run_folder.ppo_folder import PPOFolder
 from rlhf_dist.stages import ppo as rl
 from rlhf_dist.stages import reward, sft
+from rlhf_dist.stages.resume import check_settings
 from rlhf_dist.stages.stage import SharingStage
 from rlhf_dist.stages.supervised import encoder_of, learner_of
 from rlhf_dist.tasks.start_model import make_policy
@@ -66,6 +67,8 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
     inputs = None if _finished(ppo) else rl.read_inputs(ppo, encoder)
     for note in encoder.notes():
         console.say(escape(note))
+    if resume and not _finished(ppo):
+        check_settings(ppo, path)
     write_text(path / "pipeline.yaml", dump(given))
     needed, gpus = lay_out(config, gpus=has_gpus()).totals()
     with session(config.cluster, cpus=needed, gpus=gpus, namespace=namespace_of(path)):

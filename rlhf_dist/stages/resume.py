@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_dist.checkpoint import checkpoints, complete_or_absent, verify
+from rlhf_dist.checkpoint import checkpoints, complete_or_absent, newest_checkpoint, verify
 from rlhf_dist.config import PPOConfig, dump, load
 from rlhf_dist.controller import State
 from rlhf_dist.errors import ConfigError, ModelError
@@ -56,6 +56,17 @@ def save_checkpoint(
     for old in checkpoints(run_dir)[KEPT_LEARNER_STATES:]:
         shutil.rmtree(old / "learner")
     return folder
+
+
+def check_settings(config: PPOConfig, run_dir: Path) -> None:
+    """Refuse settings that a run keeps, before anything is written into its folder or started; reads no weights.
+
+    Raises:
+        ConfigError: names the key, what it was and what it is now.
+    """
+    folder = newest_checkpoint(run_dir)
+    if folder is not None:
+        check_changes(_settings(folder), config, where=str(folder))
 
 
 def newest(config: PPOConfig, run_dir: Path) -> tuple[State, Begin]:

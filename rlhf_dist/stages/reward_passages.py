@@ -146,7 +146,10 @@ def _annotator_passage(outcome: Outcome, aggregated: Aggregated) -> Passage:
         )
         for one in aggregated.annotators
     )
-    alpha = f"Krippendorff's alpha is {agreed.alpha:.2f} on {agreed.shared} shared questions. " if agreed else ""
+    alpha = ""
+    if agreed:
+        known = "not defined" if math.isnan(agreed.alpha) else f"{agreed.alpha:.2f}"
+        alpha = f"Krippendorff's alpha is {known} on {agreed.shared} shared questions. "
     text = (
         f"{alpha}Reliability: probability of choosing the better answer, by Dawid and Skene's model; 0.5 is guessing. Kappa: "
         "mean agreement with each other annotator, beyond chance."

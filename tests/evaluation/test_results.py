@@ -1,6 +1,7 @@
 """What is said of policies, on three answers each that a person can reckon with."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,3 +81,15 @@ def test_a_table_has_a_row_for_each_policy_and_a_file_has_its_numbers() -> None:
     told = plain(results[1])
     assert told["win_rate"]["gold"]["wins"] == 2
     assert told["kl"]["mean"] == pytest.approx(1.0)
+
+
+def test_what_is_no_number_is_a_dash_in_the_table() -> None:
+    silent = replace(START, answers=["", "", ""], lengths=[0, 0, 0], plain_log_probs=[0.0, 0.0, 0.0])
+    found = result_of(silent, silent, [], config())
+    assert math.isnan(found.figures["perplexity"])
+    head, (row,) = table([found])
+    assert row[head.index("perplexity")] == "–"
+    alone = replace(START, answers=["a"], lengths=[1], kl=[0.5], plain_log_probs=[-800.0], rewards=[1.0], parts={})
+    head, (row,) = table([result_of(alone, alone, [], config())])
+    assert row[head.index("KL, nats")] == "0.5", "one value has no interval"
+    assert row[head.index("perplexity")] == "–"

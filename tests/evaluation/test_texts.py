@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ def test_distinct_counts_n_grams() -> None:
 def test_self_bleu_is_high_for_echoes_and_low_for_strangers() -> None:
     assert texts.self_bleu(["the same words again and again"] * 5) == pytest.approx(100)
     assert texts.self_bleu([f"w{n}a w{n}b w{n}c w{n}d" for n in range(5)]) < 5
-    assert texts.self_bleu(["alone"]) == 0.0
+    assert math.isnan(texts.self_bleu(["alone"]))
 
 
 def test_measures_against_targets_are_perfect_for_equal_texts_and_known_otherwise() -> None:
@@ -68,3 +70,11 @@ def test_a_win_rate_counts_ties_half_and_knows_when_it_is_open() -> None:
     clear = win_rate([1.0] * 80 + [0.5] * 10 + [0.0] * 10)
     assert decided(clear)
     assert (clear.wins, clear.ties, clear.losses, clear.rate.mean) == (80, 10, 10, pytest.approx(0.85))
+
+
+def test_what_one_value_cannot_say_is_no_number() -> None:
+    found = interval([0.25])
+    assert found.mean == 0.25
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    assert math.isnan(interval([]).mean)

@@ -144,3 +144,19 @@ def test_alpha_is_the_published_example_of_krippendorff() -> None:
     found = agreement(votes)
     assert found is not None
     assert found.alpha == pytest.approx(0.095, abs=5e-4)
+
+
+@pytest.mark.parametrize("others", [[], [vote("q", 1.0, "ann"), vote("q", 0.0, "bob")], [vote("q", 1.0, "ann")]])
+def test_scores_become_their_mean_whatever_else_was_judged(others: list[Judged]) -> None:
+    scores = [vote(0, 0.0, "ann", kind="scores"), vote(0, 1.0, "bob", kind="scores")]
+    found = [one.label for one in aggregate([*scores, *others], "majority").judged if one.kind == "scores"]
+    assert found == [0.5]
+    raw = aggregate([*scores, *others], "none").judged
+    assert sorted(one.label for one in raw if one.kind == "scores") == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("how", ["majority", "share", "dawid-skene", "bradley-terry"])
+def test_ties_only_leave_nobody_to_be_weighed(how: str) -> None:
+    made = aggregate([vote(0, 0.5, "ann"), vote(0, 0.5, "bob")], how)
+    assert [one.label for one in made.judged] == [0.5]
+    assert made.annotators == []

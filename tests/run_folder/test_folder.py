@@ -56,6 +56,16 @@ def test_a_resumed_run_forgets_what_it_does_again_and_a_line_that_was_never_fini
     assert kept == [*rows[:2], {"iteration": 2, "loss": 9.0}]
 
 
+def test_the_seconds_of_a_resumed_run_hold_those_of_the_iterations_before(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    rows = [{"iteration": n, "timing_s/step": 100.0} for n in range(3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = RunFolder(run, CONFIG, console=Console(), stage="sft")
+    folder.rewind(2)
+    assert 200 <= folder.finish({})["seconds"]["total"] < 250
+
+
 def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

@@ -11,7 +11,7 @@ from rlhf_dist.config import PPOConfig, dump, keys, override
 from rlhf_dist.controller import State
 from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.stages.changes import FIXED
-from rlhf_dist.stages.resume import newest, save_checkpoint
+from rlhf_dist.stages.resume import check_settings, newest, save_checkpoint
 
 CONFIG = PPOConfig.model_validate(
     {"policy": "a", "reward": "b", "prompts": {"path": "p"}, "ppo": {"iterations": 9, "kl_target": 6.0}}
@@ -88,6 +88,8 @@ def test_what_would_make_it_another_run_is_refused_by_key_and_values(change: str
     with pytest.raises(ConfigError, match=KEPT[change]) as told:
         newest(override(CONFIG, [change]), tmp_path)
     assert str(folder) in str(told.value)
+    with pytest.raises(ConfigError, match=KEPT[change]):
+        check_settings(override(CONFIG, [change]), tmp_path)
 
 
 def test_every_other_setting_may_change_and_paths_may_be_spelt_anew(tmp_path: Path) -> None:
