@@ -26,7 +26,7 @@ from rlhf_dist.config import Feedback
 from rlhf_dist.data.columns import meant
 from rlhf_dist.data.demonstrations import completion_text
 from rlhf_dist.data.tables import read_table
-from rlhf_dist.data.templates import PLAIN, Reading, reading_of
+from rlhf_dist.data.templates import PLAIN, Reading, column, reading_of
 from rlhf_dist.errors import DataError
 from rlhf_dist.files import shown
 
@@ -71,7 +71,7 @@ def read_feedback(files: Sequence[Feedback]) -> list[Judged]:
     for file in files:
         source = file.source or Path(file.path).stem
         for where, row in read_table(file):
-            asked = row.get("prompt_messages")
+            asked = column(where, row, "prompt_messages", list)
             whole = row if asked is None else {**row, "prompt": asked}
             made = readers[file.kind](where, whole, source, file)
             found.append(replace(made, reading=reading_of(file, where, row)))
