@@ -17,10 +17,20 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from rlhf_dist.data.ends import Ends, added_tokens, pattern_of, special_tokens, tokenizer_ends, tokens_that_eat_spaces
-from rlhf_dist.data.templates import PLAIN, RENDER_ERRORS, Quotes, Reading, apply_template, checked_messages, render
+from rlhf_dist.data.templates import (
+    PLAIN,
+    RENDER_ERRORS,
+    Quotes,
+    Reading,
+    apply_template,
+    checked_messages,
+    render,
+    template_source,
+)
 from rlhf_dist.errors import DataError
 from rlhf_dist.files import shown
 
+_MARKS = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
 _MARK = re.compile("mark\\d+\U0010fffd")
 
 
@@ -83,11 +93,7 @@ class Encoder:
         if not isinstance(value, list) or not value:
             raise DataError(f"{where}: prompt is {shown(value)}; expected text, or a list of messages")
         messages = self._quoted(where, self._ended_once(value), reading)
-        if messages[-1]["role"] == "assistant":
-            raise DataError(
-                f"{where}: the prompt ends with a message of the assistant; expected one that it answers. Where the last message "
-                "is an answer to learn from, give it as the answer"
-            )
+        _check_asks(where, messages[-1])
         text = render(where, self.tokenizer, messages, ask=True, reading=self._hidden(reading))
         tokens, _ = self._tokens(text, self._turns(text, messages, reading))
         if not tokens:
@@ -105,6 +111,7 @@ class Encoder:
             DataError: the prompt is neither text nor messages, or the template refuses it; names file and line.
         """
         if isinstance(prompt, list) and prompt:
+            _check_asks(where, prompt[-1])
             message = answer if isinstance(answer, dict) else {"role": "assistant", "content": answer}
             return self._chat(where, [*prompt, message], reading, only_last=True)
         text, tokens = self.prompt(where, prompt, reading)
@@ -180,7 +187,7 @@ class Encoder:
 
     def _marked(self, where: str, messages: list[Any], reading: Reading) -> Conversation:
         """By the template's own marks of what is generated, where answers cannot be found otherwise."""
-        if "generation" not in str(self.tokenizer.chat_template):
+        if _MARKS.search(template_source(where, self.tokenizer, reading.tools)) is None:
             raise DataError(
                 f"{where}: the chat template rewrites earlier messages, so where the assistant's words stand cannot be told; "
                 "expected a template with {% generation %}, or rows of one answer each"
@@ -455,3 +462,12 @@ class Encoder:
     @cached_property
     def _last_end(self) -> re.Pattern[str]:
         return re.compile(f"(?:{self._end_pattern.pattern})\\Z")
+
+
+def _check_asks(where: str, message: Any) -> None:
+    """An answer behind an answer is what no template has a place for, and renders all the same."""
+    if isinstance(message, dict) and message.get("role") == "assistant":
+        raise DataError(
+            f"{where}: the prompt ends with a message of the assistant; expected one that it answers. Where the last message is "
+            "an answer to learn from, give it as the answer"
+        )

@@ -167,9 +167,12 @@ def _judged(
 
 
 def _need(where: str, row: dict[str, Any], *names: str) -> None:
-    missing = [name for name in names if row.get(name) is None]
+    empty = [name for name in names if name in row and row[name] is None]
+    if empty:
+        raise DataError(f"{where}: {empty[0]} is null; expected {', '.join(names)}")
+    missing = [name for name in names if name not in row]
     if missing:
-        hint = meant({name: value for name, value in row.items() if value is not None}, *names)
+        hint = meant(row, *names)
         raise DataError(f"{where}: no {missing[0]!r} among {sorted(row)}; expected {', '.join(names)}{hint}")
 
 

@@ -108,11 +108,16 @@ def checked_messages(where: str, messages: Any, tokenizer: Any, *, tools: Any = 
         )
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{where}: messages is {shown(messages)}; expected a list of messages")
-    source = _source(where, tokenizer, tools)
+    source = template_source(where, tokenizer, tools)
     return [_checked(f"{where}: message {number}", message, source) for number, message in enumerate(messages, start=1)]
 
 
-def _source(where: str, tokenizer: Any, tools: Any) -> str:
+def template_source(where: str, tokenizer: Any, tools: Any = None) -> str:
+    """The template's own text, of several the one that these messages go through.
+
+    Raises:
+        DataError: there are several, and none is meant for them.
+    """
     if isinstance(tokenizer.chat_template, str):
         return tokenizer.chat_template
     try:
