@@ -45,10 +45,8 @@ THINKING = (
     "<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 PREFILL = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
-TOOLS = (
-    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+TOOLS = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + CHATML.replace(
+    "{{ m['content'] }}", "{{ (m.tool_calls | tojson) if m.tool_calls else m['content'] }}"
 )
 TEMPLATES = {
     "chatml": (CHATML, "<|im_end|>"),
