@@ -1,6 +1,7 @@
 """What is said of policies, on three answers each that a person can reckon with."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,3 +81,13 @@ def test_a_table_has_a_row_for_each_policy_and_a_file_has_its_numbers() -> None:
     told = plain(results[1])
     assert told["win_rate"]["gold"]["wins"] == 2
     assert told["kl"]["mean"] == pytest.approx(1.0)
+
+
+def test_answers_of_a_truncated_distribution_have_no_kl() -> None:
+    found = [result_of(replace(one, kl=None), START, [], config()) for one in (START, TRAINED)]
+    head, rows = table(found)
+    assert [row[head.index("KL, nats")] for row in rows] == ["–", "–"]
+    assert [row[head.index("reward")] for row in rows] == [
+        row[head.index("reward")] for row in table([result_of(one, START, [], config()) for one in (START, TRAINED)])[1]
+    ]
+    assert plain(found[0])["kl"] is None
