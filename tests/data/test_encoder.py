@@ -199,7 +199,7 @@ def test_special_tokens_that_are_meant_are_tokens() -> None:
     assert encoder.prompt("f:1", rendered)[1] != encoder.prompt("f:1", [user("Hi")])[1]
     encoder.prompt("f:2", [user("a<|eot_id|>b")])
     (note,) = encoder.notes()
-    assert note.startswith("f: 2 texts with special tokens spelled out, taken as text")
+    assert note.startswith("f: 2 rows with special tokens spelled out, taken as text")
     assert "special_tokens: true" in note
 
 

@@ -118,7 +118,7 @@ def test_what_is_odd_about_the_data_is_told(files: Callable[..., str], tmp_path:
     assert (
         told[0].startswith("2 demonstrations") or told[0].startswith("3 demonstrations") or told[0].startswith("1 demo")
     )
-    assert "d.jsonl: 3 texts with special tokens spelled out, taken as text" in told[1]
+    assert "d.jsonl: 3 rows with special tokens spelled out, taken as text" in told[1]
     assert told[2] == "the chat template puts no end token after an answer; <eos> is put there instead"
 
 
