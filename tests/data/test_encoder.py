@@ -259,3 +259,28 @@ def test_gemma_refuses_a_system_role_in_one_sentence() -> None:
         DataError, match="f:3: the chat template cannot render these messages: System role not supported"
     ):
         Encoder(chat_tokenizer(GEMMA)).prompt("f:3", [{"role": "system", "content": "x"}, user("y")])
+
+
+def test_a_template_that_ends_everything_leaves_a_prompt_without_an_end() -> None:
+    loud = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+    loud += "{% if add_generation_prompt %}assistant: {% endif %}"
+    encoder = Encoder(chat_tokenizer(loud + "{{ eos_token }}"))
+    assert said(encoder, encoder.prompt("f:1", [user("Hi")])[1]) == "user: Hiassistant: "
+    made = encoder.pair("f:1", [user("Hi")], "yo")
+    assert answers(encoder, made) == ["yo<eos>"]
+    assert said(encoder, made.tokens) == "user: Hiassistant: yo<eos>"
+
+
+def test_an_answer_that_the_template_marks_without_its_end_is_learnt_with_one() -> None:
+    """Where history is rewritten, only the template's marks say where answers stand."""
+    odd = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '>' if loop.last else ';' }}{% generation %}"
+        "{{ m['content'] if loop.last else m['content'] | upper }}{% endgeneration %}{{ END }}{% else %}"
+        "{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
+    )
+    chat = [user("a"), assistant("b"), user("c"), assistant("d")]
+    for end, expected in (("'<|end|>'", ["B<|end|>", "d<|end|>"]), ("''", ["B<eos>", "d<eos>"])):
+        encoder = Encoder(chat_tokenizer(odd.replace("END", end)))
+        made = encoder.chat("f:1", chat)
+        assert answers(encoder, made) == expected
+        assert said(encoder, made.tokens) == f"a;{expected[0]}c>{expected[1]}"

@@ -9,8 +9,8 @@ import huggingface_hub.constants
 import pytest
 
 from rlhf_dist.errors import ModelError
-from rlhf_dist.models import ends_of, eos_token_ids, folders, load_tokenizer, resolve, write_ends
-from tests.chats import ENDLESS, LLAMA3, chat_tokenizer
+from rlhf_dist.models import check_same_tokenizer, ends_of, eos_token_ids, folders, load_tokenizer, resolve, write_ends
+from tests.chats import CHATML, ENDLESS, LLAMA3, chat_tokenizer
 
 
 def model(folder: Path, template: str | None = LLAMA3, *, generation: Any = None, **config: Any) -> Path:
@@ -108,3 +108,15 @@ def test_a_name_that_cannot_be_fetched_is_one_sentence(name: str, hub: Path) -> 
 def test_a_path_is_no_name(path: str) -> None:
     with pytest.raises(ModelError, match="no such folder; expected a Hugging Face model folder"):
         resolve(path)
+
+
+def test_models_that_end_answers_differently_do_not_go_together(tmp_path: Path) -> None:
+    own, same, bare = (
+        str(model(tmp_path / name, template)) for name, template in (("a", LLAMA3), ("b", LLAMA3), ("c", None))
+    )
+    other = str(model(tmp_path / "d", CHATML))
+    check_same_tokenizer(own, {"reference": same, "reward": bare})
+    with pytest.raises(
+        ModelError, match=r"reward .*d ends an assistant's turn with <\|im_end\|>, the policy .*<\|eot_id\|>"
+    ):
+        check_same_tokenizer(own, {"reference": same, "reward": other})
