@@ -26,7 +26,7 @@ from rlhf_dist.config import Feedback
 from rlhf_dist.data.columns import meant
 from rlhf_dist.data.demonstrations import completion_text
 from rlhf_dist.data.tables import read_table
-from rlhf_dist.data.templates import PLAIN, Reading, reading_of
+from rlhf_dist.data.templates import PLAIN, Reading, column, reading_of
 from rlhf_dist.errors import DataError
 from rlhf_dist.files import shown
 
@@ -71,7 +71,7 @@ def read_feedback(files: Sequence[Feedback]) -> list[Judged]:
     for file in files:
         source = file.source or Path(file.path).stem
         for where, row in read_table(file):
-            asked = row.get("prompt_messages")
+            asked = column(where, row, "prompt_messages", list)
             whole = row if asked is None else {**row, "prompt": asked}
             made = readers[file.kind](where, whole, source, file)
             found.append(replace(made, reading=reading_of(file, where, row)))
@@ -167,9 +167,12 @@ def _judged(
 
 
 def _need(where: str, row: dict[str, Any], *names: str) -> None:
-    missing = [name for name in names if row.get(name) is None]
+    empty = [name for name in names if name in row and row[name] is None]
+    if empty:
+        raise DataError(f"{where}: {empty[0]} is null; expected {', '.join(names)}")
+    missing = [name for name in names if name not in row]
     if missing:
-        hint = meant({name: value for name, value in row.items() if value is not None}, *names)
+        hint = meant(row, *names)
         raise DataError(f"{where}: no {missing[0]!r} among {sorted(row)}; expected {', '.join(names)}{hint}")
 
 

@@ -38,7 +38,7 @@ class JudgedTokens:
         excess = max(len(self._whole(one, each)[0]) for each in one.answers) - self._max_tokens
         if excess <= 0:
             return tokens, start
-        kept = self._encoder.end_of(tokens[:start], max(start - excess, 1))
+        kept = self._encoder.words.tail(tokens[:start], max(start - excess, 1))
         return kept + tokens[start:], len(kept)
 
     def fitting(self, judged: Sequence[Judged]) -> list[Judged]:

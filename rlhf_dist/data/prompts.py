@@ -43,7 +43,7 @@ def read_prompts(settings: Prompts, tokenizer: Any, *, path: str | None = None) 
         value = row[_column(where, row, settings.column)]
         reading = reading_of(settings, where, row)
         text, tokens = encoder.prompt(where, value, reading)
-        kept = lengths.fit(where, len(tokens), tokens, partial(encoder.end_of, tokens, settings.max_tokens))
+        kept = lengths.fit(where, len(tokens), tokens, partial(encoder.words.tail, tokens, settings.max_tokens))
         if kept is not None:
             found.append(Prompt(number, tuple(kept), text, _source(value, reading)))
     lengths.close(path, encoder)

@@ -72,10 +72,10 @@ def held_out(keys: Sequence[str], share: float) -> list[bool]:
 def _read_file(file: Path) -> Iterator[Row]:
     readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".arrow": _read_arrow}
     if file.suffix not in readers:
-        hint = ", one JSON object per line" if file.suffix == ".json" else ""
+        hint = " (one JSON object per line)" if file.suffix == ".json" else ""
         raise DataError(
-            f"{file}: unknown kind of file {file.suffix!r}; expected one of {', '.join(SUFFIXES)}{hint}. "
-            f"`datasets.load_dataset` reads others, and its to_json writes JSONL"
+            f"{file}: unknown kind of file {file.suffix!r}; expected one of {', '.join(SUFFIXES)}{hint}. `datasets` reads "
+            "others, and its to_json writes .jsonl"
         )
     yield from readers[file.suffix](file)
 
@@ -96,7 +96,7 @@ def _read_parquet(file: Path) -> list[Row]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(file.read_bytes()))
+        table = pq.read_table(pa.BufferReader(file.read_bytes()), page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DataError(f"{file}: not a readable Parquet file: {_told(error)}") from error
     return _table_rows(file, table)

@@ -51,13 +51,18 @@ def reading_of(file: DataFile, where: str, row: Mapping[str, Any]) -> Reading:
     Raises:
         DataError: a column is not what a template takes; names file and line.
     """
-    tools = _column(where, row, "tools", list)
-    own = _column(where, row, "chat_template_kwargs", dict) or {}
+    tools = column(where, row, "tools", list)
+    own = column(where, row, "chat_template_kwargs", dict) or {}
     kwargs = {**file.chat_template_kwargs, **{key: value for key, value in own.items() if value is not None}}
     return Reading(file.special_tokens or row.get("special_tokens") is True, kwargs, tools or None)
 
 
-def _column(where: str, row: Mapping[str, Any], name: str, kind: type) -> Any:
+def column(where: str, row: Mapping[str, Any], name: str, kind: type) -> Any:
+    """A column with a list or mapping, which may be JSON text; None: it is not there.
+
+    Raises:
+        DataError: it is something else; names file and line.
+    """
     value = row.get(name)
     if isinstance(value, str):
         try:
@@ -103,11 +108,16 @@ def checked_messages(where: str, messages: Any, tokenizer: Any, *, tools: Any = 
         )
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{where}: messages is {shown(messages)}; expected a list of messages")
-    source = _source(where, tokenizer, tools)
+    source = template_source(where, tokenizer, tools)
     return [_checked(f"{where}: message {number}", message, source) for number, message in enumerate(messages, start=1)]
 
 
-def _source(where: str, tokenizer: Any, tools: Any) -> str:
+def template_source(where: str, tokenizer: Any, tools: Any = None) -> str:
+    """The template's own text, of several the one that these messages go through.
+
+    Raises:
+        DataError: there are several, and none is meant for them.
+    """
     if isinstance(tokenizer.chat_template, str):
         return tokenizer.chat_template
     try:
@@ -157,6 +167,13 @@ def _joined(where: str, parts: list[Any]) -> str:
                 f"{where}: content has the part {shown(part)}; expected text, which is all this template takes"
             )
     return "".join(part["text"] for part in parts)
+
+
+def spoken(messages: Sequence[Mapping[str, Any]]) -> str:
+    """What messages say, without who says it."""
+    contents = [message.get("content") for message in messages]
+    parts = [each if isinstance(each, list) else [{"text": each}] for each in contents]
+    return "\n".join("".join(str(part.get("text") or "") for part in each) for each in parts)
 
 
 class Quotes:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from rlhf_dist.data.ends import template_end
 from rlhf_dist.errors import ModelError
 from rlhf_dist.imports import import_transformers
 from rlhf_dist.models.folders import resolve
@@ -36,18 +37,29 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def check_same_tokenizer(policy: str, others: dict[str, str]) -> None:
-    """All models of a run must read the same token ids.
+    """All models of a run must read the same token ids, and take the same one for the end of an answer.
 
     Args:
         policy: the policy's folder.
         others: role to folder.
 
     Raises:
-        ModelError: names the two folders whose tokenizers differ.
+        ModelError: names the two folders whose tokenizers differ, or whose chat templates end answers differently.
     """
-    expected = tokenizer_fingerprint(load_tokenizer(policy))
+    own = load_tokenizer(policy)
+    expected, end = tokenizer_fingerprint(own), template_end(own)
     for role, path in others.items():
-        if path != policy and tokenizer_fingerprint(load_tokenizer(path)) != expected:
+        if path == policy:
+            continue
+        other = load_tokenizer(path)
+        its_end = template_end(other)
+        if None not in (end, its_end) and end != its_end and tokenizer_fingerprint(other) == expected:
+            mine, its = (own.convert_ids_to_tokens(token) for token in (end, its_end))
+            raise ModelError(
+                f"{role} {path} ends an assistant's turn with {its}, the policy {policy} with {mine}; expected the same chat "
+                "template, since answers are taught, sampled and scored up to their end"
+            )
+        if tokenizer_fingerprint(other) != expected:
             raise ModelError(
                 f"{role} {path} has another tokenizer than the policy {policy}; "
                 "expected the same vocabulary, since token ids are passed between them"

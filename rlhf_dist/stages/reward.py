@@ -98,10 +98,13 @@ def prepare(config: RewardConfig) -> PreparedReward:
     prompts: list[Prompt] = []
     if config.policy is not None and config.prompts is not None:
         check_same_tokenizer(config.model, {"policy": config.policy})
-        prompts = read_prompts(config.prompts, encoder)[: config.normalise_on]
         longest = config.prompts.max_tokens + config.rollout.max_new_tokens
-        models = [("policy", config.policy), ("start", config.model)]
-        check_stage(config, models, encoder, longest)
+        check_stage(config, [("policy", config.policy), ("start", config.model)], encoder, longest)
+        # As the policy is given them; a reward model need not know chats to score token ids.
+        asked = encoder_of(config.policy)
+        prompts = read_prompts(config.prompts, asked)[: config.normalise_on]
+        for note in asked.notes():
+            encoder.tell(note)
     if config.comment_judge is not None:
         rating_tokens(config.comment_judge, load_tokenizer(config.comment_judge.model))
     return PreparedReward(encoder, raw, made, tokens, prompts, examples.selected([0]))
