@@ -157,6 +157,8 @@ def _run_stage(
     stage: Stage, name: str, config: Job, run_dir: Path | None, *, dry_run: bool, again: bool = False
 ) -> Path | None:
     """Check a stage's config and data, and run it, `again` in the same folder, unless that was all; returns the folder."""
+    from rich.markup import escape
+
     from rlhf_dist.run_folder.console import Console
     from rlhf_dist.run_folder.folder import RunFolder, choose
 
@@ -165,6 +167,7 @@ def _run_stage(
         if dry_run:
             _show_dry_run(console, config, prepared)
             return None
+        console.say(escape(prepared.describe()))
         path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=again)
         with _stoppable(path):
             stage.run(config, prepared, RunFolder(path, config, console=console, stage=name))

@@ -141,3 +141,29 @@ def test_a_config_of_settings_about_data_is_read_from_yaml(tmp_path: Path) -> No
     data = load(SFTConfig, tmp_path / "c.yaml", ["data.chat_template_kwargs.b=2"]).data
     assert (data.subset, data.special_tokens, data.too_long) == ("main", True, "truncate")
     assert data.chat_template_kwargs == {"a": 1, "b": 2}
+
+
+def test_every_setting_that_names_a_model_is_resolved(files: Callable[..., str]) -> None:
+    name, scores = "acme/policy", "acme/reward"
+    judge = {"model": name, "prompt": "{comment}"}
+    prompts = {"path": "p"}
+    configs = [
+        SFTConfig(model=name),
+        DPOConfig(model=name, reference=name),
+        RewardConfig.model_validate({"model": name, "policy": name, "prompts": prompts, "comment_judge": judge}),
+        PPOConfig.model_validate(
+            {
+                "policy": name,
+                "reference": name,
+                "critic": scores,
+                "reward": [{"path": scores}, {"kind": "function", "name": "f", "path": "a.b:c"}],
+                "safety": {"classifier": scores},
+                "prompts": prompts,
+            }
+        ),
+        EvaluateConfig.model_validate({"policies": {"a": name, "b": name}, "prompts": prompts, "reference": name}),
+    ]
+    files("here")
+    for config in configs:
+        assert "acme/" in config.model_dump_json()
+        assert "acme/" not in resolved(config).model_dump_json().replace("--acme--", ""), type(config).__name__
