@@ -88,8 +88,9 @@ class TrainedModel:
         """Clip, update, advance the schedule; returns the gradient norm before clipping and the learning rate used.
 
         Raises:
-            RunError: the norm is not finite, so that the weights no longer are.
+            RunError: the norm is not finite, so that the weights no longer are or, under ZeRO, the step was left out.
         """
+        number = self.lr.last_epoch + 1
         lr = self.engine.optimizer.param_groups[0]["lr"]
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
@@ -97,7 +98,7 @@ class TrainedModel:
             norm = self._clipped_norm
         if not 0.0 <= float(norm) < math.inf:  # DeepSpeed says -1 for NaN and infinity, in some of its stages
             raise RunError(
-                f"the gradient of optimiser step {self.lr.last_epoch} has the norm {float(norm):g}; expected a finite number. A "
+                f"the gradient of optimiser step {number} has the norm {float(norm):g}; expected a finite number. A "
                 "loss was NaN or infinite: look for it in the samples' log-probs and scores, or lower the learning rate"
             )
         return {"grad_norm": float(norm), "lr": float(lr)}
