@@ -172,8 +172,11 @@ def _run_stage(
 
 
 def _show_dry_run(console: Console, config: Job, prepared: Prepared) -> None:
+    from rich.markup import escape
+
     console.rich.print(dump(config), markup=False, highlight=False)
-    console.say(prepared.describe())
+    console.say(escape(prepared.describe()))
+    console.rich.print(prepared.example(), markup=False, highlight=False, soft_wrap=True)
 
 
 def _tell_stage(output: Path) -> None:
@@ -202,6 +205,8 @@ def ppo(
 ) -> None:
     """Train a policy with PPO against a reward model, on your own models and prompts."""
     config = load(PPOConfig, config_file, _with(overrides, seed, address))
+    from rich.markup import escape
+
     from rlhf_dist.run_folder.console import Console
     from rlhf_dist.run_folder.folder import choose
     from rlhf_dist.run_folder.ppo_folder import PPOFolder
@@ -217,7 +222,7 @@ def ppo(
             show_plan(console.rich, here(config, prepared.sizes))
             return
         prepared = stage.prepare(config, resume=Path(run_dir or config.run_dir) if resume else None)
-        console.say(prepared.describe())
+        console.say(escape(prepared.describe()))
         path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume)
         with _stoppable(path):
             stage.run(config, prepared, PPOFolder(path, config, console=console))
@@ -286,8 +291,10 @@ def plan(
     from rlhf_dist.planning.plan import Machines, make_plan
     from rlhf_dist.planning.plan_view import show_plan
     from rlhf_dist.planning.roles import sizes_of
+    from rlhf_dist.stages.hub import resolved
 
-    made = make_plan(config, Machines(nodes, gpus_per_node, gpu_memory, cpus_per_node), sizes_of(config))
+    sizes = sizes_of(resolved(config))
+    made = make_plan(config, Machines(nodes, gpus_per_node, gpu_memory, cpus_per_node), sizes)
     show_plan(RichConsole(), made)
     raise typer.Exit(1 if made.problems() else 0)
 

@@ -13,6 +13,9 @@ from typing import Any
 
 from rlhf_dist.errors import DataError, RunError
 
+DEEPEST = 100
+"""Levels of nesting in a line of JSON; no data set has as many, and what is deeper exhausts Python's stack."""
+
 
 @contextmanager
 def written_aside(target: Path, *, durable: bool = True) -> Iterator[Path]:
@@ -94,6 +97,14 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return [parsed(line, f"{path}:{number}") for number, line in enumerate(path.read_bytes().splitlines(), start=1)]
 
 
+def lines_of(data: bytes) -> list[bytes]:
+    """A file's lines, without a byte order mark, and without empty ones at its end, which editors leave there."""
+    lines = data.removeprefix(b"\xef\xbb\xbf").splitlines()
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
+
+
 def whole_lines(data: bytes) -> list[bytes]:
     """Lines that end; what follows the last end is being written, or was when the machine stopped."""
     return data[: data.rfind(b"\n") + 1].splitlines()
@@ -109,11 +120,43 @@ def parsed(line: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: an empty line; expected a JSON object")
     try:
         row = json.loads(line)
+    except RecursionError:
+        raise DataError(f"{where}: JSON nested too deep to read; expected at most {DEEPEST} levels") from None
     except ValueError as error:
         raise DataError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(row, dict):
         raise DataError(f"{where}: found {type(row).__name__}; expected a JSON object")
+    if line.count(b"[") + line.count(b"{") > DEEPEST and _depth(row) > DEEPEST:
+        raise DataError(f"{where}: JSON nested too deep; expected at most {DEEPEST} levels")
+    if b"\\u" in line or b"\xed" in line:
+        _check_unicode(row, where)
     return row
+
+
+def shown(value: Any, *, most: int = 200) -> str:
+    """A value as error messages show it: short, however large it is."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _depth(value: Any) -> int:
+    """Levels of nesting, counted without recursion."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list))]
+        level = [each for values in inner for each in values]
+    return depth
+
+
+def _check_unicode(row: dict[str, Any], where: str) -> None:
+    """Halves of a surrogate pair pass JSON, but neither a tokenizer nor Arrow."""
+    try:
+        as_json(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: a lone surrogate \\u{ord(error.object[error.start]):04x}, half of a character; expected whole ones"
+        ) from None
 
 
 def _remove(path: Path) -> None:

@@ -23,6 +23,8 @@ class Prompt:
     """Position in the data set."""
     tokens: tuple[int, ...]
     text: str
+    source: str = ""
+    """As JSON, the columns of feedback from which the text's tokens are made again; empty: from the text."""
 
 
 @dataclass(frozen=True)

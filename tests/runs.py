@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.run_folder.console import Console
@@ -34,14 +40,15 @@ class Folders:
 
     def __init__(self, root: Path) -> None:
         tokenizer = build_tokenizer()
-        self.policy, self.tied, self.reward = (root / name for name in ("policy", "tied", "reward"))
+        self.policy, self.experts, self.reward = (root / name for name in ("policy", "experts", "reward"))
         shared = {**SHAPE, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         torch.manual_seed(0)
         LlamaForCausalLM(LlamaConfig(**shared, eos_token_id=tokenizer.eos_token_id)).save_pretrained(self.policy)
-        tied = LlamaConfig(**shared, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True)
-        LlamaForCausalLM(tied).save_pretrained(self.tied)
+        experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 32}
+        tied = Qwen3MoeConfig(**shared, **experts, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True)
+        Qwen3MoeForCausalLM(tied).save_pretrained(self.experts)
         LlamaForSequenceClassification(LlamaConfig(**shared, num_labels=1)).save_pretrained(self.reward)
-        for folder in (self.policy, self.tied, self.reward):
+        for folder in (self.policy, self.experts, self.reward):
             tokenizer.save_pretrained(folder)
         self.prompts = root / "prompts.jsonl"
         chosen = random.Random(0).sample(train_prompts(), 64)

@@ -72,7 +72,8 @@ def test_dry_run_prints_config_placement_and_memory_and_starts_nothing(
 ) -> None:
     done = cli("ppo", config_file, "--dry-run", "--set", "ppo.iterations=7", "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    for text in ("iterations: 7", "Placement", "learner", "rollout", "MiB", "64 prompts"):
+    shown = ("A prompt as the engine is given it", "<bos>|", "generation ends at <eos> (2)")
+    for text in ("iterations: 7", "Placement", "learner", "rollout", "MiB", "64 prompts", *shown):
         assert text in done.stdout
     assert not (tmp_path / "run").exists()
 

@@ -215,12 +215,10 @@ def test_a_batch_that_is_not_whole_in_time_says_where_its_rows_are() -> None:
         ({}, True),
         ({"ppo": {"epochs": 2}}, False),
         ({"ppo": {"mini_batches": 2}}, False),
-        ({"rollout": {"top_p": 0.9}}, False),
-        ({"rollout": {"top_k": 5}}, False),
         ({"rollout": {"temperature": 0.7}}, True),
     ],
 )
-def test_the_ratio_is_one_where_one_untruncated_step_sees_the_policy_that_generated(
+def test_the_ratio_is_one_where_one_step_sees_the_policy_that_generated(
     changes: dict[str, Any], expected: bool
 ) -> None:
     assert config(**changes).ratio_is_one == expected

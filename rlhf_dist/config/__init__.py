@@ -21,6 +21,7 @@ from rlhf_dist.config.rewards import (
 )
 from rlhf_dist.config.sections import (
     Cluster,
+    DataFile,
     Learner,
     Optimizer,
     Prompts,
@@ -29,6 +30,7 @@ from rlhf_dist.config.sections import (
     Section,
     Telemetry,
     Timeouts,
+    TooLong,
     Weights,
     WorkerRange,
 )
@@ -57,6 +59,7 @@ __all__ = [
     "Cluster",
     "CommentJudge",
     "DPOConfig",
+    "DataFile",
     "Demonstrations",
     "EmbeddedTask",
     "EvaluateConfig",
@@ -88,6 +91,7 @@ __all__ = [
     "StopOn",
     "Telemetry",
     "Timeouts",
+    "TooLong",
     "Training",
     "Weights",
     "WorkerRange",

@@ -98,10 +98,8 @@ class PPOJob(ScoringJob):
 
     @property
     def ratio_is_one(self) -> bool:
-        """Whether the only optimiser step of an iteration sees the very policy that generated the samples, untruncated."""
-        single_step = self.ppo.epochs * self.ppo.mini_batches == 1
-        truncated = self.rollout.top_p < 1.0 or self.rollout.top_k > 0
-        return single_step and not truncated and self.experience.max_staleness == 0
+        """Whether the only optimiser step of an iteration sees the very policy that generated the samples."""
+        return self.ppo.epochs * self.ppo.mini_batches == 1 and self.experience.max_staleness == 0
 
     @property
     def max_sequence(self) -> int:
@@ -130,6 +128,11 @@ class PPOJob(ScoringJob):
 
     @model_validator(mode="after")
     def _settings_fit_each_other(self) -> Self:
+        if self.rollout.truncated:
+            raise ValueError(
+                f"rollout.top_p is {self.rollout.top_p:g} and rollout.top_k {self.rollout.top_k}; expected 1 and 0, since PPO's "
+                "ratio and KL are of the whole distribution, from which truncated samples are not drawn"
+            )
         if self.ppo.prompts_per_iteration < self.ppo.mini_batches:
             raise ValueError(
                 f"ppo.mini_batches is {self.ppo.mini_batches}, more than the {self.ppo.prompts_per_iteration} prompts "

@@ -16,15 +16,30 @@ class Section(BaseModel):
 class DataFile(Section):
     """Rows of a file, or of a data set."""
 
-    path: str = Field(description="JSONL, Parquet, Arrow file, or a `datasets` name")
-    split: str = Field("train", description="split, for a `datasets` name")
+    path: str = Field(description="JSONL, Parquet or Arrow file, a folder of them, or a `datasets` name")
+    split: str = Field("train", description="split, for a folder or a `datasets` name")
+    subset: str | None = Field(None, description="subset, for a folder or a `datasets` name")
+    special_tokens: bool = Field(
+        False,
+        description="text that spells a special token is that token, as in prompts rendered before; no: it stays text",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="further arguments of the chat template; a row's own column of that name goes before"
+    )
+
+
+TooLong = Literal["refuse", "truncate", "leave_out"]
+"""What becomes of rows with more tokens than there is room for."""
 
 
 class Prompts(DataFile):
     """Where prompts come from."""
 
     column: str | None = Field(None, description="column with the prompt; default: `prompt`, else `messages`")
-    max_tokens: int = Field(512, ge=1, le=1_000_000, description="longest prompt, in tokens; a longer one is refused")
+    max_tokens: int = Field(512, ge=1, le=1_000_000, description="longest prompt, in tokens")
+    too_long: TooLong = Field(
+        "refuse", description="longer prompts: refuse the file, truncate their beginnings, or leave them out"
+    )
     held_out: str | None = Field(None, description="file of prompts to compare the policies on, before and after")
     held_out_limit: int = Field(256, ge=1, description="most held-out prompts used")
 
@@ -67,7 +82,12 @@ class Rollout(Section):
     tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs (or CPU processes) per engine")
     samples_per_prompt: int = Field(1, ge=1, le=1024, description="answers sampled for each prompt")
     max_new_tokens: int = Field(128, ge=1, le=131_072, description="longest answer, in tokens")
-    temperature: float = Field(1.0, gt=0, le=10, description="softmax temperature of sampling and of all log-probs")
+    temperature: float = Field(
+        1.0,
+        ge=0.01,
+        le=10,
+        description="softmax temperature of sampling and of all log-probs; vLLM samples at no lower one",
+    )
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus: smallest set of tokens with this probability mass")
     top_k: int = Field(0, ge=0, description="only the k likeliest tokens; 0: all")
     stop: tuple[str, ...] = Field((), description="strings that end an answer (they stay part of it)")
@@ -77,6 +97,11 @@ class Rollout(Section):
     kv_cache_gib: float = Field(1.0, gt=0, description="KV cache per engine on CPU, in GiB (vLLM)")
     compile: bool = Field(False, description="let vLLM compile the model and capture CUDA graphs: slower start")
     threads: int = Field(1, ge=1, description="CPU threads per worker, where there is no GPU")
+
+    @property
+    def truncated(self) -> bool:
+        """Whether answers are drawn from a part of the distribution, so that their log-probs compare with no other's."""
+        return self.top_p < 1.0 or self.top_k > 0
 
 
 class Scoring(Section):

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rlhf_dist.config.job import Job
-from rlhf_dist.config.sections import DataFile, Optimizer, Prompts, Rollout, Section
+from rlhf_dist.config.sections import DataFile, Optimizer, Prompts, Rollout, Section, TooLong
 
 RATING_PROMPT = """\
 A reader was asked what they think of an answer. From their comment alone, how good did they find it?
@@ -38,11 +38,15 @@ class Training(Section):
 class Demonstrations(DataFile):
     """Answers to imitate: `prompt` and `completion`, or chat `messages`."""
 
-    path: str = Field("", description="JSONL, Parquet, Arrow file, or a `datasets` name")
+    path: str = Field("", description="JSONL, Parquet or Arrow file, a folder of them, or a `datasets` name")
     held_out: float | str = Field(
         0.05, description="for evaluation: a share of the rows, or a file (or split) of its own"
     )
-    max_tokens: int = Field(1024, ge=2, le=1_000_000, description="longest row, in tokens; a longer one is refused")
+    max_tokens: int = Field(1024, ge=2, le=1_000_000, description="longest row, in tokens")
+    too_long: TooLong = Field(
+        "refuse",
+        description="longer rows: refuse the file, truncate their answers (no end is learnt then), or leave them out",
+    )
 
 
 class SFT(Training):
@@ -95,7 +99,11 @@ class FeedbackTraining(Training):
     """Training on people's judgements."""
 
     data: tuple[Feedback, ...] = Field((), description="the feedback, one entry per file")
-    max_tokens: int = Field(1024, ge=2, le=1_000_000, description="longest prompt and answer; a longer one is refused")
+    max_tokens: int = Field(1024, ge=2, le=1_000_000, description="longest prompt and answer, in tokens")
+    too_long: TooLong = Field(
+        "refuse",
+        description="longer ones: refuse the files, truncate the prompts' beginnings, or leave the judgements out",
+    )
     aggregate: Literal["none", "soft", "majority", "dawid-skene", "bradley-terry"] = Field(
         "soft",
         description="several annotators' judgements of one comparison become: themselves; the share that prefers a; the "

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from rlhf_dist.config import DataFile, Demonstrations
+from rlhf_dist.data.columns import missing
+from rlhf_dist.data.encoder import Conversation, Encoder
 from rlhf_dist.data.examples import ExampleSet, example_table
-from rlhf_dist.data.prompts import answer_tokens, chat_text, prompt_tokens
-from rlhf_dist.data.tables import held_out, read_rows
+from rlhf_dist.data.lengths import Lengths
+from rlhf_dist.data.tables import held_out, read_table
+from rlhf_dist.data.templates import reading_of
 from rlhf_dist.errors import DataError
+from rlhf_dist.files import shown
 from rlhf_dist.progress import counted
 
 
@@ -26,24 +32,58 @@ class Demonstration:
     """Positions whose next token is the assistant's."""
 
 
-def read_demonstrations(path: str, tokenizer: Any, *, max_tokens: int, split: str = "train") -> list[Demonstration]:
+def read_demonstrations(
+    path: str, tokenizer: Any, *, max_tokens: int, split: str = "train", settings: Demonstrations | None = None
+) -> list[Demonstration]:
     """Rows with `prompt` and `completion`, or with chat `messages`.
+
+    Args:
+        path: the file.
+        tokenizer: the model's, or an `Encoder` of it.
+        max_tokens: of the longest row.
+        split: of a folder or data set.
+        settings: how else the file is read.
 
     Raises:
         DataError: a row has neither, is empty, says nothing as the assistant, or has over `max_tokens` tokens; names file
             and line.
     """
+    read = settings or Demonstrations()
+    file = read.model_copy(update={"path": path, "split": split})
+    encoder = Encoder.of(tokenizer)
+    lengths = Lengths(max_tokens, file.too_long, what="the row has", key="data")
     found = []
-    for number, row in enumerate(counted(read_rows(path, split=split), f"tokenising {path}")):
-        where = f"{path}:{number + 1}"
-        made = _of_messages(where, row["messages"], tokenizer) if "messages" in row else _of_pair(where, row, tokenizer)
-        if len(made.tokens) > max_tokens:
-            raise DataError(
-                f"{where}: {len(made.tokens)} tokens; expected at most {max_tokens} (data.max_tokens). Raise the limit or "
-                "shorten the row: it is never cut silently"
-            )
-        found.append(made)
+    for where, row in counted(read_table(file), f"tokenising {path}"):
+        made = _demonstration(_conversation(where, row, encoder, file))
+        kept = lengths.fit(where, len(made.tokens), made, partial(_beginning, made, max_tokens))
+        if kept is not None:
+            found.append(kept)
+    lengths.close(path, encoder)
     return found
+
+
+def _conversation(where: str, row: dict[str, Any], encoder: Encoder, file: DataFile) -> Conversation:
+    reading = reading_of(file, where, row)
+    if row.get("messages") is not None:
+        return encoder.chat(where, row["messages"], reading)
+    if "prompt" in row and "completion" in row:
+        is_chat = isinstance(row["prompt"], list)
+        answer = (completion if is_chat else completion_text)(where, row["completion"])
+        return encoder.pair(where, row["prompt"], answer, reading)
+    if "messages" in row:
+        raise DataError(f"{where}: messages is None; expected a list of messages")
+    names = ("messages", "prompt", "completion")
+    raise missing(where, row, *names, expected="`prompt` and `completion`, or `messages`")
+
+
+def _demonstration(made: Conversation) -> Demonstration:
+    return Demonstration(made.key, made.tokens, made.selected)
+
+
+def _beginning(made: Demonstration, most: int) -> Demonstration | None:
+    """The beginning of a row that is too long; None: nothing is learnt of it."""
+    left = [position for position in made.selected if position < most - 1]
+    return Demonstration(made.key, made.tokens[:most], left) if left else None
 
 
 def split_demonstrations(
@@ -78,64 +118,34 @@ def length_statistics(rows: Sequence[Demonstration]) -> dict[str, float]:
     return found
 
 
-def _of_pair(where: str, row: dict[str, Any], tokenizer: Any) -> Demonstration:
-    if not {"prompt", "completion"} <= row.keys():
-        raise DataError(f"{where}: columns are {sorted(row)}; expected `prompt` and `completion`, or `messages`")
-    text, prompt = prompt_tokens(where, row["prompt"], tokenizer)
-    answer = answer_tokens(completion_text(where, row["completion"]), tokenizer)
-    start = len(prompt) - 1
-    return Demonstration(text, prompt + answer, list(range(start, start + len(answer))))
+def completion(where: str, value: Any) -> str | dict[str, Any]:
+    """An answer to a chat: text, or a message of the assistant with all that a template may show of it, such as tool calls.
+
+    Raises:
+        DataError: it is neither, empty, or somebody else's; names file and line.
+    """
+    message = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if not isinstance(message, dict):
+        return completion_text(where, value)
+    if not message.get("tool_calls") or message.get("role") != "assistant":
+        completion_text(where, message)
+    return {"role": "assistant", **message}
 
 
 def completion_text(where: str, value: Any) -> str:
-    """An answer as text: it is text, or a list with one message of the assistant.
+    """An answer as text: it is text, or a message of the assistant, which may stand alone in a list.
 
     Raises:
-        DataError: it is neither, or empty.
+        DataError: it is neither, empty, or somebody else's; names file and line.
     """
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        value = value[0].get("content")
+    if isinstance(value, (list, dict)):
+        message = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if isinstance(message, dict):
+            if message.get("role", "assistant") != "assistant":
+                raise DataError(f"{where}: the answer is a message of the role {message['role']!r}; expected assistant")
+            value = message.get("content")
+    if isinstance(value, list) and value and all(isinstance(part, dict) and "text" in part for part in value):
+        value = "".join(str(part["text"]) for part in value)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: answer is {value!r}; expected text, or a list of one message")
+        raise DataError(f"{where}: answer is {shown(value)}; expected text, or a list of one message")
     return value
-
-
-def _of_messages(where: str, messages: Any, tokenizer: Any) -> Demonstration:
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: messages is {messages!r}; expected a list of messages")
-    text = chat_text(where, messages, tokenizer, ask=False)
-    says = _says_by_template(messages, tokenizer) if "generation" in tokenizer.chat_template else None
-    tokens, mask = says or _says_by_prefix(where, text, messages, tokenizer)
-    selected = [position - 1 for position, said in enumerate(mask) if said and position > 0]
-    if not selected:
-        raise DataError(f"{where}: the assistant says nothing; expected a message of the role assistant")
-    first = next((n for n, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
-    return Demonstration(chat_text(where, messages[:first], tokenizer) if first else text, tokens, selected)
-
-
-def _says_by_template(messages: list[Any], tokenizer: Any) -> tuple[list[int], list[int]] | None:
-    """Tokens and the template's own mask of what is generated; None where the template marks nothing."""
-    told = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-    return (list(told["input_ids"]), list(told["assistant_masks"])) if any(told["assistant_masks"]) else None
-
-
-def _says_by_prefix(where: str, text: str, messages: list[Any], tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Without a mask: an assistant's words are what its message adds to the text that asks for it."""
-    spans = []
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = chat_text(where, messages[:number], tokenizer) if number else ""
-        after = chat_text(where, messages[: number + 1], tokenizer, ask=False)
-        if not (after.startswith(before) and text.startswith(after)):
-            raise DataError(
-                f"{where}: the chat template rewrites earlier messages, so what message {number + 1} adds cannot be told; "
-                "expected a template with {% generation %}"
-            )
-        spans.append((len(before), len(after)))
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    mask = [
-        int(any(begin >= start and end <= stop and end > begin for start, stop in spans))
-        for begin, end in encoded["offset_mapping"]
-    ]
-    return encoded["input_ids"], mask

@@ -8,22 +8,27 @@ Rows of a file, by kind (further columns are ignored):
     scores       prompt, answer, score [, annotator]
     comments     prompt, answer, comment [, annotator]
 
-A prompt is text or chat messages, an answer text or one message. Without `prompt`, `chosen` and `rejected` are whole chats
-that differ in their last message.
+A prompt is text or chat messages, an answer text or one message. `chosen` and `rejected` may also be whole chats that differ
+in their last message; a `prompt` beside them is then what the chats begin with, or its text. `prompt_messages`, which
+`rlhf-dist feedback` writes beside a prompt that people were shown as text, goes before `prompt`. `tools` and
+`chat_template_kwargs` reach the chat template.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rlhf_dist.config import Feedback
+from rlhf_dist.data.columns import meant
 from rlhf_dist.data.demonstrations import completion_text
-from rlhf_dist.data.tables import read_rows
+from rlhf_dist.data.tables import read_table
+from rlhf_dist.data.templates import PLAIN, Reading, column, reading_of
 from rlhf_dist.errors import DataError
+from rlhf_dist.files import shown
 
 PREFERENCES = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
@@ -46,6 +51,8 @@ class Judged:
     annotator: str = ""
     margin: float = 0.0
     comment: str = ""
+    reading: Reading = PLAIN
+    """How its texts become tokens."""
 
     @property
     def task(self) -> tuple[str, str, tuple[str, ...]]:
@@ -63,9 +70,11 @@ def read_feedback(files: Sequence[Feedback]) -> list[Judged]:
     found = []
     for file in files:
         source = file.source or Path(file.path).stem
-        for number, row in enumerate(read_rows(file.path, split=file.split)):
-            where = f"{file.path}:{number + 1}"
-            found.append(readers[file.kind](where, row, source, file))
+        for where, row in read_table(file):
+            asked = column(where, row, "prompt_messages", list)
+            whole = row if asked is None else {**row, "prompt": asked}
+            made = readers[file.kind](where, whole, source, file)
+            found.append(replace(made, reading=reading_of(file, where, row)))
     return found
 
 
@@ -77,9 +86,10 @@ def _comparison(where: str, row: dict[str, Any], source: str, _: Feedback) -> Ju
     else:
         _need(where, row, "chosen", "rejected")
         prompt, first, second = _trl_pair(where, row)
-        label = row.get("label", 1.0)
+        told = row.get("label")
+        label = 1.0 if told is None else told
     if not _number(label) or not 0 <= label <= 1:
-        raise DataError(f"{where}: preference is {label!r}; expected a, b, tie, or a number from 0 to 1")
+        raise DataError(f"{where}: preference is {shown(told)}; expected a, b, tie, or a number from 0 to 1")
     margin = row.get("margin")
     margin = 0.0 if margin is None else margin
     if not _number(margin) or margin < 0:
@@ -91,18 +101,41 @@ def _comparison(where: str, row: dict[str, Any], source: str, _: Feedback) -> Ju
 
 
 def _trl_pair(where: str, row: dict[str, Any]) -> tuple[Any, Any, Any]:
-    if row.get("prompt") is not None:
-        return row["prompt"], row["chosen"], row["rejected"]
-    chosen, rejected = row["chosen"], row["rejected"]
-    if not (isinstance(chosen, list) and isinstance(rejected, list)) or len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
-        raise DataError(f"{where}: no `prompt`; expected one, or two chats that differ in their last message only")
+    """Prompt and both answers, which are texts or messages, or stand at the ends of whole chats."""
+    prompt, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
+    if not all(isinstance(each, list) and len(each) > 1 for each in (chosen, rejected)):
+        if prompt is None:
+            raise DataError(
+                f"{where}: no `prompt`; expected one, or two chats that differ in their last message only{meant(row, 'prompt')}"
+            )
+        return prompt, chosen, rejected
+    assert isinstance(chosen, list)
+    assert isinstance(rejected, list)
+    if chosen[:-1] != rejected[:-1]:
+        raise DataError(
+            f"{where}: chosen and rejected differ before their last messages; expected two chats that differ there only"
+        )
+    begins = (
+        chosen[: len(prompt)] == prompt if isinstance(prompt, list) else prompt is None or _asks(chosen[:-1], prompt)
+    )
+    if not begins:
+        raise DataError(
+            f"{where}: prompt is {shown(prompt)}, which the chats do not begin with; expected the same, or none"
+        )
     return chosen[:-1], chosen[-1:], rejected[-1:]
+
+
+def _asks(messages: list[Any], prompt: str) -> bool:
+    """Whether a chat's words are a prompt's: one of its messages, or all of what is said before the answer."""
+    said = [message.get("content") for message in messages if isinstance(message, dict)]
+    words = [text.strip() for text in said if isinstance(text, str)]
+    return prompt.strip() in words or all(word in prompt for word in words)
 
 
 def _ranking(where: str, row: dict[str, Any], source: str, _: Feedback) -> Judged:
     _need(where, row, "prompt", "answers")
     if not isinstance(row["answers"], list) or len(row["answers"]) < 2:
-        raise DataError(f"{where}: answers is {row['answers']!r}; expected a list of two or more, best first")
+        raise DataError(f"{where}: answers is {shown(row['answers'])}; expected a list of two or more, best first")
     answers = tuple(completion_text(where, answer) for answer in row["answers"])
     return _judged("rankings", where, row, source, row["prompt"], answers, 1.0)
 
@@ -111,7 +144,7 @@ def _score(where: str, row: dict[str, Any], source: str, file: Feedback) -> Judg
     _need(where, row, "prompt", "answer", "score")
     low, high = file.scale
     if not _number(row["score"]) or not low <= row["score"] <= high:
-        raise DataError(f"{where}: score is {row['score']!r}; expected a number from {low:g} to {high:g} (scale)")
+        raise DataError(f"{where}: score is {shown(row['score'])}; expected a number from {low:g} to {high:g} (scale)")
     label = (row["score"] - low) / (high - low)
     return _judged("scores", where, row, source, row["prompt"], (completion_text(where, row["answer"]),), label)
 
@@ -119,7 +152,7 @@ def _score(where: str, row: dict[str, Any], source: str, file: Feedback) -> Judg
 def _comment(where: str, row: dict[str, Any], source: str, _: Feedback) -> Judged:
     _need(where, row, "prompt", "answer", "comment")
     if not isinstance(row["comment"], str) or not row["comment"].strip():
-        raise DataError(f"{where}: comment is {row['comment']!r}; expected text")
+        raise DataError(f"{where}: comment is {shown(row['comment'])}; expected text")
     answers = (completion_text(where, row["answer"]),)
     return _judged("comments", where, row, source, row["prompt"], answers, math.nan, comment=row["comment"])
 
@@ -134,9 +167,13 @@ def _judged(
 
 
 def _need(where: str, row: dict[str, Any], *names: str) -> None:
-    missing = [name for name in names if row.get(name) is None]
+    empty = [name for name in names if name in row and row[name] is None]
+    if empty:
+        raise DataError(f"{where}: {empty[0]} is null; expected {', '.join(names)}")
+    missing = [name for name in names if name not in row]
     if missing:
-        raise DataError(f"{where}: no {missing[0]!r} among {sorted(row)}; expected {', '.join(names)}")
+        hint = meant(row, *names)
+        raise DataError(f"{where}: no {missing[0]!r} among {sorted(row)}; expected {', '.join(names)}{hint}")
 
 
 def _number(value: Any) -> bool:

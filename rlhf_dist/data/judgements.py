@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
+from rlhf_dist.config import TooLong
+from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.examples import ExampleSet, example_table
 from rlhf_dist.data.feedback import Judged
-from rlhf_dist.data.prompts import answer_tokens, prompt_tokens
-from rlhf_dist.errors import DataError
+from rlhf_dist.data.lengths import Lengths
 from rlhf_dist.progress import counted
 
 KINDS = {"scores": 0.0, "comparisons": 1.0, "rankings": 2.0, "comments": 3.0}
@@ -21,31 +23,53 @@ KINDS = {"scores": 0.0, "comparisons": 1.0, "rankings": 2.0, "comments": 3.0}
 class JudgedTokens:
     """Judged answers as token ids, each tokenised once however many sets it is part of."""
 
-    def __init__(self, tokenizer: Any, *, max_tokens: int) -> None:
-        """Take the model's tokenizer, and the longest prompt and answer."""
-        self._tokenizer, self._max_tokens = tokenizer, max_tokens
+    def __init__(self, tokenizer: Any, *, max_tokens: int, too_long: TooLong = "refuse") -> None:
+        """Take the model's tokenizer or an `Encoder` of it, the longest prompt and answer, and what becomes of longer ones."""
+        self._encoder, self._max_tokens, self._too_long = Encoder.of(tokenizer), max_tokens, too_long
         self._known: dict[tuple[str, str], tuple[list[int], int]] = {}
 
     def __call__(self, one: Judged, answer: str) -> tuple[list[int], int]:
-        """Prompt and answer as token ids, and how many of them are the prompt's.
+        """Prompt and answer as token ids, and how many of them are the prompt's; the prompt's beginning may be cut off.
 
         Raises:
-            DataError: they are too long; names file and line.
+            DataError: the template refuses them; names file and line.
         """
-        key = repr(one.prompt), answer
+        tokens, start = self._whole(one, answer)
+        excess = max(len(self._whole(one, each)[0]) for each in one.answers) - self._max_tokens
+        if excess <= 0:
+            return tokens, start
+        kept = self._encoder.words.tail(tokens[:start], max(start - excess, 1))
+        return kept + tokens[start:], len(kept)
+
+    def fitting(self, judged: Sequence[Judged]) -> list[Judged]:
+        """Those that are short enough, or can be cut so; both answers of a comparison are cut alike.
+
+        Raises:
+            DataError: there are longer ones, and they are refused; names file and line of the first, and counts them.
+        """
+        lengths = Lengths(self._max_tokens, self._too_long, what="prompt and answer have", key="")
+        kept = []
+        for one in counted(judged, "tokenising judgements"):
+            whole = [self._whole(one, answer) for answer in one.answers]
+            longest = max(len(tokens) for tokens, _ in whole)
+            answers = max(len(tokens) - start for tokens, start in whole)
+            # Without a token of the prompt there is nothing that the answer answers.
+            cut = one if answers < self._max_tokens else None
+            fit = lengths.fit(one.where, longest, one, partial(_given, cut))
+            kept += [] if fit is None else [fit]
+        lengths.close("data", self._encoder)
+        return kept
+
+    def _whole(self, one: Judged, answer: str) -> tuple[list[int], int]:
+        key = repr((one.prompt, one.reading)), answer
         if key not in self._known:
-            self._known[key] = self._tokenise(one, answer)
+            made = self._encoder.pair(one.where, one.prompt, answer, one.reading)
+            self._known[key] = made.tokens, made.answers[-1][0]
         return self._known[key]
 
-    def _tokenise(self, one: Judged, answer: str) -> tuple[list[int], int]:
-        prompt = prompt_tokens(one.where, one.prompt, self._tokenizer)[1]
-        tokens = prompt + answer_tokens(answer, self._tokenizer)
-        if len(tokens) > self._max_tokens:
-            raise DataError(
-                f"{one.where}: prompt and answer have {len(tokens)} tokens; expected at most {self._max_tokens} (max_tokens). "
-                "Raise the limit or leave the row out: it is never cut silently"
-            )
-        return tokens, len(prompt)
+
+def _given(one: Judged | None) -> Judged | None:
+    return one
 
 
 def judged_set(
@@ -77,12 +101,12 @@ def judged_set(
     Raises:
         DataError: an answer with its prompt is too long; names file and line.
     """
-    wanted = [one for one in judged if (coefficients or {}).get(one.kind, 1.0) > 0]
+    wanted = tokens_of.fitting([one for one in judged if (coefficients or {}).get(one.kind, 1.0) > 0])
     counts = Counter(one.kind for one in wanted)
     draws = np.random.default_rng([seed, heads]).poisson(1.0, (len(wanted), heads)) if heads > 1 else None
     rows: list[dict[str, Any]] = []
     units = []
-    for number, one in enumerate(counted(wanted, "tokenising judgements")):
+    for number, one in enumerate(wanted):
         weight = (coefficients or {}).get(one.kind, 1.0) * len(wanted) / counts[one.kind]
         shared = {
             "unit": number,

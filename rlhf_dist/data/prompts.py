@@ -1,15 +1,21 @@
-"""Prompts from files: JSONL, Parquet, Arrow, or a `datasets` name; plain text or chat messages."""
+"""Prompts from files: JSONL, Parquet, Arrow, a folder, or a `datasets` name; plain text or chat messages."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from rlhf_dist.config import Prompts
-from rlhf_dist.data.tables import read_rows
+from rlhf_dist.data.columns import missing
+from rlhf_dist.data.encoder import Encoder
+from rlhf_dist.data.lengths import Lengths
+from rlhf_dist.data.tables import read_table
+from rlhf_dist.data.templates import Reading, checked_messages, reading_of, render
 from rlhf_dist.errors import DataError
+from rlhf_dist.files import as_json
 from rlhf_dist.progress import counted
 from rlhf_dist.records import Prompt, PromptTask
 
@@ -22,34 +28,48 @@ def read_prompts(settings: Prompts, tokenizer: Any, *, path: str | None = None) 
     A chat prompt (a list of messages) goes through the tokenizer's chat template with the generation prompt added.
 
     Args:
-        settings: where they are.
-        tokenizer: the policy's.
+        settings: where they are, and what becomes of those longer than `max_tokens`.
+        tokenizer: the policy's, or an `Encoder` of it.
         path: another file than `settings.path`, of the same form.
 
     Raises:
-        DataError: a row has no prompt, an empty one, or one longer than `prompts.max_tokens`; names file and line.
+        DataError: a row has no prompt, an empty one, or one that is too long; names file and line.
     """
     path = path or settings.path
-    rows = read_rows(path, split=settings.split)
-    chosen = settings.column or next((name for name in COLUMNS if name in rows[0]), None)
+    encoder = Encoder.of(tokenizer)
+    lengths = Lengths(settings.max_tokens, settings.too_long, what="the prompt has", key="prompts")
+    found = []
+    for number, (where, row) in enumerate(counted(read_table(settings, path), f"tokenising {path}")):
+        value = row[_column(where, row, settings.column)]
+        reading = reading_of(settings, where, row)
+        text, tokens = encoder.prompt(where, value, reading)
+        kept = lengths.fit(where, len(tokens), tokens, partial(encoder.words.tail, tokens, settings.max_tokens))
+        if kept is not None:
+            found.append(Prompt(number, tuple(kept), text, _source(value, reading)))
+    lengths.close(path, encoder)
+    return found
+
+
+def _column(where: str, row: Mapping[str, Any], named: str | None) -> str:
+    """Where a row has its prompt."""
+    if named is not None:
+        if named not in row:
+            raise missing(where, row, named, expected=f"`{named}` (prompts.column)")
+        return named
+    chosen = next((name for name in COLUMNS if row.get(name) is not None), None)
+    chosen = chosen or next((name for name in COLUMNS if name in row), None)
     if chosen is None:
-        raise DataError(
-            f"{path}:1: columns are {sorted(rows[0])}; expected `prompt` or `messages`, or set prompts.column"
-        )
-    return [
-        _prompt(f"{path}:{number + 1}", number, row.get(chosen), tokenizer, settings.max_tokens)
-        for number, row in enumerate(counted(rows, f"tokenising {path}"))
-    ]
+        raise missing(where, row, *COLUMNS, expected="`prompt` or `messages`, or set prompts.column")
+    return chosen
 
 
-def _prompt(where: str, number: int, value: Any, tokenizer: Any, max_tokens: int) -> Prompt:
-    text, tokens = prompt_tokens(where, value, tokenizer)
-    if len(tokens) > max_tokens:
-        raise DataError(
-            f"{where}: the prompt has {len(tokens)} tokens; expected at most {max_tokens} (prompts.max_tokens). "
-            "Raise the limit or shorten the prompt: it is never cut silently"
-        )
-    return Prompt(number, tuple(tokens), text)
+def _source(value: Any, reading: Reading) -> str:
+    """What the text was made from, where the text alone does not give the same tokens again."""
+    if isinstance(value, str):
+        return as_json({"special_tokens": True}) if reading.special_tokens else ""
+    source = {"prompt_messages": value, "tools": reading.tools, "chat_template_kwargs": dict(reading.template)}
+    told = {key: each for key, each in source.items() if each}
+    return as_json(told | ({"special_tokens": True} if reading.special_tokens else {}))
 
 
 def prompt_tokens(where: str, value: Any, tokenizer: Any) -> tuple[str, list[int]]:
@@ -58,34 +78,21 @@ def prompt_tokens(where: str, value: Any, tokenizer: Any) -> tuple[str, list[int
     Raises:
         DataError: it is neither text nor messages; says where.
     """
-    if isinstance(value, str) and value.strip():
-        return value, tokenizer(value)["input_ids"]
-    if isinstance(value, list) and value:
-        text = chat_text(where, value, tokenizer)
-        return text, tokenizer(text, add_special_tokens=False)["input_ids"]
-    raise DataError(f"{where}: prompt is {value!r}; expected text, or a list of messages")
+    return Encoder.of(tokenizer).prompt(where, value)
 
 
 def answer_tokens(text: str, tokenizer: Any) -> list[int]:
-    """An answer's tokens after a prompt, the end token in."""
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    """An answer's tokens after a plain text prompt, the end token in."""
+    return Encoder.of(tokenizer).answer("an answer", text)
 
 
 def chat_text(where: str, messages: list[Any], tokenizer: Any, *, ask: bool = True) -> str:
     """Messages through the chat template; with `ask` up to where the assistant answers.
 
     Raises:
-        DataError: the tokenizer has no template, or the messages are not `role` and `content` texts.
+        DataError: the tokenizer has no template, it refuses the messages, or they are not `role` and `content` texts.
     """
-    if tokenizer.chat_template is None:
-        raise DataError(
-            f"{where}: found chat messages, but the tokenizer has no chat template; expected plain text prompts"
-        )
-    for message in messages:
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise DataError(f"{where}: message {message!r}; expected a mapping with texts `role` and `content`")
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-    return text
+    return render(where, tokenizer, checked_messages(where, messages, tokenizer), ask=ask)
 
 
 class PromptSampler:

@@ -1,34 +1,52 @@
-"""Rows of data files, and which of them are held out."""
+"""Rows of data files, each with its place, and which of them are held out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from rlhf_dist.config import DataFile
+from rlhf_dist.data.folders import data_files, is_saved
 from rlhf_dist.errors import DataError
-from rlhf_dist.files import parsed
+from rlhf_dist.files import lines_of, parsed, shown
 from rlhf_dist.progress import counted
 
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
+Row = tuple[str, dict[str, Any]]
+"""Where it stands, as `FILE:LINE` (of Parquet and Arrow files the row's number, from 1), and its columns."""
 
 
-def read_rows(path: str, *, split: str = "train") -> list[dict[str, Any]]:
-    """Rows of a data file, or of a data set that `datasets` finds under that name.
+def read_rows(path: str, *, split: str = "train", subset: str | None = None) -> list[dict[str, Any]]:
+    """Rows of a data file, of a folder of them, or of a data set that `datasets` finds under that name.
 
     Raises:
         DataError: the file is missing, empty or malformed; names file and line.
     """
+    return [row for _, row in _rows(path, split, subset)]
+
+
+def read_table(settings: DataFile, path: str | None = None) -> list[Row]:
+    """The same rows, as settings name them, each with its place.
+
+    Args:
+        settings: path, split and subset.
+        path: another file than `settings.path`, of the same form.
+    """
+    return _rows(path or settings.path, settings.split, settings.subset)
+
+
+def _rows(path: str, split: str, subset: str | None) -> list[Row]:
     file = Path(path)
-    if not file.exists():
-        if file.suffix in SUFFIXES or file.is_absolute() or path.startswith("."):
-            raise DataError(f"{path}: no such file; expected JSONL, Parquet or Arrow")
-        return _read_dataset(path, split)
-    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".arrow": _read_arrow}
-    if file.suffix not in readers:
-        raise DataError(f"{path}: unknown kind of file {file.suffix!r}; expected one of {', '.join(SUFFIXES)}")
-    rows = readers[file.suffix](file)
+    if file.is_dir():
+        rows = _read_folder(file, split, subset)
+    elif file.exists():
+        rows = [*_read_file(file)]
+    elif file.suffix in SUFFIXES or file.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
+        raise DataError(f"{path}: no such file or folder; expected JSONL, Parquet or Arrow")
+    else:
+        rows = _placed(path, _read_dataset(path, split, subset))
     if not rows:
         raise DataError(f"{path}: the file is empty; expected at least one row")
     return rows
@@ -51,40 +69,116 @@ def held_out(keys: Sequence[str], share: float) -> list[bool]:
     return [key in chosen for key in keys]
 
 
-def _read_jsonl(file: Path) -> list[dict[str, Any]]:
-    lines = counted(file.read_bytes().splitlines(), f"reading {file}")
-    return [parsed(line, f"{file}:{number}") for number, line in enumerate(lines, start=1)]
+def _read_file(file: Path) -> Iterator[Row]:
+    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".arrow": _read_arrow}
+    if file.suffix not in readers:
+        hint = " (one JSON object per line)" if file.suffix == ".json" else ""
+        raise DataError(
+            f"{file}: unknown kind of file {file.suffix!r}; expected one of {', '.join(SUFFIXES)}{hint}. `datasets` reads "
+            "others, and its to_json writes .jsonl"
+        )
+    yield from readers[file.suffix](file)
 
 
-def _read_parquet(file: Path) -> list[dict[str, Any]]:
+def _placed(path: str | Path, rows: Sequence[dict[str, Any]]) -> list[Row]:
+    return [(f"{path}:{number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _read_jsonl(file: Path) -> Iterator[Row]:
+    lines = counted(lines_of(file.read_bytes()), f"reading {file}")
+    for number, line in enumerate(lines, start=1):
+        where = f"{file}:{number}"
+        yield where, parsed(line, where)
+
+
+def _read_parquet(file: Path) -> list[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file}: not a readable Parquet file: {error}") from error
-    return rows
+        table = pq.read_table(pa.BufferReader(file.read_bytes()), page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise DataError(f"{file}: not a readable Parquet file: {_told(error)}") from error
+    return _table_rows(file, table)
 
 
-def _read_arrow(file: Path) -> list[dict[str, Any]]:
+def _read_arrow(file: Path) -> list[Row]:
+    """An Arrow IPC file, or a stream, whichever it says it is."""
     import pyarrow as pa
 
     with pa.memory_map(str(file)) as source:
+        errors = []
         for opener in (pa.ipc.open_file, pa.ipc.open_stream):
             try:
-                rows: list[dict[str, Any]] = opener(source).read_all().to_pylist()
-            except pa.ArrowInvalid:
+                return _table_rows(file, opener(source).read_all())
+            except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+                errors.append(error)
                 source.seek(0)
-            else:
-                return rows
-    raise DataError(f"{file}: neither an Arrow IPC file nor a stream")
+    begins = file.read_bytes()[:6] == b"ARROW1"
+    found = f": {_told(errors[0])}" if begins else ""
+    raise DataError(f"{file}: neither an Arrow IPC file nor a stream that can be read{found}")
 
 
-def _read_dataset(name: str, split: str) -> list[dict[str, Any]]:
+def _table_rows(file: Path, table: Any) -> list[Row]:
+    """Rows of an Arrow table, after a look at every value: what a damaged file holds is not always Unicode, or in bounds."""
+    import pyarrow as pa
+
+    damage = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+    try:
+        table.validate(full=True)
+        return _placed(file, table.to_pylist())
+    except damage as error:
+        for number in range(table.num_rows):
+            try:
+                one = table.slice(number, 1)
+                one.validate(full=True)
+                one.to_pylist()
+            except damage as its:
+                raise DataError(f"{file}:{number + 1}: the row is damaged: {_told(its)}") from its
+        raise DataError(f"{file}: the file is damaged: {_told(error)}") from error
+
+
+def _read_folder(folder: Path, split: str, subset: str | None) -> list[Row]:
+    """A folder of `save_to_disk`, or one of data files as data sets on the hub have them."""
+    if is_saved(folder):
+        return _placed(folder, _load_from_disk(folder, split))
+    files = data_files(folder, SUFFIXES, split=split, subset=subset)
+    return [row for file in files for row in _read_file(file)]
+
+
+def _load_from_disk(folder: Path, split: str) -> list[dict[str, Any]]:
     import datasets
+    import pyarrow as pa
 
     try:
-        return list(datasets.load_dataset(name, split=split))
-    except (OSError, ValueError, ConnectionError) as error:
-        raise DataError(f"{name}: no such file, and `datasets` cannot load it: {error}") from error
+        found = datasets.load_from_disk(str(folder))
+        if isinstance(found, datasets.DatasetDict):
+            if split not in found:
+                raise DataError(f"{folder}: has no split {split!r}; expected one of {', '.join(found)}")
+            found = found[split]
+        return list(found)
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
+        raise DataError(f"{folder}: a data set that cannot be read: {_told(error)}") from error
+
+
+def _read_dataset(name: str, split: str, subset: str | None) -> list[dict[str, Any]]:
+    import datasets
+    import pyarrow as pa
+
+    try:
+        return list(datasets.load_dataset(name, subset, split=split))
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        LookupError,
+        pa.ArrowException,
+        datasets.exceptions.DatasetsError,
+    ) as error:
+        hint = ". Set `subset`" if "Config name is missing" in str(error) else ""
+        raise DataError(f"{name}: no such file, and `datasets` cannot load it: {_told(error)}{hint}") from error
+
+
+def _told(error: BaseException) -> str:
+    """What an error of a library says, on one line."""
+    return shown(" ".join(str(error).split()) or type(error).__name__, most=300)[1:-1]

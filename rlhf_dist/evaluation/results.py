@@ -21,8 +21,9 @@ class ScoredAnswers:
     name: str
     answers: list[str]
     lengths: list[int]
-    kl: list[float]
-    """Log-prob of each answer under the policy less that under the reference, both as it was sampled, nats."""
+    kl: list[float] | None
+    """Log-prob of each answer under the policy less that under the reference, both as it was sampled, nats; None where they do
+    not compare."""
     plain_log_probs: list[float]
     """Of each answer under the reference at temperature 1, whatever it was sampled at; sum over its tokens, nats."""
     rewards: list[float]
@@ -48,7 +49,9 @@ def result_of(one: ScoredAnswers, first: ScoredAnswers, targets: Sequence[str], 
     def per_prompt(values: Sequence[float]) -> list[float]:
         return [float(each) for each in np.reshape(values, (-1, config.samples)).mean(1)]
 
-    means = {"kl": one.kl, "length": [float(n) for n in one.lengths]}
+    means = {"length": [float(n) for n in one.lengths]}
+    if one.kl is not None:
+        means["kl"] = one.kl
     if config.reward:
         means["reward"] = one.rewards
     means |= {name: one.parts[name] for name in (GOLD, UNSAFE) if name in one.parts}
@@ -108,13 +111,13 @@ HEADS = {
 
 def table(results: Sequence[Result]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Column names, and a row for each policy."""
-    names = [name for name in HEADS if name in results[0].means or name in results[0].figures]
+    names = [name for name in HEADS if name == "kl" or name in results[0].means or name in results[0].figures]
     rivals = [name for name in (GOLD, "reward") if any(name in result.wins for result in results)]
     head = ("policy", *(f"wins by {name}" for name in rivals), *(HEADS[name] for name in names))
     rows = []
     for result in results:
         wins = [_win(result.wins[name]) if name in result.wins else "–" for name in rivals]
-        cells = [_mean(result.means[name]) if name in result.means else _figure(result.figures[name]) for name in names]
+        cells = [_cell(result, name) for name in names]
         rows.append((result.name, *wins, *cells))
     return head, tuple(rows)
 
@@ -123,17 +126,19 @@ def _win(won: WinRate) -> str:
     return f"{won.rate.mean:.1%} [{won.rate.low:.1%}, {won.rate.high:.1%}]"
 
 
-def _mean(mean: Interval) -> str:
+def _cell(result: Result, name: str) -> str:
+    if name in result.figures:
+        return f"{result.figures[name]:.3g}" if math.isfinite(result.figures[name]) else "–"
+    mean = result.means.get(name)
+    if mean is None:
+        return "–"
     return f"{mean.mean:.3g}" + ("" if math.isnan(mean.low) else f" [{mean.low:.3g}, {mean.high:.3g}]")
-
-
-def _figure(value: float) -> str:
-    return f"{value:.3g}" if math.isfinite(value) else "–"
 
 
 def plain(result: Result) -> dict[str, Any]:
     """For JSON."""
-    means = {name: {"mean": each.mean, "low": each.low, "high": each.high} for name, each in result.means.items()}
+    told = {name: {"mean": each.mean, "low": each.low, "high": each.high} for name, each in result.means.items()}
+    means: dict[str, Any] = {"kl": None, **told}
     wins = {
         name: {
             "rate": won.rate.mean,

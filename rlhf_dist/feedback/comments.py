@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_dist.config import CommentJudge
+from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.feedback import Judged
+from rlhf_dist.data.templates import spoken
 from rlhf_dist.errors import ConfigError
 
 
@@ -77,11 +79,12 @@ def rating_tokens(judge: CommentJudge, tokenizer: Any) -> list[int]:
 def rate_comments(comments: Sequence[Judged], judge: CommentJudge, tokenizer: Any) -> Asked:
     """The judge's prompt for each comment."""
     prompts = []
+    encoder = Encoder.of(tokenizer)
     for one in comments:
-        asked = one.prompt if isinstance(one.prompt, str) else "\n".join(message["content"] for message in one.prompt)
+        asked = one.prompt if isinstance(one.prompt, str) else spoken(one.prompt)
         # Not str.format: braces in people's texts are only braces.
         parts = {"{prompt}": asked.strip(), "{answer}": one.answers[0].strip(), "{comment}": one.comment.strip()}
-        prompts.append(tokenizer(filled(judge.prompt, parts))["input_ids"])
+        prompts.append(encoder.prompt(one.where, filled(judge.prompt, parts))[1])
     return Asked(list(comments), prompts, rating_tokens(judge, tokenizer))
 
 

@@ -79,11 +79,22 @@ class Task(Table):
     """Judgements wanted, each by another annotator; a gold question is for everybody."""
     done: Mapped[int] = mapped_column(default=0)
     """Judgements that stand."""
+    source: Mapped[PromptSource | None] = relationship(lazy="joined")
 
     __table_args__ = (
         Index("open_tasks", "id", sqlite_where=text(OPEN), postgresql_where=text(OPEN)),
         Index("gold_tasks", "id", sqlite_where=text("gold IS NOT NULL"), postgresql_where=text("gold IS NOT NULL")),
     )
+
+
+class PromptSource(Table):
+    """What a task's prompt was made from, where its text alone is not what the policy was given."""
+
+    __tablename__ = "prompt_sources"
+
+    task_id: Mapped[int] = mapped_column(ForeignKey("tasks.id"), primary_key=True)
+    columns: Mapped[str]
+    """As JSON, columns of feedback: see `records.Prompt.source`."""
 
 
 class Judgement(Table):

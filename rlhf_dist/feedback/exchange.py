@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.assignment import SKIP
-from rlhf_dist.feedback.database import Judgement
+from rlhf_dist.feedback.database import Judgement, Task
 from rlhf_dist.feedback.supervision import LABELS
 from rlhf_dist.files import as_json, written_aside
 
@@ -40,6 +40,7 @@ def exported(judgements: Iterable[Judgement], *, form: str) -> list[dict[str, An
 def _raw(one: Judgement) -> dict[str, Any]:
     task = one.task
     shared = {"annotator": one.annotator.name, "comment": one.comment or None, "seconds": round(one.seconds, 1)}
+    shared |= _source(task)
     if task.kind == "comparison":
         told = {"a": task.answer_a, "b": task.answer_b, "preference": LABELS[one.verdict], "verdict": one.verdict}
         sources = {"source_a": task.source_a, "source_b": task.source_b}
@@ -53,22 +54,33 @@ def _trl(one: Judgement) -> dict[str, Any]:
     if LABELS[one.verdict] == 0.0:
         chosen, rejected = rejected, chosen
     margin = 1.0 if one.verdict in MUCH else 0.0
-    shared = {"margin": margin, "annotator": one.annotator.name}
+    shared = {"margin": margin, "annotator": one.annotator.name, **_source(one.task)}
     return {"prompt": one.task.prompt, "chosen": chosen, "rejected": rejected, **shared}
 
 
+def _source(task: Task) -> dict[str, Any]:
+    """Columns from which the prompt's tokens are those that the policy saw; the text is what people saw."""
+    columns: dict[str, Any] = {} if task.source is None else json.loads(task.source.columns)
+    return columns
+
+
 def encoded(rows: Sequence[dict[str, Any]], suffix: str) -> bytes:
-    """Rows as the bytes of a `jsonl` or `parquet` file; columns that a row lacks are null in Parquet."""
+    """Rows as the bytes of a `jsonl` or `parquet` file; in Parquet lacking columns are null, and nested values JSON text."""
     if suffix == "jsonl":
         return "".join(as_json(row, ensure_ascii=False) + "\n" for row in rows).encode()
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     names = list(dict.fromkeys(name for row in rows for name in row))
-    table = pa.table({name: [row.get(name) for row in rows] for name in names})
+    table = pa.table({name: [_flat(row.get(name)) for row in rows] for name in names})
     out = io.BytesIO()
     pq.write_table(table, out)
     return out.getvalue()
+
+
+def _flat(value: Any) -> Any:
+    """Arrow would give all messages and tools the fields of each other, as nulls, which templates render."""
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -2,6 +2,8 @@
 
 {"kind": "comparison", "prompt": ..., "a": ..., "b": ..., "source_a": ..., "source_b": ..., "gold": "a"}
 {"kind": "score" | "comment", "prompt": ..., "a": ..., "source_a": ..., "gold": 4}
+
+A prompt that was a chat has `prompt_source` beside the text that people see, and the judgements have its messages.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from sqlalchemy.orm import Session
 from rlhf_dist.data.tables import read_rows
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.assignment import SCORES
-from rlhf_dist.feedback.database import Task
-from rlhf_dist.files import as_json, write_json_lines
+from rlhf_dist.feedback.database import PromptSource, Task
+from rlhf_dist.files import as_json, shown, write_json_lines
 
 KINDS = ("comparison", "score", "comment")
 
@@ -35,6 +37,8 @@ class TaskRow:
     source_a: str = ""
     source_b: str = ""
     gold: str | None = None
+    prompt_source: str = ""
+    """As JSON, what the prompt was made from: see `records.Prompt.source`."""
 
     @property
     def digest(self) -> str:
@@ -104,6 +108,7 @@ def load_tasks(session: Session, rows: Sequence[TaskRow], *, overlap: int) -> in
                 source_b=row.source_b,
                 gold=row.gold,
                 needed=overlap,
+                source=PromptSource(columns=row.prompt_source) if row.prompt_source else None,
             )
         )
     return len(new)
@@ -129,4 +134,20 @@ def _task(where: str, row: dict[str, Any]) -> TaskRow:
         str(row.get("source_a", "")),
         str(row.get("source_b", "")),
         None if gold is None else str(gold),
+        _source(where, row.get("prompt_source")),
     )
+
+
+def _source(where: str, value: Any) -> str:
+    """Columns of feedback, as JSON."""
+    if not value:
+        return ""
+    try:
+        columns = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        columns = None
+    if not isinstance(columns, dict):
+        raise DataError(
+            f"{where}: prompt_source is {shown(value)}; expected a JSON object, as `feedback sample` writes it"
+        )
+    return json.dumps(columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,18 @@ def is_adapter(name: str) -> bool:
 
 
 def own_name(name: str) -> str:
-    """What the model itself calls a parameter that peft has wrapped."""
-    return name.replace(".base_layer.", ".")
+    """What the model itself calls a parameter that peft has wrapped, once or, as experts that share a module, several times."""
+    return re.sub(r"(\.base_layer)+(?=\.)", "", name)
+
+
+def adapted_layers(model: Any) -> dict[str, str]:
+    """The model's own name of each adapted weight, to the name of the module that adapts it."""
+    found = {}
+    for name, module in model.named_modules():
+        if any(ADAPTER in getattr(module, kind, {}) for kind in ("lora_A", "lora_embedding_A")):
+            weight = getattr(module, "parameter_name", "weight")
+            found[own_name(f"{name}.{weight}")] = name
+    return found
 
 
 def save_adapter(model: Any, state: Mapping[str, torch.Tensor], lora: Lora, folder: Path) -> None:

@@ -18,9 +18,10 @@ from rlhf_dist.errors import EnvironmentProblem
 from rlhf_dist.learner.imitation import Imitation
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.ppo import Method
-from rlhf_dist.learner.rank import LearnerRank, Loss, Now
+from rlhf_dist.learner.rank import LearnerRank, Loaded, Loss, Now
 from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.models import read_config
+from rlhf_dist.models.wrapped import RowLayout
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.weights import Probe
 from rlhf_dist.telemetry import logs
@@ -59,7 +60,7 @@ class LearnerGroup:
         self._hidden = 1
         self._num_buckets = 0
         self._demonstrations: tuple[Any, ExampleSet] | None = None
-        self.num_parameters = 0
+        self.num_parameters, self._layout = 0, RowLayout.PACKED
 
     def meet(self, *, run_dir: Path, interface: str | None) -> None:
         """Let the ranks find each other.
@@ -81,10 +82,11 @@ class LearnerGroup:
             seed: of weights that start at random.
         """
         self.models = tuple(specs)
-        self._hidden = read_config(next(iter(specs.values())).path).hidden_size
-        self.num_parameters = self._call(
+        self._hidden = read_config(next(iter(specs.values())).path).get_text_config().hidden_size
+        loaded: Loaded = self._call(
             "load", specs, logs.log_dir(run_dir), seed, timeout_s=self._timeouts.start, doing="loading models"
         )[0]
+        self.num_parameters, self._layout = loaded
 
     def _check_reachable(self, doors: Sequence[tuple[str, int]], run_dir: Path) -> None:
         """Before the first collective, which would only hang: everybody knocks at one rank of every node."""
@@ -202,7 +204,8 @@ class LearnerGroup:
     @property
     def _budget(self) -> Budget:
         settings = self.settings
-        return Budget(len(self.ranks), settings.micro_batch_tokens, settings.row_tokens, self._hidden)
+        row_tokens = self._layout.row_tokens(settings.row_tokens, settings.micro_batch_tokens)
+        return Budget(len(self.ranks), settings.micro_batch_tokens, row_tokens, self._hidden)
 
     def _example_plan(self, batch: SupervisedBatch) -> list[list[MicroBatch]]:
         """Micro-batches of example numbers for each rank; the examples of a unit stay together and in order."""

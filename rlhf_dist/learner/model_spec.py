@@ -9,6 +9,7 @@ import torch
 
 from rlhf_dist.config import Learner, Lora, Optimizer
 from rlhf_dist.learner.adapters import adapt
+from rlhf_dist.learner.saving import check_can_be_saved
 from rlhf_dist.models import PolicyModel, ValueModel, load_policy, load_value_model
 
 
@@ -36,22 +37,24 @@ class ModelSpec:
         """The module in training mode, in fp32: what is computed in bf16 keeps fp32 master weights.
 
         Raises:
-            ModelError: the folder holds no such model.
+            ModelError: the folder holds no such model, its numbers are not its own, or it could not be saved.
             ConfigError: it has no layers for the adapters.
         """
         module: PolicyModel | ValueModel
         shared: dict[str, Any] = {"dtype": torch.float32, "attention": settings.attention}
         if self.kind == "policy":
-            base = self._adapted(load_policy(self.path, **shared))
+            base = self._fitted(load_policy(self.path, **shared), settings)
             module = PolicyModel(base, temperature=self.temperature, value_head=self.value_head)
         else:
-            base = self._adapted(load_value_model(self.path, heads=self.heads, **shared), also=("score",))
-            module = ValueModel(base, shift=self.shift, scale=self.scale)
-        if settings.gradient_checkpointing:
-            base.gradient_checkpointing_enable({"use_reentrant": False})
+            base = load_value_model(self.path, heads=self.heads, new_head=True, **shared)
+            module = ValueModel(self._fitted(base, settings, also=("score",)), shift=self.shift, scale=self.scale)
+        check_can_be_saved(module.inner)
         return module.train()
 
-    def _adapted(self, base: Any, *, also: tuple[str, ...] = ()) -> Any:
+    def _fitted(self, base: Any, settings: Learner, *, also: tuple[str, ...] = ()) -> Any:
+        """The model with its adapters, and keeping activations or not, before it is wrapped and proves itself."""
         if self.lora is not None:
             adapt(base, self.lora, also=also)
+        if settings.gradient_checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
         return base

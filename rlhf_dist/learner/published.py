@@ -5,18 +5,18 @@ Under ZeRO-3 a bucket is all that is ever whole on a device, and only the rank t
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 import torch
 
-from rlhf_dist.learner.adapters import ADAPTER, is_adapter, own_name
+from rlhf_dist.learner.adapters import ADAPTER, adapted_layers, is_adapter, own_name
 from rlhf_dist.learner.trained_model import TrainedModel
+from rlhf_dist.models.file_names import Unit, in_file, persistent_buffers, units_of
 from rlhf_dist.store.weights import encode_bucket, plan_buckets
 
 SAVED_BUCKET_BYTES = 256 * 2**20
@@ -25,13 +25,16 @@ Named = Iterable[tuple[str, torch.Tensor]]
 
 
 class PublishedWeights(Protocol):
-    """Weights by their Hugging Face names."""
+    """Weights by the names that the Hugging Face model itself has for them."""
 
     def shapes(self) -> list[tuple[str, torch.Size]]:
-        """Name and full shape of each weight, in a fixed order; tied weights once."""
+        """Name and full shape of each weight, in a fixed order; tied weights once, persistent buffers last."""
 
-    def bucket(self, names: Sequence[str]) -> AbstractContextManager[Named]:
-        """Some weights, whole on every rank inside the block; all ranks must enter."""
+    def bucket(self, names: Sequence[str], dtype: torch.dtype) -> AbstractContextManager[Named]:
+        """Some weights, whole on every rank inside the block; all ranks must enter.
+
+        Parameters come in `dtype`, and buffers, which files keep as they are, in their own.
+        """
 
 
 class Whole:
@@ -39,17 +42,19 @@ class Whole:
 
     def __init__(self, model: TrainedModel) -> None:
         """Take the model."""
-        self._model = model
+        self._model, self._buffers = model, persistent_buffers(model.hugging_face)
 
     def shapes(self) -> list[tuple[str, torch.Size]]:
         """See `PublishedWeights`."""
-        return self._model.shapes()
+        return [*self._model.shapes(), *((name, buffer.shape) for name, buffer in self._buffers.items())]
 
     @contextmanager
-    def bucket(self, names: Sequence[str]) -> Iterator[Named]:
+    def bucket(self, names: Sequence[str], dtype: torch.dtype) -> Iterator[Named]:
         """See `PublishedWeights`."""
-        with self._model.gathered(names):
-            yield self._model.tensors(names)
+        parameters = [name for name in names if name not in self._buffers]
+        with self._model.gathered(parameters):
+            cast = ((name, tensor.to(dtype)) for name, tensor in self._model.tensors(parameters))
+            yield chain(cast, _of_names(self._buffers, names))
 
 
 class Merged:
@@ -58,32 +63,42 @@ class Merged:
     def __init__(self, model: TrainedModel) -> None:
         """Take the model."""
         self._model = model
+        self._buffers = {own_name(name): buffer for name, buffer in persistent_buffers(model.hugging_face).items()}
         names = [name for name, _ in model.shapes()]
         self._parameter = {own_name(name): name for name in names if not is_adapter(name)}
-        self._adapters: dict[str, list[str]] = defaultdict(list)
+        self._layers = adapted_layers(model.hugging_face)
+        self._adapters = {
+            name: [each for each in names if is_adapter(each) and each.startswith(f"{layer}.lora_")]
+            for name, layer in self._layers.items()
+        }
         """Parameters of the adapters of each adapted weight."""
-        for name in filter(is_adapter, names):
-            self._adapters[f"{name.rpartition('.lora_')[0]}.weight"].append(name)
 
     def shapes(self) -> list[tuple[str, torch.Size]]:
         """See `PublishedWeights`."""
-        return [(own_name(name), shape) for name, shape in self._model.shapes() if not is_adapter(name)]
+        parameters = [(own_name(name), shape) for name, shape in self._model.shapes() if not is_adapter(name)]
+        return [*parameters, *((name, buffer.shape) for name, buffer in self._buffers.items())]
 
     @contextmanager
-    def bucket(self, names: Sequence[str]) -> Iterator[Named]:
+    def bucket(self, names: Sequence[str], dtype: torch.dtype) -> Iterator[Named]:
         """See `PublishedWeights`."""
-        needed = [each for name in names for each in (self._parameter[name], *self._adapters.get(name, ()))]
+        parameters = [name for name in names if name not in self._buffers]
+        needed = [each for name in parameters for each in (self._parameter[name], *self._adapters.get(name, ()))]
         with self._model.gathered(needed), torch.no_grad():
-            tensors = dict(self._model.tensors([self._parameter[name] for name in names]))
+            tensors = dict(self._model.tensors([self._parameter[name] for name in parameters]))
             # Made one by one, and only where somebody asks for them.
-            yield ((name, self._merged(name, tensors[self._parameter[name]])) for name in names)
+            merged = ((name, self._merged(name, tensors[self._parameter[name]]).to(dtype)) for name in parameters)
+            yield chain(merged, _of_names(self._buffers, names))
 
     def _merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        if not self._adapters.get(name):
+        if name not in self._layers:
             return weight
-        layer: Any = self._model.hugging_face.get_submodule(name.rpartition(".")[0])
+        layer: Any = self._model.hugging_face.get_submodule(self._layers[name])
         merged: torch.Tensor = weight + layer.get_delta_weight(ADAPTER).to(weight.dtype)
         return merged
+
+
+def _of_names(buffers: Mapping[str, torch.Tensor], names: Sequence[str]) -> list[tuple[str, torch.Tensor]]:
+    return [(name, buffers[name]) for name in names if name in buffers]
 
 
 def published(model: TrainedModel) -> PublishedWeights:
@@ -93,28 +108,32 @@ def published(model: TrainedModel) -> PublishedWeights:
 
 @dataclass(frozen=True)
 class Publication:
-    """How a model's versions go to the store: in which buckets, in which dtype."""
+    """How a model's versions go to the store: under its file's names, in which buckets, in which dtype."""
 
     weights: PublishedWeights
+    model: Any
+    """The Hugging Face model, which knows its file's names."""
     dtype: torch.dtype
-    buckets: list[list[str]]
+    buckets: list[list[Unit]]
 
     @classmethod
     def plan(cls, model: TrainedModel, *, dtype: torch.dtype, bucket_bytes: int) -> Publication:
         """Cut a model into buckets."""
         weights = published(model)
-        return cls(weights, dtype, _buckets(weights.shapes(), dtype.itemsize, bucket_bytes))
+        units = units_of(model.hugging_face, weights.shapes())
+        sizes = [(str(number), unit.numel * dtype.itemsize) for number, unit in enumerate(units)]
+        cut = plan_buckets(sizes, bucket_bytes=bucket_bytes)
+        return cls(weights, model.hugging_face, dtype, [[units[int(number)] for number in bucket] for bucket in cut])
 
     def table(self, number: int, *, mine: bool) -> tuple[pa.Table | None, dict[str, Any]]:
         """One bucket and a report of what is in it, on the rank that owns it; all ranks must call."""
-        with self.weights.bucket(self.buckets[number]) as tensors:
+        names = [name for unit in self.buckets[number] for name in unit.own]
+        with self.weights.bucket(names, self.dtype) as tensors:
             if not mine:
                 return None, {"names": [], "bytes": 0}
-            sent = [(name, tensor.to(self.dtype)) for name, tensor in tensors]
-            return encode_bucket(sent), {
-                "names": self.buckets[number],
-                "bytes": sum(tensor.nbytes for _, tensor in sent),
-            }
+            sent = in_file(self.model, dict(tensors))
+            report = {"names": [*sent], "bytes": sum(tensor.nbytes for tensor in sent.values())}
+            return encode_bucket(sent.items()), report
 
 
 def collected(
@@ -125,17 +144,13 @@ def collected(
     Args:
         weights: the model's.
         names: which.
-        dtype: of the copies.
+        dtype: of the copies, but for buffers.
         keep: whether this rank wants them; all ranks must call.
     """
     shapes, found = dict(weights.shapes()), dict[str, torch.Tensor]()
-    for bucket in _buckets([(name, shapes[name]) for name in names], dtype.itemsize, SAVED_BUCKET_BYTES):
-        with weights.bucket(bucket) as tensors:
+    sizes = [(name, shapes[name].numel() * dtype.itemsize) for name in names]
+    for bucket in plan_buckets(sizes, bucket_bytes=SAVED_BUCKET_BYTES):
+        with weights.bucket(bucket, dtype) as tensors:
             if keep:
-                found |= {name: tensor.detach().to("cpu", dtype, copy=True) for name, tensor in tensors}
+                found |= {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors}
     return found
-
-
-def _buckets(shapes: Sequence[tuple[str, torch.Size]], itemsize: int, bucket_bytes: int) -> list[list[str]]:
-    sizes = [(name, int(np.prod(shape)) * itemsize) for name, shape in shapes]
-    return plan_buckets(sizes, bucket_bytes=bucket_bytes)

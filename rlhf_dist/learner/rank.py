@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +27,11 @@ from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.ppo import Method, Models, Ranks, update
 from rlhf_dist.learner.published import Publication, Whole, collected, published
 from rlhf_dist.learner.rows import read_rows, to_experience
+from rlhf_dist.learner.saving import save_model
 from rlhf_dist.learner.shards import Shard
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PolicyModel, at_temperature, pack
+from rlhf_dist.models.wrapped import RowLayout
 from rlhf_dist.store.reader import blocks_of
 from rlhf_dist.telemetry import logs, tracing
 
@@ -51,6 +53,15 @@ class Now:
     """For logs and traces."""
     imitation: Imitation | None
     """Demonstrations of each optimiser step, for PPO-ptx."""
+
+
+class Loaded(NamedTuple):
+    """What a rank says of the models that it loaded."""
+
+    parameters: int
+    """Of the first one."""
+    layout: RowLayout
+    """How sequences must lie in rows for all of them."""
 
 
 class LearnerRank:
@@ -108,8 +119,8 @@ class LearnerRank:
             verbose=False,
         )
 
-    def load(self, specs: dict[str, ModelSpec], log_dir: str, seed: int) -> int:
-        """Load and shard models by name, in place of those that are here; returns the first one's parameter count."""
+    def load(self, specs: dict[str, ModelSpec], log_dir: str, seed: int) -> Loaded:
+        """Load and shard models by name, in place of those that are here."""
         logs.to_file(log_dir, f"learner-{self.rank}")
         for old in self.models.values():
             old.free()
@@ -120,7 +131,8 @@ class LearnerRank:
             if spec.state:
                 self.models[name].load_state(Path(spec.state) / f"rank-{self.rank}")
         first = next(iter(self.models.values()))
-        return sum(int(np.prod(shape)) for _, shape in first.shapes())
+        layouts = {model.module.layout for model in self.models.values()}
+        return Loaded(sum(int(np.prod(shape)) for _, shape in first.shapes()), max(layouts, key=[*RowLayout].index))
 
     def _load(self, spec: ModelSpec) -> TrainedModel:
         settings = self.settings
@@ -254,7 +266,7 @@ class LearnerRank:
         if keep:
             if model.lora is not None:
                 save_adapter(model.hugging_face, adapters, model.lora, folder / "adapter")
-            model.hugging_face.save_pretrained(folder, state_dict=state)
+            save_model(model.hugging_face, state, folder)
 
     def save_state(self, name: str, folder: Path) -> None:
         """Write what this rank needs to go on training the model: its share of the optimiser's state."""

@@ -90,8 +90,7 @@ class TrainedModel:
         Raises:
             RunError: the norm is not finite, so that the weights no longer are or, under ZeRO, the step was left out.
         """
-        number = self.lr.last_epoch + 1
-        lr = self.engine.optimizer.param_groups[0]["lr"]
+        lr, number = self.engine.optimizer.param_groups[0]["lr"], self.lr.last_epoch + 1
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         if norm is None:

@@ -1,7 +1,10 @@
-"""Hugging Face folders, read: configs, language models, classifiers."""
+"""Hugging Face folders, read: configs, language models, classifiers. What was not in the file is refused, not made up."""
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -9,40 +12,59 @@ from torch import nn
 
 from rlhf_dist.errors import ModelError
 from rlhf_dist.imports import import_transformers
+from rlhf_dist.models.attention import PLAINER
 from rlhf_dist.models.folders import check_folder
+from rlhf_dist.models.roles import check_role, is_classifier
 from rlhf_dist.models.tokenizers import load_tokenizer
+
+log = logging.getLogger(__name__)
+
+HEAD = "score."
+"""Names of a classifier's head begin with it."""
 
 
 def load_policy(path: str, *, dtype: torch.dtype, attention: str = "sdpa") -> Any:
-    """Read a causal language model, dropout off.
+    """Read a causal language model.
 
     Raises:
-        ModelError: the folder is missing or holds no such model.
+        ModelError: the folder is missing, holds no such model or only a part of its weights, or is a reward model.
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, path, dtype=dtype, attn_implementation=attention)
+    check_role("policy", path, read_config(path))
+    return _load(AutoModelForCausalLM, path, dtype=dtype, attention=attention)
 
 
-def load_value_model(path: str, *, dtype: torch.dtype, attention: str = "sdpa", heads: int | None = None) -> Any:
-    """Read a sequence-classification model, dropout off; from a language model, its head starts at random.
+def load_value_model(
+    path: str, *, dtype: torch.dtype, attention: str = "sdpa", heads: int | None = None, new_head: bool = False
+) -> Any:
+    """Read a sequence-classification model.
 
     Args:
         path: Hugging Face folder or name.
         dtype: of the weights.
         attention: attention kernels.
         heads: labels; None: as many as the folder says, one if it is no classifier yet.
+        new_head: whether a language model will do, whose head then starts at random and is to be trained.
 
     Raises:
-        ModelError: the folder is missing, or its model has another number of labels or no `score` head.
+        ModelError: the folder is missing, its model has another number of labels, no `score` head, or only a part of its weights.
     """
     from transformers import AutoModelForSequenceClassification
 
     read = read_config(path)
-    is_classifier = any("ForSequenceClassification" in name for name in read.architectures or [])
-    labels = heads or (read.num_labels if is_classifier else 1)
+    check_role("start" if new_head else "reward", path, read)
+    labels = heads or (read.num_labels if is_classifier(read) else 1)
+    # A head of its own for each member of an ensemble that starts from a single one.
+    made_anew = new_head and (not is_classifier(read) or labels != read.num_labels)
     model = _load(
-        AutoModelForSequenceClassification, path, dtype=dtype, attn_implementation=attention, num_labels=labels
+        AutoModelForSequenceClassification,
+        path,
+        may_lack=(HEAD,) if made_anew else (),
+        dtype=dtype,
+        attention=attention,
+        num_labels=labels,
+        ignore_mismatched_sizes=made_anew,
     )
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ModelError(
@@ -59,35 +81,103 @@ def load_classifier(path: str) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForSequenceClassification
 
-    model = _load(AutoModelForSequenceClassification, path, dtype=torch.float32)
-    return model, load_tokenizer(path)
-
-
-def _load(kind: Any, path: str, **options: Any) -> Any:
-    check_folder(path)
-    try:
-        model = kind.from_pretrained(path, trust_remote_code=False, use_safetensors=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{path}: cannot be read as a Hugging Face model: {error}") from error
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
-    return model
+    model = _load(AutoModelForSequenceClassification, path, dtype=torch.float32, attention="sdpa")
+    return model.eval(), load_tokenizer(path)
 
 
 def read_config(path: str) -> Any:
     """A model's configuration, without its weights.
 
     Raises:
-        ModelError: the folder is missing or its config unreadable.
+        ModelError: the folder is missing, its config unreadable, or of a kind that cannot be trained or scored.
     """
     import_transformers()
     from transformers import AutoConfig
 
     check_folder(path)
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot read its config: {error}") from error
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # a config is data from outside: whatever is wrong in it, the file is named
+        raise ModelError(f"{path}: cannot read its config: {_first_line(error)}") from error
+    if getattr(config, "quantization_config", None):
+        raise ModelError(
+            f"{path} is quantised ({_method(config.quantization_config)}); expected weights in float32, bfloat16 or float16, "
+            "which can be trained and published"
+        )
+    parts = [name for name in ("vision_config", "audio_config") if getattr(config, name, None) is not None]
+    if parts:
+        raise ModelError(
+            f"{path} is a model of several parts ({type(config).__name__} with {', '.join(parts)}); expected a model of text "
+            "alone, e.g. its language part saved by itself"
+        )
+    return config
+
+
+def _method(quantization: Any) -> str:
+    found = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+    return str(found)
+
+
+def _load(kind: Any, path: str, *, attention: str, may_lack: tuple[str, ...] = (), **options: Any) -> Any:
+    """Read a model and see that all of its weights came from the file, but for those that may be lacking."""
+    read_config(path)
+    try:
+        model, told = _read(kind, path, attention, options)
+    except ModelError:
+        raise
+    except (
+        Exception
+    ) as error:  # files from outside may be wrong in any way: truncated, of other shapes, of unknown kinds
+        raise ModelError(f"{path}: cannot be read as a Hugging Face model: {_first_line(error)}") from error
+    missing = sorted(name for name in told["missing_keys"] if not name.startswith(may_lack or ("\0",)))
+    missing += sorted(name for name, *_ in told["mismatched_keys"] if not name.startswith(HEAD))
+    unused = sorted(told["unexpected_keys"])
+    if missing:
+        raise ModelError(
+            f"{path}: {len(missing)} of {type(model).__name__}'s weights are not in the file, e.g. {missing[0]}; they would "
+            f"start at random. {_advice(missing, unused)}"
+        )
+    if layers := [name for name in unused if re.search(r"\.(layers|h|blocks)\.\d+\.", name)]:
+        raise ModelError(
+            f"{path}: the file has weights of layers that its config does not know, e.g. {layers[0]}; expected config.json and "
+            "weights of one model"
+        )
+    if unused and not all(name.startswith(("lm_head.", HEAD)) for name in unused):
+        log.warning("weights in the file that the model has no place for", extra={"model": path, "names": unused[:5]})
+    return model
+
+
+def _read(kind: Any, path: str, attention: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model, and what transformers says of its weights; with plainer attention where family or machine lack what is asked."""
+    shared = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True, **options}
+    for plainer in [*PLAINER[PLAINER.index(attention) + 1 :], None]:
+        try:
+            found: tuple[Any, dict[str, Any]] = kind.from_pretrained(path, attn_implementation=attention, **shared)
+        except (ValueError, ImportError) as error:
+            if plainer is None or "attention" not in str(error).lower():
+                raise
+            reason = {"model": path, "asked": attention, "reason": _first_line(error)}
+            log.warning("attention is computed by %s", plainer, extra=reason)
+            attention = plainer
+        else:
+            break
+    return found
+
+
+def _advice(missing: list[str], unused: Collection[str]) -> str:
+    """What may have happened to the weights that are not there."""
+    for name in unused:
+        for wanted in missing:
+            if name.endswith(f".{wanted}"):
+                prefix = name.removesuffix(wanted)
+                return f"The file calls them {name}: take the prefix {prefix!r} off the names (a wrapper put it there)"
+    if any("lora_" in name for name in unused):
+        return "The file holds adapters: merge them into the model first"
+    if unused:
+        return f"The file has {len(unused)} others, e.g. {next(iter(unused))}; expected a whole model of this kind"
+    return "Expected a whole model"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

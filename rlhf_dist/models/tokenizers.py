@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
+from rlhf_dist.data.ends import template_end
 from rlhf_dist.errors import ModelError
 from rlhf_dist.imports import import_transformers
-from rlhf_dist.models.folders import check_folder
+from rlhf_dist.models.folders import resolve
 
 
 def load_tokenizer(path: str) -> Any:
@@ -21,9 +21,9 @@ def load_tokenizer(path: str) -> Any:
     import_transformers()
     from transformers import AutoTokenizer
 
-    check_folder(path)
+    folder = resolve(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot read its tokenizer: {error}") from error
     if tokenizer.eos_token_id is None:
@@ -37,31 +37,30 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def check_same_tokenizer(policy: str, others: dict[str, str]) -> None:
-    """All models of a run must read the same token ids.
+    """All models of a run must read the same token ids, and take the same one for the end of an answer.
 
     Args:
         policy: the policy's folder.
         others: role to folder.
 
     Raises:
-        ModelError: names the two folders whose tokenizers differ.
+        ModelError: names the two folders whose tokenizers differ, or whose chat templates end answers differently.
     """
-    expected = tokenizer_fingerprint(load_tokenizer(policy))
+    own = load_tokenizer(policy)
+    expected, end = tokenizer_fingerprint(own), template_end(own)
     for role, path in others.items():
-        if path != policy and tokenizer_fingerprint(load_tokenizer(path)) != expected:
+        if path == policy:
+            continue
+        other = load_tokenizer(path)
+        its_end = template_end(other)
+        if None not in (end, its_end) and end != its_end and tokenizer_fingerprint(other) == expected:
+            mine, its = (own.convert_ids_to_tokens(token) for token in (end, its_end))
+            raise ModelError(
+                f"{role} {path} ends an assistant's turn with {its}, the policy {policy} with {mine}; expected the same chat "
+                "template, since answers are taught, sampled and scored up to their end"
+            )
+        if tokenizer_fingerprint(other) != expected:
             raise ModelError(
                 f"{role} {path} has another tokenizer than the policy {policy}; "
                 "expected the same vocabulary, since token ids are passed between them"
             )
-
-
-def eos_token_ids(path: str) -> tuple[int, ...]:
-    """Token ids that end an answer: the generation config's, else the tokenizer's."""
-    from transformers import GenerationConfig
-
-    found: Any = None
-    if (Path(path) / "generation_config.json").is_file():
-        found = GenerationConfig.from_pretrained(path).eos_token_id
-    if found is None:
-        found = load_tokenizer(path).eos_token_id
-    return tuple(found) if isinstance(found, list) else (found,)

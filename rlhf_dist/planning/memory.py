@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_dist.config import PPOConfig
+from rlhf_dist.errors import ModelError
 from rlhf_dist.models import LOGITS_BYTES
 from rlhf_dist.planning.machine import GIB
 from rlhf_dist.store.weights import KEPT_VERSIONS
@@ -47,17 +48,30 @@ def model_size(config: Any, *, kind: str) -> ModelSize:
     if kind == "value":
         config.num_labels = 1
     made: Any = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
-    with torch.device("meta"):
-        model = made.from_config(config)
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    try:
+        with torch.device("meta"):
+            model = made.from_config(config)
+    except ValueError as error:
+        wanted = "causal language model" if kind == "policy" else "sequence classification"
+        raise ModelError(
+            f"{config._name_or_path}: transformers has no {wanted} of the kind {config.model_type!r}; expected a family that has"
+        ) from error
+
+    def said(name: str, default: int) -> int:
+        """Families without attention, or with another in each layer, leave such numbers out, or give a list."""
+        found = getattr(config, name, None)
+        return found if isinstance(found, int) else default
+
+    heads = said("num_attention_heads", 1)
+    head_size = said("head_dim", config.hidden_size // heads)
+    layers = said("num_hidden_layers", 1)
     return ModelSize(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        layers=config.num_hidden_layers,
+        layers=layers,
         hidden=config.hidden_size,
-        intermediate=getattr(config, "intermediate_size", 4 * config.hidden_size),
-        attention=head_size * config.num_attention_heads,
-        kv_elements=2 * config.num_hidden_layers * kv_heads * head_size,
+        intermediate=said("intermediate_size", 4 * config.hidden_size),
+        attention=head_size * heads,
+        kv_elements=2 * layers * said("num_key_value_heads", heads) * head_size,
         vocabulary=config.vocab_size,
     )
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from rlhf_dist.cluster.threads import device_of_this_process, environment_of
 from rlhf_dist.config import Rollout
+from rlhf_dist.data.ends import added_tokens
 from rlhf_dist.imports import import_transformers
+from rlhf_dist.models import load_tokenizer
 from rlhf_dist.records import Sampling
 from rlhf_dist.rollout.engine import RolloutEngine
 
@@ -27,6 +29,8 @@ class EngineSpec:
     """Further arguments of vLLM."""
     log_dir: str
     """Where the worker's log file goes."""
+    attention: str = "sdpa"
+    """Attention kernels of the transformers engine."""
     fixed: bool = False
     """Generate with the folder's own weights, instead of those that a store hands out."""
 
@@ -49,12 +53,24 @@ class EngineSpec:
         from rlhf_dist.rollout.transformers_engine import TransformersEngine
 
         return TransformersEngine(
-            self.model, sampling, dtype=self.dtype, max_concurrent=self.max_concurrent, device=device
+            self.model,
+            sampling,
+            dtype=self.dtype,
+            max_concurrent=self.max_concurrent,
+            device=device,
+            attention=self.attention,
         )
 
 
 def engine_spec(
-    rollout: Rollout, model: str, *, dtype: str, max_sequence: int, seed: int, on_gpu: bool, log_dir: str
+    rollout: Rollout,
+    model: str,
+    *,
+    dtype: str,
+    max_sequence: int,
+    seed: int,
+    on_gpu: bool,
+    log_dir: str,
 ) -> EngineSpec:
     """The engine that the settings ask for, on a model's folder; lengths in tokens."""
     engine: dict[str, Any] = {
@@ -97,13 +113,22 @@ def environment(rollout: Rollout, *, on_gpu: bool) -> dict[str, str]:
     }
 
 
-def sampling_of(rollout: Rollout, ends: tuple[int, ...]) -> Sampling:
-    """How answers are drawn, and which tokens end them."""
+def sampling_of(rollout: Rollout, ends: tuple[int, ...], model: str = "") -> Sampling:
+    """How answers are drawn, and which tokens end them.
+
+    Args:
+        rollout: the settings.
+        ends: tokens that end the model's answers.
+        model: its folder; a stop string that is one of its tokenizer's own tokens ends answers as such, since engines look
+            for strings in text that has no special tokens.
+    """
+    added = added_tokens(load_tokenizer(model)) if model and rollout.stop else {}
+    stops = [added[text] for text in rollout.stop if text in added]
     return Sampling(
         max_new_tokens=rollout.max_new_tokens,
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         top_k=rollout.top_k,
-        stop=rollout.stop,
-        eos_token_ids=ends,
+        stop=tuple(text for text in rollout.stop if text not in added),
+        eos_token_ids=tuple(dict.fromkeys([*ends, *stops])),
     )

@@ -1,11 +1,15 @@
 """transformers behind `RolloutEngine`: for machines without vLLM, and the oracle that vLLM is tested against.
 
 Samples are decoded in groups: those added while a group runs wait for its end. Each sample draws from a generator of its
-own seed, so its tokens do not depend on its neighbours; the last bits of its log-probs do, as with every engine (1e-6 nats).
+own seed, so its tokens do not depend on its neighbours; the last bits of its log-probs do, as with every engine (1e-6 nats). A
+family that answers otherwise in company, or with a cache, than in its own forward is decoded one by one, or without a cache: a
+trial at the start tells.
 """
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +18,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from rlhf_dist.errors import WeightError
+from rlhf_dist.errors import ModelError, WeightError
 from rlhf_dist.models import load_policy, load_tokenizer
+from rlhf_dist.models.file_names import take_over
+from rlhf_dist.models.heads import FAMILY_ERRORS
+from rlhf_dist.models.proof import TOLERANCE, apart
 from rlhf_dist.records import Sample, SampleRequest, Sampling
 from rlhf_dist.store.weights import decode_bucket
+
+log = logging.getLogger(__name__)
+
+TRIAL = (tuple(range(3, 15)), (8, 9), (5, 3, 8))
+"""Prompts on which decoding is tried, as token ids modulo the vocabulary."""
 
 
 @dataclass
@@ -31,19 +43,35 @@ class _Running:
 class TransformersEngine:
     """A plain decoding loop with a KV cache."""
 
-    def __init__(self, model: str, sampling: Sampling, *, dtype: str, max_concurrent: int, device: str = "cpu") -> None:
-        """Load the model; it samples from its own weights until a version is loaded."""
+    def __init__(
+        self,
+        model: str,
+        sampling: Sampling,
+        *,
+        dtype: str,
+        max_concurrent: int,
+        device: str = "cpu",
+        attention: str = "sdpa",
+    ) -> None:
+        """Load the model; it samples from its own weights until a version is loaded.
+
+        Raises:
+            ModelError: the folder holds no such model.
+        """
         self.version = -1
         self._sampling = sampling
         self._max_concurrent = max_concurrent
         self._device = torch.device(device)
-        self._lm: Any = load_policy(model, dtype=getattr(torch, dtype)).to(self._device).eval()
+        self._lm: Any = load_policy(model, dtype=getattr(torch, dtype), attention=attention).to(self._device).eval()
+        self._accepted = inspect.signature(self._lm.forward).parameters.keys()
         self._tokenizer = load_tokenizer(model) if sampling.stop else None
         self._waiting: list[SampleRequest] = []
         self._group: list[_Running] = []
         self._cache: Any = None
         self._mask = torch.zeros(0)
         self._next: torch.Tensor = torch.zeros(0)
+        self._uses_cache = True
+        self._choose_way(model)
 
     @property
     def running(self) -> int:
@@ -92,29 +120,83 @@ class TransformersEngine:
         return torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device)
 
     def _forward(self) -> torch.Tensor:
-        positions = _positions(self._mask)[:, -self._next.shape[1] :]
-        out = self._lm(
-            input_ids=self._next,
-            attention_mask=self._mask,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        """Logits of the next token, [group, vocab]."""
+        if not self._uses_cache:
+            alone: torch.Tensor = self._lm(input_ids=self._next).logits[:, -1]
+            return alone
+        asked = {
+            "attention_mask": self._mask,
+            "position_ids": _positions(self._mask)[:, -self._next.shape[1] :],
+            "past_key_values": self._cache,
+            "use_cache": True,
+            "logits_to_keep": 1,
+        }
+        out = self._lm(input_ids=self._next, **{name: asked[name] for name in asked if name in self._accepted})
         self._cache = out.past_key_values
         logits: torch.Tensor = out.logits[:, -1]
         return logits
 
     def _shrink(self, keep: list[int]) -> None:
         self._group = [self._group[number] for number in keep]
-        if not keep:
-            return
+        if keep:
+            self._go_on(keep, [running.tokens[-1] for running in self._group])
+
+    def _go_on(self, keep: list[int], tokens: Sequence[int]) -> None:
+        """Some rows of the group go on, each with one more token."""
         rows = torch.tensor(keep, device=self._device)
-        if len(keep) < len(self._mask):
+        if self._uses_cache and len(keep) < len(self._mask):
             self._cache.batch_select_indices(rows)
         mask = self._mask[rows]
         self._mask = torch.cat([mask, mask.new_ones(len(keep), 1)], dim=1)
-        self._next = torch.tensor([[running.tokens[-1]] for running in self._group], device=self._device)
+        latest = torch.tensor([[token] for token in tokens], device=self._device)
+        self._next = latest if self._uses_cache else torch.cat([self._next[rows], latest], dim=1)
+
+    @torch.no_grad()
+    def _choose_way(self, model: str) -> None:
+        """In groups with a cache; else one by one; else without a cache: the first that equals the model's own forward."""
+        for group, cache in ((self._max_concurrent, True), (1, True), (1, False)):
+            self._max_concurrent, self._uses_cache = group, cache
+            if self._decodes_as_its_forward():
+                if (group, cache) == (1, True) or not cache:
+                    reason = f"{type(self._lm).__name__} answers otherwise in company" + (
+                        "" if cache else " and with a cache"
+                    )
+                    log.warning("samples are decoded one by one", extra={"model": model, "reason": reason})
+                return
+        raise ModelError(
+            f"{model}: {type(self._lm).__name__} gives other logits when its forward is repeated; expected the same. Take "
+            "rollout.engine vllm, or another family of models"
+        )
+
+    def _decodes_as_its_forward(self) -> bool:
+        vocabulary = self._lm.get_input_embeddings().num_embeddings
+        prompts = [tuple(token % vocabulary for token in prompt) for prompt in TRIAL]
+        groups = [prompts] if self._max_concurrent > 1 else [[prompt] for prompt in prompts]
+        tolerance = TOLERANCE.get(self._lm.dtype, 0.1)
+        try:
+            return all(self._trial(group) <= tolerance for group in groups)
+        except FAMILY_ERRORS as error:  # without such a cache, or one that rows cannot be taken from
+            log.info("a way to decode that this family lacks", extra={"reason": str(error)})
+            return False
+        finally:
+            self._cache = None
+
+    def _trial(self, prompts: Sequence[Sequence[int]]) -> float:
+        """How far decoding two tokens, with a row leaving in between, is from the model's own forward."""
+        self._next, self._mask = self._left_padded(prompts)
+        self._cache = None
+        first = self._forward()
+        keep = [0, 2] if len(prompts) > 2 else [0]
+        self._go_on(keep, [prompts[row][0] for row in keep])
+        second = self._forward()
+        longer = [(*prompts[row], prompts[row][0]) for row in keep]
+        expected = [self._own_logits(prompt) for prompt in [*prompts, *longer]]
+        return apart(torch.cat([first, second]).float(), torch.stack(expected).float())
+
+    def _own_logits(self, prompt: Sequence[int]) -> torch.Tensor:
+        ids = torch.tensor([list(prompt)], device=self._device)
+        logits: torch.Tensor = self._lm(input_ids=ids).logits[0, -1]
+        return logits
 
     def _end(self, running: _Running) -> str | None:
         if running.tokens[-1] in self._sampling.eos_token_ids:
@@ -133,15 +215,9 @@ class TransformersEngine:
     def load_weights(self, tables: Sequence[pa.Table], names: Sequence[str], *, version: int) -> None:
         """Replace all weights; see `RolloutEngine`."""
         found = {name: tensor for table in tables for name, tensor in decode_bucket(table)}
-        own = dict(self._lm.named_parameters())
-        if set(found) != set(names) or set(found) != set(own):
-            odd = sorted(set(found) ^ set(own) | set(found) ^ set(names))
-            raise WeightError(
-                f"weight version {version} does not fit the model: {len(odd)} names differ, e.g. {odd[0]}"
-            )
-        with torch.no_grad():
-            for name, tensor in found.items():
-                own[name].copy_(tensor)
+        if odd := sorted(set(found) ^ set(names)):
+            raise WeightError(f"weight version {version} lacks or adds {len(odd)} tensors, e.g. {odd[0]}")
+        take_over(self._lm, found)
         self.version = version
 
     @torch.no_grad()
@@ -157,10 +233,10 @@ class TransformersEngine:
         """How likely each of some tokens is to come next, given that one of them does: [prompts][choices], sums 1."""
         found: list[list[float]] = []
         for start in range(0, len(prompts), self._max_concurrent):
-            ids, mask = self._left_padded(prompts[start : start + self._max_concurrent])
-            places = {"attention_mask": mask, "position_ids": _positions(mask)}
-            logits = self._lm(input_ids=ids, **places, logits_to_keep=1, use_cache=False).logits[:, -1].float()
-            found += torch.softmax(logits[:, list(choices)], dim=-1).tolist()
+            self._next, self._mask = self._left_padded(prompts[start : start + self._max_concurrent])
+            self._cache = None
+            found += torch.softmax(self._forward()[:, list(choices)].float(), dim=-1).tolist()
+        self._cache = None
         return found
 
     def sleep(self) -> None:

@@ -106,6 +106,8 @@ class VLLMEngine:
             top_k=sampling.top_k,
             stop=list(sampling.stop),
             include_stop_str_in_output=True,
+            # A stop string may hold special tokens, and the other engine finds them.
+            skip_special_tokens=False,
             stop_token_ids=list(sampling.eos_token_ids),
             seed=request.seed,
             logprobs=0,

@@ -62,6 +62,7 @@ class ArrowEngine(WeightTransferEngine[ArrowInit, ArrowUpdate]):
         """Let vLLM put the new weights where its kernels read them."""
         finalize_layerwise_reload(self.model, self.model_config)
         self._repack_tied_head()
+        self._repack_experts()
 
     def shutdown(self) -> None:
         """Nothing is held between versions."""
@@ -74,6 +75,13 @@ class ArrowEngine(WeightTransferEngine[ArrowInit, ArrowUpdate]):
         model: Any = self.model
         if getattr(self.model_config.hf_text_config, "tie_word_embeddings", False) and hasattr(model, "lm_head"):
             model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+
+    def _repack_experts(self) -> None:
+        """Let kernels that keep a packed copy of a layer's experts make it again; a reload replaces what it was made from."""
+        for layer in self.model.modules():
+            kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
+            if process := getattr(getattr(kernel, "fused_experts", None), "process_weights_after_loading", None):
+                process(layer)
 
 
 def _tensors(sources: list[str]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -149,7 +149,8 @@ class RolloutWorker(Generator):
                 raise WeightError(
                     f"weight version {manifest.version}: the engine's log-probs of the probe differ from the learner's by "
                     f"{difference:.3g} nats in the mean; expected at most {self._probe_tolerance:g} "
-                    "(weights.probe_tolerance). The weights arrived whole, so engine and learner disagree on the model"
+                    "(weights.probe_tolerance). The weights arrived whole, and the learner computes as transformers does, so the "
+                    "engine computes this model otherwise: take rollout.engine transformers, or another family of models"
                 )
 
 

@@ -9,6 +9,7 @@ import torch
 
 from rlhf_dist.data.packing import micro_batches, pack_rows
 from rlhf_dist.models import PackedBatch, Positions, pack
+from rlhf_dist.models.wrapped import RowLayout
 
 
 @torch.no_grad()
@@ -19,6 +20,7 @@ def each_output(
     *,
     batch_tokens: int,
     device: str,
+    layout: RowLayout = RowLayout.PACKED,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Number of each sequence, in no order, and the model's outputs at its selected positions, [selected, ...].
 
@@ -28,9 +30,10 @@ def each_output(
         selections: wanted positions of each.
         batch_tokens: most tokens of a micro-batch, padding in.
         device: where the model is.
+        layout: how sequences must lie in rows for it.
     """
     lengths = [len(sequence) for sequence in sequences]
-    rows = pack_rows(range(len(lengths)), lengths, row_tokens=max(lengths))
+    rows = pack_rows(range(len(lengths)), lengths, row_tokens=layout.row_tokens(max(lengths), batch_tokens))
     for micro in micro_batches(rows, lengths, budget=batch_tokens):
         outputs = model(pack(sequences, selections, micro).to(device))
         order = [number for row in micro for number in row]

@@ -18,7 +18,15 @@ class ReferenceScorer:
     writer = "reference"
 
     def __init__(
-        self, path: str, *, dtype: str, batch_tokens: int, device: str, temperature: float, plain: bool = False
+        self,
+        path: str,
+        *,
+        dtype: str,
+        batch_tokens: int,
+        device: str,
+        temperature: float,
+        attention: str = "sdpa",
+        plain: bool = False,
     ) -> None:
         """Load the reference policy.
 
@@ -28,10 +36,14 @@ class ReferenceScorer:
             batch_tokens: most tokens of a forward pass.
             device: where it goes.
             temperature: of the rollout.
+            attention: its attention kernels.
             plain: also say how likely it finds the tokens at temperature 1, for perplexity.
+
+        Raises:
+            ModelError: the folder holds no such model, or its log-probs would not be its own.
         """
-        model = load_policy(path, dtype=getattr(torch, dtype))
-        self._model = PolicyModel(model, temperature=temperature).to(device).eval()
+        model = load_policy(path, dtype=getattr(torch, dtype), attention=attention).to(device)
+        self._model = PolicyModel(model, temperature=temperature)
         self._batch_tokens, self._device, self._plain = batch_tokens, device, plain
 
     def score(self, rows: Sequence[Row]) -> dict[str, list[Any]]:
@@ -50,6 +62,7 @@ class ReferenceScorer:
             [row.predicting for row in rows],
             batch_tokens=self._batch_tokens,
             device=self._device,
+            layout=self._model.layout,
         )
         for number, log_probs in outputs:
             found[number] = log_probs.tolist()

@@ -29,6 +29,7 @@ class RewardScorer:
         dtype: str,
         batch_tokens: int,
         device: str,
+        attention: str = "sdpa",
     ) -> None:
         """Load everything.
 
@@ -39,11 +40,12 @@ class RewardScorer:
             dtype: torch's name of the reward models' dtype.
             batch_tokens: most tokens of a forward pass.
             device: where models go.
+            attention: their attention kernels.
         """
 
         def load(reward: Reward) -> Component:
             if isinstance(reward, ModelReward):
-                return LearnedReward(reward, dtype=dtype, batch_tokens=batch_tokens, device=device)
+                return LearnedReward(reward, dtype=dtype, attention=attention, batch_tokens=batch_tokens, device=device)
             if isinstance(reward, FunctionReward):
                 return RuleReward(reward)
             assert isinstance(reward, RemoteReward)

@@ -19,18 +19,19 @@ from rlhf_dist.store.row import Row
 class LearnedReward:
     """A `Component`: reads each answer at its last token, or over all its tokens, with every head of every member."""
 
-    def __init__(self, settings: ModelReward, *, dtype: str, batch_tokens: int, device: str) -> None:
+    def __init__(
+        self, settings: ModelReward, *, dtype: str, batch_tokens: int, device: str, attention: str = "sdpa"
+    ) -> None:
         """Load all members of the ensemble.
 
         Raises:
-            ModelError: a folder is missing, or its `reward.json` is not one.
+            ModelError: a folder is missing or holds no reward model, or its `reward.json` is not one.
         """
         self.name, self._settings = settings.name, settings
         self._file = read_reward_file(settings.path)
         paths = [str(Path(settings.path) / member) if member != "." else settings.path for member in self._file.members]
-        self._models = [
-            ValueModel(load_value_model(path, dtype=getattr(torch, dtype))).to(device).eval() for path in paths
-        ]
+        shared: dict[str, Any] = {"dtype": getattr(torch, dtype), "attention": attention}
+        self._models = [ValueModel(load_value_model(path, **shared).to(device)) for path in paths]
         self._batch_tokens, self._device = batch_tokens, device
 
     def score(self, answers: Answers) -> dict[str, list[float]]:
@@ -57,6 +58,7 @@ class LearnedReward:
             selections,
             batch_tokens=self._batch_tokens,
             device=self._device,
+            layout=model.layout,
         )
         for number, values in outputs:
             found[number] = values.mean(0).tolist()

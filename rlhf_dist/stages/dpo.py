@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from rlhf_dist.algorithms.feedback_losses import dpo_losses, ipo_losses
 from rlhf_dist.algorithms.ragged import segment_sums
 from rlhf_dist.cluster.session import namespace_of, session
 from rlhf_dist.config import DPOConfig
+from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.feedback import Judged, read_feedback
 from rlhf_dist.data.judgements import JudgedTokens, judged_set
@@ -22,12 +22,22 @@ from rlhf_dist.learner.example_batch import ExampleBatch
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.trained_model import TrainedModel
-from rlhf_dist.models import check_same_tokenizer, load_tokenizer
+from rlhf_dist.models import check_same_tokenizer
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.passages import Passage
+from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.reward_loss import accuracy
 from rlhf_dist.stages.sft import OUTPUT
-from rlhf_dist.stages.supervised import Objective, check_fits, learner_of, predictions, save, train
+from rlhf_dist.stages.supervised import (
+    Objective,
+    check_fits,
+    encoder_of,
+    example_of,
+    learner_of,
+    predictions,
+    save,
+    train,
+)
 
 
 @dataclass(frozen=True)
@@ -61,13 +71,18 @@ class DPOLoss:
 class PreparedDPO:
     """What could be read and checked before a process is started."""
 
-    tokenizer: Any
+    encoder: Encoder
     learnt: ExampleSet
     kept: ExampleSet
 
     def describe(self) -> str:
-        """One line for people."""
-        return f"{len(self.learnt.units)} comparisons, {len(self.kept.units)} held out"
+        """A line for people, and one for each thing about the data that they should know."""
+        told = f"{len(self.learnt.units)} comparisons, {len(self.kept.units)} held out"
+        return "\n".join([told, *self.encoder.notes()])
+
+    def example(self) -> str:
+        """The first comparison's first answer."""
+        return example_of(self.encoder, self.learnt, "A prompt with the first of its two answers")
 
 
 def prepare(config: DPOConfig) -> PreparedDPO:
@@ -76,27 +91,30 @@ def prepare(config: DPOConfig) -> PreparedDPO:
     Raises:
         UserError: names the key, folder or line, what was found and what was expected.
     """
-    tokenizer = load_tokenizer(config.model)
+    config = resolved(config)
+    encoder = encoder_of(config.model)
     check_same_tokenizer(config.model, {"reference": config.reference or config.model})
     others = [each for each in config.data if each.kind != "comparisons"]
     if not config.data or others:
         found = f"a file of {others[0].kind}: {others[0].path}" if others else "nothing"
         raise ConfigError(f"data has {found}; DPO learns from comparisons, expected at least one file of them")
-    judged = aggregate(read_feedback(config.data), config.aggregate).judged
+    tokens = JudgedTokens(encoder, max_tokens=config.max_tokens, too_long=config.too_long)
+    judged = tokens.fitting(aggregate(read_feedback(config.data), config.aggregate).judged)
     away = held_out([repr(one.prompt) for one in judged], config.held_out)
-    tokens = JudgedTokens(tokenizer, max_tokens=config.max_tokens)
 
     def examples(kept: bool) -> ExampleSet:
         chosen: list[Judged] = [one for one, out in zip(judged, away, strict=True) if out == kept]
         return judged_set(chosen, tokens, select="before")
 
     learnt, kept = examples(kept=False), examples(kept=True)
-    check_fits(config, config.model, learnt, kept)
-    return PreparedDPO(tokenizer, learnt, kept)
+    models = [("policy", config.model), ("reference", config.reference or config.model)]
+    check_fits(config, models, encoder, learnt, kept)
+    return PreparedDPO(encoder, learnt, kept)
 
 
 def run(config: DPOConfig, prepared: PreparedDPO, folder: RunFolder) -> None:
     """Train, and leave the run folder complete."""
+    config = resolved(config)
     loss = DPOLoss(config.beta, config.loss, config.label_smoothing)
     objective = Objective(prepared.learnt, prepared.kept, loss, config)
     reference = ModelSpec(config.reference or config.model, "policy", config.optimizer, objective.steps)
@@ -115,7 +133,7 @@ def run(config: DPOConfig, prepared: PreparedDPO, folder: RunFolder) -> None:
         learner.load({"model": policy}, run_dir=folder.path, seed=config.seed)
         with folder.console.progress("DPO on comparisons", objective.steps):
             found = train(learner, objective, folder, seed=config.seed)
-        save(learner, prepared.tokenizer, folder.path / OUTPUT)
+        save(learner, prepared.encoder.tokenizer, folder.path / OUTPUT, prepared.encoder.ends.ids)
     text = (
         f"{len(learnt.units)} comparisons learnt, {len(kept.units)} held out. There the preferred answer gained more "
         f"probability in {found['accuracy']:.1%}, by a margin of {found['margin']:.3f} in implicit reward; the preferred "

@@ -12,18 +12,23 @@ import pyarrow as pa
 from rlhf_dist.cluster.session import namespace_of, session
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import EvaluateConfig, PPOConfig, load
+from rlhf_dist.data.encoder import Encoder
+from rlhf_dist.data.example_view import view
 from rlhf_dist.data.prompts import read_prompts
-from rlhf_dist.data.tables import read_rows
+from rlhf_dist.data.tables import read_table
 from rlhf_dist.errors import DataError
 from rlhf_dist.evaluation.results import Result, ScoredAnswers, plain, result_of, table
-from rlhf_dist.files import write_json_lines
-from rlhf_dist.models import check_same_tokenizer, load_tokenizer
+from rlhf_dist.files import shown, write_json_lines
+from rlhf_dist.models import check_same_tokenizer
 from rlhf_dist.records import Prompt
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.names import CONFIG, POLICY
 from rlhf_dist.run_folder.passages import Passage
+from rlhf_dist.stages.fitting import check_stage
 from rlhf_dist.stages.generation import answers_to, generating
+from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.scoring import check_functions, scorer_kinds, scoring
+from rlhf_dist.stages.supervised import encoder_of
 from rlhf_dist.store.row import rows_of
 
 OUTPUT = "answers.jsonl"
@@ -34,14 +39,19 @@ OUTPUT = "answers.jsonl"
 class PreparedEvaluation:
     """What could be read and checked before a process is started."""
 
-    tokenizer: Any
+    encoder: Encoder
     prompts: list[Prompt]
     targets: list[str]
     """What each prompt's answer should be; empty where nothing says so."""
 
     def describe(self) -> str:
-        """One line for people."""
-        return f"{len(self.prompts)} prompts" + (" with targets" if self.targets else "")
+        """A line for people, and one for each thing about the data that they should know."""
+        told = f"{len(self.prompts)} prompts" + (" with targets" if self.targets else "")
+        return "\n".join([told, *self.encoder.notes()])
+
+    def example(self) -> str:
+        """The first prompt, as the engines are given it."""
+        return view(self.encoder, self.prompts[0].tokens, (), title="A prompt as the engines are given it", mark="")
 
 
 def config_of_run(run: Path) -> EvaluateConfig:
@@ -54,7 +64,7 @@ def config_of_run(run: Path) -> EvaluateConfig:
         name: getattr(ppo, name) for name in ("reward", "safety", "gold_judge", "rollout", "scoring", "seed", "learner")
     }
     prompts = ppo.prompts.model_copy(update={"path": ppo.prompts.held_out or ppo.prompts.path, "held_out": None})
-    if "target" in read_rows(prompts.path, split=prompts.split)[0]:
+    if "target" in read_table(prompts)[0][1]:
         kept |= {"target": "target", "measures": ("bleu", "chrf", "rouge", "accuracy")}
     policies = {"start": ppo.policy, "trained": str(run / POLICY)}
     where = {"run_dir": str(run / "stages" / "evaluation"), "timeouts": ppo.timeouts, "cluster": ppo.cluster}
@@ -67,18 +77,24 @@ def prepare(config: EvaluateConfig) -> PreparedEvaluation:
     Raises:
         UserError: names the key, folder or line, what was found and what was expected.
     """
+    config = resolved(config)
     first, *others = config.policies.values()
     rivals = {name: path for name, path in config.policies.items() if path in others}
     models = {reward.name: reward.path for reward in config.reward if reward.kind == "model"}
     check_same_tokenizer(first, {**rivals, **models, "reference": config.reference or first})
-    tokenizer = load_tokenizer(first)
-    prompts = read_prompts(config.prompts, tokenizer)[: config.prompts.held_out_limit]
+    encoder = encoder_of(first)
+    longest = config.prompts.max_tokens + config.rollout.max_new_tokens
+    roles = {"policy": config.policies.values(), "reference": [config.reference or first], "reward": models.values()}
+    folders = [(role, path) for role, paths in roles.items() for path in paths]
+    check_stage(config, folders, encoder, longest)
+    prompts = read_prompts(config.prompts, encoder)[: config.prompts.held_out_limit]
     check_functions(config)
-    return PreparedEvaluation(tokenizer, prompts, _targets(config, len(prompts)))
+    return PreparedEvaluation(encoder, prompts, _targets(config, prompts))
 
 
 def run(config: EvaluateConfig, prepared: PreparedEvaluation, folder: RunFolder) -> None:
     """Generate, score, compare, and leave the folder complete: `answers.jsonl`, `summary.json`, a section of the report."""
+    config = resolved(config)
     folder.expect(len(config.policies))
     cpus = max(config.rollout.workers.min, 2)
     with (
@@ -93,11 +109,13 @@ def run(config: EvaluateConfig, prepared: PreparedEvaluation, folder: RunFolder)
         scored = _score(config, prepared, generated, folder.path)
     results = [result_of(one, scored[0], prepared.targets, config) for one in scored]
     write_json_lines(folder.path / OUTPUT, _rows(prepared.prompts, scored, config.samples))
-    folder.write_passages([passage(results, prompts=len(prepared.prompts), samples=config.samples)])
+    folder.write_passages(
+        [passage(results, prompts=len(prepared.prompts), samples=config.samples, truncated=config.rollout.truncated)]
+    )
     folder.finish({"policies": {result.name: plain(result) for result in results}, "prompts": len(prepared.prompts)})
 
 
-def passage(results: Sequence[Result], *, prompts: int, samples: int) -> Passage:
+def passage(results: Sequence[Result], *, prompts: int, samples: int, truncated: bool = False) -> Passage:
     """The table with what its columns mean."""
     head, rows = table(results)
     text = (
@@ -106,19 +124,24 @@ def passage(results: Sequence[Result], *, prompts: int, samples: int) -> Passage
         "reference is that of the distributions that answers are drawn from (rollout.temperature), perplexity is under the "
         "reference at temperature 1; distinct-n is the share of n-grams that differ, self-BLEU how alike answers are."
     )
+    if truncated:
+        text += (
+            " There is no KL, since answers were drawn with rollout.top_p or top_k: log-probs of a truncated distribution less "
+            "those of a whole one are no distance, not even of a policy from itself."
+        )
     return Passage("Evaluation", text, head, rows)
 
 
-def _targets(config: EvaluateConfig, count: int) -> list[str]:
+def _targets(config: EvaluateConfig, prompts: Sequence[Prompt]) -> list[str]:
     if config.target is None:
         return []
-    rows = read_rows(config.prompts.path, split=config.prompts.split)[:count]
-    for number, row in enumerate(rows):
+    rows = read_table(config.prompts)
+    found = []
+    for where, row in (rows[prompt.id] for prompt in prompts):
         if not isinstance(row.get(config.target), str):
-            raise DataError(
-                f"{config.prompts.path}:{number + 1}: {config.target} is {row.get(config.target)!r}; expected text (target)"
-            )
-    return [row[config.target] for row in rows]
+            raise DataError(f"{where}: {config.target} is {shown(row.get(config.target))}; expected text (target)")
+        found.append(row[config.target])
+    return found
 
 
 def _answers(config: EvaluateConfig, prepared: PreparedEvaluation, path: str, run_dir: Path) -> pa.RecordBatch:
@@ -128,7 +151,7 @@ def _answers(config: EvaluateConfig, prepared: PreparedEvaluation, path: str, ru
         config.timeouts,
         run_dir,
         max_sequence=config.prompts.max_tokens + config.rollout.max_new_tokens,
-        dtype=config.learner.dtype,
+        learner=config.learner,
         seed=config.seed,
     ) as generators:
         return answers_to(prepared.prompts, generators, config.timeouts, samples=config.samples)
@@ -147,11 +170,19 @@ def _score(
             told = Watch().wait(calls, timeout_s=config.timeouts.batch, doing=f"scoring ({role})")
         for name, columns in told.items():
             scored[name] |= columns
-    return [_scored(name, batch, scored[name], prepared) for name, batch in generated.items()]
+    return [
+        _scored(name, batch, scored[name], prepared, truncated=config.rollout.truncated)
+        for name, batch in generated.items()
+    ]
 
 
 def _scored(
-    name: str, batch: pa.RecordBatch, scored: dict[str, list[Any]], prepared: PreparedEvaluation
+    name: str,
+    batch: pa.RecordBatch,
+    scored: dict[str, list[Any]],
+    prepared: PreparedEvaluation,
+    *,
+    truncated: bool,
 ) -> ScoredAnswers:
     found = rows_of(batch)
     reference = [float(sum(each)) for each in scored["ref_log_probs"]]
@@ -159,9 +190,10 @@ def _scored(
     rows = [dict(each) for each in scored["score_parts"]]
     return ScoredAnswers(
         name=name,
-        answers=[prepared.tokenizer.decode(row.answer, skip_special_tokens=True) for row in found],
+        answers=[prepared.encoder.tokenizer.decode(row.answer, skip_special_tokens=True) for row in found],
         lengths=[int(row.sampled.sum()) for row in found],
-        kl=[a - b for a, b in zip(own, reference, strict=True)],
+        # The policy's log-probs are those of what was drawn from, the reference's those of its whole distribution.
+        kl=None if truncated else [a - b for a, b in zip(own, reference, strict=True)],
         plain_log_probs=[float(sum(each)) for each in scored["plain_log_probs"]],
         rewards=[float(each) for each in scored["score"]],
         parts={part: [row[part] for row in rows] for part in (rows[0] if rows else {})},
@@ -175,7 +207,7 @@ def _rows(prompts: Sequence[Prompt], scored: Sequence[ScoredAnswers], samples: i
             "prompt": prompt.text,
             "policy": one.name,
             "answer": one.answers[number * samples + sample],
-            "kl": one.kl[number * samples + sample],
+            "kl": None if one.kl is None else one.kl[number * samples + sample],
             "reward": one.rewards[number * samples + sample],
             "parts": {part: values[number * samples + sample] for part, values in one.parts.items()},
         }

@@ -10,13 +10,16 @@ from typing import Any
 
 from rlhf_dist.cluster.session import namespace_of, session
 from rlhf_dist.config import PPOConfig, Prompts, load
+from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.prompts import read_prompts
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.task_files import TaskRow
-from rlhf_dist.models import check_same_tokenizer, load_tokenizer
+from rlhf_dist.models import check_same_tokenizer, resolve
 from rlhf_dist.records import Prompt
 from rlhf_dist.run_folder.names import CONFIG, POLICY
 from rlhf_dist.stages.generation import answers_to, generating
+from rlhf_dist.stages.hub import resolved
+from rlhf_dist.stages.supervised import encoder_of
 from rlhf_dist.store.row import rows_of
 
 
@@ -40,20 +43,21 @@ def sample(wanted: Wanted) -> list[TaskRow]:
     Raises:
         UserError: the run has no policy or no prompts, or the policies' tokenizers differ.
     """
-    config = load(PPOConfig, wanted.run / CONFIG)
+    config = resolved(load(PPOConfig, wanted.run / CONFIG))
     policy = str(wanted.run / POLICY)
-    tokenizer = load_tokenizer(policy)
+    encoder = encoder_of(policy)
     rival = {"sft": config.policy, "self": policy}.get(wanted.against, wanted.against)
+    rival = resolve(rival)
     check_same_tokenizer(policy, {"against": rival})
-    prompts = _prompts(config.prompts, tokenizer, wanted)
+    prompts = _prompts(config.prompts, encoder, wanted)
     with session(config.cluster, cpus=config.rollout.workers.min, gpus=0, namespace=namespace_of(wanted.run)):
-        ours = _answers(config, wanted, policy, prompts, tokenizer, first_sample=0)
+        ours = _answers(config, wanted, policy, prompts, encoder.tokenizer, first_sample=0)
         theirs = None
         if wanted.kind == "comparison":
-            theirs = _answers(config, wanted, rival, prompts, tokenizer, first_sample=int(rival == policy))
+            theirs = _answers(config, wanted, rival, prompts, encoder.tokenizer, first_sample=int(rival == policy))
     if theirs is None:
         return [
-            TaskRow(wanted.kind, prompt.text, a, source_a="policy")
+            TaskRow(wanted.kind, prompt.text, a, source_a="policy", prompt_source=prompt.source)
             for prompt, a in zip(prompts, ours, strict=True)
             if a.strip()
         ]
@@ -75,13 +79,13 @@ def _blind(prompt: Prompt, ours: tuple[str, str], theirs: tuple[str, str], seed:
     """A comparison whose sides a coin decides."""
     heads = blake2b(f"{seed}/{prompt.id}".encode(), digest_size=1).digest()[0] & 1
     (a, source_a), (b, source_b) = (ours, theirs) if heads else (theirs, ours)
-    return TaskRow("comparison", prompt.text, a, b, source_a, source_b)
+    return TaskRow("comparison", prompt.text, a, b, source_a, source_b, prompt_source=prompt.source)
 
 
-def _prompts(settings: Prompts, tokenizer: Any, wanted: Wanted) -> Sequence[Prompt]:
+def _prompts(settings: Prompts, encoder: Encoder, wanted: Wanted) -> Sequence[Prompt]:
     """The run's held-out prompts, else those that it trained on."""
     path = settings.held_out or settings.path
-    read = read_prompts(settings, tokenizer, path=path)
+    read = read_prompts(settings, encoder, path=path)
     if not read:
         raise DataError(f"{path}: no prompts; expected some to answer")
     order = sorted(read, key=lambda prompt: blake2b(f"{wanted.seed}/{prompt.id}".encode(), digest_size=8).digest())
@@ -97,7 +101,7 @@ def _answers(
         config.timeouts,
         wanted.run,
         max_sequence=config.max_sequence,
-        dtype=config.wire_dtype,
+        learner=config.learner,
         seed=wanted.seed,
     ) as generators:
         found = answers_to(prompts, generators, config.timeouts, first_sample=first_sample)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from rlhf_dist.cluster.fleet import Fleet, FleetSize, WorkerKind
 from rlhf_dist.cluster.session import has_gpus
 from rlhf_dist.cluster.watch import Watch
-from rlhf_dist.config import Rollout, Timeouts
+from rlhf_dist.config import Learner, Rollout, Timeouts
 from rlhf_dist.models import eos_token_ids
 from rlhf_dist.records import Prompt, PromptTask
 from rlhf_dist.rollout.generator import Generator, answers
@@ -39,7 +39,14 @@ def answers_to(
 
 @contextmanager
 def generating(
-    model: str, rollout: Rollout, timeouts: Timeouts, run_dir: Path, *, max_sequence: int, dtype: str, seed: int
+    model: str,
+    rollout: Rollout,
+    timeouts: Timeouts,
+    run_dir: Path,
+    *,
+    learner: Learner,
+    max_sequence: int,
+    seed: int,
 ) -> Iterator[Fleet]:
     """Engines of a folder's model inside the block.
 
@@ -48,8 +55,8 @@ def generating(
         rollout: how to generate; `workers.min` engines.
         timeouts: how long to wait.
         run_dir: where log files go.
+        learner: whose precision and attention kernels they take.
         max_sequence: longest prompt and answer, in tokens.
-        dtype: torch's name of the dtype to generate in.
         seed: of the samples.
     """
     import ray
@@ -58,7 +65,7 @@ def generating(
     spec = engine_spec(
         rollout,
         model,
-        dtype=dtype,
+        dtype=learner.dtype,
         max_sequence=max_sequence,
         seed=seed,
         on_gpu=on_gpu,
@@ -70,8 +77,8 @@ def generating(
         max_concurrency=2,
         runtime_env={"env_vars": environment(rollout, on_gpu=on_gpu)},
     )
-    sampling = sampling_of(rollout, eos_token_ids(model))
-    fixed = dataclasses.replace(spec, fixed=True)
+    sampling = sampling_of(rollout, eos_token_ids(model), model)
+    fixed = dataclasses.replace(spec, fixed=True, attention=learner.attention)
     size = FleetSize(rollout.workers.min, rollout.workers.min, rollout.max_restarts, "rollout.max_restarts")
     fleet = Fleet(WorkerKind("generator", lambda name, _: kind.remote(name, fixed, sampling, seed=seed)), size, Watch())
     try:

@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.cluster.session import has_gpus, namespace_of, session
 from rlhf_dist.config import (
@@ -25,7 +27,6 @@ from rlhf_dist.config.pipeline import OWN_REWARD
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.files import write_text
 from rlhf_dist.learner.group import LearnerGroup
-from rlhf_dist.models import load_tokenizer
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.names import CONFIG, SUMMARY
@@ -34,7 +35,7 @@ from rlhf_dist.stages import ppo as rl
 from rlhf_dist.stages import reward, sft
 from rlhf_dist.stages.resume import check_settings
 from rlhf_dist.stages.stage import SharingStage
-from rlhf_dist.stages.supervised import learner_of
+from rlhf_dist.stages.supervised import encoder_of, learner_of
 from rlhf_dist.tasks.start_model import make_policy
 from rlhf_dist.tasks.task_data import TaskData, write_task
 
@@ -62,7 +63,10 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
     for stage in filter(_finished, everything):
         _check_unchanged(Path(stage.run_dir) / CONFIG, stage)
     # Read first: else it would be found wrong when two models are trained.
-    inputs = None if _finished(ppo) else rl.read_inputs(ppo, load_tokenizer(config.policy))
+    encoder = encoder_of(config.policy)
+    inputs = None if _finished(ppo) else rl.read_inputs(ppo, encoder)
+    for note in encoder.notes():
+        console.say(escape(note))
     if resume and not _finished(ppo):
         check_settings(ppo, path)
     write_text(path / "pipeline.yaml", dump(given))
@@ -73,7 +77,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
             console.say("PPO: finished before")
             return
         prepared = rl.prepare(ppo, resume=path if resume else None, inputs=inputs)
-        console.say(f"[bold]ppo:[/] {prepared.describe()}")
+        console.say(f"[bold]ppo:[/] {escape(prepared.describe())}")
         rl.run(ppo, prepared, PPOFolder(path, ppo, console=console))
 
 
@@ -170,7 +174,7 @@ def _supervise(stages: Sequence[tuple[SharingStage, str, Job]], console: Console
         group: LearnerGroup | None = None
         for stage, name, config in left:
             prepared = stage.prepare(config)
-            console.say(f"[bold]{name}:[/] {prepared.describe()}")
+            console.say(f"[bold]{name}:[/] {escape(prepared.describe())}")
             folder = RunFolder(Path(config.run_dir), config, console=console, stage=name)
             if group is None and share:
                 with folder.told_of_failure():

@@ -13,12 +13,14 @@ from rlhf_dist.cluster.session import check_size, has_gpus, namespace_of, sessio
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.controller import Parts, State, train
 from rlhf_dist.data.demonstrations import demonstration_set, read_demonstrations
+from rlhf_dist.data.encoder import Encoder
+from rlhf_dist.data.example_view import view
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.prompts import PromptSampler, read_prompts
-from rlhf_dist.errors import ConfigError, ModelError
+from rlhf_dist.errors import ConfigError
 from rlhf_dist.evaluation.before_after import compare
 from rlhf_dist.learner.group import LearnerGroup
-from rlhf_dist.models import check_same_tokenizer, eos_token_ids, load_tokenizer, read_config
+from rlhf_dist.models import check_same_tokenizer, write_ends
 from rlhf_dist.planning.memory import ModelSize
 from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.records import Prompt
@@ -26,8 +28,11 @@ from rlhf_dist.rollout.held_out import held_out_answers
 from rlhf_dist.run_folder.names import POLICY
 from rlhf_dist.run_folder.ppo_folder import PPOFolder
 from rlhf_dist.scoring.functions import load_gold_judge
+from rlhf_dist.stages.fitting import check_stage
+from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.resume import newest, save_checkpoint
 from rlhf_dist.stages.scoring import check_functions
+from rlhf_dist.stages.supervised import encoder_of
 from rlhf_dist.stages.wiring import Begin, wired
 from rlhf_dist.telemetry import logs
 from rlhf_dist.telemetry.tracing import Span, Trace
@@ -45,21 +50,35 @@ class PreparedPPO:
 
     prompts: list[Prompt]
     held_out: list[Prompt]
-    tokenizer: Any
-    eos_token_ids: tuple[int, ...]
+    encoder: Encoder
     sizes: dict[str, ModelSize]
     demonstrations: ExampleSet | None
     """What PPO-ptx goes on imitating."""
     state: State
     begin: Begin
 
+    @property
+    def tokenizer(self) -> Any:
+        """The policy's."""
+        return self.encoder.tokenizer
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """What ends an answer."""
+        return self.encoder.ends.ids
+
     def describe(self) -> str:
-        """One line for people."""
+        """A line for people, and one for each thing about the data that they should know."""
         at = f", going on after iteration {self.state.iteration}" if self.state.iteration else ""
         damaged = (
             f" (not from a newer checkpoint: {'; '.join(self.begin.passed_over)})" if self.begin.passed_over else ""
         )
-        return f"{len(self.prompts)} prompts, {len(self.held_out)} held out{at}{damaged}"
+        told = f"{len(self.prompts)} prompts, {len(self.held_out)} held out{at}{damaged}"
+        return "\n".join([told, *self.encoder.notes()])
+
+    def example(self) -> str:
+        """The first prompt, as the engine is given it."""
+        return view(self.encoder, self.prompts[0].tokens, (), title="A prompt as the engine is given it", mark="")
 
 
 def prepare(config: PPOConfig, resume: Path | None = None, inputs: Inputs | None = None) -> PreparedPPO:
@@ -73,28 +92,27 @@ def prepare(config: PPOConfig, resume: Path | None = None, inputs: Inputs | None
     Raises:
         UserError: names the key, folder or line, what was found and what was expected.
     """
+    config = resolved(config)
     models = model_folders(config)
     others = {role: path for role, paths in models.items() for path in paths if role != "policy"}
     check_same_tokenizer(config.policy, others)
-    for role, paths in models.items():
-        for path in paths:
-            _check_positions(role, path, read_config(path), config.max_sequence)
-    tokenizer = load_tokenizer(config.policy)
-    prompts, held_out = inputs or read_inputs(config, tokenizer)
+    encoder = encoder_of(config.policy)
+    folders = [(role, path) for role, paths in models.items() for path in paths]
+    check_stage(config, folders, encoder, config.max_sequence)
+    prompts, held_out = inputs or read_inputs(config, encoder)
     state, begin = newest(config, resume) if resume else (State(0, config.ppo.kl_coef), Begin())
     return PreparedPPO(
         prompts=prompts,
         held_out=held_out,
-        tokenizer=tokenizer,
-        eos_token_ids=eos_token_ids(config.policy),
+        encoder=encoder,
         sizes=sizes_of(config),
-        demonstrations=_demonstrations(config, tokenizer),
+        demonstrations=_demonstrations(config, encoder),
         state=state,
         begin=begin,
     )
 
 
-def read_inputs(config: PPOConfig, tokenizer: Any) -> Inputs:
+def read_inputs(config: PPOConfig, encoder: Encoder) -> Inputs:
     """Prompts to train on and held-out ones, after a look at every function that scores.
 
     Raises:
@@ -102,18 +120,20 @@ def read_inputs(config: PPOConfig, tokenizer: Any) -> Inputs:
     """
     check_functions(config)
     settings = config.prompts
-    prompts = read_prompts(settings, tokenizer)
+    prompts = read_prompts(settings, encoder)
     PromptSampler(prompts, batch=config.ppo.prompts_per_iteration, samples=1, seed=config.seed)
-    held_out = read_prompts(settings, tokenizer, path=settings.held_out) if settings.held_out else []
+    held_out = read_prompts(settings, encoder, path=settings.held_out) if settings.held_out else []
     return prompts, held_out[: settings.held_out_limit]
 
 
-def _demonstrations(config: PPOConfig, tokenizer: Any) -> ExampleSet | None:
+def _demonstrations(config: PPOConfig, encoder: Encoder) -> ExampleSet | None:
     """What PPO-ptx goes on imitating: all of the demonstrations, since PPO holds none of them out."""
     settings = config.demonstrations
     if settings is None or not config.ppo.ptx_coef:
         return None
-    rows = read_demonstrations(settings.path, tokenizer, max_tokens=settings.max_tokens, split=settings.split)
+    rows = read_demonstrations(
+        settings.path, encoder, max_tokens=settings.max_tokens, split=settings.split, settings=settings
+    )
     made = demonstration_set(rows)
     longest = max(made.lengths())
     if longest > config.learner.micro_batch_tokens:
@@ -126,6 +146,7 @@ def _demonstrations(config: PPOConfig, tokenizer: Any) -> ExampleSet | None:
 
 def run(config: PPOConfig, prepared: PreparedPPO, folder: PPOFolder) -> None:
     """Train, and leave the run folder complete."""
+    config = resolved(config)
     state = replace(prepared.state)
     local = lay_out(config, gpus=has_gpus())
     cpus, gpus = local.totals()
@@ -143,7 +164,7 @@ def run(config: PPOConfig, prepared: PreparedPPO, folder: PPOFolder) -> None:
             folder.tell("evaluating")
             before = folder.answers_before()
             after = held_out_answers(parts.rollouts, prepared.held_out, timeout_s=config.timeouts.batch)
-            save_policy(parts.learner, prepared.tokenizer, folder.path / OUTPUT)
+            save_policy(parts.learner, prepared.encoder, folder.path / OUTPUT)
             parts.watch.forget()
             folder.listeners.clear()
     verdict = compare(prepared.held_out, before, after, prepared.tokenizer, load_gold_judge(config.gold_judge))
@@ -175,7 +196,7 @@ def _train(parts: Parts, prepared: PreparedPPO, config: PPOConfig, folder: PPOFo
         if trace.wants(iteration):
             trace.add(spans_of(parts, timeout_s=config.timeouts.call), seconds=metrics["timing_s/step"])
         if config.checkpoint_every and (iteration + 1) % config.checkpoint_every == 0:
-            save_checkpoint(parts.learner, prepared.tokenizer, folder.path, state, config)
+            save_checkpoint(parts.learner, prepared.tokenizer, folder.path, state, config, ends=prepared.eos_token_ids)
 
     if prepared.demonstrations is not None:
         parts.learner.imitate(prepared.demonstrations)
@@ -192,11 +213,12 @@ def spans_of(parts: Parts, *, timeout_s: float) -> dict[str, list[Span]]:
     return {"controller": take_spans(), **parts.watch.wait(calls, timeout_s=timeout_s, doing="telling what they did")}
 
 
-def save_policy(learner: LearnerGroup, tokenizer: Any, folder: Path) -> None:
-    """Write the policy with its tokenizer, as transformers and vLLM load it; the folder is complete or absent."""
+def save_policy(learner: LearnerGroup, encoder: Encoder, folder: Path) -> None:
+    """Write the policy with its tokenizer and ends, as transformers and vLLM load it; the folder is complete or absent."""
     with complete_or_absent(folder) as aside:
         learner.save("policy", aside.absolute())
-        tokenizer.save_pretrained(aside)
+        encoder.tokenizer.save_pretrained(aside)
+        write_ends(aside, encoder.ends.ids)
 
 
 def probe_sequence(prepared: PreparedPPO) -> list[int]:
@@ -204,12 +226,3 @@ def probe_sequence(prepared: PreparedPPO) -> list[int]:
     tokens: Sequence[int] = prepared.prompts[0].tokens
     wanted = min(PROBE_TOKENS, max(len(tokens), 2))
     return [tokens[number % len(tokens)] for number in range(wanted)]
-
-
-def _check_positions(role: str, path: str, read: Any, max_sequence: int) -> None:
-    positions = getattr(read, "max_position_embeddings", None)
-    if positions is not None and positions < max_sequence:
-        raise ModelError(
-            f"{role} {path} has {positions} positions; prompts.max_tokens + rollout.max_new_tokens is {max_sequence}. "
-            "Lower one of them, or take a model with more positions"
-        )

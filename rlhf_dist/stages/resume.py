@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from rlhf_dist.controller import State
 from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.files import as_exact_json
 from rlhf_dist.learner.group import LearnerGroup
+from rlhf_dist.models import write_ends
 from rlhf_dist.run_folder.names import CONFIG
 from rlhf_dist.stages.changes import check_changes
 from rlhf_dist.stages.wiring import Begin
@@ -34,13 +36,17 @@ KEPT_LEARNER_STATES = 2
 STATE, SETTINGS = "state.json", "run.yaml"
 
 
-def save_checkpoint(learner: LearnerGroup, tokenizer: Any, run_dir: Path, state: State, config: PPOConfig) -> Path:
-    """Write a checkpoint of everything that a run needs to go on."""
+def save_checkpoint(
+    learner: LearnerGroup, tokenizer: Any, run_dir: Path, state: State, config: PPOConfig, *, ends: Sequence[int] = ()
+) -> Path:
+    """Write a checkpoint of everything that a run needs to go on, with the tokens that end the policy's answers."""
     folder = run_dir / "checkpoints" / f"step-{state.iteration:06d}"
     with complete_or_absent(folder) as aside:
         here = aside.absolute()
         learner.save("policy", here)
         tokenizer.save_pretrained(aside)
+        if ends:
+            write_ends(aside, ends)
         if "critic" in learner.models:
             learner.save("critic", here / "critic")
         for model in learner.models:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from rlhf_dist.checkpoint import complete_or_absent
 from rlhf_dist.cluster.session import has_gpus, namespace_of, session
 from rlhf_dist.config import RewardConfig
+from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.examples import ExampleSet, example_table
 from rlhf_dist.data.feedback import Judged, read_feedback
 from rlhf_dist.data.judgements import JudgedTokens, judged_set
@@ -29,10 +30,21 @@ from rlhf_dist.rollout.generator import ratings
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.scoring.reward_file import RewardFile
 from rlhf_dist.scoring.reward_models import read_positions
+from rlhf_dist.stages.fitting import check_stage
 from rlhf_dist.stages.generation import answers_to, generating
+from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.reward_loss import RewardLoss
 from rlhf_dist.stages.reward_passages import Outcome, passages
-from rlhf_dist.stages.supervised import Objective, check_fits, learner_of, predictions, train, write_model
+from rlhf_dist.stages.supervised import (
+    Objective,
+    check_fits,
+    encoder_of,
+    example_of,
+    learner_of,
+    predictions,
+    train,
+    write_model,
+)
 from rlhf_dist.store.row import rows_of
 
 OUTPUT = "reward_model"
@@ -43,20 +55,28 @@ OUTPUT = "reward_model"
 class PreparedReward:
     """What could be read and checked before a process is started."""
 
-    tokenizer: Any
+    encoder: Encoder
     raw: list[Judged]
     aggregated: Aggregated
     tokens: JudgedTokens
     prompts: list[Prompt]
+    first: ExampleSet
+    """The examples of the first judgement."""
 
     def describe(self) -> str:
-        """One line for people."""
+        """A line for people, and one for each thing about the data that they should know."""
         kinds = Counter(one.kind for one in self.aggregated.judged)
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         careless = [one.name for one in self.aggregated.annotators if one.careless]
-        return f"{len(self.raw)} judgements, aggregated to {told}" + (
+        told = f"{len(self.raw)} judgements, aggregated to {told}" + (
             f"; suspected careless: {', '.join(careless)}" if careless else ""
         )
+        return "\n".join([told, *self.encoder.notes()])
+
+    def example(self) -> str:
+        """The first judgement's first answer, and where its score is read."""
+        title = "A prompt with the first of the answers that were judged"
+        return example_of(self.encoder, self.first, title, shift=0, mark="read for the score")
 
 
 def prepare(config: RewardConfig) -> PreparedReward:
@@ -65,21 +85,29 @@ def prepare(config: RewardConfig) -> PreparedReward:
     Raises:
         UserError: names the key, folder or line, what was found and what was expected.
     """
-    tokenizer = load_tokenizer(config.model)
+    config = resolved(config)
+    encoder = encoder_of(config.model)
     if not config.data:
         raise ConfigError("data is empty; expected at least one file of feedback")
     raw = read_feedback(config.data)
     made = aggregate(raw, config.aggregate)
-    tokens = JudgedTokens(tokenizer, max_tokens=config.max_tokens)
-    examples = judged_set(made.judged, tokens, select="last")
-    check_fits(config, config.model, examples)
+    tokens = JudgedTokens(encoder, max_tokens=config.max_tokens, too_long=config.too_long)
+    made = replace(made, judged=tokens.fitting(made.judged))
+    examples = judged_set(made.judged, tokens, select="answer" if config.scores == "token-mean" else "last")
+    check_fits(config, [("start", config.model)], encoder, examples)
     prompts: list[Prompt] = []
     if config.policy is not None and config.prompts is not None:
         check_same_tokenizer(config.model, {"policy": config.policy})
-        prompts = read_prompts(config.prompts, tokenizer)[: config.normalise_on]
+        longest = config.prompts.max_tokens + config.rollout.max_new_tokens
+        check_stage(config, [("policy", config.policy), ("start", config.model)], encoder, longest)
+        # As the policy is given them; a reward model need not know chats to score token ids.
+        asked = encoder_of(config.policy)
+        prompts = read_prompts(config.prompts, asked)[: config.normalise_on]
+        for note in asked.notes():
+            encoder.tell(note)
     if config.comment_judge is not None:
         rating_tokens(config.comment_judge, load_tokenizer(config.comment_judge.model))
-    return PreparedReward(tokenizer, raw, made, tokens, prompts)
+    return PreparedReward(encoder, raw, made, tokens, prompts, examples.selected([0]))
 
 
 def run(config: RewardConfig, prepared: PreparedReward, folder: RunFolder, shared: LearnerGroup | None = None) -> None:
@@ -91,6 +119,7 @@ def run(config: RewardConfig, prepared: PreparedReward, folder: RunFolder, share
         folder: where it leaves its files.
         shared: a pipeline's learner group; without, the stage has one of its own, once nobody generates any more.
     """
+    config = resolved(config)
     cpus = max(config.learner.ranks, config.rollout.workers.min)
     with (
         folder.told_of_failure(),
@@ -122,7 +151,7 @@ def _read_comments(config: RewardConfig, prepared: PreparedReward, folder: RunFo
         config.timeouts,
         folder.path,
         max_sequence=longest,
-        dtype=config.learner.dtype,
+        learner=config.learner,
         seed=config.seed,
     ) as judges:
         told = ratings(judges, asked.prompts, asked.choices, timeout_s=config.timeouts.batch)
@@ -144,7 +173,7 @@ def _answers_of_policy(config: RewardConfig, prepared: PreparedReward, folder: R
         config.timeouts,
         folder.path,
         max_sequence=config.prompts.max_tokens + config.rollout.max_new_tokens,
-        dtype=config.learner.dtype,
+        learner=config.learner,
         seed=config.seed,
     ) as generators:
         rows = rows_of(answers_to(prepared.prompts, generators, config.timeouts))
@@ -184,7 +213,7 @@ def _train_members(
             said.append(predictions(learner, objective.held_out))
             if answers is not None:
                 said_of_policy.append(predictions(learner, answers))
-            write_model(learner, prepared.tokenizer, aside / member)
+            write_model(learner, prepared.encoder.tokenizer, aside / member)
             steps, size = steps + objective.steps, learner.num_parameters
         policy = np.concatenate(said_of_policy, axis=1) if said_of_policy else None
         file = RewardFile(scores=config.scores, members=members, compare_scale=config.compare_scale, **_moments(policy))

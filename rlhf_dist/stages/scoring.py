@@ -33,7 +33,11 @@ def scorer_kinds(config: PPOConfig | EvaluateConfig, *, policy: str, reference: 
         policy: folder whose tokens the answers are.
         reference: folder of the reference policy.
     """
-    shared = {"dtype": config.learner.dtype, "batch_tokens": config.scoring.batch_tokens}
+    shared = {
+        "dtype": config.learner.dtype,
+        "attention": config.learner.attention,
+        "batch_tokens": config.scoring.batch_tokens,
+    }
     reward = {"rewards": rewards_of(config), "safety": config.safety, "tokenizer": policy, **shared}
     return {
         "reward": ScorerKind(RewardScorer, reward),

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,15 +18,16 @@ from rlhf_dist.data.demonstrations import (
     read_demonstrations,
     split_demonstrations,
 )
+from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.learner.example_batch import ExampleBatch
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.trained_model import TrainedModel
-from rlhf_dist.models import load_tokenizer
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.names import POLICY
 from rlhf_dist.run_folder.passages import Passage
-from rlhf_dist.stages.supervised import Objective, check_fits, learner_of, save, train
+from rlhf_dist.stages.hub import resolved
+from rlhf_dist.stages.supervised import Objective, check_fits, encoder_of, example_of, learner_of, save, train
 
 OUTPUT = POLICY
 
@@ -43,16 +43,21 @@ class PreparedSFT:
     """What could be read and checked before a process is started."""
 
     objective: Objective
-    tokenizer: Any
+    encoder: Encoder
     lengths: dict[str, float]
 
     def describe(self) -> str:
-        """One line for people."""
-        return (
+        """A line for people, and one for each thing about the data that they should know."""
+        told = (
             f"{len(self.objective.train.units)} demonstrations, {len(self.objective.held_out.units)} held out; "
             f"{self.lengths['tokens/mean']:.0f} tokens in the mean, {self.lengths['tokens/max']:.0f} at most; "
             f"{self.objective.steps} steps"
         )
+        return "\n".join([told, *self.encoder.notes()])
+
+    def example(self) -> str:
+        """The first demonstration, and what is learnt of it."""
+        return example_of(self.encoder, self.objective.train, "A demonstration")
 
 
 def prepare(config: SFTConfig) -> PreparedSFT:
@@ -61,18 +66,21 @@ def prepare(config: SFTConfig) -> PreparedSFT:
     Raises:
         UserError: names the key, folder or line, what was found and what was expected.
     """
-    tokenizer = load_tokenizer(config.model)
-    learnt, kept = demonstrations(config.data, tokenizer)
+    config = resolved(config)
+    encoder = encoder_of(config.model)
+    learnt, kept = demonstrations(config.data, encoder)
     objective = Objective(demonstration_set(learnt), demonstration_set(kept), sft_loss, config)
-    check_fits(config, config.model, objective.train, objective.held_out)
-    return PreparedSFT(objective, tokenizer, length_statistics([*learnt, *kept]))
+    check_fits(config, [("policy", config.model)], encoder, objective.train, objective.held_out)
+    return PreparedSFT(objective, encoder, length_statistics([*learnt, *kept]))
 
 
-def demonstrations(settings: Demonstrations, tokenizer: Any) -> tuple[Sequence[Demonstration], Sequence[Demonstration]]:
+def demonstrations(
+    settings: Demonstrations, encoder: Encoder
+) -> tuple[Sequence[Demonstration], Sequence[Demonstration]]:
     """Demonstrations to learn, and demonstrations to evaluate on."""
 
     def read(path: str, split: str) -> list[Demonstration]:
-        return read_demonstrations(path, tokenizer, max_tokens=settings.max_tokens, split=split)
+        return read_demonstrations(path, encoder, max_tokens=settings.max_tokens, split=split, settings=settings)
 
     rows = read(settings.path, settings.split)
     if not isinstance(settings.held_out, str):
@@ -83,6 +91,7 @@ def demonstrations(settings: Demonstrations, tokenizer: Any) -> tuple[Sequence[D
 
 def run(config: SFTConfig, prepared: PreparedSFT, folder: RunFolder, shared: LearnerGroup | None = None) -> None:
     """Fine-tune, on a learner group of its own or a pipeline's, and leave the run folder complete."""
+    config = resolved(config)
     folder.expect(prepared.objective.steps)
     spec = ModelSpec(config.model, "policy", config.optimizer, prepared.objective.steps, lora=config.lora)
     with (
@@ -94,7 +103,7 @@ def run(config: SFTConfig, prepared: PreparedSFT, folder: RunFolder, shared: Lea
         folder.rewind(0)
         with folder.console.progress("SFT on demonstrations", prepared.objective.steps):
             found = train(learner, prepared.objective, folder, seed=config.seed)
-        save(learner, prepared.tokenizer, folder.path / OUTPUT)
+        save(learner, prepared.encoder.tokenizer, folder.path / OUTPUT, prepared.encoder.ends.ids)
     perplexity = math.exp(min(found["loss"], 700.0))
     folder.write_passages([_passage(prepared, found["loss"], perplexity)])
     folder.finish(

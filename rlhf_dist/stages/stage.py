@@ -11,7 +11,10 @@ class Prepared(Protocol):
     """What could be read and checked before a process is started."""
 
     def describe(self) -> str:
-        """One line for people."""
+        """A line for people, and one for each thing about the data that they should know."""
+
+    def example(self) -> str:
+        """One row as the model will see it: its special tokens, what is learnt or read of it, and what ends an answer."""
 
 
 class Stage(Protocol):

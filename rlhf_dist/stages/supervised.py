@@ -16,12 +16,15 @@ from rlhf_dist.checkpoint import complete_or_absent
 from rlhf_dist.cluster.session import has_gpus, namespace_of
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Job, Training
+from rlhf_dist.data.encoder import Encoder
+from rlhf_dist.data.example_view import view
 from rlhf_dist.data.examples import ExampleSet
-from rlhf_dist.errors import ConfigError, ModelError
+from rlhf_dist.errors import ConfigError
 from rlhf_dist.learner.group import GroupPlace, LearnerGroup, SupervisedBatch, start_group
 from rlhf_dist.learner.rank import Loss
-from rlhf_dist.models import read_config
+from rlhf_dist.models import ends_of, load_tokenizer, write_ends
 from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.stages.fitting import check_stage
 
 UNITS = "units"
 """`KIND/units` counts what the other sums `KIND/...` of a loss are over."""
@@ -42,26 +45,52 @@ class Objective:
         return self.training.epochs * max(1, len(self.train.units) // self.training.batch_size)
 
 
-def check_fits(config: Job, model: str, *examples: ExampleSet) -> None:
-    """Refuse examples that the model or a micro-batch has no room for.
+def check_fits(config: Job, models: Sequence[tuple[str, str]], encoder: Encoder, *examples: ExampleSet) -> None:
+    """Refuse examples that a model or a micro-batch has no room for, and models that cannot do what is wanted of them.
+
+    Args:
+        config: the stage's.
+        models: role and folder of each (`models.check_models`).
+        encoder: of the first one's tokenizer.
+        examples: all that will be learnt or looked at.
 
     Raises:
-        ModelError: the model has too few positions.
+        ModelError: a model has another role, or too few positions or rows.
         ConfigError: micro-batches are too small.
     """
     longest = max(max(each.table.column("tokens").value_lengths().to_pylist()) for each in examples)
     together = max(max(each.lengths()) for each in examples)
-    positions = getattr(read_config(model), "max_position_embeddings", None)
-    if positions is not None and positions < longest:
-        raise ModelError(
-            f"{model} has {positions} positions; the longest row has {longest} tokens. Lower max_tokens, or take a model "
-            "with more positions"
-        )
+    check_stage(config, models, encoder, longest, lower="max_tokens")
     if config.learner.micro_batch_tokens < together:
         raise ConfigError(
             f"learner.micro_batch_tokens is {config.learner.micro_batch_tokens}; expected at least {together}, the tokens of "
             "the longest demonstration, or of all answers of the longest judgement"
         )
+
+
+def encoder_of(model: str) -> Encoder:
+    """The tokenizer of a model's folder, with all that the folder says of ends.
+
+    Raises:
+        ModelError: the folder has no tokenizer, or it has no end.
+    """
+    tokenizer = load_tokenizer(model)
+    return Encoder(tokenizer, ends_of(model, tokenizer))
+
+
+def example_of(encoder: Encoder, examples: ExampleSet, title: str, *, shift: int = 1, mark: str = "learnt") -> str:
+    """The first example of a set as people see it.
+
+    Args:
+        encoder: whose tokens they are.
+        examples: at least one unit.
+        title: what it is.
+        shift: from a position whose output is wanted to the token that matters: 1 to the token that it predicts.
+        mark: why that matters.
+    """
+    row = examples.units[0][0]
+    tokens, selected = (examples.table.column(name)[row].as_py() for name in ("tokens", "selected"))
+    return view(encoder, tokens, {position + shift for position in selected}, title=title, mark=mark)
 
 
 @contextmanager
@@ -182,13 +211,15 @@ def predictions(learner: LearnerGroup, examples: ExampleSet) -> np.ndarray[Any, 
     return np.array([found[number] for number in range(examples.table.num_rows)])
 
 
-def save(learner: LearnerGroup, tokenizer: Any, folder: Path) -> None:
-    """Write the stage's model with its tokenizer; the folder is complete or absent."""
+def save(learner: LearnerGroup, tokenizer: Any, folder: Path, ends: Sequence[int] = ()) -> None:
+    """Write the stage's model with its tokenizer, and the tokens that end its answers; the folder is complete or absent."""
     with complete_or_absent(folder) as aside:
-        write_model(learner, tokenizer, aside)
+        write_model(learner, tokenizer, aside, ends)
 
 
-def write_model(learner: LearnerGroup, tokenizer: Any, folder: Path) -> None:
-    """Write the stage's model with its tokenizer in Hugging Face layout."""
+def write_model(learner: LearnerGroup, tokenizer: Any, folder: Path, ends: Sequence[int] = ()) -> None:
+    """Write the stage's model with its tokenizer in Hugging Face layout; `ends` are a policy's, for every engine."""
     learner.save("model", folder.absolute())
     tokenizer.save_pretrained(folder)
+    if ends:
+        write_ends(folder, ends)

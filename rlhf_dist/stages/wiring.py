@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -135,9 +135,10 @@ def _rollouts(config: PPOConfig, eos_token_ids: tuple[int, ...], where: _Where, 
         on_gpu=on_gpu,
         log_dir=where.log_dir,
     )
+    spec = replace(spec, attention=config.learner.attention)
     if on_gpu:
         spec.options["enable_sleep_mode"] = config.cluster.placement == "colocated"
-    sampling = sampling_of(config.rollout, eos_token_ids)
+    sampling = sampling_of(config.rollout, eos_token_ids, config.policy)
     supply = Supply(store, config.probe_tolerance, config.timeouts.publish)
     shared = {
         "max_concurrency": 3,

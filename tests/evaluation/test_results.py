@@ -93,3 +93,13 @@ def test_what_is_no_number_is_a_dash_in_the_table() -> None:
     head, (row,) = table([result_of(alone, alone, [], config())])
     assert row[head.index("KL, nats")] == "0.5", "one value has no interval"
     assert row[head.index("perplexity")] == "–"
+
+
+def test_answers_of_a_truncated_distribution_have_no_kl() -> None:
+    found = [result_of(replace(one, kl=None), START, [], config()) for one in (START, TRAINED)]
+    head, rows = table(found)
+    assert [row[head.index("KL, nats")] for row in rows] == ["–", "–"]
+    assert [row[head.index("reward")] for row in rows] == [
+        row[head.index("reward")] for row in table([result_of(one, START, [], config()) for one in (START, TRAINED)])[1]
+    ]
+    assert plain(found[0])["kl"] is None

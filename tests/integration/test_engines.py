@@ -13,6 +13,7 @@ from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Rollout
 from rlhf_dist.errors import EnvironmentProblem, WeightError
 from rlhf_dist.models import load_policy
+from rlhf_dist.models.file_names import in_file
 from rlhf_dist.records import RowKey, Sample, SampleRequest, Sampling, sample_seed
 from rlhf_dist.rollout.engine import RolloutEngine
 from rlhf_dist.rollout.spec import engine_spec, environment
@@ -63,7 +64,7 @@ class Remote:
         return lambda *arguments: ray.get(getattr(self.host, name).remote(*arguments), timeout=200)
 
 
-@pytest.fixture(scope="module", params=["policy", "tied"])
+@pytest.fixture(scope="module", params=["policy", "experts"])
 def engine(request: pytest.FixtureRequest, ray_session: None, folders: Folders) -> Iterator[tuple[Remote, str]]:
     import ray
 
@@ -80,7 +81,7 @@ def tables_of(path: str, seed: int) -> tuple[list[pa.Table], list[str], torch.nn
     with torch.no_grad():
         for parameter in lm.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
-    named = [(name, parameter.data) for name, parameter in lm.named_parameters()]
+    named = [*in_file(lm, {name: parameter.data for name, parameter in lm.named_parameters()}).items()]
     return [encode_bucket(named[:5]), encode_bucket(named[5:])], [name for name, _ in named], lm
 
 

@@ -65,9 +65,9 @@ def test_a_reward_that_is_nan_is_refused_and_names_the_sample(folders: Folders, 
 def test_a_value_head_learns_and_a_killed_worker_that_may_not_be_replaced_ends_the_run_before_any_timeout(
     folders: Folders, tmp_path: Path
 ) -> None:
-    """Tied embeddings, the transformers engine and ZeRO-2 on the way."""
+    """Tied embeddings, experts, the transformers engine and ZeRO-2 on the way."""
     config = folders.config(
-        policy=str(folders.tied),
+        policy=str(folders.experts),
         ppo={"iterations": 100000},
         learner={"critic": "value_head", "zero_stage": 2},
         rollout={"engine": "transformers", "max_restarts": 0},

@@ -208,7 +208,7 @@ def test_direct_preference_optimisation_makes_the_preferred_answer_likelier(fold
 def test_what_cannot_be_trained_is_refused_before_anything_starts(folders: Folders, tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", [{"prompt": f"p{n}", "completion": " x" * 70} for n in range(4)])
     config = SFTConfig(model=str(folders.policy), data={"path": path, "held_out": 0.5}, learner=LEARNER)
-    with pytest.raises(ModelError, match="has 128 positions; the longest row has 1"):
+    with pytest.raises(ModelError, match="has 128 positions; the longest sequence would have 1"):
         sft.prepare(config)
     short = write(tmp_path / "s.jsonl", [{"prompt": f"p{n}", "completion": " x" * 20} for n in range(4)])
     small = {**config.model_dump(), "data": {"path": short, "held_out": 0.5}, "learner": {"micro_batch_tokens": 8}}

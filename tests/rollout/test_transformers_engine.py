@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rlhf_dist.models import load_policy
-from rlhf_dist.records import RowKey, Sampling, sample_seed
+from rlhf_dist.records import RowKey, SampleRequest, Sampling, sample_seed
 from rlhf_dist.rollout.transformers_engine import TransformersEngine, truncated_log_probs
 from tests.runs import Folders
 
@@ -52,3 +52,34 @@ def test_ratings_do_not_depend_on_company_and_are_those_of_the_model(folders: Fo
         with torch.no_grad():
             logits = lm(input_ids=torch.tensor([prompt])).logits[0, -1, choices]
         assert rated == pytest.approx(torch.softmax(logits, -1).tolist(), abs=1e-5)
+
+
+WAYS = {
+    "qwen2_moe": (4, True),
+    "gemma2": (4, True),
+    "bamba": (1, True),
+    "xglm": (4, True),
+    "mamba": (1, False),
+    "moshi": (1, False),
+}
+"""How a family can be decoded: in groups of so many, with a cache or without."""
+
+
+@pytest.mark.parametrize("family", WAYS)
+def test_what_is_sampled_has_the_log_probs_of_the_models_own_forward(family: str) -> None:
+    """Families that answer otherwise in company, or with their cache, are decoded one by one, or without it."""
+    from tests.models.families import folder_of
+
+    path = str(folder_of(family))
+    engine = TransformersEngine(path, Sampling(9, 1.0, 1.0, 0, (), (2,)), dtype="float32", max_concurrent=4)
+    lm = load_policy(path, dtype=torch.float32).eval()
+    for number, prompt in enumerate(((5, 6, 7), (8, 9, 10, 11, 12, 13, 14), (15,), (16, 17))):
+        engine.add(SampleRequest(RowKey(0, number, 0), prompt, number))
+    while engine.running:
+        for sample in engine.step():
+            ids = torch.tensor([[*sample.prompt_tokens, *sample.response_tokens]])
+            with torch.no_grad():
+                own = torch.log_softmax(lm(input_ids=ids).logits[0, :-1].float(), -1)
+            own = own.gather(-1, ids[0, 1:, None])[len(sample.prompt_tokens) - 1 :, 0]
+            assert sample.log_probs == pytest.approx(own.tolist(), abs=1e-3)
+    assert (engine._max_concurrent, engine._uses_cache) == WAYS[family]

@@ -2,9 +2,11 @@
 
 import pytest
 
-from rlhf_dist.evaluation.results import ScoredAnswers
+from rlhf_dist.config import EvaluateConfig
+from rlhf_dist.data.encoder import Encoder
+from rlhf_dist.evaluation.results import ScoredAnswers, result_of
 from rlhf_dist.records import Prompt, RowKey, Sample
-from rlhf_dist.stages.evaluate import PreparedEvaluation, _rows, _scored
+from rlhf_dist.stages.evaluate import PreparedEvaluation, _rows, _scored, passage
 from rlhf_dist.store.row import rollout_batch
 
 
@@ -43,10 +45,30 @@ def test_kl_is_what_the_policy_found_likelier_than_the_reference_did() -> None:
         "score": [0.5, -0.5],
         "score_parts": [[("reward", 0.5), ("gold", 1.0)], [("reward", -0.5), ("gold", 0.0)]],
     }
-    found = _scored("trained", rollout_batch(samples), columns, PreparedEvaluation(Letters(), [], []))
+    found = _scored(
+        "trained", rollout_batch(samples), columns, PreparedEvaluation(Encoder(Letters()), [], []), truncated=False
+    )
     assert found.answers == ["ab", "c"]
     assert found.lengths == [2, 1]
     assert found.kl == pytest.approx([1.25, -0.75])
     assert found.plain_log_probs == pytest.approx([-3.5, -0.5])
     assert found.rewards == [0.5, -0.5]
     assert found.parts == {"reward": [0.5, -0.5], "gold": [1.0, 0.0]}
+
+
+def test_under_truncation_no_kl_is_reported_and_the_passage_says_why() -> None:
+    samples = [Sample(RowKey(0, 0, 0), (9,), (0, 1), (-0.1, -0.1), "stop", ((0, 2),))]
+    columns = {"ref_log_probs": [[-3.0, -3.0]], "score": [0.0], "score_parts": [[]]}
+    prompts = [Prompt(0, (9,), "p")]
+    found = _scored(
+        "same", rollout_batch(samples), columns, PreparedEvaluation(Encoder(Letters()), prompts, []), truncated=True
+    )
+    assert found.kl is None
+    assert _rows(prompts, [found], samples=1)[0]["kl"] is None
+    config = EvaluateConfig.model_validate(
+        {"policies": {"same": "a"}, "prompts": {"path": "p"}, "rollout": {"top_p": 0.8}}
+    )
+    assert config.rollout.truncated
+    result = result_of(found, found, [], config)
+    assert "There is no KL, since answers were drawn" in passage([result], prompts=1, samples=1, truncated=True).text
+    assert "There is no KL" not in passage([result], prompts=1, samples=1).text

@@ -1,5 +1,6 @@
 """Every embedded task's files pass each stage's checks; the whole way is in tests/integration/test_scenarios.py (`--soak`)."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,9 @@ def test_a_scenarios_files_are_what_every_stage_expects(name: str, tmp_path: Pat
     start = tmp_path / "stages" / "start"
     # As if the earlier stages had run: models of the shape that they leave behind.
     for made in ("stages/sft/policy", OWN_REWARD):
-        (tmp_path / made).parent.mkdir(parents=True)
-        (tmp_path / made).symlink_to(start)
+        shutil.copytree(start, tmp_path / made)
+    config_file = tmp_path / OWN_REWARD / "config.json"
+    config_file.write_text(config_file.read_text().replace("LlamaForCausalLM", "LlamaForSequenceClassification"))
     stages = {name: (stage, each) for stage, name, each in supervised_stages(config, tmp_path)}
     learnt = sft.prepare(stages["sft"][1])
     assert len(learnt.objective.train.units) > 200

@@ -5,7 +5,7 @@ import pytest
 from rlhf_dist.config import SFTConfig
 from rlhf_dist.data.examples import ExampleSet, example_table
 from rlhf_dist.errors import ConfigError, ModelError
-from rlhf_dist.stages.supervised import check_fits, per_kind, shuffled
+from rlhf_dist.stages.supervised import check_fits, encoder_of, per_kind, shuffled
 from tests.runs import Folders
 
 
@@ -35,7 +35,7 @@ def test_kinds_are_divided_by_their_own_units_and_empty_ones_left_out() -> None:
 @pytest.mark.parametrize(
     ("tokens", "micro_batch_tokens", "error", "told"),
     [
-        (129, 1000, ModelError, "has 128 positions; the longest row has 129 tokens"),
+        (129, 1000, ModelError, "policy .* has 128 positions; the longest sequence would have 129 tokens"),
         (100, 99, ConfigError, "learner.micro_batch_tokens is 99; expected at least 100"),
     ],
 )
@@ -45,6 +45,7 @@ def test_rows_that_have_no_room_are_refused(
     examples = ExampleSet(example_table([[1] * tokens, [1, 2]], [[0], [0]]), [[0], [1]], [1.0, 1.0])
     config = SFTConfig(model=str(folders.policy), learner={"micro_batch_tokens": micro_batch_tokens})
     with pytest.raises(error, match=told):
-        check_fits(config, config.model, examples)
+        check_fits(config, [("policy", config.model)], encoder_of(config.model), examples)
     fits = SFTConfig(model=str(folders.policy), learner={"micro_batch_tokens": 128})
-    check_fits(fits, fits.model, ExampleSet(example_table([[1] * 128], [[0]]), [[0]], [1.0]))
+    models = [("policy", fits.model), ("reference", fits.model)]
+    check_fits(fits, models, encoder_of(fits.model), ExampleSet(example_table([[1] * 128], [[0]]), [[0]], [1.0]))

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from rlhf_dist import models
 from rlhf_dist.data.packing import micro_batches, pack_rows
 from rlhf_dist.errors import ModelError
 from rlhf_dist.models import PolicyModel, ValueModel, check_folder, check_same_tokenizer, pack
+from rlhf_dist.models import heads as models
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,

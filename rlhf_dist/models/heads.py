@@ -1,0 +1,165 @@
+"""Heads of Hugging Face models, made to answer for chosen positions only: log-probs without whole logits, values in fp32."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+LOGITS_BYTES = 256 * 2**20
+"""[tokens, vocab] logits are made in pieces of this many fp32 bytes, and made again in the backward pass."""
+
+FAMILY_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a family's own code may raise when it is asked for something that it was not written for."""
+
+
+class _SharingLinear(nn.Linear):
+    """A linear layer in another's place, with its parameters."""
+
+    @classmethod
+    def around(cls, layer: nn.Linear) -> Self:
+        """The same layer, sharing its parameters."""
+        made = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        made.weight = layer.weight
+        if layer.bias is not None:
+            made.bias = layer.bias
+        return made
+
+
+class LogProbHead(_SharingLinear):
+    """A language-model head that can return log-probs and entropies without the whole [tokens, vocab] logits.
+
+    It is one module call whatever the number of pieces, which ZeRO-3 needs: ranks gather its weight equally often.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As `nn.Linear`."""
+        super().__init__(*args, **kwargs)
+        self.finish = OwnFinish()
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        temperature: float = 1.0,
+        entropy_grad: bool = False,
+    ) -> Any:
+        """Log-prob of each target and entropy of each distribution, both float32 [tokens].
+
+        Args:
+            hidden: [tokens, hidden].
+            targets: [tokens]; without, the answer is what the layer itself says, for the model's own forward.
+            temperature: logits are divided by it.
+            entropy_grad: whether entropies carry a gradient.
+        """
+        if targets is None:
+            return super().forward(hidden)
+        piece = max(1, LOGITS_BYTES // (4 * self.out_features))
+        if len(hidden) <= piece:
+            return self._piece(hidden, targets, temperature, entropy_grad)
+        parts = [
+            checkpoint(self._piece, h, t, temperature, entropy_grad, use_reentrant=False)
+            for h, t in zip(hidden.split(piece), targets.split(piece), strict=True)
+        ]
+        return torch.cat([log_probs for log_probs, _ in parts]), torch.cat([entropy for _, entropy in parts])
+
+    def _piece(
+        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, entropy_grad: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.finish(self, hidden).float()
+        if temperature != 1.0:
+            logits = logits / temperature
+        all_log_probs = torch.log_softmax(logits, dim=-1)
+        log_probs = all_log_probs.gather(-1, targets[:, None])[:, 0]
+        kept = all_log_probs if entropy_grad else all_log_probs.detach()
+        # A token that the model rules out altogether adds nothing: 0 log 0 = 0.
+        kept = torch.where(kept == -torch.inf, 0.0, kept)
+        return log_probs, -(kept.exp() * kept).sum(-1)
+
+
+class ScalarHead(_SharingLinear):
+    """A head of rewards or values. It computes in fp32 also where the model does not: bf16 has three digits."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., heads], float32."""
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(hidden.float(), self.weight.float(), bias)
+
+
+class OwnFinish:
+    """A model's own way from hidden states to logits: its forward, with a backbone that has run already.
+
+    Families scale, cap and mask logits between the head and the end of their forward, each in its own words; running those
+    words is the one way to miss none of them.
+    """
+
+    def __init__(self, shell: Any = None, stand_ins: tuple[_HasRun, _BareLinear] | None = None) -> None:
+        """Take a causal language model, and the stand-ins that it has for backbone and head; None: logits are the head's."""
+        self._shell, self._stand_ins = shell, stand_ins
+
+    @classmethod
+    def of(cls, lm: Any) -> OwnFinish:
+        """That of a model, where its backbone and its head are its own children and its forward runs without them."""
+        names = {id(child): name for name, child in lm.named_children()}
+        backbone, head = names.get(id(lm.base_model)), names.get(id(lm.get_output_embeddings()))
+        if backbone is None or head is None:
+            return cls()
+        shell = copy.copy(lm)
+        shell._modules = dict(lm._modules)
+        stand_ins = _HasRun(), _BareLinear()
+        shell._modules[backbone], shell._modules[head] = stand_ins
+        finish, layer = cls(shell, stand_ins), lm.get_output_embeddings()
+        try:
+            with torch.no_grad():
+                said = finish(layer, layer.weight.new_zeros(2, layer.in_features))
+        except FAMILY_ERRORS:  # whatever its forward asks of a backbone: the proof shows whether it is missed
+            return cls()
+        return finish if said.ndim == 2 and len(said) == 2 else cls()
+
+    def __call__(self, layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [tokens, vocab] of hidden states [tokens, hidden], with the layer's weights as they lie here now."""
+        if self._stand_ins is None:
+            return F.linear(hidden, layer.weight, layer.bias)
+        ran, bare = self._stand_ins
+        ran.hidden, bare.layer = hidden[None], (layer,)
+        ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
+        # Its forward alone: hooks that ZeRO puts on the model are shared with the copy.
+        logits: torch.Tensor = self._shell.forward(input_ids=ids, use_cache=False).logits[0]
+        del ran.hidden, bare.layer
+        return logits
+
+
+class _HasRun(nn.Module):
+    """In the place of a backbone: it says what was computed before."""
+
+    hidden: torch.Tensor
+
+    def forward(self, *_: Any, **__: Any) -> _Hidden:
+        return _Hidden(self.hidden)
+
+
+class _BareLinear(nn.Module):
+    """In the place of the head, within the head's own call."""
+
+    layer: tuple[nn.Linear]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden, self.layer[0].weight, self.layer[0].bias)
+
+
+class _Hidden:
+    """What a backbone returns, to a forward that reads it as a tuple or by name: hidden states, and nothing of all else."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, place: int | slice) -> Any:
+        return (self.last_hidden_state,)[place]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)

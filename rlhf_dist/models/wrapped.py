@@ -1,0 +1,117 @@
+"""What policies and value models share: a Hugging Face model that reads packed batches, the same in training as in evaluation."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from enum import Enum
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from rlhf_dist.errors import ModelError
+from rlhf_dist.models.fits import switching_length
+from rlhf_dist.models.packed import PackedBatch
+
+log = logging.getLogger(__name__)
+
+
+class RowLayout(Enum):
+    """How sequences must lie in rows, so that none sees another."""
+
+    PACKED = "several to a row"
+    ONE_ROW = "all in one row"
+    """Flash attention cuts a row at restarting positions, but only where it is the only row."""
+    ONE_PER_ROW = "one to a row"
+    """For families that ignore `position_ids`: state-space layers, positions counted from the left, alibi."""
+
+    def row_tokens(self, wanted: int, micro_batch_tokens: int) -> int:
+        """Tokens to a row in this layout, where `wanted` would do if rows may be shared.
+
+        A row in which no second sequence finds room has room for one token; a single row is as long as the micro-batch.
+        """
+        return {RowLayout.PACKED: wanted, RowLayout.ONE_ROW: micro_batch_tokens, RowLayout.ONE_PER_ROW: 1}[self]
+
+
+class WrappedModel(nn.Module):
+    """A Hugging Face model as part of a module whose parameters carry its names behind a prefix."""
+
+    prefix: ClassVar[str]
+    """What it puts before Hugging Face's parameter names."""
+    predicts: ClassVar[int]
+    """How far ahead its outputs look: at the next token, or not at all."""
+
+    def __init__(self, inner: Any) -> None:
+        """Wrap a Hugging Face model under the name that `prefix` says."""
+        super().__init__()
+        setattr(self, self.prefix.rstrip("."), inner)
+        self.layout = RowLayout.ONE_ROW if "flash" in str(inner.config._attn_implementation) else RowLayout.PACKED
+        self.eval()
+
+    @property
+    def inner(self) -> Any:
+        """The Hugging Face model."""
+        return self.get_submodule(self.prefix.rstrip("."))
+
+    def train(self, mode: bool = True) -> Self:
+        """Nothing random happens in either mode, but for adapters' own dropout in training.
+
+        Dropout, layer drop and router jitter take many forms; all of them are off in evaluation mode, where gradients flow as
+        well. Only what reads the mode for another reason is told it: layers that recompute their activations.
+        """
+        super().train(mode)
+        self.inner.eval()
+        for name, module in self.inner.named_modules():
+            if getattr(module, "gradient_checkpointing", False) is True:
+                _silence(module)
+                module.training = mode
+            elif "lora_dropout" in name:
+                module.training = mode
+        return self
+
+    def laid_out(self, batch: PackedBatch) -> PackedBatch:
+        """The same sequences in the layout that the model needs."""
+        if self.layout is RowLayout.ONE_ROW:
+            return batch.one_row()
+        return batch.one_per_row() if self.layout is RowLayout.ONE_PER_ROW else batch
+
+    def selected_hidden(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states at the selected positions, [selected, hidden], and the tokens that follow them, [selected].
+
+        Raises:
+            ModelError: a sequence is so long that the model would treat its neighbours otherwise than alone.
+        """
+        batch = self.laid_out(batch)
+        self._check_length(batch)
+        # One to a row from the left: these are the positions that a model counts by itself, as it does in its own forward.
+        places = {} if self.layout is RowLayout.ONE_PER_ROW else {"position_ids": batch.position_ids}
+        out = self.inner.base_model(input_ids=batch.input_ids, **places, **self._no_cache)
+        hidden: torch.Tensor = out[0].flatten(0, 1)[batch.select]
+        return hidden, batch.targets
+
+    @cached_property
+    def _no_cache(self) -> dict[str, Any]:
+        known = inspect.signature(self.inner.base_model.forward).parameters
+        takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
+        return {"use_cache": False} if takes_all or "use_cache" in known else {}
+
+    @cached_property
+    def _switches_at(self) -> int | None:
+        return switching_length(self.inner.config)
+
+    def _check_length(self, batch: PackedBatch) -> None:
+        if self._switches_at is not None and len(batch.lengths) and int(batch.lengths.max()) > self._switches_at:
+            raise ModelError(
+                f"{self.inner.config._name_or_path or type(self.inner).__name__}: a sequence has {int(batch.lengths.max())} "
+                f"tokens; beyond {self._switches_at} its rotary embedding changes, for shorter neighbours too. Expected at most "
+                "as many"
+            )
+
+
+def _silence(module: nn.Module) -> None:
+    """Probabilities that a module in training mode draws by itself become 0."""
+    for name, value in vars(module).items():
+        if isinstance(value, float) and ("drop" in name or "jitter" in name):
+            setattr(module, name, 0.0)

@@ -1,0 +1,31 @@
+"""Whether a stage's models can do what is wanted of them, asked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlhf_dist.config import Job
+from rlhf_dist.data.encoder import Encoder
+from rlhf_dist.models import check_models, read_config
+from rlhf_dist.models.attention import attention_note
+
+
+def check_stage(
+    config: Job, models: Sequence[tuple[str, str]], encoder: Encoder, longest: int, *, lower: str = ""
+) -> None:
+    """Refuse models by their configs, and let the encoder tell what will be computed otherwise than asked.
+
+    Args:
+        config: the stage's.
+        models: role and folder of each (`models.check_models`).
+        encoder: of the first one's tokenizer.
+        longest: tokens of the longest sequence.
+        lower: which settings bound it; empty: those of prompts and answers.
+
+    Raises:
+        ModelError: names role and folder, what was found and what was expected.
+    """
+    check_models(models, encoder.tokenizer, longest, lower=lower or "prompts.max_tokens or rollout.max_new_tokens")
+    for role, path in dict.fromkeys(models):
+        if note := attention_note(role, path, read_config(path), config.learner.attention):
+            encoder.tell(note)

@@ -1,0 +1,286 @@
+"""One conversation is the same tokens wherever it comes from, and ends where the engine stops."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_dist.data.encoder import Encoder
+from rlhf_dist.data.ends import Ends, template_end, tokenizer_ends
+from rlhf_dist.data.templates import Quotes, Reading
+from rlhf_dist.errors import DataError
+from tests.chats import (
+    CHATML,
+    ENDLESS,
+    GEMMA,
+    INST,
+    LLAMA3,
+    PHI,
+    SPECIAL,
+    TEMPLATES,
+    THINKING,
+    TOOLS,
+    chat_tokenizer,
+    spelled,
+)
+
+ENCODERS = {name: Encoder(chat_tokenizer(template)) for name, (template, _) in TEMPLATES.items()}
+
+
+def user(text: Any) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: Any, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **more}
+
+
+def said(encoder: Encoder, tokens: list[int]) -> str:
+    return "".join(spelled(encoder.tokenizer, tokens))
+
+
+def answers(encoder: Encoder, made: Any) -> list[str]:
+    return [said(encoder, made.tokens[start:stop]) for start, stop in made.answers]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_turns_end_is_what_the_template_puts_behind_the_answer(name: str) -> None:
+    template, end = TEMPLATES[name]
+    tokenizer = chat_tokenizer(template)
+    assert template_end(tokenizer) == tokenizer.convert_tokens_to_ids(end)
+    assert set(tokenizer_ends(tokenizer).ids) == {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end)}
+
+
+@pytest.mark.parametrize("template", [None, ENDLESS, "{{ messages[0].content.nothing.at_all }}", "{% for"])
+def test_a_template_that_teaches_no_end_says_so(template: str | None) -> None:
+    assert template_end(chat_tokenizer(template)) is None
+
+
+def test_an_end_that_only_follows_other_words_is_none() -> None:
+    loud = chat_tokenizer("{% for m in messages %}{{ m['content'] }} and so on <|end|>{% endfor %}")
+    assert template_end(loud) is None
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_one_conversation_is_the_same_tokens_in_every_form(name: str) -> None:
+    encoder, end = ENCODERS[name], TEMPLATES[name][1]
+    forms = [
+        encoder.chat("here", [user("Hi"), assistant("yo")]),
+        encoder.pair("here", [user("Hi")], "yo"),
+        encoder.pair("here", [user("Hi")], assistant("yo")),
+        encoder.pair("here", [user("Hi")], f"yo{end}"),
+    ]
+    assert all(form == forms[0] for form in forms)
+    prompt = encoder.prompt("here", [user("Hi")])[1]
+    ((start, stop),) = forms[0].answers
+    assert forms[0].tokens[:start] == prompt
+    assert stop == len(forms[0].tokens)
+    assert said(encoder, forms[0].tokens[-1:]) == end
+    assert forms[0].tokens.count(forms[0].tokens[-1]) <= 2, "the user's and the assistant's"
+    assert [forms[0].tokens[position + 1] for position in forms[0].selected] == forms[0].tokens[start:stop]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_turn_is_learnt_up_to_its_end_behind_the_prompt_that_an_engine_gets(name: str) -> None:
+    encoder, end = ENCODERS[name], TEMPLATES[name][1]
+    chat = [user("Hi"), assistant("yo"), user("So?"), assistant("ok.")]
+    made = encoder.chat("here", chat)
+    assert [text.strip().removeprefix("<think>\n\n</think>\n\n") for text in answers(encoder, made)] == [
+        f"yo{end}",
+        f"ok.{end}",
+    ]
+    assert encoder.prompt("here", chat[:3])[1] == made.tokens[: made.answers[1][0]]
+    assert encoder.pair("here", chat[:3], "ok.").tokens == made.tokens
+    assert encoder.pair("here", chat[:3], "ok.").answers == made.answers[1:]
+
+
+def test_what_a_template_adds_behind_the_end_is_context() -> None:
+    encoder = ENCODERS["gemma"]
+    made = encoder.chat("here", [user("a"), assistant("b"), user("c"), assistant("d"), user("e")])
+    assert said(encoder, made.tokens).endswith("d<end_of_turn>")
+    assert "\n" not in "".join(answers(encoder, made))
+    assert "<end_of_turn>\n<start_of_turn>user\nc" in said(encoder, made.tokens)
+
+
+def test_a_template_that_renders_history_otherwise_still_teaches_every_turn() -> None:
+    encoder = Encoder(chat_tokenizer(THINKING))
+    made = encoder.chat("here", [user("a"), assistant("b"), user("c"), assistant("d")])
+    assert answers(encoder, made) == ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]
+    quiet = Reading(template={"enable_thinking": False})
+    made = encoder.pair("here", [user("a")], "b", quiet)
+    assert answers(encoder, made) == ["b<|im_end|>"]
+    assert encoder.prompt("here", [user("a")], quiet)[1] == made.tokens[:-2]
+
+
+def test_without_an_end_in_the_template_the_answer_gets_eos_and_a_note() -> None:
+    encoder = Encoder(chat_tokenizer(ENDLESS))
+    made = encoder.chat("here", [user("a"), assistant("b"), user("c"), assistant("d")])
+    assert said(encoder, made.tokens) == "user: a\nassistant: b<eos>\nuser: c\nassistant: d<eos>"
+    assert answers(encoder, made) == ["b<eos>", "d<eos>"]
+    assert encoder.notes() == ["the chat template puts no end token after an answer; <eos> is put there instead"]
+    assert ENCODERS["phi"].notes() == []
+
+
+def test_a_folders_own_ends_are_the_engines_and_the_answer_has_one() -> None:
+    tokenizer = chat_tokenizer(LLAMA3)
+    ends = Ends((2, 7, 13), 7, 2)
+    made = Encoder(tokenizer, ends).pair("here", [user("a")], "b<|eot_id|><|end|>")
+    assert spelled(tokenizer, made.tokens[-2:]) == ["b", "<|eot_id|>"]
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Hi", ["<bos>", "H", "i"]),
+        ("<bos>Hi", ["<bos>", "H", "i"]),
+        ("<bos><bos>Hi", ["<bos>", "H", "i"]),
+        ("Hi<eos>", ["<bos>", "H", "i", *"<eos>"]),
+    ],
+)
+def test_a_plain_prompt_has_one_bos_and_no_end(text: str, expected: list[str], ends: bool) -> None:
+    encoder = Encoder(chat_tokenizer(ends=ends))
+    assert spelled(encoder.tokenizer, encoder.prompt("here", text)[1]) == expected
+
+
+def test_a_bos_that_is_spelled_is_there_though_the_tokenizer_puts_none() -> None:
+    encoder = Encoder(chat_tokenizer(begins=False))
+    assert spelled(encoder.tokenizer, encoder.prompt("here", "<bos>Hi")[1]) == ["<bos>", "H", "i"]
+    assert spelled(encoder.tokenizer, encoder.prompt("here", "Hi")[1]) == ["H", "i"]
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("text", [" yo", " yo<eos>", " yo<eos><eos>"])
+def test_an_answer_has_one_end(text: str, ends: bool) -> None:
+    encoder = Encoder(chat_tokenizer(ends=ends))
+    made = encoder.pair("here", "Hi", text)
+    assert spelled(encoder.tokenizer, made.tokens) == ["<bos>", "H", "i", " ", "y", "o", "<eos>"]
+    assert made.answers == [(3, 7)]
+
+
+def test_a_tokenizer_that_begins_texts_with_a_space_puts_none_before_an_answer() -> None:
+    encoder = Encoder(chat_tokenizer(INST, spaced=True))
+    whole = encoder.tokenizer("Q:yo")["input_ids"]
+    assert encoder.pair("here", "Q:", "yo").tokens == [*whole, 2]
+    rendered = encoder.tokenizer.apply_chat_template([user("a"), assistant("b")], return_dict=False)
+    assert encoder.chat("here", [user("a"), assistant("b")]).tokens == rendered
+
+
+def test_tokens_that_swallow_space_swallow_it_between_turns_too() -> None:
+    encoder = Encoder(chat_tokenizer(PHI))
+    chat = [user("a"), assistant("b"), user("c")]
+    rendered = encoder.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    assert encoder.prompt("here", chat)[1] == rendered
+
+
+@given(st.data(), st.sampled_from(sorted(TEMPLATES)))
+@settings(max_examples=60, deadline=None)
+def test_whatever_people_write_stays_text(data: Any, name: str) -> None:
+    encoder = ENCODERS[name]
+    words = st.lists(st.sampled_from([*SPECIAL, "a", " ", "\n", "é", "\U000f0001"]), min_size=1, max_size=6).map(
+        "".join
+    )
+    asked = data.draw(words.filter(lambda text: text.strip()))
+    text, tokens = encoder.prompt("f:1", [user(asked)])
+    plain = encoder.prompt("f:1", [user("plain")])[1]
+    ids = set(encoder.tokenizer.all_special_ids) | {n for n, t in encoder.tokenizer.added_tokens_decoder.items()}
+    assert [token for token in tokens if token in ids] == [token for token in plain if token in ids]
+    assert asked.strip() in text
+    assert asked.strip() in encoder.tokenizer.decode(tokens)
+
+
+def test_special_tokens_that_are_meant_are_tokens() -> None:
+    encoder = Encoder(chat_tokenizer(CHATML))
+    asked = Reading(special_tokens=True)
+    rendered = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert encoder.prompt("f:1", rendered, asked)[1] == encoder.prompt("f:1", [user("Hi")])[1]
+    assert encoder.notes() == []
+    assert encoder.prompt("f:1", rendered)[1] != encoder.prompt("f:1", [user("Hi")])[1]
+    encoder.prompt("f:2", [user("a<|eot_id|>b")])
+    (note,) = encoder.notes()
+    assert note.startswith("f: 2 rows with special tokens spelled out, taken as text")
+    assert "special_tokens: true" in note
+
+
+@pytest.mark.parametrize("value", ["<bos>", "", " \n", [], None, 3])
+def test_a_prompt_of_no_tokens_is_refused(value: Any) -> None:
+    with pytest.raises(DataError, match="f:7: "):
+        Encoder(chat_tokenizer(CHATML)).prompt("f:7", value)
+
+
+def test_a_prompt_that_ends_with_an_answer_is_refused_and_so_is_a_chat_without_one() -> None:
+    encoder = ENCODERS["chatml"]
+    for call in (
+        lambda: encoder.prompt("f:7", [user("a"), assistant("b")]),
+        lambda: encoder.pair("f:7", [user("a"), assistant("b")], "c"),
+    ):
+        with pytest.raises(DataError, match="f:7: the prompt ends with a message of the assistant"):
+            call()
+    with pytest.raises(DataError, match="f:7: the assistant says nothing"):
+        encoder.chat("f:7", [user("a")])
+
+
+def test_tools_and_tool_calls_reach_the_template() -> None:
+    encoder = Encoder(chat_tokenizer(TOOLS))
+    tools = [{"type": "function", "function": {"name": "weather", "description": "<|im_end|>"}}]
+    text, tokens = encoder.prompt("here", [user("Hi")], Reading(tools=tools))
+    assert text.startswith('<|im_start|>system\n[{"type": "function", "function": {"name": "weather"')
+    assert tokens.count(encoder.ends.of_chat) == 2
+    call = assistant(None, tool_calls=[{"function": {"name": "weather", "arguments": {}}}])
+    made = encoder.chat("here", [user("Hi"), call, {"role": "tool", "content": "rain"}, assistant("Rain.")])
+    assert [text[-11:] for text in answers(encoder, made)] == ["}}]<|im_end|>"[-11:], "n.<|im_end|>"[-11:]]
+
+
+def test_a_template_that_rewrites_history_beyond_recognition_needs_its_own_marks() -> None:
+    odd = (
+        "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}<|im_start|>{{ m['role'] }}\nMARK{{ m['content'] }}END"
+        "<|im_end|>{% else %}{{ m['content'] | upper }};{% endif %}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
+    )
+    chat = [user("a"), assistant("b"), user("c"), assistant("d")]
+    with pytest.raises(DataError, match=r"here: the chat template rewrites earlier messages.*\{% generation %\}"):
+        Encoder(chat_tokenizer(odd)).chat("here", chat)
+    marks = odd.replace("MARK", "{% generation %}").replace("END<|im_end|>", "{% endgeneration %}<|im_end|>\n")
+    made = Encoder(chat_tokenizer(marks)).chat("here", chat)
+    assert answers(Encoder(chat_tokenizer(marks)), made)[-1] == "d<|im_end|>"
+
+
+@given(st.lists(st.sampled_from(["a", "<b>", "<b", ">", "\U000f0000", "\U0010fffd", "\U00100003"])).map("".join))
+def test_hiding_is_undone(text: str) -> None:
+    quotes = Quotes(["<b>", "<b><b>"])
+    hidden = quotes.hide({"role": "<b>", "content": [text, {"x": text}]})
+    assert hidden["role"] == "<b>"
+    assert "<b>" not in hidden["content"][0]
+    assert quotes.show(hidden["content"][1]["x"]) == text
+
+
+def test_gemma_refuses_a_system_role_in_one_sentence() -> None:
+    with pytest.raises(
+        DataError, match="f:3: the chat template cannot render these messages: System role not supported"
+    ):
+        Encoder(chat_tokenizer(GEMMA)).prompt("f:3", [{"role": "system", "content": "x"}, user("y")])
+
+
+def test_a_template_that_ends_everything_leaves_a_prompt_without_an_end() -> None:
+    loud = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+    loud += "{% if add_generation_prompt %}assistant: {% endif %}"
+    encoder = Encoder(chat_tokenizer(loud + "{{ eos_token }}"))
+    assert said(encoder, encoder.prompt("f:1", [user("Hi")])[1]) == "user: Hiassistant: "
+    made = encoder.pair("f:1", [user("Hi")], "yo")
+    assert answers(encoder, made) == ["yo<eos>"]
+    assert said(encoder, made.tokens) == "user: Hiassistant: yo<eos>"
+
+
+def test_an_answer_that_the_template_marks_without_its_end_is_learnt_with_one() -> None:
+    """Where history is rewritten, only the template's marks say where answers stand."""
+    odd = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '>' if loop.last else ';' }}{% generation %}"
+        "{{ m['content'] if loop.last else m['content'] | upper }}{% endgeneration %}{{ END }}{% else %}"
+        "{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
+    )
+    chat = [user("a"), assistant("b"), user("c"), assistant("d")]
+    for end, expected in (("'<|end|>'", ["B<|end|>", "d<|end|>"]), ("''", ["B<eos>", "d<eos>"])):
+        encoder = Encoder(chat_tokenizer(odd.replace("END", end)))
+        made = encoder.chat("f:1", chat)
+        assert answers(encoder, made) == expected
+        assert said(encoder, made.tokens) == f"a;{expected[0]}c>{expected[1]}"

@@ -1,0 +1,24 @@
+from pathlib import Path
+
+import pytest
+
+from rlhf_dist.config import Rollout
+from rlhf_dist.rollout.spec import sampling_of
+from tests.models.test_ends import model
+
+
+@pytest.mark.parametrize(
+    ("stop", "strings", "ids"),
+    [
+        ((), (), (2,)),
+        (("<|end|>",), (), (2, 13)),
+        (("\nUser:", "<|eot_id|>", "<eos>"), ("\nUser:",), (2, 7)),
+        (("<|end|>\n", "a"), ("<|end|>\n", "a"), (2,)),
+    ],
+)
+def test_a_stop_string_that_is_one_of_the_tokenizers_own_tokens_is_an_end(
+    stop: tuple[str, ...], strings: tuple[str, ...], ids: tuple[int, ...], tmp_path: Path
+) -> None:
+    folder = model(tmp_path / "m")
+    made = sampling_of(Rollout(stop=stop), (2,), str(folder))
+    assert (made.stop, made.eos_token_ids) == (strings, ids)

@@ -1,0 +1,143 @@
+"""What every stage reads before it starts: hub names are folders, an example shows what is learnt, notes say what is odd."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+from rlhf_dist.config import DPOConfig, EvaluateConfig, PPOConfig, RewardConfig, SFTConfig, load
+from rlhf_dist.models import folders, load_tokenizer
+from rlhf_dist.stages import dpo, evaluate, ppo, reward, sft
+from rlhf_dist.stages.hub import resolved
+from rlhf_dist.stages.supervised import write_model
+from tests.chats import ENDLESS, LLAMA3, chat_tokenizer
+from tests.runs import SHAPE
+
+ASKED = [{"role": "user", "content": "Why?"}]
+EOT = 7
+
+
+def policy(folder: Path, template: str = LLAMA3, *, scores: bool = False) -> str:
+    tokenizer = chat_tokenizer(template)
+    torch.manual_seed(0)
+    shape = LlamaConfig(**SHAPE, vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=2, num_labels=1)
+    (LlamaForSequenceClassification if scores else LlamaForCausalLM)(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with a policy and a reward model, each under a hub name and nowhere else."""
+    root = tmp_path_factory.mktemp("hub")
+    for name, scores in (("policy", False), ("reward", True)):
+        entry = root / f"models--acme--{name}"
+        policy(entry / "snapshots" / "12ab", scores=scores)
+        (entry / "refs").mkdir()
+        (entry / "refs" / "main").write_text("12ab")
+    (root / "models--acme--reward" / "snapshots" / "12ab" / "reward.json").write_text('{"std": 2.0}')
+    return root
+
+
+@pytest.fixture
+def files(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes a file of rows, on a machine that has the cache and no network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    folders._fetched.cache_clear()
+
+    def write(name: str, *rows: object) -> str:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    return write
+
+
+def demonstrations(files: Callable[..., str], answer: str = "So.") -> dict[str, Any]:
+    rows = [{"messages": [*ASKED, {"role": "assistant", "content": f"{answer} {n}"}]} for n in range(3)]
+    rows += [{"messages": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "Thus."}]}]
+    return {"path": files("d.jsonl", *rows), "held_out": 0.5}
+
+
+def test_fine_tuning_by_a_hub_name_shows_what_is_learnt_last(files: Callable[..., str]) -> None:
+    config = SFTConfig(model="acme/policy", data=demonstrations(files))
+    prepared = sft.prepare(config)
+    assert config.model == "acme/policy", "what is recorded is what the user wrote"
+    assert "last learnt: <|eot_id|> (7); generation ends at <eos> (2), <|eot_id|> (7)" in prepared.example()
+    assert prepared.encoder.ends.ids == (2, EOT)
+    assert "\n" not in prepared.describe()
+
+
+def test_comparisons_and_scores_show_where_they_end(files: Callable[..., str]) -> None:
+    rows = [
+        {"prompt": [{"role": "user", "content": f"Why {n}?"}], "chosen": "So.", "rejected": "No."} for n in range(4)
+    ]
+    data = [{"path": files("c.jsonl", *rows)}]
+    shown = dpo.prepare(DPOConfig(model="acme/policy", data=data)).example()
+    assert "|[o]|[.]|[<|eot_id|>]\nlast learnt: <|eot_id|>" in shown
+    shown = reward.prepare(RewardConfig(model="acme/policy", data=data)).example()
+    assert "|o|.|[<|eot_id|>]\nlast read for the score: <|eot_id|>" in shown
+    shown = reward.prepare(RewardConfig(model="acme/policy", data=data, scores="token-mean")).example()
+    assert "|[o]|[.]|[<|eot_id|>]" in shown
+
+
+def test_ppo_and_evaluation_resolve_all_their_models_and_show_a_prompt(files: Callable[..., str], hub: Path) -> None:
+    prompts = {"path": files("p.jsonl", *({"prompt": ASKED} for _ in range(4))), "max_tokens": 60}
+    tree = {"policy": "acme/policy", "reward": "acme/reward", "prompts": prompts}
+    small = {
+        "ppo": {"prompts_per_iteration": 4},
+        "rollout": {"max_new_tokens": 8},
+        "learner": {"micro_batch_tokens": 512},
+    }
+    config = PPOConfig.model_validate({**tree, **small})
+    prepared = ppo.prepare(config)
+    assert prepared.eos_token_ids == (2, EOT)
+    assert prepared.example().endswith(
+        "last: \\n (" + str(prepared.prompts[0].tokens[-1]) + "); generation ends at <eos> (2), <|eot_id|> (7)"
+    )
+    found = resolved(config)
+    assert {Path(found.policy).parents[1].name, Path(found.reward_models[0]).parents[1].name} == {
+        "models--acme--policy",
+        "models--acme--reward",
+    }
+    judged = EvaluateConfig.model_validate(
+        {"policies": {"a": "acme/policy"}, "prompts": prompts, "reward": "acme/reward"}
+    )
+    assert "<|start_header_id|>|a|s|s" in evaluate.prepare(judged).example()
+
+
+def test_what_is_odd_about_the_data_is_told(files: Callable[..., str], tmp_path: Path) -> None:
+    model = policy(tmp_path / "m", ENDLESS)
+    told = sft.prepare(SFTConfig(model=model, data=demonstrations(files, "a <|end|> b"))).describe().split("\n")
+    assert (
+        told[0].startswith("2 demonstrations") or told[0].startswith("3 demonstrations") or told[0].startswith("1 demo")
+    )
+    assert "d.jsonl: 3 rows with special tokens spelled out, taken as text" in told[1]
+    assert told[2] == "the chat template puts no end token after an answer; <eos> is put there instead"
+
+
+def test_a_saved_policy_says_what_ends_its_answers(tmp_path: Path) -> None:
+    class Learner:
+        def save(self, _: str, folder: Path) -> None:
+            shutil.copytree(policy(tmp_path / "m"), folder, dirs_exist_ok=True)
+
+    (tmp_path / "out").mkdir()
+    write_model(Learner(), chat_tokenizer(LLAMA3), tmp_path / "out", (2, EOT))  # type: ignore[arg-type]
+    told = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert told["eos_token_id"] == [2, EOT]
+    assert load_tokenizer(str(tmp_path / "out")).chat_template == LLAMA3
+
+
+def test_a_config_of_settings_about_data_is_read_from_yaml(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "model: m\ndata: {path: x, subset: main, special_tokens: true, too_long: truncate, chat_template_kwargs: {a: 1}}\n"
+    )
+    data = load(SFTConfig, tmp_path / "c.yaml", ["data.chat_template_kwargs.b=2"]).data
+    assert (data.subset, data.special_tokens, data.too_long) == ("main", True, "truncate")
+    assert data.chat_template_kwargs == {"a": 1, "b": 2}
