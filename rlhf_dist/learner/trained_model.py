@@ -88,7 +88,7 @@ class TrainedModel:
         """Clip, update, advance the schedule; returns the gradient norm before clipping and the learning rate used.
 
         Raises:
-            RunError: the norm is not finite, so that the weights no longer are.
+            RunError: the norm is not finite, so that the weights no longer are or, under ZeRO, the step was left out.
         """
         lr, number = self.engine.optimizer.param_groups[0]["lr"], self.lr.last_epoch + 1
         self.engine.step()

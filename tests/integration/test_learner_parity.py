@@ -1,6 +1,7 @@
 """DeepSpeed ZeRO 0 to 3 on one and two ranks against plain torch: the same losses and weights after five steps."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,19 @@ def plain(folders: Folders, sequences: list[np.ndarray]) -> tuple[list[float], d
     return losses, {name.removeprefix("lm."): value.detach() for name, value in model.named_parameters()}
 
 
+def batches(sequences: list[np.ndarray]) -> list[SupervisedBatch]:
+    """One for each step."""
+    import ray
+
+    stored = ray.put(example_table([x.tolist() for x in sequences], [range(3, len(x) - 1) for x in sequences]))
+    made = []
+    for step in range(STEPS):
+        chosen = range(step * 12, (step + 1) * 12)
+        count = float(sum(len(sequences[i]) - 4 for i in chosen))
+        made.append(SupervisedBatch(stored, [[i] for i in chosen], [len(sequences[i]) for i in chosen], count))
+    return made
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_zero_equals_plain_torch(
     stage: int,
@@ -92,15 +106,36 @@ def test_zero_equals_plain_torch(
     settings = group.settings.model_copy(update={"zero_stage": stage})
     ray.get([rank.choose.remote(settings) for rank in group.ranks])
     group.load({"model": ModelSpec(str(folders.policy), "policy", OPTIMIZER, STEPS)}, run_dir=tmp_path, seed=0)
-    stored = ray.put(example_table([x.tolist() for x in sequences], [range(3, len(x) - 1) for x in sequences]))
-    losses = []
-    for step in range(STEPS):
-        chosen = range(step * 12, (step + 1) * 12)
-        count = float(sum(len(sequences[i]) - 4 for i in chosen))
-        batch = SupervisedBatch(stored, [[i] for i in chosen], [len(sequences[i]) for i in chosen], count)
-        losses.append(group.train_step("model", batch, sft_loss)["loss"])
+    losses = [group.train_step("model", batch, sft_loss)["loss"] for batch in batches(sequences)]
     group.save("model", tmp_path / "saved")
     weights = load_file(tmp_path / "saved" / "model.safetensors")
     assert losses == pytest.approx(plain[0], abs=1e-4)
     for name, expected in plain[1].items():
         torch.testing.assert_close(weights[name], expected, atol=1e-4, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(2, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")])
+def test_a_loaded_state_is_what_all_ranks_compute_with_and_bf16_stays_near_plain_torch(
+    stage: int,
+    precision: str,
+    group: LearnerGroup,
+    folders: Folders,
+    sequences: list[np.ndarray],
+    plain: tuple[list[float], dict[str, torch.Tensor]],
+    tmp_path: Path,
+) -> None:
+    import ray
+
+    settings = group.settings.model_copy(update={"zero_stage": stage, "precision": precision})
+    ray.get([rank.choose.remote(settings) for rank in group.ranks])
+    spec = ModelSpec(str(folders.policy), "policy", OPTIMIZER, STEPS)
+    group.load({"model": spec}, run_dir=tmp_path, seed=0)
+    every = batches(sequences)
+    losses = [group.train_step("model", batch, sft_loss)["loss"] for batch in every]
+    assert losses == pytest.approx(plain[0], abs=2e-2)
+    group.save_state("model", tmp_path / "state")
+    trained = group.train_step("model", every[0], sft_loss, learn=False)["loss"]
+    assert trained < losses[0] - 0.01
+    # The files hold the untrained weights, the state the trained ones.
+    group.load({"model": replace(spec, state=str(tmp_path / "state"))}, run_dir=tmp_path, seed=0)
+    assert group.train_step("model", every[0], sft_loss, learn=False)["loss"] == trained

@@ -161,10 +161,9 @@ def test_float_buffers_keep_their_numbers(stage: tuple[int, str]) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_a_step_that_makes_weights_no_numbers_ends_the_run(stage: tuple[int, str], broken: float) -> None:
+def test_a_gradient_that_is_no_number_ends_the_run(stage: tuple[int, str]) -> None:
     model = trained(stage)
-    model.backward(loss_of(model(batch())) * broken)
+    model.backward(loss_of(model(batch())) * math.nan)
     with pytest.raises(RunError, match="the gradient of optimiser step 1 has the norm .*expected a finite number"):
         model.step()
     model.free()
