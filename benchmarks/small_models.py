@@ -113,6 +113,7 @@ ALSO: dict[str, dict[str, Any]] = {
     "granitemoe_swa": {"logits_scaling": 4.0},
     "granitemoeshared": {"logits_scaling": 4.0},
     "gemma2": {"final_logit_softcapping": 3.0},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "kimi_linear": {"q_lora_rank": None},
 }

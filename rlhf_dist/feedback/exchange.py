@@ -80,7 +80,7 @@ def encoded(rows: Sequence[dict[str, Any]], suffix: str) -> bytes:
 
 def _flat(value: Any) -> Any:
     """Arrow would give all messages and tools the fields of each other, as nulls, which templates render."""
-    return json.dumps(value) if isinstance(value, (list, dict)) else value
+    return as_json(value) if isinstance(value, (list, dict)) else value
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

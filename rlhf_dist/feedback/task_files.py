@@ -8,6 +8,7 @@ A prompt that was a chat has `prompt_source` beside the text that people see, an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -150,4 +151,4 @@ def _source(where: str, value: Any) -> str:
         raise DataError(
             f"{where}: prompt_source is {shown(value)}; expected a JSON object, as `feedback sample` writes it"
         )
-    return json.dumps(columns)
+    return as_json(columns)

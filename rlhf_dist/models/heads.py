@@ -110,7 +110,7 @@ class OwnFinish:
             return cls()
         shell = copy.copy(lm)
         shell._modules = dict(lm._modules)
-        stand_ins = _HasRun(), _BareLinear()
+        stand_ins = _HasRun(lm.base_model), _BareLinear()
         shell._modules[backbone], shell._modules[head] = stand_ins
         finish, layer = cls(shell, stand_ins), lm.get_output_embeddings()
         try:
@@ -134,9 +134,19 @@ class OwnFinish:
 
 
 class _HasRun(nn.Module):
-    """In the place of a backbone: it says what was computed before."""
+    """In the place of a backbone: it says what was computed before, and has the backbone's numbers."""
 
     hidden: torch.Tensor
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self._backbone = (backbone,)  # in a tuple: its parameters are not this module's
+
+    def __getattr__(self, name: str) -> Any:
+        if "_backbone" not in self.__dict__ or name in ("hidden", "_backbone"):
+            return super().__getattr__(name)
+        found = getattr(self._backbone[0], name)
+        return self if isinstance(found, nn.Module) else found
 
     def forward(self, *_: Any, **__: Any) -> _Hidden:
         return _Hidden(self.hidden)

@@ -58,7 +58,7 @@ def test_kl_is_what_the_policy_found_likelier_than_the_reference_did() -> None:
 
 def test_under_truncation_no_kl_is_reported_and_the_passage_says_why() -> None:
     samples = [Sample(RowKey(0, 0, 0), (9,), (0, 1), (-0.1, -0.1), "stop", ((0, 2),))]
-    columns = {"ref_log_probs": [[-3.0, -3.0]], "score": [0.0], "score_parts": [[]]}
+    columns = {"ref_log_probs": [[-3.0, -3.0]], "plain_log_probs": [[-3.0, -3.0]], "score": [0.0], "score_parts": [[]]}
     prompts = [Prompt(0, (9,), "p")]
     found = _scored(
         "same", rollout_batch(samples), columns, PreparedEvaluation(Encoder(Letters()), prompts, []), truncated=True

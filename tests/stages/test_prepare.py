@@ -107,7 +107,7 @@ def test_ppo_and_evaluation_resolve_all_their_models_and_show_a_prompt(files: Ca
         "models--acme--reward",
     }
     judged = EvaluateConfig.model_validate(
-        {"policies": {"a": "acme/policy"}, "prompts": prompts, "reward": "acme/reward"}
+        {"policies": {"a": "acme/policy"}, "prompts": prompts, "reward": "acme/reward", "rollout": small["rollout"]}
     )
     assert "<|start_header_id|>|a|s|s" in evaluate.prepare(judged).example()
 
