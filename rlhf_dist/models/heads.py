@@ -123,7 +123,7 @@ class OwnFinish:
     def __call__(self, layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [tokens, vocab] of hidden states [tokens, hidden], with the layer's weights as they lie here now."""
         if self._stand_ins is None:
-            return F.linear(hidden, layer.weight, layer.bias)
+            return F.linear(hidden.to(layer.weight.dtype), layer.weight, layer.bias)
         ran, bare = self._stand_ins
         ran.hidden, bare.layer = hidden[None], (layer,)
         ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
@@ -156,6 +156,11 @@ class _BareLinear(nn.Module):
     """In the place of the head, within the head's own call."""
 
     layer: tuple[nn.Linear]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Some families ask for its dtype."""
+        return self.layer[0].weight
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return F.linear(hidden, self.layer[0].weight, self.layer[0].bias)

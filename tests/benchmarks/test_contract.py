@@ -8,13 +8,23 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("breaks", "iteration", "weight_sync", "memory", "gpu", "feedback", "reward_models", "ensembles")
+NAMES = (
+    "breaks",
+    "iteration",
+    "weight_sync",
+    "memory",
+    "gpu",
+    "feedback",
+    "reward_models",
+    "ensembles",
+    "architectures",
+)
 SHAPE = {"name", "when", "machine", "figures", "rows"}
 
 
-def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run(name: str, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(FOLDER / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 @pytest.mark.parametrize("name", NAMES)
