@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from rlhf_dist.errors import ModelError
 
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "tokenizer*", "merges*", "vocab*")
 """What is fetched of a model on the hub: its weights without code or pickles, its configs and its tokenizer."""
+SNAPSHOT = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/(\w+)/?$")
+"""Owner, name and revision of a folder in which the hub's client keeps what it fetched."""
 COPIES = ("original/*", "onnx/*", "openvino/*")
 """The same weights once more, in other forms."""
 
@@ -16,14 +19,19 @@ COPIES = ("original/*", "onnx/*", "openvino/*")
 def resolve(path: str) -> str:
     """The folder of a model: a folder as it is, a name on the hub fetched, or found among what was fetched before.
 
-    Everything that is read of a model lies in its folder, also what transformers would not look for under a name.
+    Everything that is read of a model lies in its folder, also what transformers would not look for under a name. A folder that
+    another node fetched, and that is not here, is fetched here too, in the same revision.
 
     Raises:
         ModelError: there is no such folder, or no such name that can be reached.
     """
-    if Path(path).is_dir() or not is_hub_name(path):
+    if Path(path).is_dir():
         check_folder(path)
         return path
+    if elsewhere := SNAPSHOT.search(path):
+        owner, name, revision = elsewhere.groups()
+        return _fetched(f"{owner}/{name}", revision)
+    check_folder(path)
     return _fetched(path)
 
 
@@ -47,11 +55,11 @@ def check_folder(path: str) -> None:
 
 
 @cache
-def _fetched(name: str) -> str:
+def _fetched(name: str, revision: str | None = None) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(name, allow_patterns=[*FILES], ignore_patterns=[*COPIES])
+        folder = snapshot_download(name, revision=revision, allow_patterns=[*FILES], ignore_patterns=[*COPIES])
     except (OSError, ValueError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{name}: no such folder, and it cannot be fetched from the hub: {said}") from error

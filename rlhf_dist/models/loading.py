@@ -13,7 +13,7 @@ from torch import nn
 from rlhf_dist.errors import ModelError
 from rlhf_dist.imports import import_transformers
 from rlhf_dist.models.attention import PLAINER
-from rlhf_dist.models.folders import check_folder
+from rlhf_dist.models.folders import resolve
 from rlhf_dist.models.roles import check_role, is_classifier
 from rlhf_dist.models.tokenizers import load_tokenizer
 
@@ -81,6 +81,7 @@ def load_classifier(path: str) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForSequenceClassification
 
+    read_config(path)
     model = _load(AutoModelForSequenceClassification, path, dtype=torch.float32, attention="sdpa")
     return model.eval(), load_tokenizer(path)
 
@@ -94,7 +95,7 @@ def read_config(path: str) -> Any:
     import_transformers()
     from transformers import AutoConfig
 
-    check_folder(path)
+    path = resolve(path)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # a config is data from outside: whatever is wrong in it, the file is named
@@ -120,7 +121,7 @@ def _method(quantization: Any) -> str:
 
 def _load(kind: Any, path: str, *, attention: str, may_lack: tuple[str, ...] = (), **options: Any) -> Any:
     """Read a model and see that all of its weights came from the file, but for those that may be lacking."""
-    read_config(path)
+    path = resolve(path)
     try:
         model, told = _read(kind, path, attention, options)
     except ModelError:

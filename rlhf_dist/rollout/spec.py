@@ -9,7 +9,7 @@ from rlhf_dist.cluster.threads import device_of_this_process, environment_of
 from rlhf_dist.config import Rollout
 from rlhf_dist.data.ends import added_tokens
 from rlhf_dist.imports import import_transformers
-from rlhf_dist.models import load_tokenizer
+from rlhf_dist.models import load_tokenizer, resolve
 from rlhf_dist.records import Sampling
 from rlhf_dist.rollout.engine import RolloutEngine
 
@@ -37,12 +37,12 @@ class EngineSpec:
     def build(self, sampling: Sampling) -> RolloutEngine:
         """Start the engine in this process."""
         import_transformers()
-        device = device_of_this_process(self.threads)
+        device, model = device_of_this_process(self.threads), resolve(self.model)
         if self.kind == "vllm":
             from rlhf_dist.rollout.vllm_engine import VLLMEngine
 
             return VLLMEngine(
-                self.model,
+                model,
                 sampling,
                 dtype=self.dtype,
                 max_sequence=self.max_sequence,
@@ -53,7 +53,7 @@ class EngineSpec:
         from rlhf_dist.rollout.transformers_engine import TransformersEngine
 
         return TransformersEngine(
-            self.model,
+            model,
             sampling,
             dtype=self.dtype,
             max_concurrent=self.max_concurrent,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rlhf_dist.config import DISAGREEMENT, ModelReward
-from rlhf_dist.models import ValueModel, load_value_model
+from rlhf_dist.models import ValueModel, load_value_model, resolve
 from rlhf_dist.scoring.answers import Answers
 from rlhf_dist.scoring.batches import each_output
 from rlhf_dist.scoring.reward_file import read_reward_file
@@ -28,8 +28,9 @@ class LearnedReward:
             ModelError: a folder is missing or holds no reward model, or its `reward.json` is not one.
         """
         self.name, self._settings = settings.name, settings
-        self._file = read_reward_file(settings.path)
-        paths = [str(Path(settings.path) / member) if member != "." else settings.path for member in self._file.members]
+        folder = resolve(settings.path)
+        self._file = read_reward_file(folder)
+        paths = [str(Path(folder) / member) if member != "." else folder for member in self._file.members]
         shared: dict[str, Any] = {"dtype": getattr(torch, dtype), "attention": attention}
         self._models = [ValueModel(load_value_model(path, **shared).to(device)) for path in paths]
         self._batch_tokens, self._device = batch_tokens, device
