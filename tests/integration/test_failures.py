@@ -53,7 +53,7 @@ def test_a_reward_that_is_nan_is_refused_and_names_the_sample(folders: Folders, 
     sample = Sample(RowKey(0, 7, 0), task.tokens, tokens, (-1.0, -1.0), "stop", ((0, 2),))
     watch = Watch()
     watch.one("reward-0", worker.start.remote(), timeout_s=120, doing="starting")
-    loop = worker.run.remote(store, (0, 512), 60)
+    loop = worker.run.remote(store, False, 60)
     watch.then("reward-0", loop, lambda _: None, doing="running its loop")
     ray.get([store.submit.remote([task]), store.publish.remote(0, [], 0, None)])
     assert ray.get(store.next_prompts.remote("rollout-0", 4, 60)) == [task]
