@@ -56,6 +56,7 @@ def prove(model: WrappedModel, own: Own) -> None:
     if any(parameter.is_meta for parameter in model.parameters()):
         return
     trial = _Trial(model, own)
+    trial.check_finite()
     trial.check_own()
     trial.check_causal()
     trial.choose_layout()
@@ -72,6 +73,16 @@ class _Trial:
         self._tolerance = TOLERANCE.get(model.inner.dtype, 0.1)
         self._sequences = _sequences(model.inner)
         self._alone = [self._of(model, [[number]]) for number in range(len(self._sequences))]
+
+    def check_finite(self) -> None:
+        if all(torch.isfinite(said).all() for said in self._alone):
+            return
+        broken = [name for name, each in self._model.inner.named_parameters() if not torch.isfinite(each).all()]
+        reason = f"{len(broken)} of its weights are not either, e.g. {broken[0]}" if broken else "its weights are"
+        raise ModelError(
+            f"{self._name}: what {self._kind} says of a short text is not finite, and {reason}; expected a model that was saved "
+            "before its training broke"
+        )
 
     def check_own(self) -> None:
         for times in (1.0, LOUD)[: 1 + self._model.predicts]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from transformers import AutoModelForSequenceClassification
 
 from rlhf_dist.cluster.session import session
 from rlhf_dist.cluster.watch import Watch
@@ -29,16 +28,12 @@ from tests.runs import Folders, log_lines, metrics, train
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def test_a_reward_that_is_nan_is_refused_and_names_the_sample(folders: Folders, tmp_path: Path) -> None:
+def test_a_reward_that_is_not_finite_is_refused_and_names_the_sample(folders: Folders, tmp_path: Path) -> None:
     import ray
 
     broken = tmp_path / "reward"
-    model = AutoModelForSequenceClassification.from_pretrained(folders.reward)
-    with torch.no_grad():
-        model.score.weight.fill_(float("nan"))
-    model.save_pretrained(broken)
-    for file in folders.reward.glob("token*"):
-        (broken / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(folders.reward, broken)
+    (broken / "reward.json").write_text('{"std": 1e-320}')
     store = ray.remote(Store).remote(ExperienceIndex(batch_rows=1, scorers=("reward", "reference")))
     arguments = {
         "rewards": folders.config(reward=str(broken)).reward,
@@ -58,7 +53,7 @@ def test_a_reward_that_is_nan_is_refused_and_names_the_sample(folders: Folders, 
     ray.get([store.submit.remote([task]), store.publish.remote(0, [], 0, None)])
     assert ray.get(store.next_prompts.remote("rollout-0", 4, 60)) == [task]
     ray.get(store.append.remote("rollout-0", rollout_batch([sample])))
-    with pytest.raises(RewardError, match=r"reward-0.*reward gave score nan for prompt 7, answer 0, iteration 0"):
+    with pytest.raises(RewardError, match=r"reward-0.*reward gave score -?inf for prompt 7, answer 0, iteration 0"):
         watch.one("store", store.take.remote(0, 60), timeout_s=120, doing="waiting for scores")
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf_dist.config import Learner, Lora, Optimizer
 from rlhf_dist.errors import ModelError
 from rlhf_dist.learner.model_spec import ModelSpec
-from rlhf_dist.models import ValueModel, load_policy, load_value_model, read_config
+from rlhf_dist.models import PolicyModel, ValueModel, load_policy, load_value_model, read_config
 from tests.models.families import folder_of
 from tests.models.test_wrapped import SHAPE
 
@@ -179,3 +179,14 @@ def test_adapted_experts_are_saved_and_published(family: str, tmp_path: Path) ->
     torch.testing.assert_close(read(ids).logits, module.eval().lm(ids).logits, atol=1e-4, rtol=1e-4)
     plain = AutoModelForCausalLM.from_pretrained(folder_of(family), dtype=torch.float32).eval()
     assert (plain(ids).logits - read(ids).logits).abs().max() > 1e-2
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    def broken(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return found | {"model.layers.1.mlp.up_proj.weight": torch.full((64, 64), float("nan"))}
+
+    lm = load_policy(changed(tmp_path, broken), dtype=torch.float32)
+    with pytest.raises(
+        ModelError, match=r"is not finite, and 1 of its weights are not either, e.g. model.layers.1.mlp.up"
+    ):
+        PolicyModel(lm)
