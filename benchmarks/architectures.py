@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,9 @@ def vllm(rank: Any, folder: Path) -> str:
     """vLLM with the learner's weights, in a process of its own."""
     from rlhf_dist.rollout.vllm_engine import _write
 
+    (kind,) = json.loads((folder / "config.json").read_text())["architectures"]
+    if kind not in served_by_vllm():
+        return "does not serve it"
     tables, names = published(rank)
     told = folder.with_name("vllm.json")
     files = [_write(table, folder.with_name(f"bucket-{number}.arrow")) for number, table in enumerate(tables)]
@@ -254,6 +258,14 @@ def vllm(rank: Any, folder: Path) -> str:
     apart = max(abs(a - b) for a, b in zip(answer["probe"], rank.probe(PROBE), strict=True))
     # A worker with such a difference is refused by its probe before its first sample.
     return "equal" if apart < TOLERANCE else f"differs by {apart:.2g}, and the probe stops it"
+
+
+@cache
+def served_by_vllm() -> frozenset[str]:
+    """Names of the classes that vLLM knows."""
+    code = "import json; from vllm import ModelRegistry; print(json.dumps([*ModelRegistry.get_supported_archs()]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=VLLM_S, check=True)
+    return frozenset(json.loads(done.stdout.splitlines()[-1]))
 
 
 def ask_vllm(told: str) -> None:
