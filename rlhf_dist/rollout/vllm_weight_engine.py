@@ -43,9 +43,10 @@ class ArrowEngine(WeightTransferEngine[ArrowInit, ArrowUpdate]):
 
     def start_weight_update(self) -> None:
         """Let vLLM collect the new weights layer by layer."""
-        # Asked before the reload begins: during it, tied weights look like two.
-        self._expected = frozenset(name for name, _ in self.model.named_parameters())
+        # During the reload tied weights look like two; before it, what kernels made of others looks like weights.
+        before = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
+        self._expected = frozenset(name for name, _ in self.model.named_parameters() if name in before)
 
     def receive_weights(self, update_info: ArrowUpdate) -> None:
         """Check and load every tensor.
