@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from rlhf_dist.cluster.threads import device_of_this_process, environment_of
 from rlhf_dist.config import Rollout
 from rlhf_dist.data.ends import added_tokens
 from rlhf_dist.imports import import_transformers
 from rlhf_dist.models import load_tokenizer, resolve
 from rlhf_dist.records import Sampling
+from rlhf_dist.rollout.agreement import Expected
 from rlhf_dist.rollout.engine import RolloutEngine
 
 
@@ -41,7 +44,8 @@ class EngineSpec:
         if self.kind == "vllm":
             from rlhf_dist.rollout.vllm_engine import VLLMEngine
 
-            return VLLMEngine(
+            expected = self._expected(model, device)
+            engine = VLLMEngine(
                 model,
                 sampling,
                 dtype=self.dtype,
@@ -50,6 +54,9 @@ class EngineSpec:
                 tensor_parallel=self.tensor_parallel,
                 engine_options=self.options | ({"load_format": "auto"} if self.fixed else {}),
             )
+            if expected is not None:
+                expected.check(engine)
+            return engine
         from rlhf_dist.rollout.transformers_engine import TransformersEngine
 
         return TransformersEngine(
@@ -60,6 +67,16 @@ class EngineSpec:
             device=device,
             attention=self.attention,
         )
+
+    def _expected(self, model: str, device: str) -> Expected | None:
+        """What to compare the engine with; None where a learner will be, or where no single device has room for the model."""
+        if not self.fixed or self.tensor_parallel > 1:
+            return None
+        asked = {"dtype": self.dtype, "attention": self.attention, "device": device}
+        expected = Expected.by_transformers(model, **asked, longest=self.max_sequence)
+        if device != "cpu":
+            torch.cuda.empty_cache()
+        return expected
 
 
 def engine_spec(
