@@ -52,6 +52,7 @@ ALSO: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "codegen": {"n_head": 4, "n_embd": 64, "n_ctx": 128, "rotary_dim": 8},
     "deepseek_v3": {"head_dim": 64, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "deepseek_v4": {"qk_rope_head_dim": 16},
     "youtu": {"head_dim": 64},
     "axk1": {"head_dim": 64},
     "longcat_flash": {"head_dim": 64, "ffn_hidden_size": 64, "expert_ffn_hidden_size": 32, "moe_topk": 2},

@@ -32,6 +32,14 @@ def adapt(model: Any, lora: Lora, *, also: tuple[str, ...] = ()) -> None:
         inject_adapter_in_model(_config(lora, also), model, adapter_name=ADAPTER)
     except ValueError as error:
         raise ConfigError(f"lora.targets is {list(lora.targets)}: {error}") from error
+    if lora.targets != ("all-linear",):
+        adapted = [*adapted_layers(model).values(), *adapted_layers(model)]
+        for target in lora.targets:
+            if not any(target in name.split(".") for name in adapted):
+                raise ConfigError(
+                    f"lora.targets has {target!r}, which no adapted module of {type(model).__name__} is called; expected names "
+                    "of linear modules, e.g. q_proj, or all-linear"
+                )
     if any(getattr(module, "fan_in_fan_out", False) for module in model.modules()):
         raise ConfigError(
             "lora: this model's layers are transposed (Conv1D, as in GPT-2); expected Linear ones, or no lora"
@@ -72,7 +80,7 @@ def save_adapter(model: Any, state: Mapping[str, torch.Tensor], lora: Lora, fold
 
     Args:
         model: the adapted model; its config names what the adapters are for.
-        state: the adapters' parameters.
+        state: the adapters' parameters, and those of modules that were trained whole, a classifier's head.
         lora: the adapters' settings.
         folder: where to.
     """
@@ -82,8 +90,11 @@ def save_adapter(model: Any, state: Mapping[str, torch.Tensor], lora: Lora, fold
     folder.mkdir(parents=True, exist_ok=True)
     config = _config(lora, ())
     config.base_model_name_or_path = model.config._name_or_path
+    whole = {name: tensor for name, tensor in state.items() if not is_adapter(name)}
+    config.modules_to_save = sorted({name.rpartition(".")[0] for name in whole}) or None
     config.save_pretrained(folder)
-    found = get_peft_model_state_dict(model, state_dict=dict(state), adapter_name=ADAPTER)
+    adapters = {name: tensor for name, tensor in state.items() if is_adapter(name)}
+    found = get_peft_model_state_dict(model, state_dict=adapters, adapter_name=ADAPTER) | whole
     tensors = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in found.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from rlhf_dist.config import Learner, Lora, Optimizer
+from rlhf_dist.errors import ConfigError
 from rlhf_dist.learner.adapters import adapt
 from rlhf_dist.learner.saving import check_can_be_saved
 from rlhf_dist.models import PolicyModel, ValueModel, load_policy, load_value_model
@@ -47,6 +49,10 @@ class ModelSpec:
             module = PolicyModel(base, temperature=self.temperature, value_head=self.value_head)
         else:
             base = load_value_model(self.path, heads=self.heads, new_head=True, **shared)
+            if base.config.pad_token_id == base.config.eos_token_id:
+                base.config.pad_token_id = (
+                    None  # else others would read it before the last token, with which answers end
+                )
             module = ValueModel(self._fitted(base, settings, also=("score",)), shift=self.shift, scale=self.scale)
         check_can_be_saved(module.inner)
         return module.train()
@@ -55,6 +61,14 @@ class ModelSpec:
         """The model with its adapters, and keeping activations or not, before it is wrapped and proves itself."""
         if self.lora is not None:
             adapt(base, self.lora, also=also)
+            if not isinstance(base.get_output_embeddings() or nn.Linear(1, 1), nn.Linear):
+                raise ConfigError(f"lora.targets is {list(self.lora.targets)}; expected modules other than the head")
         if settings.gradient_checkpointing:
-            base.gradient_checkpointing_enable({"use_reentrant": False})
+            try:
+                base.gradient_checkpointing_enable({"use_reentrant": False})
+            except ValueError as error:
+                raise ConfigError(
+                    f"learner.gradient_checkpointing is true, but {type(base).__name__} cannot compute activations anew; "
+                    "expected false"
+                ) from error
         return base

@@ -261,7 +261,7 @@ class LearnerRank:
         model, keep, dtype = self.models[name], self.rank == 0, getattr(torch, self.settings.dtype)
         weights = published(model)
         state = collected(weights, [key for key, _ in weights.shapes()], dtype=dtype, keep=keep)
-        own = [key for key, _ in model.shapes() if is_adapter(key)]
+        own = [key for key, _ in model.shapes() if is_adapter(key) or model.is_trained_whole(key)]
         adapters = collected(Whole(model), own, dtype=dtype, keep=keep)
         if keep:
             if model.lora is not None:

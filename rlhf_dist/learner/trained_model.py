@@ -14,6 +14,7 @@ from torch import nn
 from rlhf_dist.config import Lora, Optimizer
 from rlhf_dist.errors import RunError
 from rlhf_dist.learner import optimizer_state
+from rlhf_dist.learner.adapters import is_adapter
 from rlhf_dist.learner.schedule import schedule_of
 from rlhf_dist.models import PolicyModel, ValueModel
 
@@ -117,6 +118,10 @@ class TrainedModel:
     def shapes(self) -> list[tuple[str, torch.Size]]:
         """Name within the Hugging Face model, and full shape, of each parameter, in a fixed order; tied parameters once."""
         return [(name, getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in self._named()]
+
+    def is_trained_whole(self, name: str) -> bool:
+        """Whether a parameter of a model with adapters is trained beside them, as a classifier's head is."""
+        return self.lora is not None and not is_adapter(name) and dict(self._named())[name].requires_grad
 
     def gathered(self, names: Sequence[str]) -> AbstractContextManager[Any]:
         """Within it the named parameters are whole on every rank; all ranks must enter (ZeRO-3)."""

@@ -20,16 +20,27 @@ def positions_of(config: Any) -> int | None:
     return None
 
 
-def switching_length(config: Any) -> int | None:
-    """Longest sequence up to which a rotary embedding is one and the same; None where it never changes.
+def counts_places(config: Any) -> bool:
+    """Whether some layer cuts a sequence into blocks by the places of its tokens in the row, and not by their positions.
 
-    `longrope` (Phi-3, arXiv:2404.14219) and dynamic NTK scaling choose frequencies by the longest sequence of a batch, so that a
-    token's log-prob would depend on its neighbours; and vLLM chooses by a rule of its own.
+    Such a sequence must begin where its row does, without padding before it. Blocks may be longer than any trial.
+    """
+    text = config.get_text_config()
+    fields = ("attention_chunk_size", "index_block_size", "compress_rates")  # Llama 4, MiniMax-M3, DeepSeek-V4
+    return any(getattr(text, name, None) for name in fields)
+
+
+def switching_length(config: Any) -> int | None:
+    """Longest sequence up to which a model treats all sequences alike; None where it always does.
+
+    Rotary embeddings of the kinds `longrope` (Phi-3, arXiv:2404.14219) and dynamic NTK choose frequencies by the longest sequence
+    of a batch, so that a token's log-prob would depend on its neighbours; and vLLM chooses by a rule of its own. Doge keeps the
+    likeliest keys of a window, beyond which a token sees what comes after it.
     """
     text = config.get_text_config()
     kinds = getattr(text, "rope_parameters", None) or {}
     nested = [each for each in kinds.values() if isinstance(each, dict)]
-    found = []
+    found = [getattr(text, "keep_window_size", None)]
     for rope in nested or [kinds]:
         kind = str(rope.get("rope_type", rope.get("type", "default")))
         if kind == "longrope":
@@ -67,8 +78,8 @@ def _check_length(role: str, path: str, config: Any, longest: int, lower: str) -
     positions, same = positions_of(config), switching_length(config)
     if same is not None and longest > same:
         raise ModelError(
-            f"{role} {path}: its rotary embedding changes for sequences beyond {same} tokens, and log-probs of shorter ones in "
-            f"the same batch with it; the longest would have {longest}. Lower {lower}, or take a model that does not switch"
+            f"{role} {path} treats sequences beyond {same} tokens otherwise, and with them the shorter ones in a batch (its "
+            f"rotary embedding or its window changes); the longest would have {longest}. Lower {lower}, or take another model"
         )
     if positions is not None and longest > positions:
         raise ModelError(

@@ -17,6 +17,16 @@ FAMILY_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, Typ
 """What a family's own code may raise when it is asked for something that it was not written for."""
 
 
+def backbone_of(model: Any) -> Any:
+    """What computes hidden states in a model with a head: `base_model`, unless that names another form of the family."""
+    base = model.base_model
+    if base is not model:
+        return base
+    heads = {id(model.get_output_embeddings()), id(getattr(model, "score", None))}
+    bodies = [child for child in model.children() if id(child) not in heads]
+    return bodies[0] if len(bodies) == 1 else base
+
+
 class _SharingLinear(nn.Linear):
     """A linear layer in another's place, with its parameters."""
 
@@ -105,12 +115,12 @@ class OwnFinish:
     def of(cls, lm: Any) -> OwnFinish:
         """That of a model, where its backbone and its head are its own children and its forward runs without them."""
         names = {id(child): name for name, child in lm.named_children()}
-        backbone, head = names.get(id(lm.base_model)), names.get(id(lm.get_output_embeddings()))
+        backbone, head = names.get(id(backbone_of(lm))), names.get(id(lm.get_output_embeddings()))
         if backbone is None or head is None:
             return cls()
         shell = copy.copy(lm)
         shell._modules = dict(lm._modules)
-        stand_ins = _HasRun(lm.base_model), _BareLinear()
+        stand_ins = _HasRun(backbone_of(lm)), _BareLinear()
         shell._modules[backbone], shell._modules[head] = stand_ins
         finish, layer = cls(shell, stand_ins), lm.get_output_embeddings()
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from rlhf_dist.models.tokenizers import load_tokenizer
 
 log = logging.getLogger(__name__)
 
-HEAD = "score."
-"""Names of a classifier's head begin with it."""
+HEAD, TOKENS_HEAD = "score.", "lm_head."
+"""Names of a classifier's head, and of a language model's, begin with it."""
+ANSWERS: dict[str, Any] = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+"""What a forward returns, whatever a config that was saved in the middle of some experiment says."""
 
 
 def load_policy(path: str, *, dtype: torch.dtype, attention: str = "sdpa") -> Any:
@@ -32,7 +35,7 @@ def load_policy(path: str, *, dtype: torch.dtype, attention: str = "sdpa") -> An
     from transformers import AutoModelForCausalLM
 
     check_role("policy", path, read_config(path))
-    return _load(AutoModelForCausalLM, path, dtype=dtype, attention=attention)
+    return _load(AutoModelForCausalLM, path, own_head=TOKENS_HEAD, dtype=dtype, attention=attention)
 
 
 def load_value_model(
@@ -60,11 +63,11 @@ def load_value_model(
     model = _load(
         AutoModelForSequenceClassification,
         path,
-        may_lack=(HEAD,) if made_anew else (),
+        own_head=HEAD,
+        new_head=made_anew,
         dtype=dtype,
         attention=attention,
         num_labels=labels,
-        ignore_mismatched_sizes=made_anew,
     )
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ModelError(
@@ -82,8 +85,8 @@ def load_classifier(path: str) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification
 
     read_config(path)
-    model = _load(AutoModelForSequenceClassification, path, dtype=torch.float32, attention="sdpa")
-    return model.eval(), load_tokenizer(path)
+    model = _load(AutoModelForSequenceClassification, path, own_head=HEAD, dtype=torch.float32, attention="sdpa")
+    return model.eval(), load_tokenizer(path, ends=False)
 
 
 def read_config(path: str) -> Any:
@@ -97,7 +100,7 @@ def read_config(path: str) -> Any:
 
     path = resolve(path)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, **ANSWERS)
     except Exception as error:  # a config is data from outside: whatever is wrong in it, the file is named
         raise ModelError(f"{path}: cannot read its config: {_first_line(error)}") from error
     if getattr(config, "quantization_config", None):
@@ -119,38 +122,83 @@ def _method(quantization: Any) -> str:
     return str(found)
 
 
-def _load(kind: Any, path: str, *, attention: str, may_lack: tuple[str, ...] = (), **options: Any) -> Any:
-    """Read a model and see that all of its weights came from the file, but for those that may be lacking."""
+def _load(kind: Any, path: str, *, own_head: str, attention: str, new_head: bool = False, **options: Any) -> Any:
+    """Read a model and see that all of its weights came from the file, but for a head that is to be new."""
     path = resolve(path)
+    _check_files(Path(path))
     try:
         model, told = _read(kind, path, attention, options)
-    except ModelError:
-        raise
     except (
         Exception
     ) as error:  # files from outside may be wrong in any way: truncated, of other shapes, of unknown kinds
         raise ModelError(f"{path}: cannot be read as a Hugging Face model: {_first_line(error)}") from error
-    missing = sorted(name for name in told["missing_keys"] if not name.startswith(may_lack or ("\0",)))
-    missing += sorted(name for name, *_ in told["mismatched_keys"] if not name.startswith(HEAD))
+    new = (own_head,) if new_head else ("\0",)
+    missing = sorted(name for name in told["missing_keys"] if not name.startswith(new))
     unused = sorted(told["unexpected_keys"])
     if missing:
         raise ModelError(
             f"{path}: {len(missing)} of {type(model).__name__}'s weights are not in the file, e.g. {missing[0]}; they would "
             f"start at random. {_advice(missing, unused)}"
         )
+    for name, found, wanted in sorted(told["mismatched_keys"]):
+        if not name.startswith(new):
+            raise ModelError(
+                f"{path}: {name} has the shape {[*found]} in the file, and {[*wanted]} by its config; expected config.json and "
+                "weights of one model"
+            )
+    _check_unused(path, unused, own_head)
+    return model
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse folders of which transformers would read something else than what they seem to hold."""
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder}: adapter_config.json is beside or in the place of a model, and would be put on top of it; expected a "
+            "whole model. Merge the adapter (peft's merge_and_unload), or move its files away if it is merged already"
+        )
+    if not any(folder.glob("*.safetensors")):
+        kinds = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".h5", ".gguf"))
+        found = f"found {kinds[0]}, which is not read, since reading it can run code" if kinds else "found none"
+        raise ModelError(
+            f"{folder}: expected weights as *.safetensors; {found}. Load the model where it was made, and save it with "
+            "save_pretrained"
+        )
+    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        raise ModelError(
+            f"{folder}: no model.safetensors and no model.safetensors.index.json; expected one of them, which tells what the "
+            "other *.safetensors hold"
+        )
+
+
+def _check_unused(path: str, unused: list[str], own_head: str) -> None:
+    """Refuse weights that would be left out though they belong to what is read; tell of others."""
     if layers := [name for name in unused if re.search(r"\.(layers|h|blocks)\.\d+\.", name)]:
         raise ModelError(
             f"{path}: the file has weights of layers that its config does not know, e.g. {layers[0]}; expected config.json and "
             "weights of one model"
         )
-    if unused and not all(name.startswith(("lm_head.", HEAD)) for name in unused):
-        log.warning("weights in the file that the model has no place for", extra={"model": path, "names": unused[:5]})
-    return model
+    # A reward model may keep the head that it had as a language model; a policy with a second head is a reward model.
+    belonging = (HEAD, TOKENS_HEAD) if own_head == TOKENS_HEAD else (HEAD,)
+    if dropped := [name for name in unused if name.startswith(belonging)]:
+        raise ModelError(
+            f"{path}: the file has {dropped[0]}, for which the model of its config has no place; expected a head as the config "
+            "says, and a model of one kind"
+        )
+    if rest := [name for name in unused if not name.startswith((HEAD, TOKENS_HEAD))]:
+        log.warning("weights in the file that the model has no place for", extra={"model": path, "names": rest[:5]})
 
 
 def _read(kind: Any, path: str, attention: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The model, and what transformers says of its weights; with plainer attention where family or machine lack what is asked."""
-    shared = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True, **options}
+    shared = {
+        "trust_remote_code": False,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are told, with their names
+        **ANSWERS,
+        **options,
+    }
     for plainer in [*PLAINER[PLAINER.index(attention) + 1 :], None]:
         try:
             found: tuple[Any, dict[str, Any]] = kind.from_pretrained(path, attn_implementation=attention, **shared)
@@ -174,6 +222,8 @@ def _advice(missing: list[str], unused: Collection[str]) -> str:
                 return f"The file calls them {name}: take the prefix {prefix!r} off the names (a wrapper put it there)"
     if any("lora_" in name for name in unused):
         return "The file holds adapters: merge them into the model first"
+    if missing == ["lm_head.weight"]:
+        return "If its input and output embeddings are one, say so in config.json: tie_word_embeddings true"
     if unused:
         return f"The file has {len(unused)} others, e.g. {next(iter(unused))}; expected a whole model of this kind"
     return "Expected a whole model"

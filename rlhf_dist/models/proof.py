@@ -219,18 +219,25 @@ class _Trial:
 
 def _sequences(inner: Any) -> list[np.ndarray[Any, Any]]:
     """Token ids that a model has rows for, none of them its padding; short enough for it."""
-    rows = inner.get_input_embeddings().num_embeddings
+    rows = len(inner.get_input_embeddings().weight)
     longest = positions_of(inner.config) or max(LENGTHS)
+    if rows < 4 or longest < 4:
+        raise ModelError(
+            f"{inner.config._name_or_path or type(inner).__name__} has {rows} rows of its embedding and {longest} positions; "
+            "expected 4 of each at least"
+        )
     allowed = np.setdiff1d(np.arange(rows), [inner.config.get_text_config().pad_token_id or 0])
     draws = np.random.default_rng(0)
     return [draws.choice(allowed, min(length, longest)).astype(np.int32) for length in LENGTHS]
 
 
 def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Largest difference, in units of the larger of one and what is compared."""
+    """Largest difference, in units of the larger of one and the largest of what is compared, whose digits it has."""
     if ours.shape != theirs.shape:
         return float("inf")
-    found = float(((ours - theirs).abs() / theirs.abs().clamp(min=1.0)).max())
+    alike = ours == theirs  # also where a token is ruled out altogether
+    scale = theirs[theirs.isfinite()].abs().max().clamp(min=1.0) if theirs.isfinite().any() else 1.0
+    found = float(torch.where(alike, 0.0, (ours - theirs).abs() / scale).max())
     return found if np.isfinite(found) else float("inf")
 
 

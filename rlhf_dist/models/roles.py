@@ -28,4 +28,4 @@ def check_role(role: str, path: str, config: Any) -> None:
 
 def is_classifier(config: Any) -> bool:
     """Whether a folder's model gives scores instead of tokens."""
-    return any("ForSequenceClassification" in name for name in config.architectures or [])
+    return any(name.endswith(("ForSequenceClassification", "ForRewardModel")) for name in config.architectures or [])

@@ -12,8 +12,12 @@ from rlhf_dist.imports import import_transformers
 from rlhf_dist.models.folders import resolve
 
 
-def load_tokenizer(path: str) -> Any:
+def load_tokenizer(path: str, *, ends: bool = True) -> Any:
     """A model's tokenizer.
+
+    Args:
+        path: the model's folder.
+        ends: whether answers are to end with its end-of-sequence token; a classifier needs none.
 
     Raises:
         ModelError: there is none, or it has no end-of-sequence token.
@@ -26,7 +30,7 @@ def load_tokenizer(path: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot read its tokenizer: {error}") from error
-    if tokenizer.eos_token_id is None:
+    if ends and tokenizer.eos_token_id is None:
         raise ModelError(f"{path}: its tokenizer has no eos_token; expected one, since answers end with it")
     return tokenizer
 

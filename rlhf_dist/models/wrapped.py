@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from rlhf_dist.errors import ModelError
-from rlhf_dist.models.fits import switching_length
+from rlhf_dist.models.fits import counts_places, switching_length
+from rlhf_dist.models.heads import backbone_of
 from rlhf_dist.models.packed import PackedBatch
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class WrappedModel(nn.Module):
         super().__init__()
         setattr(self, self.prefix.rstrip("."), inner)
         self.layout = RowLayout.ONE_ROW if "flash" in str(inner.config._attn_implementation) else RowLayout.PACKED
+        if counts_places(inner.config):
+            self.layout = RowLayout.ONE_PER_ROW
         self.eval()
 
     @property
@@ -87,13 +90,13 @@ class WrappedModel(nn.Module):
         self._check_length(batch)
         # One to a row from the left: these are the positions that a model counts by itself, as it does in its own forward.
         places = {} if self.layout is RowLayout.ONE_PER_ROW else {"position_ids": batch.position_ids}
-        out = self.inner.base_model(input_ids=batch.input_ids, **places, **self._no_cache)
+        out = backbone_of(self.inner)(input_ids=batch.input_ids, **places, **self._no_cache)
         hidden: torch.Tensor = out[0].flatten(0, 1)[batch.select]
         return hidden, batch.targets
 
     @cached_property
     def _no_cache(self) -> dict[str, Any]:
-        known = inspect.signature(self.inner.base_model.forward).parameters
+        known = inspect.signature(backbone_of(self.inner).forward).parameters
         takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
         return {"use_cache": False} if takes_all or "use_cache" in known else {}
 
@@ -105,7 +108,7 @@ class WrappedModel(nn.Module):
         if self._switches_at is not None and len(batch.lengths) and int(batch.lengths.max()) > self._switches_at:
             raise ModelError(
                 f"{self.inner.config._name_or_path or type(self.inner).__name__}: a sequence has {int(batch.lengths.max())} "
-                f"tokens; beyond {self._switches_at} its rotary embedding changes, for shorter neighbours too. Expected at most "
+                f"tokens; beyond {self._switches_at} it is treated otherwise, and shorter neighbours with it. Expected at most "
                 "as many"
             )
 

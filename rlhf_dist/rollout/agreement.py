@@ -47,7 +47,7 @@ class Expected:
             ModelError: the folder holds no such model.
         """
         lm = load_policy(model, dtype=getattr(torch, dtype), attention=attention).to(device).eval()
-        rows = lm.get_input_embeddings().num_embeddings
+        rows = len(lm.get_input_embeddings().weight)
         ids = torch.from_numpy(np.random.default_rng(0).integers(0, rows, min(LENGTH, longest - 1))).to(device)
         log_probs = torch.log_softmax(lm(input_ids=ids[None]).logits[0, :-1].float(), -1)
         said = log_probs.gather(-1, ids[1:, None])[:, 0]

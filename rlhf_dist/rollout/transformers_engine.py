@@ -21,6 +21,7 @@ import torch
 from rlhf_dist.errors import ModelError, WeightError
 from rlhf_dist.models import load_policy, load_tokenizer
 from rlhf_dist.models.file_names import take_over
+from rlhf_dist.models.fits import counts_places, positions_of
 from rlhf_dist.models.heads import FAMILY_ERRORS
 from rlhf_dist.models.proof import TOLERANCE, apart
 from rlhf_dist.records import Sample, SampleRequest, Sampling
@@ -154,10 +155,11 @@ class TransformersEngine:
     @torch.no_grad()
     def _choose_way(self, model: str) -> None:
         """In groups with a cache; else one by one; else without a cache: the first that equals the model's own forward."""
-        for group, cache in ((self._max_concurrent, True), (1, True), (1, False)):
-            self._max_concurrent, self._uses_cache = group, cache
+        wanted = 1 if counts_places(self._lm.config) else self._max_concurrent
+        for group, cache in dict.fromkeys(((wanted, True), (1, True), (1, False))):
+            alone, self._max_concurrent, self._uses_cache = group < self._max_concurrent, group, cache
             if self._decodes_as_its_forward():
-                if (group, cache) == (1, True) or not cache:
+                if alone or not cache:
                     reason = f"{type(self._lm).__name__} answers otherwise in company" + (
                         "" if cache else " and with a cache"
                     )
@@ -169,8 +171,8 @@ class TransformersEngine:
         )
 
     def _decodes_as_its_forward(self) -> bool:
-        vocabulary = self._lm.get_input_embeddings().num_embeddings
-        prompts = [tuple(token % vocabulary for token in prompt) for prompt in TRIAL]
+        rows, positions = len(self._lm.get_input_embeddings().weight), positions_of(self._lm.config)
+        prompts = [tuple(token % rows for token in prompt[: positions and positions - 2]) for prompt in TRIAL]
         groups = [prompts] if self._max_concurrent > 1 else [[prompt] for prompt in prompts]
         tolerance = TOLERANCE.get(self._lm.dtype, 0.1)
         try:

@@ -12,7 +12,7 @@ from rlhf_dist.config import DISAGREEMENT, ModelReward
 from rlhf_dist.models import ValueModel, load_value_model, resolve
 from rlhf_dist.scoring.answers import Answers
 from rlhf_dist.scoring.batches import each_output
-from rlhf_dist.scoring.reward_file import read_reward_file
+from rlhf_dist.scoring.reward_file import NAME, read_reward_file
 from rlhf_dist.store.row import Row
 
 
@@ -34,6 +34,10 @@ class LearnedReward:
         shared: dict[str, Any] = {"dtype": getattr(torch, dtype), "attention": attention}
         self._models = [ValueModel(load_value_model(path, **shared).to(device)) for path in paths]
         self._batch_tokens, self._device = batch_tokens, device
+        # A model that came without our file was trained to be read as its own forward does: before any padding, which for
+        # some is the very token that ends an answer.
+        has_file = (Path(folder) / NAME).is_file()
+        self._padding = None if has_file else self._models[0].inner.config.get_text_config().pad_token_id
 
     def score(self, answers: Answers) -> dict[str, list[float]]:
         """The combined reward, and with an ensemble its standard deviation as `NAME_disagreement`."""
@@ -49,6 +53,8 @@ class LearnedReward:
         """Rewards by every member and head, unnormalised, [answers, members x heads]."""
         rows = answers.rows
         chosen = [read_positions(row, self._file.scores) for row in rows]
+        if self._padding is not None:
+            chosen = [_before(self._padding, row, wanted) for row, wanted in zip(rows, chosen, strict=True)]
         return np.concatenate([self._of(model, [row.tokens for row in rows], chosen) for model in self._models], axis=1)
 
     def _of(self, model: ValueModel, sequences: list[Any], selections: list[Any]) -> np.ndarray[Any, Any]:
@@ -64,6 +70,12 @@ class LearnedReward:
         for number, values in outputs:
             found[number] = values.mean(0).tolist()
         return np.array([found[number] for number in range(len(sequences))])
+
+
+def _before(padding: int, row: Row, wanted: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The last position whose token is no padding, as transformers' classifiers take it; as it was where all are."""
+    others = np.flatnonzero(row.tokens != padding)
+    return others[-1:] if len(others) else wanted
 
 
 def read_positions(row: Row, scores: str) -> np.ndarray[Any, Any]:

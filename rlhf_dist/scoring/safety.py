@@ -11,6 +11,7 @@ import torch
 from rlhf_dist.config import UNSAFE, Safety
 from rlhf_dist.errors import ModelError
 from rlhf_dist.models import load_classifier
+from rlhf_dist.models.fits import positions_of
 from rlhf_dist.scoring.answers import Answers
 
 
@@ -80,6 +81,9 @@ class Classifier:
         self._model = self._model.to(device).eval()
         self._tokenizer.truncation_side = "left"  # the answer comes last, and it is what counts
         self._device = device
+        # RoBERTa's positions begin behind its padding's.
+        positions = (positions_of(self._model.config) or 2**31) - (self._model.config.pad_token_id or 0) - 1
+        self._longest = min(self._tokenizer.model_max_length, positions)
         labels = {name.lower(): number for number, name in self._model.config.id2label.items()}
         if len(labels) > 1 and UNSAFE not in labels:
             raise ModelError(f"{path}: its labels are {sorted(labels)}; expected one named {UNSAFE!r}")
@@ -91,8 +95,9 @@ class Classifier:
         return [self._of(prompt + answer) for prompt, answer in texts]
 
     def _of(self, text: str) -> float:
-        encoded: Any = self._tokenizer(text, return_tensors="pt", truncation=True).to(self._device)
+        encoded: Any = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=self._longest)
+        encoded = encoded.to(self._device)
         logits = self._model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits[0].float()
-        if len(logits) == 1:
-            return float(torch.sigmoid(logits[0]))
+        if len(logits) == 1 or self._model.config.problem_type == "multi_label_classification":
+            return float(torch.sigmoid(logits[self._label]))
         return float(torch.softmax(logits, -1)[self._label])

@@ -63,7 +63,7 @@ def test_a_rope_that_switches_bounds_the_longest_sequence(
     config = AutoConfig.from_pretrained(path)
     assert switching_length(config) == same
     check_models([("policy", path)], Tokens(97), 32, lower=LOWER)
-    told = "has 64 positions" if same is None else f"its rotary embedding changes for sequences beyond {same}"
+    told = "has 64 positions" if same is None else f"treats sequences beyond {same} tokens otherwise"
     with pytest.raises(ModelError, match=rf"{told}.*Lower {LOWER}"):
         check_models([("policy", path)], Tokens(97), (same or 64) + 1, lower=LOWER)
     torch.manual_seed(0)
@@ -73,9 +73,7 @@ def test_a_rope_that_switches_bounds_the_longest_sequence(
     if same is None:
         assert model(batch)[0].shape == (22,)
     else:
-        with pytest.raises(
-            ModelError, match=rf"beyond {same} its rotary embedding changes, for shorter neighbours too"
-        ):
+        with pytest.raises(ModelError, match=rf"beyond {same} it is treated otherwise, and shorter neighbours with it"):
             model(batch)
 
 

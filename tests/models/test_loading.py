@@ -190,3 +190,129 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
         ModelError, match=r"is not finite, and 1 of its weights are not either, e.g. model.layers.1.mlp.up"
     ):
         PolicyModel(lm)
+
+
+def test_an_adapter_beside_merged_weights_is_refused(tmp_path: Path) -> None:
+    """transformers would put it on top of what has it already."""
+    folder = tmp_path / "model"
+    shutil.copytree(folder_of("mistral"), folder)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}')
+    with pytest.raises(
+        ModelError, match=r"adapter_config.json is beside .*move its files away if it is merged already"
+    ):
+        load_policy(str(folder), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        ("pytorch_model.bin", r"expected weights as \*.safetensors; found pytorch_model.bin, which is not read"),
+        (None, r"expected weights as \*.safetensors; found none"),
+        ("model-00001-of-00002.safetensors", "no model.safetensors and no model.safetensors.index.json"),
+    ],
+)
+def test_other_files_of_weights_are_named(left: str | None, told: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folder_of("mistral"), folder)
+    (folder / WEIGHTS).unlink()
+    if left:
+        (folder / left).write_bytes(b"x")
+    with pytest.raises(ModelError, match=told):
+        load_policy(str(folder), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", ["lm_head.bias", "score.weight", "score.bias"])
+def test_a_head_that_would_be_left_out_is_named(name: str, tmp_path: Path) -> None:
+    path = changed(tmp_path, lambda found: {**found, name: torch.ones(1, 64)})
+    with pytest.raises(ModelError, match=rf"the file has {name}, for which the model of its config has no place"):
+        load_policy(path, dtype=torch.float32)
+
+
+def test_a_reward_model_may_keep_its_old_head_but_not_lose_its_own(tmp_path: Path) -> None:
+    for name, fits in (("lm_head.weight", True), ("score.bias", False)):
+        folder = tmp_path / name
+        shutil.copytree(folder_of("mistral", "reward"), folder)
+        save_file({**load_file(folder / WEIGHTS), name: torch.ones(1)}, folder / WEIGHTS, metadata={"format": "pt"})
+        if fits:
+            assert load_value_model(str(folder), dtype=torch.float32) is not None
+        else:
+            with pytest.raises(ModelError, match="the file has score.bias"):
+                load_value_model(str(folder), dtype=torch.float32)
+
+
+def test_weights_of_another_shape_are_named_with_both(tmp_path: Path) -> None:
+    path = with_config(tmp_path, intermediate_size=48)
+    with pytest.raises(
+        ModelError, match=r"down_proj.weight has the shape \[64, 64\] in the file, and \[64, 48\] by"
+    ):
+        load_policy(path, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("keys", [{"return_dict": False}, {"output_attentions": True}, {"output_hidden_states": True}])
+def test_what_a_forward_returns_does_not_hang_on_the_config(keys: dict[str, bool], tmp_path: Path) -> None:
+    PolicyModel(load_policy(with_config(tmp_path, **keys), dtype=torch.float32))
+
+
+def test_recomputing_is_refused_where_a_family_cannot() -> None:
+    from rlhf_dist.errors import ConfigError
+
+    spec = ModelSpec(str(folder_of("jetmoe")), "policy", Optimizer(), 10)
+    with pytest.raises(ConfigError, match="learner.gradient_checkpointing is true, but JetMoe.* expected false"):
+        spec.build(Learner(gradient_checkpointing=True))
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "nope"), ("lm_head",), ("gate_up_proj", "down_proj", "up")])
+def test_targets_that_no_module_is_called_are_named(targets: tuple[str, ...]) -> None:
+    from rlhf_dist.errors import ConfigError
+
+    with pytest.raises(
+        ConfigError, match=r"lora.targets (has '(nope|up|gate_up_proj)'|is \['lm_head'\]; expected modules other)"
+    ):
+        ModelSpec(str(folder_of("mistral")), "policy", Optimizer(), 10, lora=Lora(targets=targets)).build(Learner())
+
+
+@pytest.mark.parametrize("start", ["policy", "reward"])
+def test_the_adapter_of_a_reward_model_has_its_head(start: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    from rlhf_dist.learner.adapters import save_adapter
+    from rlhf_dist.learner.published import Merged, collected
+    from rlhf_dist.learner.saving import save_model
+    from tests.learner.test_published import Sharded
+
+    lora = Lora(rank=2)
+    torch.manual_seed(0)
+    module = ModelSpec(str(folder_of("mistral", start)), "value", Optimizer(), 10, lora=lora).build(Learner())
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "lora_B" in name or "score" in name:
+                parameter.normal_(std=0.2)
+    own = {
+        name: each.detach()
+        for name, each in module.classifier.named_parameters()
+        if ".lora_" in name or "score" in name
+    }
+    save_adapter(module.classifier, own, lora, tmp_path / "adapter")
+    weights = Merged(Sharded(module.classifier, lora))
+    state = collected(weights, [name for name, _ in weights.shapes()], dtype=torch.float32, keep=True)
+    save_model(module.classifier, state, tmp_path / "merged")
+    ids = torch.arange(3, 15)[None]
+    trained = module.eval().classifier(ids).logits
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(merged(ids).logits, trained, atol=1e-5, rtol=1e-5)
+    labels = module.classifier.num_labels
+    base = AutoModelForSequenceClassification.from_pretrained(folder_of("mistral", start), num_labels=labels)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(adapted(ids).logits, trained, atol=1e-5, rtol=1e-5)
+
+
+def test_a_reward_model_that_pads_with_its_end_is_saved_to_be_read_at_its_end(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folder_of("mistral", "reward"), folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": 2, "eos_token_id": 2}))
+    module = ModelSpec(str(folder), "value", Optimizer(), 10).build(Learner())
+    assert module.classifier.config.pad_token_id is None
+    ids = torch.tensor([[5, 6, 2]])
+    whole = module.eval().classifier.score(module.classifier.model(ids).last_hidden_state)[0, -1]
+    torch.testing.assert_close(module.classifier(ids).logits[0], whole)

@@ -13,6 +13,7 @@ from rlhf_dist.errors import ModelError
 from rlhf_dist.models import PolicyModel, ValueModel, load_policy, load_value_model, pack
 from rlhf_dist.models import heads as heads_room
 from rlhf_dist.models.heads import OwnFinish
+from rlhf_dist.models.proof import apart
 from rlhf_dist.models.wrapped import RowLayout
 from tests.models.families import folder_of
 from tests.models.test_wrapped import SHAPE
@@ -217,3 +218,27 @@ def test_a_model_that_stays_random_in_training_is_refused(monkeypatch: pytest.Mo
     lm = load_policy(str(folder_of("biogpt")), dtype=torch.float32)
     with pytest.raises(ModelError, match=r"in training mode differs from evaluation mode by .*all dropout off"):
         PolicyModel(lm)
+
+
+@pytest.mark.parametrize("family", ["llama4_text", "deepseek_v4", "minimax_m3_vl_text"])
+def test_blocks_by_place_may_be_longer_than_any_trial(family: str) -> None:
+    """Layers that cut a row into blocks: a sequence must begin where its row does, however short the proof's are."""
+    model = PolicyModel(load_policy(str(folder_of(family)), dtype=torch.float32))
+    assert model.layout is RowLayout.ONE_PER_ROW
+
+
+def test_tolerance_has_the_digits_of_what_is_compared() -> None:
+    theirs = torch.tensor([20.0, -0.5, -torch.inf])
+    assert apart(theirs + torch.tensor([0.0, 0.2, 0.0]), theirs) == pytest.approx(0.01)
+    assert apart(torch.tensor([20.0, -0.5, 3.0]), theirs) == torch.inf
+    assert apart(theirs[:2], theirs) == torch.inf
+    assert apart(torch.tensor([0.1, torch.nan]), torch.tensor([0.0, 0.0])) == torch.inf
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_rounding_in_bf16_is_no_leak(scale: float) -> None:
+    """Rewards of any size keep their packed rows."""
+    classifier = load_value_model(str(folder_of("qwen3", "reward")), dtype=torch.bfloat16)
+    with torch.no_grad():
+        classifier.score.weight.mul_(scale)
+    assert ValueModel(classifier).layout is RowLayout.PACKED
