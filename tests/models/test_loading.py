@@ -242,9 +242,7 @@ def test_a_reward_model_may_keep_its_old_head_but_not_lose_its_own(tmp_path: Pat
 
 def test_weights_of_another_shape_are_named_with_both(tmp_path: Path) -> None:
     path = with_config(tmp_path, intermediate_size=48)
-    with pytest.raises(
-        ModelError, match=r"down_proj.weight has the shape \[64, 64\] in the file, and \[64, 48\] by"
-    ):
+    with pytest.raises(ModelError, match=r"down_proj.weight has the shape \[64, 64\] in the file, and \[64, 48\] by"):
         load_policy(path, dtype=torch.float32)
 
 
