@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rlhf_dist.config import Learner, Lora, Optimizer
-from rlhf_dist.errors import ConfigError
+from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.learner.adapters import adapt
 from rlhf_dist.learner.saving import check_can_be_saved
 from rlhf_dist.models import PolicyModel, ValueModel, load_policy, load_value_model
@@ -42,25 +42,35 @@ class ModelSpec:
             ModelError: the folder holds no such model, its numbers are not its own, or it could not be saved.
             ConfigError: it has no layers for the adapters.
         """
-        module: PolicyModel | ValueModel
-        shared: dict[str, Any] = {"dtype": torch.float32, "attention": settings.attention}
-        if self.kind == "policy":
-            base = self._fitted(load_policy(self.path, **shared), settings)
-            module = PolicyModel(base, temperature=self.temperature, value_head=self.value_head)
-        else:
-            base = load_value_model(self.path, heads=self.heads, new_head=True, **shared)
-            if base.config.pad_token_id == base.config.eos_token_id:
-                base.config.pad_token_id = (
-                    None  # else others would read it before the last token, with which answers end
-                )
-            module = ValueModel(self._fitted(base, settings, also=("score",)), shift=self.shift, scale=self.scale)
+        base = self._fitted(self._loaded(settings), settings)
+        try:
+            module = self._wrapped(base)
+        except ModelError as error:
+            if self.lora is None:
+                raise
+            raise ModelError(f"{error}. It has adapters, lora.targets {list(self.lora.targets)}: try others") from error
         check_can_be_saved(module.inner)
         return module.train()
 
-    def _fitted(self, base: Any, settings: Learner, *, also: tuple[str, ...] = ()) -> Any:
+    def _loaded(self, settings: Learner) -> Any:
+        shared: dict[str, Any] = {"dtype": torch.float32, "attention": settings.attention}
+        if self.kind == "policy":
+            return load_policy(self.path, **shared)
+        base = load_value_model(self.path, heads=self.heads, new_head=True, **shared)
+        if base.config.pad_token_id == base.config.eos_token_id:
+            # Else others would read it before its last token, with which answers end.
+            base.config.pad_token_id = None
+        return base
+
+    def _wrapped(self, base: Any) -> PolicyModel | ValueModel:
+        if self.kind == "policy":
+            return PolicyModel(base, temperature=self.temperature, value_head=self.value_head)
+        return ValueModel(base, shift=self.shift, scale=self.scale)
+
+    def _fitted(self, base: Any, settings: Learner) -> Any:
         """The model with its adapters, and keeping activations or not, before it is wrapped and proves itself."""
         if self.lora is not None:
-            adapt(base, self.lora, also=also)
+            adapt(base, self.lora, also=() if self.kind == "policy" else ("score",))
             if not isinstance(base.get_output_embeddings() or nn.Linear(1, 1), nn.Linear):
                 raise ConfigError(f"lora.targets is {list(self.lora.targets)}; expected modules other than the head")
         if settings.gradient_checkpointing:
