@@ -21,6 +21,7 @@ from rlhf_dist.learner.ppo import Method
 from rlhf_dist.learner.rank import LearnerRank, Loaded, Loss, Now
 from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.models import read_config
+from rlhf_dist.models.fits import positions_of
 from rlhf_dist.models.wrapped import RowLayout
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.weights import Probe
@@ -58,6 +59,8 @@ class LearnerGroup:
         self.models: tuple[str, ...] = ()
         """Names of what is loaded."""
         self._hidden = 1
+        self._positions: int | None = None
+        """Fewest of the models'."""
         self._num_buckets = 0
         self._demonstrations: tuple[Any, ExampleSet] | None = None
         self.num_parameters, self._layout = 0, RowLayout.PACKED
@@ -82,7 +85,9 @@ class LearnerGroup:
             seed: of weights that start at random.
         """
         self.models = tuple(specs)
-        self._hidden = read_config(next(iter(specs.values())).path).get_text_config().hidden_size
+        configs = [read_config(spec.path) for spec in specs.values()]
+        self._hidden = configs[0].get_text_config().hidden_size
+        self._positions = min((found for config in configs if (found := positions_of(config))), default=None)
         loaded: Loaded = self._call(
             "load", specs, logs.log_dir(run_dir), seed, timeout_s=self._timeouts.start, doing="loading models"
         )[0]
@@ -204,7 +209,9 @@ class LearnerGroup:
     @property
     def _budget(self) -> Budget:
         settings = self.settings
-        row_tokens = self._layout.row_tokens(settings.row_tokens, settings.micro_batch_tokens)
+        # Some families' masks are as wide as their positions are many, and a wide row pays for flash attention alone.
+        wanted = min(settings.row_tokens, self._positions or settings.row_tokens)
+        row_tokens = self._layout.row_tokens(wanted, settings.micro_batch_tokens)
         return Budget(len(self.ranks), settings.micro_batch_tokens, row_tokens, self._hidden)
 
     def _example_plan(self, batch: SupervisedBatch) -> list[list[MicroBatch]]:
