@@ -20,6 +20,11 @@ def positions_of(config: Any) -> int | None:
     return None
 
 
+def longest_alike(config: Any) -> int | None:
+    """Longest sequence that a model has room for and treats as it treats shorter ones; None: any."""
+    return min((each for each in (positions_of(config), switching_length(config)) if each is not None), default=None)
+
+
 def counts_places(config: Any) -> bool:
     """Whether some layer cuts a sequence into blocks by the places of its tokens in the row, and not by their positions.
 

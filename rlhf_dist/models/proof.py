@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from rlhf_dist.errors import ModelError
-from rlhf_dist.models.fits import positions_of
+from rlhf_dist.models.fits import longest_alike
 from rlhf_dist.models.packed import PackedBatch, pack
 from rlhf_dist.models.wrapped import RowLayout, WrappedModel
 
@@ -220,7 +220,7 @@ class _Trial:
 def _sequences(inner: Any) -> list[np.ndarray[Any, Any]]:
     """Token ids that a model has rows for, none of them its padding; short enough for it."""
     rows = len(inner.get_input_embeddings().weight)
-    longest = positions_of(inner.config) or max(LENGTHS)
+    longest = longest_alike(inner.config) or max(LENGTHS)
     if rows < 4 or longest < 4:
         raise ModelError(
             f"{inner.config._name_or_path or type(inner).__name__} has {rows} rows of its embedding and {longest} positions; "

@@ -21,7 +21,7 @@ import torch
 from rlhf_dist.errors import ModelError, WeightError
 from rlhf_dist.models import load_policy, load_tokenizer
 from rlhf_dist.models.file_names import take_over
-from rlhf_dist.models.fits import counts_places, positions_of
+from rlhf_dist.models.fits import counts_places, longest_alike
 from rlhf_dist.models.heads import FAMILY_ERRORS
 from rlhf_dist.models.proof import TOLERANCE, apart
 from rlhf_dist.records import Sample, SampleRequest, Sampling
@@ -171,7 +171,7 @@ class TransformersEngine:
         )
 
     def _decodes_as_its_forward(self) -> bool:
-        rows, positions = len(self._lm.get_input_embeddings().weight), positions_of(self._lm.config)
+        rows, positions = len(self._lm.get_input_embeddings().weight), longest_alike(self._lm.config)
         prompts = [tuple(token % rows for token in prompt[: positions and positions - 2]) for prompt in TRIAL]
         groups = [prompts] if self._max_concurrent > 1 else [[prompt] for prompt in prompts]
         tolerance = TOLERANCE.get(self._lm.dtype, 0.1)
