@@ -16,6 +16,7 @@ from rlhf_dist.models.fits import positions_of, switching_length
 from tests.models.families import folder_of
 
 LOWER = "prompts.max_tokens"
+FEW = {"original_max_position_embeddings": 9}
 
 
 class Tokens:
