@@ -180,7 +180,7 @@ def tiles(summary: dict[str, Any]) -> list[Tile]:
     return [
         *found,
         Tile(reward, "reward", "mean of what PPO maximises, first and last iteration"),
-        Tile(shown("{:.1f}", summary["kl_end"]), "KL, nats", "per answer, from the policy that PPO started with"),
+        Tile(shown("{:.1f}", summary["kl_end"]), "KL, nats", "per answer, from the reference policy"),
         Tile(shown("{:.0f}", summary["samples_per_second"]), "samples/s", "over whole iterations, training included"),
         Tile(
             _duration(summary["seconds"]["total"]),

@@ -61,7 +61,8 @@ def config_of_run(run: Path) -> EvaluateConfig:
     """
     ppo = load(PPOConfig, run / CONFIG)
     kept = {
-        name: getattr(ppo, name) for name in ("reward", "safety", "gold_judge", "rollout", "scoring", "seed", "learner")
+        name: getattr(ppo, name)
+        for name in ("reward", "safety", "reference", "gold_judge", "rollout", "scoring", "seed", "learner")
     }
     prompts = ppo.prompts.model_copy(update={"path": ppo.prompts.held_out or ppo.prompts.path, "held_out": None})
     if "target" in read_table(prompts)[0][1]:

@@ -200,7 +200,11 @@ def _train_members(
         for number, member in enumerate(members):
             seed = config.seed + number
             objective = Objective(
-                _examples(config, prepared, learnt, seed), _examples(config, prepared, kept, seed), loss, config
+                _examples(config, prepared, learnt, heads=config.heads, seed=seed),
+                # One weight for all heads: what is measured is not resampled.
+                _examples(config, prepared, kept, heads=1, seed=seed),
+                loss,
+                config,
             )
             spec = ModelSpec(
                 config.model, "value", config.optimizer, objective.steps, heads=config.heads, lora=config.lora
@@ -226,13 +230,15 @@ def _train_members(
     return Outcome(known, rewards, raw, policy, file, len(learnt), steps, f"{size / 1e6:.1f} M parameters")
 
 
-def _examples(config: RewardConfig, prepared: PreparedReward, judged: Sequence[Judged], seed: int) -> ExampleSet:
+def _examples(
+    config: RewardConfig, prepared: PreparedReward, judged: Sequence[Judged], *, heads: int, seed: int
+) -> ExampleSet:
     return judged_set(
         judged,
         prepared.tokens,
         select="answer" if config.scores == "token-mean" else "last",
         coefficients={kind: _coefficient(config, kind) for kind in ("scores", "comparisons", "rankings", "comments")},
-        heads=config.heads,
+        heads=heads,
         seed=seed,
     )
 
