@@ -128,6 +128,22 @@ class PPOJob(ScoringJob):
         """Largest mean difference between the engine's and the learner's probe log-probs, in nats."""
         return self.weights.probe_tolerance or (1e-3 if self.wire_dtype == "float32" else 0.1)
 
+    def idle(self) -> dict[str, str]:
+        """What another setting would have to be there for."""
+        critic, ppo = self.learner.critic, self.ppo
+        head = "expected `learner.policy`, by which a head is trained too"
+        none = "leave it out, since there is no critic"
+        idle = {
+            "learner.value": (critic != "model", head if critic == "value_head" else none),
+            "ppo.value_coef": (critic != "value_head", "expected it beside learner.critic value_head alone"),
+            "ppo.clip_value": (critic == "none", none),
+            "ppo.max_policy_kl": (ppo.epochs == 1, "expected it beside `ppo.epochs` above 1, which it ends"),
+            "ppo.kl_horizon": (ppo.kl_target is None, "expected it beside `ppo.kl_target`"),
+            "ppo.ptx_batch": (ppo.ptx_coef == 0, "expected it beside `ppo.ptx_coef` above 0"),
+            "ppo.stop_on.patience": (ppo.stop_on.gold_drop is None, "expected it beside `ppo.stop_on.gold_drop`"),
+        }
+        return {key: instead for key, (is_idle, instead) in idle.items() if is_idle}
+
     @model_validator(mode="after")
     def _settings_fit_each_other(self) -> Self:
         if self.rollout.truncated:

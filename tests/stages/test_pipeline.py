@@ -57,7 +57,7 @@ def test_a_scenarios_files_are_what_every_stage_expects(name: str, tmp_path: Pat
     ("made", "now", "told"),
     [
         ({"lora": {"rank": 4}}, {}, "made with lora.rank = 4, the config now says None"),
-        ({}, {"lora": {"rank": 4}}, "made with lora = None, the config now says"),
+        ({}, {"lora": {"rank": 4}}, "made with lora.rank = None, the config now says 4"),
         (
             {"data": {"path": "x", "chat_template_kwargs": {"think": True}}},
             {"data": {"path": "x"}},
