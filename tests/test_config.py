@@ -133,6 +133,7 @@ IDLE = {
         "ppo={max_policy_kl: 0.1}": "`ppo.max_policy_kl` is 0.1",
         "ppo.kl_horizon=9999": "expected it beside `ppo.kl_target`",
         "ppo.ptx_batch=3": "expected it beside `ppo.ptx_coef`",
+        "demonstrations={path: d}": "`demonstrations.path` is 'd', .*; expected it beside `ppo.ptx_coef`",
         "ppo.stop_on.patience=2": "expected it beside `ppo.stop_on.gold_drop`",
         "ppo.clip_value=1 + learner.critic=none + advantage={kind: leave_one_out} + rollout.samples_per_prompt=2": "no critic",
     },

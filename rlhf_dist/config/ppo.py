@@ -140,6 +140,7 @@ class PPOJob(ScoringJob):
             "ppo.max_policy_kl": (ppo.epochs == 1, "expected it beside `ppo.epochs` above 1, which it ends"),
             "ppo.kl_horizon": (ppo.kl_target is None, "expected it beside `ppo.kl_target`"),
             "ppo.ptx_batch": (ppo.ptx_coef == 0, "expected it beside `ppo.ptx_coef` above 0"),
+            "demonstrations": (ppo.ptx_coef == 0, "expected it beside `ppo.ptx_coef` above 0"),
             "ppo.stop_on.patience": (ppo.stop_on.gold_drop is None, "expected it beside `ppo.stop_on.gold_drop`"),
         }
         return {key: instead for key, (is_idle, instead) in idle.items() if is_idle}

@@ -33,7 +33,7 @@ CHARTS = (
         "It should rise.",
     ),
     ("Gold score", "reward/gold/mean", "Mean gold score of the sampled answers; training never sees it."),
-    ("KL to the reference", "objective/kl", "How far the policy has moved, in nats per answer."),
+    ("KL to the reference", "objective/kl", "How far the policy is from the reference, in nats per answer."),
     ("Entropy", "actor/entropy", "Mean entropy per token, in nats. A sudden fall means the policy has collapsed."),
     ("Answer length", "response_length/mean", "Tokens per answer."),
     ("Clipped tokens", "actor/pg_clipfrac", "Share of tokens whose probability ratio was clipped."),
