@@ -217,8 +217,8 @@ BREAKS = (
     Break(
         "saving gathers the whole model at once",
         "learner/published.py",
-        "dtype.itemsize, SAVED_BUCKET_BYTES)",
-        "dtype.itemsize, 2**60)",
+        "bucket_bytes=SAVED_BUCKET_BYTES)",
+        "bucket_bytes=2**60)",
         "learner/test_published.py",
     ),
     Break(
