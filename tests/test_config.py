@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rlhf_dist.config import (
     DPOConfig,
@@ -16,7 +17,9 @@ from rlhf_dist.config import (
     dump,
     keys,
     load,
+    override,
 )
+from rlhf_dist.config.files import _apply
 from rlhf_dist.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -72,7 +75,16 @@ BAD = {
     "cluster.placement=colocated + rollout.tensor_parallel=2": "rollout.tensor_parallel 2; expected 1",
     "experience.capacity_rows=3": r"capacity_rows is 3; expected at least \(max_staleness \+ 1\) x batch = 64",
     "ppo.kl_target=1 + ppo.kl_horizon=63": "ppo.kl_horizon is 63; expected at least the 64 samples of an iteration",
-    "ppo.kl_target=1 + ppo.kl_coef=0": "ppo.kl_coef is 0 beside ppo.kl_target 1; expected above 0",
+    "ppo.kl_target=1 + ppo.kl_coef=0": "ppo.kl_coef is 0 beside ppo.kl_target 1; expected 1e-06 to 1000",
+    "ppo.kl_target=1 + ppo.kl_coef=2000": "ppo.kl_coef is 2000 beside ppo.kl_target 1; expected 1e-06 to 1000",
+    "learner.policy.lr=.nan": "`learner.policy.lr` is nan; expected: .*finite number",
+    "ppo.entropy_coef=.inf": "`ppo.entropy_coef` is inf; expected: .*finite number",
+    "safety.cap=-.inf": "`safety.cap` is -inf; expected: .*finite number",
+    "ppo.stop_on.kl_above=.inf": "`ppo.stop_on.kl_above` is inf; expected: .*finite number",
+    "reward=[{path: a, weight: .nan}]": "`reward.0.weight` is nan; expected: .*finite number",
+    "learner.policy.betas=[1.0, 0.9]": "`learner.policy.betas.0` is 1.0; expected: .*less than 1",
+    "reward=[{path: a, weight: -1, combine: min}]": "combine mean beside a weight below 0, found min beside -1",
+    "reward=[{path: a, weight: 0}, {kind: function, name: f, path: 'a:b'}]": "no model that it could start from",
     "ppo.mini_batches=65": r"ppo.mini_batches is 65, more than the 64 prompts",
     "learner.micro_batch_tokens=100": r"micro_batch_tokens is 100; expected at least .* = 640",
     "learner.ranks=65": r"a batch has 64 prompts for learner.ranks 65",
@@ -111,6 +123,68 @@ def test_an_evaluation_refuses_the_names_that_ppo_refuses(tmp_path: Path) -> Non
 def test_value_head_with_a_critic_model_is_a_contradiction(file: Path) -> None:
     with pytest.raises(ConfigError, match="critic names a model but learner.critic is value_head"):
         load(PPOConfig, file, ["critic=c", "learner.critic=value_head"])
+
+
+IDLE = {
+    PPOConfig: {
+        "learner.value.lr=0.1 + learner.critic=value_head": "`learner.value.lr` is 0.1, .*; expected `learner.policy`",
+        "ppo.value_coef=0.9": "`ppo.value_coef` is 0.9, which has no effect here; expected it beside learner.critic value",
+        "ppo.max_policy_kl=0.1": "expected it beside `ppo.epochs` above 1",
+        "ppo={max_policy_kl: 0.1}": "`ppo.max_policy_kl` is 0.1",
+        "ppo.kl_horizon=9999": "expected it beside `ppo.kl_target`",
+        "ppo.ptx_batch=3": "expected it beside `ppo.ptx_coef`",
+        "demonstrations={path: d}": "`demonstrations.path` is 'd', .*; expected it beside `ppo.ptx_coef`",
+        "ppo.stop_on.patience=2": "expected it beside `ppo.stop_on.gold_drop`",
+        "ppo.clip_value=1 + learner.critic=none + advantage={kind: leave_one_out} + rollout.samples_per_prompt=2": "no critic",
+    },
+    SFTConfig: {
+        "learner.policy.lr=0.1": "`learner.policy.lr` is 0.1, which has no effect here; expected `optimizer`",
+        "learner.value.lr=0.1": "expected `optimizer`",
+        "learner.critic=value_head": "only PPO has a critic",
+        "telemetry.trace_iterations=[1]": "only PPO is traced",
+    },
+    RewardConfig: {"rollout.samples_per_prompt=8": "answers each prompt once", "learner.policy.lr=1": "`optimizer`"},
+    DPOConfig: {"learner.policy.lr=0.1": "expected `optimizer`"},
+    EvaluateConfig: {
+        "rollout.samples_per_prompt=8": "`rollout.samples_per_prompt` is 8, which has no effect here; expected `samples`",
+        "prompts.held_out=q": "expected `prompts.path`",
+        "learner.policy.lr=0.1": "nothing is trained",
+        "scoring.reward_workers=2": "one worker scores",
+    },
+}
+ENOUGH = {
+    PPOConfig: MINIMAL,
+    EvaluateConfig: "policies: {a: b}\nprompts: {path: p}\n",
+    **dict.fromkeys((SFTConfig, RewardConfig, DPOConfig), "model: a\n"),
+}
+
+
+@pytest.mark.parametrize(("kind", "changes"), [(kind, each) for kind, cases in IDLE.items() for each in cases])
+def test_what_has_no_effect_is_refused_wherever_it_is_written(kind: type[Job], changes: str, tmp_path: Path) -> None:
+    path, told = tmp_path / "c.yaml", IDLE[kind][changes]
+    path.write_text(ENOUGH[kind])
+    plain = load(kind, path)
+    with pytest.raises(ConfigError, match=f"--set: .*{told}"):
+        load(kind, path, changes.split(" + "))
+    with pytest.raises(ConfigError, match=f"--set: .*{told}"):
+        override(plain, changes.split(" + "))
+    tree = yaml.safe_load(ENOUGH[kind])
+    for each in changes.split(" + "):
+        _apply(tree, each)
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError, match=f"c.yaml: .*{told}"):
+        load(kind, path)
+    # What a run wrote has everything, and is read again.
+    path.write_text(dump(kind.model_validate(tree)))
+    load(kind, path)
+
+
+def test_what_an_override_leaves_without_effect_is_no_mistake_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(MINIMAL + "learner: {value: {lr: 0.1}}\nppo: {epochs: 2, max_policy_kl: 0.1}\n")
+    changed = load(PPOConfig, path, ["learner.critic=value_head", "ppo.epochs=1", "ppo.max_policy_kl=null"])
+    assert changed.learner.critic == "value_head"
+    assert load(PipelineConfig, CONFIGS / "demo.yaml", ["learner.critic=value_head"]).learner.value.lr == 5e-4
 
 
 def test_missing_keys_and_files_are_named(tmp_path: Path) -> None:

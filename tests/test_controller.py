@@ -215,6 +215,8 @@ def test_a_batch_that_is_not_whole_in_time_says_where_its_rows_are() -> None:
         ({}, True),
         ({"ppo": {"epochs": 2}}, False),
         ({"ppo": {"mini_batches": 2}}, False),
+        ({"weights": {"wire_dtype": "bfloat16"}}, False),
+        ({"weights": {"wire_dtype": "float32"}}, True),
         ({"rollout": {"temperature": 0.7}}, True),
     ],
 )

@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from rlhf_dist.algorithms.bounds import LEAST, MOST
+
 
 def k1(log_probs: torch.Tensor, ref_log_probs: torch.Tensor) -> torch.Tensor:
     """Log p - log q on samples of p: unbiased estimate of KL(p, q) (Schulman 2020, "Approximating KL Divergence")."""
@@ -28,10 +30,6 @@ def shaped_rewards(rewards: torch.Tensor, kl: torch.Tensor, *, coefficient: floa
     """
     assert rewards.shape == kl.shape, (rewards.shape, kl.shape)
     return rewards - coefficient * kl
-
-
-LEAST, MOST = 1e-6, 1e3
-"""Between which an adaptive coefficient stays: from either end it finds back, from 0 or infinity it never would."""
 
 
 class AdaptiveKL:

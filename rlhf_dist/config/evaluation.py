@@ -35,3 +35,17 @@ class EvaluateConfig(ScoringJob):
                 f"measures is {list(self.measures)}, but target is null; expected the column with the targets"
             )
         return self
+
+    def idle(self) -> dict[str, str]:
+        """Of the sections that are PPO's too."""
+        untrained = "leave it out, since nothing is trained"
+        return {
+            "learner.policy": untrained,
+            "learner.value": untrained,
+            "learner.critic": untrained,
+            "telemetry.trace_iterations": "leave it out, since only PPO is traced",
+            "rollout.samples_per_prompt": "expected `samples`",
+            "prompts.held_out": "expected `prompts.path`, the prompts that are answered",
+            "scoring.reward_workers": "leave it out, since one worker scores",
+            "scoring.reference_workers": "leave it out, since one worker scores",
+        }

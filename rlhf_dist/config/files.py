@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from rlhf_dist.config.job import Job
 from rlhf_dist.errors import ConfigError
 
 C = TypeVar("C", bound=BaseModel)
@@ -36,12 +38,14 @@ def load(kind: type[C], path: Path, overrides: list[str] | None = None) -> C:
     """
     tree = _read_yaml(path)
     _move(tree)
+    alone = copy.deepcopy(tree)
     for override in overrides or []:
         _apply(tree, override)
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(kind, path, item) for item in error.errors())) from None
+    config = _validated(kind, tree, path)
+    _refuse_idle(config, overrides or [])
+    if not Job.model_fields.keys() <= alone.keys():  # else a run has written it, with everything that is not used too
+        _refuse_idle_file(kind, path, alone)
+    return config
 
 
 def override(config: C, overrides: list[str]) -> C:
@@ -53,10 +57,9 @@ def override(config: C, overrides: list[str]) -> C:
     tree = config.model_dump(mode="json")
     for each in overrides:
         _apply(tree, each)
-    try:
-        return type(config).model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(type(config), Path("--set"), item) for item in error.errors())) from None
+    changed = _validated(type(config), tree, Path("--set"))
+    _refuse_idle(changed, overrides)
+    return changed
 
 
 def dump(config: BaseModel) -> str:
@@ -70,6 +73,38 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
+
+
+def _validated(kind: type[C], tree: dict[str, Any], path: Path) -> C:
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(kind, path, item) for item in error.errors())) from None
+
+
+def _refuse_idle(config: BaseModel, overrides: Sequence[str]) -> None:
+    """Refuse overrides that change nothing."""
+    written: dict[str, Any] = {}
+    for override in overrides:
+        _apply(written, override)
+    _check_effect(config, written, "--set")
+
+
+def _refuse_idle_file(kind: type[BaseModel], path: Path, tree: dict[str, Any]) -> None:
+    """Refuse keys that change nothing by the file itself: what only an override makes idle is no mistake of the file's."""
+    try:
+        config = kind.model_validate(tree)
+    except ValidationError:
+        return  # whole with its overrides only
+    _check_effect(config, tree, str(path))
+
+
+def _check_effect(config: BaseModel, written: Mapping[str, Any], where: str) -> None:
+    idle = config.idle() if isinstance(config, Job) else {}
+    for key, value in flat(written).items():
+        for without, instead in idle.items():
+            if value is not None and f"{key}.".startswith(f"{without}."):
+                raise ConfigError(f"{where}: `{key}` is {value!r}, which has no effect here; {instead}")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

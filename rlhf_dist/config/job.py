@@ -28,6 +28,10 @@ class Job(Section):
     def _in_its_own_folder(cls, tree: Any) -> Any:
         return {"run_dir": f"runs/{cls.folder}", **tree} if isinstance(tree, dict) else tree
 
+    def idle(self) -> dict[str, str]:
+        """Keys, each with all below it, that do nothing in this config, and what to do instead; `load` refuses them."""
+        return {}
+
 
 class ScoringJob(Job):
     """A stage whose policies answer prompts, and whose answers are scored."""

@@ -6,9 +6,10 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rlhf_dist.algorithms.bounds import LEAST, MOST
 from rlhf_dist.config.job import ScoringJob
 from rlhf_dist.config.method import Advantage, Clip, Gae, Surrogate
-from rlhf_dist.config.rewards import GOLD, Rewards, check_names
+from rlhf_dist.config.rewards import GOLD, ModelReward, Rewards, check_names
 from rlhf_dist.config.sections import Prompts, Section, Weights
 from rlhf_dist.config.supervised import Demonstrations
 
@@ -78,7 +79,7 @@ class PPOJob(ScoringJob):
         description="Hugging Face folder or name of the reward model, or a list of rewards that are added up",
     )
     prompts: Prompts = Field(description="prompts")
-    critic: str | None = Field(None, description="the critic's start; null: the first reward model")
+    critic: str | None = Field(None, description="the critic's start; null: the first reward model with a weight")
     demonstrations: Demonstrations | None = Field(None, description="what PPO-ptx goes on imitating (ppo.ptx_coef)")
     checkpoint_every: int = Field(
         0,
@@ -99,7 +100,8 @@ class PPOJob(ScoringJob):
     @property
     def ratio_is_one(self) -> bool:
         """Whether the only optimiser step of an iteration sees the very policy that generated the samples."""
-        return self.ppo.epochs * self.ppo.mini_batches == 1 and self.experience.max_staleness == 0
+        one_step = self.ppo.epochs * self.ppo.mini_batches == 1
+        return one_step and self.experience.max_staleness == 0 and self.wire_dtype == self.learner.dtype
 
     @property
     def max_sequence(self) -> int:
@@ -125,6 +127,23 @@ class PPOJob(ScoringJob):
     def probe_tolerance(self) -> float:
         """Largest mean difference between the engine's and the learner's probe log-probs, in nats."""
         return self.weights.probe_tolerance or (1e-3 if self.wire_dtype == "float32" else 0.1)
+
+    def idle(self) -> dict[str, str]:
+        """What another setting would have to be there for."""
+        critic, ppo = self.learner.critic, self.ppo
+        head = "expected `learner.policy`, by which a head is trained too"
+        none = "leave it out, since there is no critic"
+        idle = {
+            "learner.value": (critic != "model", head if critic == "value_head" else none),
+            "ppo.value_coef": (critic != "value_head", "expected it beside learner.critic value_head alone"),
+            "ppo.clip_value": (critic == "none", none),
+            "ppo.max_policy_kl": (ppo.epochs == 1, "expected it beside `ppo.epochs` above 1, which it ends"),
+            "ppo.kl_horizon": (ppo.kl_target is None, "expected it beside `ppo.kl_target`"),
+            "ppo.ptx_batch": (ppo.ptx_coef == 0, "expected it beside `ppo.ptx_coef` above 0"),
+            "demonstrations": (ppo.ptx_coef == 0, "expected it beside `ppo.ptx_coef` above 0"),
+            "ppo.stop_on.patience": (ppo.stop_on.gold_drop is None, "expected it beside `ppo.stop_on.gold_drop`"),
+        }
+        return {key: instead for key, (is_idle, instead) in idle.items() if is_idle}
 
     @model_validator(mode="after")
     def _settings_fit_each_other(self) -> Self:
@@ -162,10 +181,10 @@ class PPOJob(ScoringJob):
     def _coefficient_can_adapt(self) -> Self:
         if self.ppo.kl_target is None:
             return self
-        if self.ppo.kl_coef == 0:
+        if not LEAST <= self.ppo.kl_coef <= MOST:
             raise ValueError(
-                f"ppo.kl_coef is 0 beside ppo.kl_target {self.ppo.kl_target:g}; expected above 0, since the adaptive "
-                "coefficient starts there and is only ever multiplied"
+                f"ppo.kl_coef is {self.ppo.kl_coef:g} beside ppo.kl_target {self.ppo.kl_target:g}; expected {LEAST:g} to "
+                f"{MOST:g}, between which the adaptive coefficient stays"
             )
         if self.ppo.kl_horizon < self.batch_samples:
             raise ValueError(
@@ -199,7 +218,7 @@ class PPOJob(ScoringJob):
             raise ValueError("reward has no component with a weight; expected at least one that is not 0")
         if self.ppo.stop_on.gold_drop is not None and not self.watches_gold:
             raise ValueError(f"ppo.stop_on.gold_drop needs a gold_judge, or a reward of weight 0 named {GOLD!r}")
-        if self.critic is None and self.learner.critic == "model" and self.reward_models == ():
+        if self.critic is None and self.learner.critic == "model" and self.critic_reward is None:
             raise ValueError(
                 "critic is null and reward has no model that it could start from; expected a critic, or learner.critic "
                 "value_head"
@@ -210,6 +229,11 @@ class PPOJob(ScoringJob):
     def reward_models(self) -> tuple[str, ...]:
         """Folders of the reward models."""
         return tuple(reward.path for reward in self.reward if reward.kind == "model")
+
+    @property
+    def critic_reward(self) -> ModelReward | None:
+        """The model that a critic starts as, unless `critic` names another: one of weight 0 says nothing of the returns."""
+        return next((reward for reward in self.reward if reward.kind == "model" and reward.weight), None)
 
     @property
     def watches_gold(self) -> bool:

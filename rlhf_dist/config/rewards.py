@@ -24,7 +24,7 @@ class OneReward(Section):
     """One of the rewards that are added up."""
 
     name: str = Field(pattern=NAME, description="under which it is logged")
-    weight: float = Field(1.0, allow_inf_nan=False, description="in the weighted sum; 0: only logged")
+    weight: float = Field(1.0, description="in the weighted sum; 0: only logged")
 
 
 class ModelReward(OneReward):
@@ -38,6 +38,15 @@ class ModelReward(OneReward):
     )
     std_coef: float = Field(1.0, ge=0, description="c of mean - c std (Coste et al. 2024, arXiv:2310.02743)")
     normalise: bool = Field(True, description="by the mean and std that the folder's reward.json holds, if it does")
+
+    @model_validator(mode="after")
+    def _disagreement_costs(self) -> ModelReward:
+        if self.weight < 0 and self.combine != "mean":
+            raise ValueError(
+                f"combine mean beside a weight below 0, found {self.combine} beside {self.weight:g}, which would reward an "
+                "ensemble's disagreement"
+            )
+        return self
 
 
 class FunctionReward(OneReward):
@@ -78,7 +87,7 @@ class Safety(Section):
 
     forbidden: tuple[str, ...] = Field((), description="regular expressions that must not match anywhere")
     required: tuple[str, ...] = Field((), description="regular expressions that must match somewhere")
-    shortest: int = Field(0, ge=0, description="fewest tokens of an answer")
+    shortest: int = Field(0, ge=0, description="fewest tokens of an answer, its end among them: 2 refuses an empty one")
     longest: int | None = Field(None, ge=1, description="most tokens of an answer; null: no bound")
     classifier: str | None = Field(
         None, description="Hugging Face folder of a text classifier with a label `unsafe` (one label: its probability)"

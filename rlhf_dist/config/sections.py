@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
-    """A frozen part of the config that refuses unknown keys."""
+    """A frozen part of the config that refuses unknown keys, and numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataFile(Section):
@@ -113,11 +113,14 @@ class Scoring(Section):
     threads: int = Field(1, ge=1, description="CPU threads per scoring worker, where there is no GPU")
 
 
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Optimizer(Section):
     """AdamW and its schedule."""
 
     lr: float = Field(1e-6, gt=0, le=1, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decay rates")
+    betas: tuple[DecayRate, DecayRate] = Field((0.9, 0.95), description="AdamW's moment decay rates")
     eps: float = Field(1e-8, gt=0, description="AdamW's denominator offset")
     weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this global norm")

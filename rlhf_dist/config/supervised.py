@@ -55,7 +55,21 @@ class SFT(Training):
     data: Demonstrations = Demonstrations()
 
 
-class SFTConfig(SFT, Job):
+class SupervisedJob(Job):
+    """A stage that learns from data, with one optimiser and without a critic."""
+
+    def idle(self) -> dict[str, str]:
+        """Of the sections that are PPO's too."""
+        optimizer = "expected `optimizer`, by which this stage trains"
+        return {
+            "learner.policy": optimizer,
+            "learner.value": optimizer,
+            "learner.critic": "leave it out, since only PPO has a critic",
+            "telemetry.trace_iterations": "leave it out, since only PPO is traced",
+        }
+
+
+class SFTConfig(SFT, SupervisedJob):
     """One fine-tuning run."""
 
     folder: ClassVar[str] = "sft"
@@ -132,7 +146,7 @@ class RewardModel(FeedbackTraining):
     normalise_on: int = Field(256, ge=2, description="answers of the policy from which mean and std are taken")
 
 
-class RewardConfig(RewardModel, Job):
+class RewardConfig(RewardModel, SupervisedJob):
     """One reward-model run."""
 
     folder: ClassVar[str] = "reward"
@@ -152,6 +166,15 @@ class RewardConfig(RewardModel, Job):
             raise ValueError("data has comments, but comment_judge is null; expected a model that reads them")
         return self
 
+    def idle(self) -> dict[str, str]:
+        """Beside those, of how the policy is asked."""
+        return {
+            **super().idle(),
+            "rollout.samples_per_prompt": "leave it out, since the policy answers each prompt once",
+            "prompts.held_out": "expected `held_out`, the share of the judgements",
+            "prompts.held_out_limit": "expected `normalise_on`, the number of answers",
+        }
+
 
 class DPO(FeedbackTraining):
     """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) on comparisons."""
@@ -162,7 +185,7 @@ class DPO(FeedbackTraining):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be wrong (sigmoid loss)")
 
 
-class DPOConfig(DPO, Job):
+class DPOConfig(DPO, SupervisedJob):
     """One DPO run."""
 
     folder: ClassVar[str] = "dpo"

@@ -61,10 +61,15 @@ def wilson(rate: float, n: int) -> Interval:
     return Interval(rate, float(np.mean([each.low for each in both])), float(np.mean([each.high for each in both])))
 
 
+def rate_interval(labels: Sequence[float], *, seed: int = 0) -> Interval:
+    """Mean of values between 0 and 1, one per prompt, with an interval that is also right where all are alike."""
+    return interval(labels, seed=seed) if len(set(labels)) != 1 else wilson(labels[0], len(labels))
+
+
 def win_rate(labels: Sequence[float], *, seed: int = 0) -> WinRate:
     """Of one value per prompt: 1 for a win, 0 for a loss, between for a tie or a divided vote."""
     return WinRate(
-        interval(labels, seed=seed) if len(set(labels)) != 1 else wilson(labels[0], len(labels)),
+        rate_interval(labels, seed=seed),
         wins=sum(label > 0.5 for label in labels),
         ties=sum(label == 0.5 for label in labels),
         losses=sum(label < 0.5 for label in labels),

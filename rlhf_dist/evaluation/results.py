@@ -11,7 +11,7 @@ import numpy as np
 
 from rlhf_dist.config import GOLD, UNSAFE, EvaluateConfig
 from rlhf_dist.evaluation import texts
-from rlhf_dist.evaluation.intervals import Interval, WinRate, interval, win_rate
+from rlhf_dist.evaluation.intervals import Interval, WinRate, interval, rate_interval, win_rate
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def result_of(one: ScoredAnswers, first: ScoredAnswers, targets: Sequence[str], 
     means = {"length": [float(n) for n in one.lengths]}
     if one.kl is not None:
         means["kl"] = one.kl
-    if config.reward:
+    if any(reward.weight for reward in config.reward):  # else there is no sum, and all zeros would be ties
         means["reward"] = one.rewards
     means |= {name: one.parts[name] for name in (GOLD, UNSAFE) if name in one.parts}
     wins = {}
@@ -68,9 +68,11 @@ def result_of(one: ScoredAnswers, first: ScoredAnswers, targets: Sequence[str], 
         "perplexity": _perplexity(one),
         **_against_targets(one.answers, targets, config),
     }
-    return Result(
-        one.name, {name: interval(per_prompt(v), seed=config.seed) for name, v in means.items()}, figures, wins
-    )
+    bounded = {
+        name: (rate_interval if name == UNSAFE else interval)(per_prompt(values), seed=config.seed)
+        for name, values in means.items()
+    }
+    return Result(one.name, bounded, figures, wins)
 
 
 def _perplexity(one: ScoredAnswers) -> float:

@@ -14,15 +14,19 @@ SELF_BLEU_TEXTS = 200
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams over all n-grams of words, over all texts (Li et al. 2016, arXiv:1510.03055, section 5.2); 0 of none."""
+    """Distinct n-grams over all n-grams of words, over all texts (Li et al. 2016, arXiv:1510.03055, section 5.2); NaN of none."""
     grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
+    return len(set(grams)) / len(grams) if grams else math.nan
 
 
 def self_bleu(texts: Sequence[str]) -> float:
-    """Mean BLEU of each against all others, 0 to 100; lower is more varied; NaN of one (Zhu et al. 2018, arXiv:1802.01886)."""
+    """Mean BLEU of each against all others, 0 to 100; lower is more varied (Zhu et al. 2018, arXiv:1802.01886).
+
+    Texts without a word, which are like none and like all, are left out; NaN of fewer than two.
+    """
     from sacrebleu.metrics.bleu import BLEU
 
+    texts = [text for text in texts if text.split()]
     chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(len(texts), SELF_BLEU_TEXTS)).astype(int)]
     if len(chosen) < 2:
         return math.nan

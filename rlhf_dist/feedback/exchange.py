@@ -127,7 +127,7 @@ def _argilla(where: str, record: Any) -> list[dict[str, Any]]:
     """Argilla 2: fields by name; responses by question, each a list of {value, user_id}."""
     fields, responses = _part(where, record, "fields"), _part(where, record, "responses")
     told = [
-        (question, response.get("value"), str(response.get("user_id", "")))
+        (question, response.get("value"), str(response.get("user_id") or ""))
         for question, given in responses.items()
         for response in given
     ]
@@ -141,7 +141,7 @@ def _label_studio(where: str, record: Any) -> list[dict[str, Any]]:
         if annotation.get("was_cancelled"):
             continue
         who = annotation.get("completed_by")
-        name = str(who.get("email") or who.get("id")) if isinstance(who, dict) else str(who)
+        name = str((who.get("email") or who.get("id") or "") if isinstance(who, dict) else "" if who is None else who)
         for result in annotation.get("result") or []:
             value = result.get("value") or {}
             said = value.get("selected") or value.get("choices") or value.get("rating") or value.get("text")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,10 @@ from rlhf_dist.models import PackedBatch
 
 PPO_KL = "actor/ppo_kl"
 """KL of the old to the new policy, per token, over the whole update; `max_policy_kl` bounds each epoch's own."""
+PROBS_DIFF = "training/rollout_probs_diff_mean"
+"""Distance of the engine's and the learner's probabilities of a token, before the first step, over the whole batch."""
+ROUNDING = 1e-12
+"""Variance over squared mean, up to which fp32 returns are all the same."""
 Also = Callable[[int], tuple[float, float]]
 """Adds gradients of another loss to the policy's before the optimiser step of that number; its sum, and its tokens."""
 
@@ -99,6 +104,10 @@ def update(
     _look_back(models, everything, reuse_rollout_log_probs)
     _estimate_advantages(everything, method.estimator, settings, kl_coef, ranks)
     _record_batch(recorder, everything, kl_coef)
+    if not reuse_rollout_log_probs:  # else the only step knows the learner's own
+        for micro in everything:
+            told = _probs_difference(micro.log_probs, micro.rollout_log_probs)
+            recorder.means(micro.log_probs.numel(), {PROBS_DIFF: told})
     step = 0
     for epoch in range(settings.epochs):
         began = recorder.sum_of(PPO_KL)
@@ -119,8 +128,16 @@ def update(
             # Of this epoch alone: earlier ones, the first step's 0 above all, would hide how far the policy is now.
             total, count = ranks.sum(recorder.sum_of(PPO_KL) - began)
             if total / count > settings.max_policy_kl:
+                _skip(models, settings.epochs * len(mini_batches) - step)
                 break
     return recorder.result()
+
+
+def _skip(models: Models, steps: int) -> None:
+    """Let the schedules of what is trained be where the steps that are left out would have brought them."""
+    for model in (models.policy, models.critic):
+        if model is not None:
+            model.skip(steps)
 
 
 @torch.no_grad()
@@ -178,18 +195,19 @@ def _accumulate(
     Without `old` log-probs the ratio is 1 by construction.
     """
     log_probs, entropy, head = models.policy(micro.packed, entropy_grad=settings.entropy_coef > 0)
+    reused = old is None
     old = log_probs.detach() if old is None else old
     pg_loss, sums = surrogate(log_probs, old, micro.advantages, micro.lengths)
     loss = pg_loss - settings.entropy_coef * entropy.sum() if settings.entropy_coef > 0 else pg_loss
     log_ratio = (log_probs - old).detach()
-    difference = (log_probs.detach().exp() - micro.rollout_log_probs.exp()).abs()
     found = {
         "actor/pg_loss": pg_loss,
         **{f"actor/{name}": value for name, value in sums.items()},
         PPO_KL: (torch.expm1(log_ratio) - log_ratio).sum(),
         "actor/entropy": entropy.sum(),
-        "training/rollout_probs_diff_mean": difference.sum() if recorder.steps == 0 else None,
     }
+    if reused:
+        found[PROBS_DIFF] = _probs_difference(log_probs.detach(), micro.rollout_log_probs)
     if micro.returns is not None and micro.values is not None:
         if models.critic is not None:
             models.policy.backward(loss * scale)
@@ -203,6 +221,11 @@ def _accumulate(
     else:
         models.policy.backward(loss * scale)
     recorder.means(log_probs.numel(), found)
+
+
+def _probs_difference(log_probs: torch.Tensor, rollout_log_probs: torch.Tensor) -> torch.Tensor:
+    """Sum over tokens of the distance of two probabilities of each."""
+    return (log_probs.exp() - rollout_log_probs.exp()).abs().sum()
 
 
 def _record_batch(recorder: _Recorder, micros: Sequence[PackedExperience], kl_coef: float) -> None:
@@ -236,18 +259,16 @@ class _Recorder:
         self.counts: dict[str, float] = defaultdict(float)
         self.metrics: dict[str, float] = {}
         self.variance = torch.zeros(6, dtype=torch.float64)
-        self.steps = 0
 
-    def means(self, count: float, sums: Mapping[str, torch.Tensor | None]) -> None:
+    def means(self, count: float, sums: Mapping[str, torch.Tensor]) -> None:
         for name, value in sums.items():
-            if value is not None:
-                self.sums[name] += float(value.detach())
-                self.counts[name] += count
+            self.sums[name] += float(value.detach())
+            self.counts[name] += count
 
     def step(self, model: str, facts: dict[str, float]) -> None:
-        self.steps += 1
-        for name, value in facts.items():
-            self.metrics[f"{model}/{name}"] = value
+        """Take what an optimiser step says: the gradient's norm is a mean over the steps, the learning rate the last one's."""
+        self.means(1.0, {f"{model}/grad_norm": torch.tensor(facts["grad_norm"], dtype=torch.float64)})
+        self.metrics[f"{model}/lr"] = facts["lr"]
 
     def sum_of(self, name: str) -> torch.Tensor:
         """This rank's sum so far, and its count, float64 [2]."""
@@ -264,7 +285,8 @@ class _Recorder:
 
 
 def _explained(moments_of: torch.Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns)."""
+    """1 - Var(returns - values) / Var(returns); NaN where returns vary by rounding alone."""
     (n, error, error2), (_, returns, returns2) = moments_of
-    variance = returns2 / n - (returns / n) ** 2
-    return float(1.0 - (error2 / n - (error / n) ** 2) / variance) if variance > 0 else 0.0
+    mean = returns / n
+    variance = returns2 / n - mean**2
+    return float(1.0 - (error2 / n - (error / n) ** 2) / variance) if variance > ROUNDING * mean**2 else math.nan

@@ -15,7 +15,7 @@ from rlhf_dist.config import Lora, Optimizer
 from rlhf_dist.errors import RunError
 from rlhf_dist.learner import optimizer_state
 from rlhf_dist.learner.adapters import is_adapter
-from rlhf_dist.learner.schedule import schedule_of
+from rlhf_dist.learner.schedule import move_to, schedule_of
 from rlhf_dist.models import PolicyModel, ValueModel
 
 
@@ -102,6 +102,10 @@ class TrainedModel:
                 "loss was NaN or infinite: look for it in the samples' log-probs and scores, or lower the learning rate"
             )
         return {"grad_norm": float(norm), "lr": float(lr)}
+
+    def skip(self, steps: int) -> None:
+        """Leave optimiser steps out: the schedule goes on where they would have brought it."""
+        move_to(self.lr, self.lr.last_epoch + steps)
 
     def _clip(self) -> None:
         """What DeepSpeed calls without ZeRO in fp32, where it forgets the norm."""

@@ -18,7 +18,7 @@ def model_folders(config: PPOConfig) -> dict[str, tuple[str, ...]]:
         for path in config.reward_models
         for member in read_reward_file(path).members
     )
-    critic = config.critic or (config.reward_models[0] if config.reward_models else config.policy)
+    critic = config.critic or (config.critic_reward.path if config.critic_reward else config.policy)
     return {
         "policy": (config.policy,),
         "reference": (config.reference or config.policy,),

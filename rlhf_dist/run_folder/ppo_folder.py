@@ -111,9 +111,9 @@ def over_optimisation(rows: Sequence[Mapping[str, float]]) -> list[Passage]:
 
     best = max(range(len(seen)), key=lambda number: seen[number][GOLD_MEAN])
     text = (
-        "What PPO maximises, and the gold score that it does not see, each against the root of the KL to the reference. Where "
-        "the first goes on rising and the second falls, the reward model is being gamed. The gold score is highest "
-        f"({seen[best][GOLD_MEAN]:.3f}) in iteration {best + 1} at {seen[best]['objective/kl']:.2f} nats, and "
+        "The score by all rewards and rules, and the gold score that PPO does not see, each against the root of the KL to "
+        "the reference. Where the first goes on rising and the second falls, the reward model is being gamed. The gold "
+        f"score is highest ({seen[best][GOLD_MEAN]:.3f}) in iteration {best + 1} at {seen[best]['objective/kl']:.2f} nats, and "
         f"{seen[-1][GOLD_MEAN]:.3f} in the last at {seen[-1]['objective/kl']:.2f} nats."
     )
     return [

@@ -29,10 +29,11 @@ CHARTS = (
     (
         "Reward",
         "critic/score/mean",
-        "Mean score of the sampled answers, by everything that PPO maximises. It should rise.",
+        "Mean score of the sampled answers, by all rewards and rules, before ppo.score_clip and ppo.missing_eos_penalty. "
+        "It should rise.",
     ),
     ("Gold score", "reward/gold/mean", "Mean gold score of the sampled answers; training never sees it."),
-    ("KL to the reference", "objective/kl", "How far the policy has moved, in nats per answer."),
+    ("KL to the reference", "objective/kl", "How far the policy is from the reference, in nats per answer."),
     ("Entropy", "actor/entropy", "Mean entropy per token, in nats. A sudden fall means the policy has collapsed."),
     ("Answer length", "response_length/mean", "Tokens per answer."),
     ("Clipped tokens", "actor/pg_clipfrac", "Share of tokens whose probability ratio was clipped."),
@@ -179,8 +180,8 @@ def tiles(summary: dict[str, Any]) -> list[Tile]:
     reward = _from_to(summary["reward_start"], summary["reward_end"])
     return [
         *found,
-        Tile(reward, "reward", "mean of what PPO maximises, first and last iteration"),
-        Tile(shown("{:.1f}", summary["kl_end"]), "KL, nats", "per answer, from the policy that PPO started with"),
+        Tile(reward, "reward", "mean score by all rewards and rules, first and last iteration"),
+        Tile(shown("{:.1f}", summary["kl_end"]), "KL, nats", "per answer, from the reference policy"),
         Tile(shown("{:.0f}", summary["samples_per_second"]), "samples/s", "over whole iterations, training included"),
         Tile(
             _duration(summary["seconds"]["total"]),

@@ -129,8 +129,10 @@ def _check_finite(keys: Sequence[RowKey], columns: dict[str, list[Any]], writer:
     for name, values in columns.items():
         for key, value in zip(keys, values, strict=True):
             numbers = [*dict(value).values()] if name == "score_parts" else value
-            if not np.isfinite(numbers).all():
+            with np.errstate(over="ignore"):
+                stored = np.asarray(numbers, np.float32)  # as columns are: 1e39 is finite, and infinite there
+            if not np.isfinite(stored).all():
                 raise RewardError(
                     f"{writer} gave {name} {value} for prompt {key.prompt_id}, answer {key.sample_index}, iteration "
-                    f"{key.iteration}; expected finite numbers"
+                    f"{key.iteration}; expected finite numbers, as float32"
                 )

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from rlhf_dist.config import PPOConfig, flat
+from rlhf_dist.config import Job, PPOConfig, flat
 from rlhf_dist.errors import ConfigError
 
 LEARNT_FROM = "what the checkpoint has learnt from"
@@ -54,7 +54,7 @@ def check_changes(before: PPOConfig, now: PPOConfig, *, where: str) -> None:
                 )
 
 
-def changes(before: PPOConfig, now: PPOConfig) -> Iterator[tuple[str, Any, Any]]:
+def changes(before: Job, now: Job) -> Iterator[tuple[str, Any, Any]]:
     """Dotted key, earlier and present value of every setting that differs; a path that is spelt differently does not."""
     old, new = (flat(config.model_dump(mode="json")) for config in (before, now))
     for key in [*old, *(key for key in new if key not in old)]:

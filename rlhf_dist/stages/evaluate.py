@@ -61,7 +61,8 @@ def config_of_run(run: Path) -> EvaluateConfig:
     """
     ppo = load(PPOConfig, run / CONFIG)
     kept = {
-        name: getattr(ppo, name) for name in ("reward", "safety", "gold_judge", "rollout", "scoring", "seed", "learner")
+        name: getattr(ppo, name)
+        for name in ("reward", "safety", "reference", "gold_judge", "rollout", "scoring", "seed", "learner")
     }
     prompts = ppo.prompts.model_copy(update={"path": ppo.prompts.held_out or ppo.prompts.path, "held_out": None})
     if "target" in read_table(prompts)[0][1]:
@@ -120,9 +121,10 @@ def passage(results: Sequence[Result], *, prompts: int, samples: int, truncated:
     head, rows = table(results)
     text = (
         f"{prompts} prompts, {samples} answer{'s' if samples > 1 else ''} each. Wins: how often an answer is better than "
-        f"{results[0].name}'s, ties counting half. In brackets 95% intervals by bootstrap over prompts. KL to the "
-        "reference is that of the distributions that answers are drawn from (rollout.temperature), perplexity is under the "
-        "reference at temperature 1; distinct-n is the share of n-grams that differ, self-BLEU how alike answers are."
+        f"{results[0].name}'s, ties counting half. In brackets 95% intervals by bootstrap over prompts, Wilson's of "
+        "a rate that is the same for all. KL to the reference is that of the distributions that answers are drawn from "
+        "(rollout.temperature), perplexity is under the reference at temperature 1; distinct-n is the share of n-grams that "
+        "differ, self-BLEU how alike answers are."
     )
     if truncated:
         text += (

@@ -20,7 +20,6 @@ from rlhf_dist.config import (
     RewardConfig,
     SFTConfig,
     dump,
-    flat,
     load,
 )
 from rlhf_dist.config.pipeline import OWN_REWARD
@@ -33,6 +32,7 @@ from rlhf_dist.run_folder.names import CONFIG, SUMMARY
 from rlhf_dist.run_folder.ppo_folder import PPOFolder
 from rlhf_dist.stages import ppo as rl
 from rlhf_dist.stages import reward, sft
+from rlhf_dist.stages.changes import changes
 from rlhf_dist.stages.resume import check_settings
 from rlhf_dist.stages.stage import SharingStage
 from rlhf_dist.stages.supervised import encoder_of, learner_of
@@ -190,10 +190,9 @@ def _check_unchanged(file: Path, config: Job, of: tuple[str, ...] = ("",)) -> No
     """Compare settings with those that a folder was made with, if it was: all, or those under some sections."""
     if not file.exists():
         return
-    before, now = (flat(each.model_dump(mode="json")) for each in (load(type(config), file), config))
-    for key in now:
-        if key.startswith(of) and before.get(key) != now[key]:
+    for key, before, now in changes(load(type(config), file), config):
+        if key.startswith(of):
             raise ConfigError(
-                f"{file.parent} was made with {key} = {before.get(key)!r}, the config now says {now[key]!r}; expected the "
-                "same. Delete the folder to make it again, or name another --run-dir"
+                f"{file.parent} was made with {key} = {before!r}, the config now says {now!r}; expected the same. Delete the "
+                "folder to make it again, or name another --run-dir"
             )

@@ -34,7 +34,7 @@ from rlhf_dist.stages.fitting import check_stage
 from rlhf_dist.stages.generation import answers_to, generating
 from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.reward_loss import RewardLoss
-from rlhf_dist.stages.reward_passages import Outcome, passages
+from rlhf_dist.stages.reward_passages import ALIKE, Outcome, passages
 from rlhf_dist.stages.supervised import (
     Objective,
     check_fits,
@@ -193,15 +193,12 @@ def _train_members(
     away = held_out([repr(one.prompt) for one in judged], config.held_out)
     learnt = [one for one, out in zip(judged, away, strict=True) if not out]
     kept = [one for one, out in zip(judged, away, strict=True) if out]
-    loss = RewardLoss(config.compare_scale, config.margin, config.centre_coef)
     said, said_of_policy, steps, size = [], [], 0, 0
     members = tuple("." if member == 0 else f"member-{member}" for member in range(config.models))
     with complete_or_absent(folder.path / OUTPUT) as aside:
         for number, member in enumerate(members):
             seed = config.seed + number
-            objective = Objective(
-                _examples(config, prepared, learnt, seed), _examples(config, prepared, kept, seed), loss, config
-            )
+            objective = _objective(config, prepared, (learnt, kept), seed)
             spec = ModelSpec(
                 config.model, "value", config.optimizer, objective.steps, heads=config.heads, lora=config.lora
             )
@@ -226,13 +223,29 @@ def _train_members(
     return Outcome(known, rewards, raw, policy, file, len(learnt), steps, f"{size / 1e6:.1f} M parameters")
 
 
-def _examples(config: RewardConfig, prepared: PreparedReward, judged: Sequence[Judged], seed: int) -> ExampleSet:
+def _objective(
+    config: RewardConfig, prepared: PreparedReward, parts: tuple[Sequence[Judged], Sequence[Judged]], seed: int
+) -> Objective:
+    """One member's, of the judgements to learn from and those held out."""
+    learnt, kept = parts
+    return Objective(
+        _examples(config, prepared, learnt, heads=config.heads, seed=seed),
+        # One weight for all heads: what is measured is not resampled.
+        _examples(config, prepared, kept, heads=1, seed=seed),
+        RewardLoss(config.compare_scale, config.margin, config.centre_coef),
+        config,
+    )
+
+
+def _examples(
+    config: RewardConfig, prepared: PreparedReward, judged: Sequence[Judged], *, heads: int, seed: int
+) -> ExampleSet:
     return judged_set(
         judged,
         prepared.tokens,
         select="answer" if config.scores == "token-mean" else "last",
         coefficients={kind: _coefficient(config, kind) for kind in ("scores", "comparisons", "rankings", "comments")},
-        heads=config.heads,
+        heads=heads,
         seed=seed,
     )
 
@@ -246,4 +259,4 @@ def _moments(policy: np.ndarray[Any, Any] | None) -> dict[str, Any]:
     if policy is None:
         return {}
     std = float(policy.mean(1).std())
-    return {"means": tuple(policy.mean(0).tolist()), "std": std if std > 1e-6 else 1.0}
+    return {"means": tuple(policy.mean(0).tolist()), "std": std if std > ALIKE else 1.0}

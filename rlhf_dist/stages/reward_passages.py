@@ -17,6 +17,9 @@ from rlhf_dist.run_folder.charts import curves, histogram
 from rlhf_dist.run_folder.passages import Passage
 from rlhf_dist.scoring.reward_file import RewardFile
 
+ALIKE = 1e-6
+"""Standard deviation up to which answers all score alike."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -47,9 +50,13 @@ class Outcome:
 
     @cached_property
     def disagreement(self) -> float:
-        """Mean standard deviation over the ensemble, in units of the normalised reward."""
-        means = np.array(self.file.means)
-        spread = [float((each - means).std()) for one in self.heads for each in one]
+        """Mean standard deviation over the ensemble, in units of the normalised reward.
+
+        Each member and head less its own constant: its mean over the policy's answers or, without those, the held-out ones.
+        """
+        answers = np.array([each for one in self.heads for each in one])
+        means = answers.mean(0) if self.policy is None else np.array(self.file.means)
+        spread = [float((each - means).std()) for each in answers]
         return float(np.mean(spread)) / self.file.std
 
     def by_annotator(self) -> dict[str, Quality]:
@@ -83,8 +90,9 @@ class Outcome:
             **{name: None if math.isnan(value) else value for name, value in found.items()},
             "judgements": self.learnt,
             "held_out": len(self.judged),
-            "reward_mean": float(np.mean(self.file.means)),
-            "reward_std": self.file.std,
+            # Of the policy's answers: without any, the file's 0 and 1 are no measurement.
+            "reward_mean": None if self.policy is None else float(np.mean(self.file.means)),
+            "reward_std": None if self.policy is None else self.file.std,
         }
 
 
@@ -162,6 +170,10 @@ def _policy_passage(policy: np.ndarray[Any, Any], file: RewardFile) -> Passage:
     values: Sequence[float] = ((policy.mean(1) - mean) / file.std).tolist()
     text = (
         f"Normalised rewards of {len(values)} answers of the policy that PPO starts from. Before normalisation their mean is "
-        f"{mean:.3f} and their standard deviation {file.std:.3f}; both are stored with the model."
+        f"{mean:.3f}, which is stored with the model, and "
     )
+    if float(policy.mean(1).std()) > ALIKE:
+        text += f"their standard deviation {file.std:.3f}, which is too."
+    else:
+        text += "all score alike, so that their scale is left as it is."
     return Passage("Rewards of the policy's answers", text, svg=histogram("Rewards of the policy's answers", values))

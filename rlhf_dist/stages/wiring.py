@@ -205,7 +205,7 @@ def model_specs(config: PPOConfig, begin: Begin) -> dict[str, ModelSpec]:
 
 def critic_units(config: PPOConfig) -> tuple[float, float]:
     """Shift and scale by which a critic that starts as the reward model says what the weighted, normalised reward says."""
-    source = next((reward for reward in config.reward if reward.kind == "model"), None)
+    source = config.critic_reward
     if config.critic is not None or source is None:
         return 0.0, 1.0
     file = read_reward_file(source.path)

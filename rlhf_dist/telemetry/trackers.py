@@ -72,11 +72,11 @@ class WandbTracker:
 class TensorBoardTracker:
     """TensorBoard event files."""
 
-    def __init__(self, folder: Path) -> None:
-        """Write events into `folder`."""
+    def __init__(self, folder: Path, *, first: int = 0) -> None:
+        """Write events into `folder`, in place of those from iteration `first` on, which a resumed run does again."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=first)
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Record one iteration."""
@@ -143,12 +143,18 @@ class Unbreakable:
             self._tracker = None
 
 
-def trackers(run_dir: Path, config: Any) -> list[Tracker]:
-    """metrics.jsonl, whose failure is the run's, then those that the config's `telemetry` asks for, and Ray's metrics."""
+def trackers(run_dir: Path, config: Any, *, first: int = 0) -> list[Tracker]:
+    """metrics.jsonl, whose failure is the run's, then those that the config's `telemetry` asks for, and Ray's metrics.
+
+    Args:
+        run_dir: the run folder.
+        config: with a `telemetry` section.
+        first: iteration that is logged next.
+    """
     settings, tree = config.telemetry, config.model_dump(mode="json")
     asked: dict[str, tuple[bool, Callable[[], Tracker]]] = {
         "wandb": (settings.wandb, lambda: WandbTracker(run_dir, project=settings.project, config=tree)),
-        "TensorBoard": (settings.tensorboard, lambda: TensorBoardTracker(run_dir / "tensorboard")),
+        "TensorBoard": (settings.tensorboard, lambda: TensorBoardTracker(run_dir / "tensorboard", first=first)),
         "MLflow": (settings.mlflow, lambda: MlflowTracker(run_dir, project=settings.project, config=tree)),
         "Ray's metrics": (True, RayMetricsTracker),
     }

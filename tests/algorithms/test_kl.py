@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_dist.algorithms.kl import LEAST, MOST, AdaptiveKL, k1, k3, shaped_rewards
+from rlhf_dist.algorithms.bounds import LEAST, MOST
+from rlhf_dist.algorithms.kl import AdaptiveKL, k1, k3, shaped_rewards
 
 
 def test_k1_and_k3_are_unbiased_for_a_known_pair_of_distributions() -> None:

@@ -56,6 +56,19 @@ def test_the_first_policy_wins_over_nobody_and_knows_what_is_unsafe() -> None:
     assert found.means["kl"].mean == 0.0
 
 
+def test_no_answer_of_three_that_is_unsafe_does_not_mean_that_none_ever_is() -> None:
+    found = result_of(TRAINED, START, [], config()).means["unsafe"]
+    assert found.mean == 0.0
+    assert 0.0 == found.low < 0.5 < found.high < 1.0
+
+
+def test_rewards_that_are_only_watched_are_no_reward() -> None:
+    watched = config(reward=[{"path": "r", "weight": 0}])
+    found = result_of(replace(TRAINED, rewards=[0.0] * 3), replace(START, rewards=[0.0] * 3), [], watched)
+    assert "reward" not in found.means
+    assert found.wins.keys() == {"gold"}
+
+
 def test_several_answers_to_a_prompt_are_averaged_before_intervals_are_taken() -> None:
     one = ScoredAnswers("a", ["x"] * 4, [1, 3, 5, 7], [0.0] * 4, [-1.0] * 4, [0.0] * 4, {})
     found = result_of(one, one, [], config(samples=2, reward=[]))

@@ -10,13 +10,20 @@ from rlhf_dist.evaluation.intervals import WinRate, interval, win_rate
 def test_distinct_counts_n_grams() -> None:
     assert texts.distinct(["a b a b", "a b"], 1) == pytest.approx(2 / 6)
     assert texts.distinct(["a b a b", "a b"], 2) == pytest.approx(2 / 4)
-    assert texts.distinct(["a"], 2) == 0.0
+    assert math.isnan(texts.distinct(["a"], 2))
+    assert math.isnan(texts.distinct(["", " "], 1))
 
 
 def test_self_bleu_is_high_for_echoes_and_low_for_strangers() -> None:
     assert texts.self_bleu(["the same words again and again"] * 5) == pytest.approx(100)
     assert texts.self_bleu([f"w{n}a w{n}b w{n}c w{n}d" for n in range(5)]) < 5
     assert math.isnan(texts.self_bleu(["alone"]))
+
+
+def test_texts_without_a_word_are_not_varied() -> None:
+    assert math.isnan(texts.self_bleu(["", " "]))
+    assert math.isnan(texts.self_bleu(["", "a b c d"]))
+    assert texts.self_bleu(["a b c d", "", "a b c d"]) == pytest.approx(100)
 
 
 def test_measures_against_targets_are_perfect_for_equal_texts_and_known_otherwise() -> None:

@@ -160,3 +160,51 @@ def test_ties_only_leave_nobody_to_be_weighed(how: str) -> None:
     made = aggregate([vote(0, 0.5, "ann"), vote(0, 0.5, "bob")], how)
     assert [one.label for one in made.judged] == [0.5]
     assert made.annotators == []
+
+
+HOWS = ("soft", "majority", "dawid-skene", "bradley-terry")
+SHARED = [vote("z", 1.0, "ann"), vote("z", 0.0, "bob")]
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_question_that_one_was_asked_stays_as_it_is_whatever_others_were(how: str) -> None:
+    alone = [vote(0, 1.0, "ann"), vote(1, 0.0, "bob"), vote(2, 0.7, "ann")]
+    made = aggregate([*alone, *SHARED], how).judged
+    assert [one for one in made if one.prompt != "pz"] == alone
+
+
+def test_a_tie_is_half_for_either_side_and_most_of_them_are_a_tie() -> None:
+    votes = [*(vote(0, 0.5, name) for name in "abc"), vote(0, 1.0, "d"), vote(1, 1.0, "a"), vote(1, 1.0, "d")]
+    labels = {how: next(one.label for one in aggregate(votes, how).judged if one.prompt == "p0") for how in HOWS}
+    assert labels["soft"] == pytest.approx(2.5 / 4)
+    assert labels["majority"] == 0.5
+    for how in ("dawid-skene", "bradley-terry"):
+        assert 0.5 < labels[how] <= 2.5 / 4
+    assert share([vote(0, 0.5, "a"), vote(0, 0.5, "b"), vote(0, 1.0, "c"), vote(0, 1.0, "d")], majority=True) == 1.0
+
+
+def test_one_voice_each_however_often_somebody_was_asked() -> None:
+    votes = [*(vote(0, 1.0, "ann") for _ in range(3)), vote(0, 0.0, "bob")]
+    made = aggregate(votes, "soft")
+    assert [one.label for one in made.judged] == [0.5]
+    assert [one.judgements for one in made.annotators] == [1, 1]
+    scores = [vote(0, value, name, kind="scores") for value, name in ((0.0, "ann"), (0.0, "ann"), (1.0, "bob"))]
+    assert [one.label for one in aggregate(scores, "soft").judged] == [0.5]
+    assert [one.label for one in aggregate([vote(0, 1.0, ""), vote(0, 1.0, "")], "soft").judged] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_margins_become_their_mean_in_whatever_order(how: str) -> None:
+    votes = [
+        replace(vote(0, label, name), margin=m)
+        for label, name, m in ((1.0, "a", 3.0), (0.0, "b", 1.0), (0.0, "c", 2.0))
+    ]
+    assert [aggregate(order, how).judged[0].margin for order in (votes, votes[::-1])] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_each_source_has_votes_of_its_own(how: str) -> None:
+    here = [vote(0, 1.0, "ann"), vote(0, 1.0, "bob")]
+    there = [replace(vote(0, 0.0, name), source="t") for name in ("ann", "bob", "cat")]
+    first, second = aggregate([*here, *there], how).judged
+    assert first.label > 0.5 > second.label

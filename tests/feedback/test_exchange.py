@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,3 +105,13 @@ def test_what_is_not_an_export_is_refused_with_the_record(case: str, tmp_path: P
         imported(written(tmp_path, records), "argilla")
     with pytest.raises(DataError, match="expected .jsonl or .parquet"):
         write_rows(tmp_path / "rows.csv", [])
+
+
+@pytest.mark.parametrize("who", [{}, {"completed_by": None}, {"completed_by": {"email": None}}])
+def test_judgements_by_nobody_have_no_annotator(who: dict[str, Any], tmp_path: Path) -> None:
+    choice = {"from_name": "pw", "value": {"selected": "left"}}
+    record = {"data": {"prompt": "p", "a": "x", "b": "y"}, "annotations": [{**who, "result": [choice]}]}
+    assert [row["annotator"] for row in imported(written(tmp_path, [record]), "label-studio")] == [""]
+    response = {"value": "a", "user_id": None}
+    record = {"fields": {"prompt": "p", "a": "x", "b": "y"}, "responses": {"q": [response]}}
+    assert [row["annotator"] for row in imported(written(tmp_path, [record]), "argilla")] == [""]

@@ -11,9 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 from rlhf_dist.algorithms.advantages import gae
 from rlhf_dist.algorithms.estimators import GeneralisedAdvantages, LeaveOneOutAdvantages
 from rlhf_dist.algorithms.surrogates import ClippedSurrogate
+from rlhf_dist.algorithms.value_losses import explained_variance_sums
 from rlhf_dist.config import PPO
 from rlhf_dist.data.packing import Budget, MicroBatch, plan_micro_batches
-from rlhf_dist.learner.ppo import Method, Models, PackedExperience, Ranks, update
+from rlhf_dist.learner.ppo import Method, Models, PackedExperience, Ranks, _explained, update
 from rlhf_dist.learner.rows import RankRows, to_experience
 from rlhf_dist.models import PolicyModel, ValueModel
 from rlhf_dist.store.row import single_turn
@@ -39,6 +40,8 @@ class PlainTrained:
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
         self.optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+        self.norms: list[float] = []
+        self.skipped = 0
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         return self.module(*arguments, **options)
@@ -50,7 +53,11 @@ class PlainTrained:
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1e9)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return {"grad_norm": float(norm), "lr": 0.05}
+        self.norms.append(float(norm))
+        return {"grad_norm": float(norm), "lr": 0.05 / len(self.norms)}
+
+    def skip(self, steps: int) -> None:
+        self.skipped += steps
 
 
 def models(critic: str = "model") -> Models:
@@ -121,9 +128,9 @@ def plain_outputs(trained: Models, tokens: np.ndarray, prompt: int) -> tuple[tor
     return log_probs, entropy, states @ classifier.score.weight[0]
 
 
-def first_step_difference(rows: RankRows, old: dict[int, torch.Tensor], mini: list[int]) -> float:
+def difference_before(rows: RankRows, old: dict[int, torch.Tensor]) -> float:
     """Mean distance of the learner's and the engine's token probabilities, of the policy that generated."""
-    each = [(old[i].exp() - torch.tensor(rows.rollout_log_probs[i]).exp()).abs() for i in mini]
+    each = [(old[i].exp() - torch.tensor(rows.rollout_log_probs[i]).exp()).abs() for i in old]
     return float(torch.cat(each).mean())
 
 
@@ -172,7 +179,7 @@ def plain_ppo(trained: Models, rows: RankRows, minis: list[list[int]], settings:
         "actor/pg_clipfrac": float(torch.cat(seen["clipped"]).mean()),
         "critic/vf_loss": float(torch.cat(seen["vf"]).mean()),
         "critic/vf_explained_var": 1 - float(error.var(unbiased=False) / total.var(unbiased=False)),
-        "training/rollout_probs_diff_mean": first_step_difference(rows, old, minis[0]),
+        "training/rollout_probs_diff_mean": difference_before(rows, old),
         "critic/values/mean": float(torch.cat([values[i] for i in everything]).mean()),
         "critic/returns/mean": float(torch.cat([targets[i] for i in everything]).mean()),
         "objective/entropy": -float(sum(old[i].sum() for i in everything)) / len(everything),
@@ -193,6 +200,9 @@ def test_the_update_is_ppo_written_out_plainly(critic: str) -> None:
         ranks=Ranks(),
     )
     expected = plain_ppo(plain, rows, [[0, 1, 2, 3], [4, 5, 6, 7]], settings)
+    for name, model in (("actor", plain.policy), ("critic", plain.critic)):
+        if model is not None:
+            expected |= {f"{name}/grad_norm": sum(model.norms) / 4, f"{name}/lr": 0.05 / 4}
     assert 0 < facts["actor/pg_clipfrac"] < 1
     assert {name: facts[name] for name in expected} == pytest.approx(expected, abs=2e-5)
     for one, other in ((ours.policy, plain.policy), (ours.critic, plain.critic)):
@@ -267,11 +277,29 @@ def test_advantages_returns_and_kl_are_those_of_the_formulas_on_the_whole_batch(
     assert facts["actor/ppo_kl"] == 0.0, "the ratio is one by construction in a single step"
 
 
+@pytest.mark.parametrize("reuse", [True, False])
+def test_the_engines_probabilities_are_compared_over_the_whole_batch(reuse: bool) -> None:
+    rows, trained = data(), models()
+    old = {i: plain_outputs(trained, row.tokens, 4)[0].detach() for i, row in enumerate(rows.rows)}
+    batch = packed(rows, 40, minis=1 if reuse else 4)
+    facts = update(trained, batch, METHOD, PPO(), kl_coef=0.1, reuse_rollout_log_probs=reuse, ranks=Ranks())
+    assert facts["training/rollout_probs_diff_mean"] == pytest.approx(difference_before(rows, old), abs=1e-6)
+
+
+def test_where_all_returns_are_alike_nothing_is_explained() -> None:
+    torch.manual_seed(0)
+    values, returns = torch.randn(400) * 0.3, torch.full((400,), 0.7) + torch.randn(400) * 3e-8
+    assert math.isnan(_explained(explained_variance_sums(values, returns)))
+    spread = 1e4 + torch.randn(400)
+    assert _explained(explained_variance_sums(spread, spread)) == pytest.approx(1.0)
+
+
 def test_epochs_stop_early_once_the_policy_has_moved_too_far() -> None:
     _, free = run(PPO(epochs=6), tokens=10_000)
-    _, bounded = run(PPO(epochs=6, max_policy_kl=1e-9), tokens=10_000)
+    trained, bounded = run(PPO(epochs=6, max_policy_kl=1e-9), tokens=10_000)
     assert free["actor/epochs"] == 6
     assert bounded["actor/epochs"] == 2
+    assert [model.skipped for model in (trained.policy, trained.critic)] == [4, 4], "the schedule counts planned steps"
 
 
 def test_an_epoch_is_measured_by_itself_and_not_with_those_before() -> None:

@@ -90,6 +90,19 @@ def test_the_first_step_learns_at_the_rate_that_is_told(stage: tuple[int, str]) 
     model.free()
 
 
+def test_after_steps_that_were_skipped_the_schedule_is_where_they_would_have_brought_it(tmp_path: Path) -> None:
+    model = trained((2, "float32"), warmup=0.0, schedule="linear")
+    go(model)
+    model.skip(3)
+    assert [go(model)["lr"] for _ in range(2)] == pytest.approx([0.5e-2, 0.375e-2])
+    model.save_state(tmp_path / "rank-0")
+    model.free()
+    again = trained((2, "float32"), warmup=0.0, schedule="linear")
+    again.load_state(tmp_path / "rank-0")
+    assert go(again)["lr"] == pytest.approx(0.25e-2)
+    again.free()
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_loaded_state_is_in_the_modules_weights_before_the_first_step(stage: tuple[int, str], tmp_path: Path) -> None:
     model = trained(stage)

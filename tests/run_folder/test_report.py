@@ -50,7 +50,7 @@ def test_report_stands_alone_and_shows_samples_as_text(run: Path) -> None:
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "http" not in page.replace("http-equiv", "")
-    for text in ("81%", "1 min 01 s", "Reward", "Time per phase", "gold 0.90"):
+    for text in ("81%", "from the reference policy", "1 min 01 s", "Reward", "Time per phase", "gold 0.90"):
         assert text in page
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from rlhf_dist.config import ModelReward, Safety
+from rlhf_dist.errors import RewardError
 from rlhf_dist.records import PromptTask, RowKey
 from rlhf_dist.scoring.reference import ReferenceScorer
 from rlhf_dist.scoring.reward import RewardScorer
-from rlhf_dist.scoring.worker import Scorer
+from rlhf_dist.scoring.worker import Scorer, _check_finite
 from rlhf_dist.store.experience import ExperienceIndex
 from rlhf_dist.store.row import Row, single_turn
 from tests.runs import Folders
@@ -64,6 +65,15 @@ def test_columns_are_bit_equal_whatever_the_order_of_arrival_and_the_number_of_w
     assert all(len(column) == ROWS for column in expected.values())
     for arrivals, workers in ((ORDER[::-1], 1), (shuffled, 1), (shuffled, 2), (ORDER, 3)):
         assert scored(scorer, arrivals, workers) == expected
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
+def test_what_is_no_number_in_the_column_is_refused(value: float) -> None:
+    key = RowKey(0, 0, 0)
+    _check_finite([key], {"score": [1e38], "score_parts": [[("r", 1e38)]], "ref_log_probs": [[-1.0]]}, "reward")
+    for column in ({"score": [value]}, {"score_parts": [[("r", value)]]}, {"ref_log_probs": [[-1.0, value]]}):
+        with pytest.raises(RewardError, match="for prompt 0, answer 0, iteration 0; expected finite numbers"):
+            _check_finite([key], column, "reward")
 
 
 def test_company_does_change_the_last_bits(folders: Folders) -> None:

@@ -1,12 +1,14 @@
 """From what engines and scorers said to what is reckoned with; whole evaluations: tests/integration."""
 
+from pathlib import Path
+
 import pytest
 
-from rlhf_dist.config import EvaluateConfig
+from rlhf_dist.config import EvaluateConfig, PPOConfig, dump
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.evaluation.results import ScoredAnswers, result_of
 from rlhf_dist.records import Prompt, RowKey, Sample
-from rlhf_dist.stages.evaluate import PreparedEvaluation, _rows, _scored, passage
+from rlhf_dist.stages.evaluate import PreparedEvaluation, _rows, _scored, config_of_run, passage
 from rlhf_dist.store.row import rollout_batch
 
 
@@ -54,6 +56,13 @@ def test_kl_is_what_the_policy_found_likelier_than_the_reference_did() -> None:
     assert found.plain_log_probs == pytest.approx([-3.5, -0.5])
     assert found.rewards == [0.5, -0.5]
     assert found.parts == {"reward": [0.5, -0.5], "gold": [1.0, 0.0]}
+
+
+def test_a_runs_evaluation_measures_kl_to_the_runs_reference(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    tree = {"policy": "start", "reference": "other", "reward": "r", "prompts": {"path": str(tmp_path / "p.jsonl")}}
+    (tmp_path / "config.yaml").write_text(dump(PPOConfig.model_validate(tree)))
+    assert config_of_run(tmp_path).reference == "other"
 
 
 def test_under_truncation_no_kl_is_reported_and_the_passage_says_why() -> None:

@@ -2,14 +2,16 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rlhf_dist.config import PipelineConfig, load
+from rlhf_dist.config import PipelineConfig, SFTConfig, dump, load
 from rlhf_dist.config.pipeline import OWN_REWARD
+from rlhf_dist.errors import ConfigError
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.stages import reward, sft
-from rlhf_dist.stages.pipeline import ppo_config, supervised_stages, with_task
+from rlhf_dist.stages.pipeline import _check_unchanged, ppo_config, supervised_stages, with_task
 from rlhf_dist.stages.ppo import prepare as prepare_ppo
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "scenarios"
@@ -49,3 +51,26 @@ def test_a_scenarios_files_are_what_every_stage_expects(name: str, tmp_path: Pat
     assert len(prepared.prompts) == 64
     assert len(prepared.held_out) == 8
     assert ppo.gold_judge is not None
+
+
+@pytest.mark.parametrize(
+    ("made", "now", "told"),
+    [
+        ({"lora": {"rank": 4}}, {}, "made with lora.rank = 4, the config now says None"),
+        ({}, {"lora": {"rank": 4}}, "made with lora.rank = None, the config now says 4"),
+        (
+            {"data": {"path": "x", "chat_template_kwargs": {"think": True}}},
+            {"data": {"path": "x"}},
+            "made with data.chat_template_kwargs.think = True, the config now says None",
+        ),
+    ],
+)
+def test_a_finished_stage_is_not_taken_for_one_of_other_settings(
+    made: dict[str, Any], now: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    before, after = (SFTConfig(model="m", run_dir=str(tmp_path), **each) for each in (made, now))
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(before))
+    _check_unchanged(file, before)
+    with pytest.raises(ConfigError, match=told):
+        _check_unchanged(file, after)

@@ -97,3 +97,7 @@ def test_a_critic_that_starts_as_the_reward_model_says_what_the_weighted_normali
     raw = folders.config(reward=[{"path": str(tmp_path), "weight": 0.5, "normalise": False}])
     assert critic_units(raw) == (0.0, 0.5)
     assert critic_units(folders.config(critic="c")) == (0.0, 1.0)
+    watched = {"path": str(folders.reward), "name": "watched", "weight": 0}
+    second = folders.config(reward=[watched, {"path": str(tmp_path), "weight": 0.5}])
+    assert critic_units(second) == (3.0, 0.25)
+    assert model_folders(second)["critic"] == (str(tmp_path),)

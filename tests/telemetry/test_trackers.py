@@ -88,6 +88,29 @@ def test_wandb_is_offline_without_a_key_and_tensorboard_writes_events(
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
+def test_what_a_resumed_run_does_again_is_in_tensorboard_once(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tree = {"policy": "a", "reward": "b", "prompts": {"path": "p"}, "telemetry": {"tensorboard": True}}
+    for first, last in ((0, 6), (3, 5)):
+        made = trackers(tmp_path, PPOConfig.model_validate(tree), first=first)
+        for iteration in range(first, last):
+            for tracker in made:
+                tracker.log(iteration, {"x": 100.0 * first + iteration})
+        for tracker in made:
+            tracker.finish()
+        for number, file in enumerate(sorted(tmp_path.glob("tensorboard/events.*"))):
+            # Their names begin with the second, and are read in order.
+            file.rename(file.with_name(f"events.out.tfevents.{first + number}"))
+    read = EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert [(event.step, event.value) for event in read.Scalars("x")] == [
+        *((step, step) for step in range(3)),
+        (3, 303.0),
+        (4, 304.0),
+    ]
+
+
 def test_a_run_has_the_trackers_it_asked_for_and_none_starts_a_cluster(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,0 +1,4 @@
+"""Numbers of the formulas that settings are checked against, without torch."""
+
+LEAST, MOST = 1e-6, 1e3
+"""Between which an adaptive KL coefficient stays: from either end it finds back, from 0 or infinity it never would."""
