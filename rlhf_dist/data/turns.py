@@ -82,6 +82,11 @@ class Rendering:
         if end is not None:
             own = asked and known[: end.end()] == self.text[: end.end()]
             return Turn(start, end.end(), ended=True, asked=asked, own=own, number=number)
+        # Some put it before the next message, so that it is not there yet when the answer is the last.
+        late = self.words.end.match(self.text, after) if content else None
+        if late is not None:
+            own = asked and known[:after] == self.text[:after]
+            return Turn(start, late.end(), ended=True, asked=asked, own=own, number=number)
         calls = whole and self.messages[number].get("tool_calls")
         stop = after if content and not calls else start + len(self.text[start:limit].rstrip())
         own = asked and known[:stop] == self.text[:stop]

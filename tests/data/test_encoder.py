@@ -408,3 +408,21 @@ def test_empty_answers_are_refused_and_those_of_no_weight_are_context() -> None:
     assert answers(encoder, made) == ["d<|im_end|>"]
     assert made.tokens == encoder.pair("f:1", chat[:3], "d").tokens
     assert encoder.notes() == []
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML.replace("<|im_end|>\n", "{% if not loop.last or m['role'] == 'user' %}<eos>\n{% endif %}"),
+        "{% for m in messages %}{{ eos_token }}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ eos_token }}assistant: {% endif %}",
+    ],
+)
+def test_an_end_that_stands_before_the_next_message_only_is_not_there_twice(template: str) -> None:
+    encoder = Encoder(chat_tokenizer(template))
+    chat = [user("a"), assistant("b"), user("c"), assistant("d")]
+    made = encoder.chat("here", chat)
+    assert answers(encoder, made) == ["b<eos>", "d<eos>"]
+    rendered = encoder.tokenizer.apply_chat_template(chat, tokenize=False)
+    assert said(encoder, made.tokens) == rendered + "<eos>"
+    assert made.tokens[: len(made.tokens) - 2] == encoder.prompt("here", chat[:3])[1]
