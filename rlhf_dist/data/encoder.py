@@ -115,6 +115,8 @@ class Encoder:
             _check_asks(where, prompt[-1])
             message = answer if isinstance(answer, dict) else {"role": "assistant", "content": answer}
             return self._chat(where, [*prompt, message], reading, only_last=True)
+        if not self.words.without_end(answer).strip():
+            raise DataError(f"{where}: the answer {shown(answer)} says nothing; expected text")
         text, tokens = self.prompt(where, prompt, reading)
         whole = tokens + self.answer(where, self._behind(where, text, answer), reading)
         return Conversation(text, whole, [(len(tokens), len(whole))])

@@ -183,12 +183,14 @@ def _table_rows(file: Path, table: Any) -> list[Row]:
         return _placed(file, map(_without_nulls, table.to_pylist()))
     except damage as error:
         for number in range(table.num_rows):
-            try:
-                one = table.slice(number, 1)
-                one.validate(full=True)
-                one.to_pylist()
-            except damage as its:
-                raise DataError(f"{file}:{number + 1}: the row is damaged: {_told(its)}") from its
+            for name in dict.fromkeys(table.column_names):
+                try:
+                    one = table.slice(number, 1).select([name])
+                    one.validate(full=True)
+                    one.to_pylist()
+                except damage as its:
+                    told = f"{file}:{number + 1}: the row is damaged in the column {name!r}: {_told(its)}"
+                    raise DataError(told) from its
         raise DataError(f"{file}: the file is damaged: {_told(error)}") from error
 
 

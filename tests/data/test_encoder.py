@@ -401,6 +401,9 @@ def test_a_private_character_does_not_hide_what_is_spelled_behind_it() -> None:
 
 def test_empty_answers_are_refused_and_those_of_no_weight_are_context() -> None:
     encoder = Encoder(chat_tokenizer(CHATML))
+    for prompt in ("Hi", [user("Hi")]):
+        with pytest.raises(DataError, match="f:1: .*(says nothing|is empty); expected text"):
+            encoder.pair("f:1", prompt, "<|im_end|>")
     with pytest.raises(DataError, match="f:1: message 2, of the assistant, is empty"):
         encoder.chat("f:1", [user("a"), assistant(""), user("c"), assistant("d")])
     chat = [user("a"), assistant("b", weight=0), user("c"), assistant("d"), user("e"), assistant("g", train=False)]

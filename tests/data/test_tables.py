@@ -111,7 +111,7 @@ def test_text_that_is_no_unicode_any_more_is_named_with_its_row(tmp_path: Path) 
     data = file.read_bytes()
     place = data.index("grüße 7".encode()) + 2
     file.write_bytes(data[:place] + b"\xff" + data[place + 1 :])
-    with pytest.raises(DataError, match="a.arrow:8: the row is damaged"):
+    with pytest.raises(DataError, match="a.arrow:8: the row is damaged in the column 'prompt'"):
         read_rows(str(file))
 
 
@@ -282,3 +282,10 @@ def test_no_path_and_utf_16_are_refused(tmp_path: Path) -> None:
         read_rows(str(tmp_path / "a.jsonl"))
     with pytest.raises(DataError, match="path is empty"):
         read_rows("")
+
+
+def test_a_value_that_python_does_not_have_is_named_with_its_column(tmp_path: Path) -> None:
+    table = pa.table({"prompt": ["a", "b"], "when": pa.array([0, 2**62], pa.timestamp("us"))})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="t.parquet:2: the row is damaged in the column 'when'"):
+        read_rows(str(tmp_path / "t.parquet"))
