@@ -357,8 +357,8 @@ BREAKS = (
     Break(
         "what a template adds after the end is learnt",
         "data/turns.py",
-        "return Turn(start, end.end(), ended=True, asked=asked)",
-        "return Turn(start, limit, ended=True, asked=asked)",
+        "return Turn(start, end.end(), ended=True, asked=asked, own=own, number=number)",
+        "return Turn(start, limit, ended=True, asked=asked, own=own, number=number)",
         "data/test_encoder.py",
     ),
     Break(

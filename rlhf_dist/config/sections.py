@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
     """A frozen part of the config that refuses unknown keys, and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+TAKEN_ARGUMENTS = frozenset(
+    {
+        *("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length"),
+        *("messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "self", "tokenize"),
+        *("tokenizer_kwargs", "tools", "truncation"),
+    }
+)
+"""What apply_chat_template takes itself: it reaches no template, or is what a row or its reader gives."""
 
 
 class DataFile(Section):
@@ -26,6 +36,14 @@ class DataFile(Section):
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="further arguments of the chat template; a row's own column of that name goes before"
     )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _only_the_templates(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(TAKEN_ARGUMENTS & value.keys())
+        if taken:
+            raise ValueError(f"{taken[0]} is an argument of apply_chat_template itself; expected the template's own")
+        return value
 
 
 TooLong = Literal["refuse", "truncate", "leave_out"]
@@ -90,7 +108,9 @@ class Rollout(Section):
     )
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus: smallest set of tokens with this probability mass")
     top_k: int = Field(0, ge=0, description="only the k likeliest tokens; 0: all")
-    stop: tuple[str, ...] = Field((), description="strings that end an answer (they stay part of it)")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="strings that end an answer (they stay part of it)"
+    )
     prefix_caching: bool = Field(True, description="share the KV cache of equal prompt beginnings (vLLM)")
     max_concurrent: int = Field(256, ge=1, le=65_536, description="samples that one engine decodes at once")
     gpu_memory_fraction: float = Field(0.5, gt=0, le=1, description="share of a GPU's memory for the engine (vLLM)")

@@ -48,12 +48,11 @@ def read_demonstrations(
         DataError: a row has neither, is empty, says nothing as the assistant, or has over `max_tokens` tokens; names file
             and line.
     """
-    read = settings or Demonstrations()
-    file = read.model_copy(update={"path": path, "split": split})
+    file = (settings or Demonstrations()).model_copy(update={"split": split})
     encoder = Encoder.of(tokenizer)
     lengths = Lengths(max_tokens, file.too_long, what="the row has", key="data")
     found = []
-    for where, row in counted(read_table(file), f"tokenising {path}"):
+    for where, row in counted(read_table(file, path), f"tokenising {path}"):
         made = _demonstration(_conversation(where, row, encoder, file))
         kept = lengths.fit(where, len(made.tokens), made, partial(_beginning, made, max_tokens))
         if kept is not None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_dist.data.templates import RENDER_ERRORS, apply_template
+from rlhf_dist.data.templates import PLAIN, RENDER_ERRORS, Reading, apply_template
 
 _PROBE = "harmless words"
 """What the assistant says where a template is asked how it ends a turn."""
@@ -41,24 +41,40 @@ def tokenizer_ends(tokenizer: Any) -> Ends:
     return Ends((eos,) if chat in (None, eos) else (eos, chat), chat, eos)
 
 
-def template_end(tokenizer: Any) -> int | None:
-    """The added token that the chat template puts right after what the assistant says; None if it puts none there."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    for content in (_PROBE, [{"type": "text", "text": _PROBE}]):
-        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
-        try:
-            text = apply_template(tokenizer, messages, ask=False)
-        except RENDER_ERRORS:
-            continue
+def template_end(tokenizer: Any, reading: Reading = PLAIN) -> int | None:
+    """The added token that the chat template puts right after what the assistant says; None if it puts none there.
+
+    Args:
+        tokenizer: with the template.
+        reading: what else the template gets, without which some refuse to render, or render otherwise.
+    """
+    added = added_tokens(tokenizer)
+    for text in _probes(tokenizer, reading):
         before, found, after = text.rpartition(_PROBE)
-        added = added_tokens(tokenizer)
         if not found or not before or not added:
             continue
         first = pattern_of(added).search(after)
         if first is not None and not after[: first.start()].strip():
             return added[first[0]]
     return None
+
+
+def takes_probes(tokenizer: Any, reading: Reading = PLAIN) -> bool:
+    """Whether a template renders any of the chats by which it is asked how it ends a turn."""
+    return any(True for _ in _probes(tokenizer, reading))
+
+
+def _probes(tokenizer: Any, reading: Reading) -> Iterator[str]:
+    """A question with its answer as the template renders it, behind a system message too, as far as it takes them."""
+    if not getattr(tokenizer, "chat_template", None):
+        return
+    for roles in (("user", "assistant"), ("system", "user", "assistant")):
+        for content in (_PROBE, [{"type": "text", "text": _PROBE}]):
+            messages = [{"role": role, "content": content} for role in roles]
+            try:
+                yield apply_template(tokenizer, messages, ask=False, reading=reading)
+            except RENDER_ERRORS:
+                continue
 
 
 def added_tokens(tokenizer: Any) -> dict[str, int]:

@@ -17,18 +17,18 @@ in their last message; a `prompt` beside them is then what the chats begin with,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rlhf_dist.config import Feedback
 from rlhf_dist.data.columns import meant
-from rlhf_dist.data.demonstrations import completion_text
+from rlhf_dist.data.demonstrations import completion, completion_text
 from rlhf_dist.data.tables import read_table
 from rlhf_dist.data.templates import PLAIN, Reading, column, reading_of
 from rlhf_dist.errors import DataError
-from rlhf_dist.files import shown
+from rlhf_dist.files import as_json, shown
 
 PREFERENCES = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
@@ -53,11 +53,13 @@ class Judged:
     comment: str = ""
     reading: Reading = PLAIN
     """How its texts become tokens."""
+    messages: Mapping[str, Any] = field(default_factory=dict)
+    """By an answer's text the message that it stands for, where that has more than text, such as tool calls."""
 
     @property
     def task(self) -> tuple[str, str, tuple[str, ...]]:
         """What was judged; equal for the same question to several annotators."""
-        return self.kind, repr(self.prompt), self.answers
+        return self.kind, repr((self.prompt, self.reading)), self.answers
 
 
 def read_feedback(files: Sequence[Feedback]) -> list[Judged]:
@@ -72,7 +74,7 @@ def read_feedback(files: Sequence[Feedback]) -> list[Judged]:
         source = file.source or Path(file.path).stem
         for where, row in read_table(file):
             asked = column(where, row, "prompt_messages", list)
-            whole = row if asked is None else {**row, "prompt": asked}
+            whole = {**row, "prompt": asked} if asked else row
             made = readers[file.kind](where, whole, source, file)
             found.append(replace(made, reading=reading_of(file, where, row)))
     return found
@@ -83,21 +85,50 @@ def _comparison(where: str, row: dict[str, Any], source: str, _: Feedback) -> Ju
         _need(where, row, "prompt", "a", "b")
         prompt, first, second, told = row["prompt"], row["a"], row["b"], row["preference"]
         label: Any = PREFERENCES.get(told) if isinstance(told, str) else told
+        name = "preference"
     else:
+        _check_pairs(where, row)
         _need(where, row, "chosen", "rejected")
         prompt, first, second = _trl_pair(where, row)
         told = row.get("label")
         label = 1.0 if told is None else told
+        name = "label"
     if not _number(label) or not 0 <= label <= 1:
-        raise DataError(f"{where}: preference is {shown(told)}; expected a, b, tie, or a number from 0 to 1")
+        expected = "a, b, tie, or a number from 0 to 1" if name == "preference" else "P(chosen is better), from 0 to 1"
+        raise DataError(f"{where}: {name} is {shown(told)}; expected {expected}")
     margin = row.get("margin")
     margin = 0.0 if margin is None else margin
     if not _number(margin) or margin < 0:
         raise DataError(f"{where}: margin is {margin!r}; expected a number of at least 0")
-    answers = (completion_text(where, first), completion_text(where, second))
-    if answers[0] == answers[1]:
+    given = _answers(where, prompt, first, second)
+    if given[0][0] == given[0][1]:
         raise DataError(f"{where}: both answers are the same; expected two different ones")
-    return _judged("comparisons", where, row, source, prompt, answers, float(label), margin=float(margin))
+    return _judged("comparisons", where, row, source, prompt, given, float(label), margin=float(margin))
+
+
+def _check_pairs(where: str, row: dict[str, Any]) -> None:
+    if "completion" in row and isinstance(row.get("label"), bool) and "chosen" not in row:
+        raise DataError(
+            f"{where}: one completion with a label; expected chosen and rejected. Rows of one answer are kind: scores, with "
+            "`completion` renamed to `answer`, and `label` to `score`, 1 or 0"
+        )
+
+
+def _answers(where: str, prompt: Any, *values: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Answers as text, and by text the messages of those that have more than it, which a chat's template shows."""
+    texts: list[str] = []
+    messages: dict[str, Any] = {}
+    for value in values:
+        said = completion(where, value) if isinstance(prompt, list) else completion_text(where, value)
+        if isinstance(said, dict):
+            more = {key: each for key, each in said.items() if key not in ("role", "content") and each is not None}
+            text = "" if more.get("tool_calls") and not said.get("content") else completion_text(where, said)
+            if more.get("tool_calls") or text in texts:
+                text = f"{text}\n{as_json(more)}".strip()
+            messages |= {text: said} if more else {}
+            said = text
+        texts.append(said)
+    return tuple(texts), messages
 
 
 def _trl_pair(where: str, row: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -115,9 +146,10 @@ def _trl_pair(where: str, row: dict[str, Any]) -> tuple[Any, Any, Any]:
         raise DataError(
             f"{where}: chosen and rejected differ before their last messages; expected two chats that differ there only"
         )
-    begins = (
-        chosen[: len(prompt)] == prompt if isinstance(prompt, list) else prompt is None or _asks(chosen[:-1], prompt)
-    )
+    if isinstance(prompt, list):
+        begins = chosen[: len(prompt)] == prompt
+    else:
+        begins = prompt is None or (isinstance(prompt, str) and _asks(chosen[:-1], prompt))
     if not begins:
         raise DataError(
             f"{where}: prompt is {shown(prompt)}, which the chats do not begin with; expected the same, or none"
@@ -127,17 +159,19 @@ def _trl_pair(where: str, row: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 def _asks(messages: list[Any], prompt: str) -> bool:
     """Whether a chat's words are a prompt's: one of its messages, or all of what is said before the answer."""
-    said = [message.get("content") for message in messages if isinstance(message, dict)]
-    words = [text.strip() for text in said if isinstance(text, str)]
-    return prompt.strip() in words or all(word in prompt for word in words)
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    parts = [each if isinstance(each, list) else [{"text": each}] for each in contents]
+    said = ["".join(str(part.get("text") or "") for part in each if isinstance(part, dict)).strip() for each in parts]
+    words = [text for text in said if text]
+    return prompt.strip() in words or (bool(words) and all(word in prompt for word in words))
 
 
 def _ranking(where: str, row: dict[str, Any], source: str, _: Feedback) -> Judged:
     _need(where, row, "prompt", "answers")
     if not isinstance(row["answers"], list) or len(row["answers"]) < 2:
         raise DataError(f"{where}: answers is {shown(row['answers'])}; expected a list of two or more, best first")
-    answers = tuple(completion_text(where, answer) for answer in row["answers"])
-    return _judged("rankings", where, row, source, row["prompt"], answers, 1.0)
+    given = _answers(where, row["prompt"], *row["answers"])
+    return _judged("rankings", where, row, source, row["prompt"], given, 1.0)
 
 
 def _score(where: str, row: dict[str, Any], source: str, file: Feedback) -> Judged:
@@ -146,24 +180,24 @@ def _score(where: str, row: dict[str, Any], source: str, file: Feedback) -> Judg
     if not _number(row["score"]) or not low <= row["score"] <= high:
         raise DataError(f"{where}: score is {shown(row['score'])}; expected a number from {low:g} to {high:g} (scale)")
     label = (row["score"] - low) / (high - low)
-    return _judged("scores", where, row, source, row["prompt"], (completion_text(where, row["answer"]),), label)
+    return _judged("scores", where, row, source, row["prompt"], _answers(where, row["prompt"], row["answer"]), label)
 
 
 def _comment(where: str, row: dict[str, Any], source: str, _: Feedback) -> Judged:
     _need(where, row, "prompt", "answer", "comment")
     if not isinstance(row["comment"], str) or not row["comment"].strip():
         raise DataError(f"{where}: comment is {shown(row['comment'])}; expected text")
-    answers = (completion_text(where, row["answer"]),)
-    return _judged("comments", where, row, source, row["prompt"], answers, math.nan, comment=row["comment"])
+    given = _answers(where, row["prompt"], row["answer"])
+    return _judged("comments", where, row, source, row["prompt"], given, math.nan, comment=row["comment"])
 
 
 def _judged(
     kind: str, where: str, row: dict[str, Any], source: str, *told: Any, margin: float = 0.0, comment: str = ""
 ) -> Judged:
-    prompt, answers, label = told
+    prompt, (answers, messages), label = told
     annotator = row.get("annotator")
     name = "" if annotator is None else str(annotator)
-    return Judged(kind, prompt, answers, label, source, where, name, margin, comment)
+    return Judged(kind, prompt, answers, label, source, where, name, margin, comment, messages=messages)
 
 
 def _need(where: str, row: dict[str, Any], *names: str) -> None:

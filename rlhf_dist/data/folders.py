@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rlhf_dist.errors import DataError
@@ -20,6 +21,11 @@ _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 def is_saved(folder: Path) -> bool:
     """Whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` made a folder."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def has_splits(path: Path) -> bool:
+    """Whether a path may hold several splits: a folder of files, a saved `DatasetDict`, or a name on the hub."""
+    return not path.is_file() and not ((path / "state.json").is_file() and not (path / "dataset_dict.json").is_file())
 
 
 def data_files(folder: Path, suffixes: Sequence[str], *, split: str, subset: str | None) -> list[Path]:
@@ -39,7 +45,7 @@ def data_files(folder: Path, suffixes: Sequence[str], *, split: str, subset: str
         )
     files = sorted(
         file
-        for file in base.rglob("*")
+        for file in _walked(base)
         if file.suffix in suffixes and not any(part.startswith(".") for part in file.relative_to(base).parts)
     )
     if not files:
@@ -53,6 +59,16 @@ def data_files(folder: Path, suffixes: Sequence[str], *, split: str, subset: str
         there = ", ".join(sorted({name for name in names.values() if name}))
         raise DataError(f"{base}: no files of the split {split!r}; expected one of {there}")
     return found
+
+
+def _walked(base: Path) -> Iterator[Path]:
+    """All files below a folder; one that cannot be opened is an error, and no folder without files."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, _, names in os.walk(base, onerror=refuse):
+        yield from (Path(folder, name) for name in names)
 
 
 def _split_of(file: Path, wanted: str) -> str:

@@ -14,6 +14,8 @@ from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.examples import ExampleSet, example_table
 from rlhf_dist.data.feedback import Judged
 from rlhf_dist.data.lengths import Lengths
+from rlhf_dist.errors import DataError
+from rlhf_dist.files import shown
 from rlhf_dist.progress import counted
 
 KINDS = {"scores": 0.0, "comparisons": 1.0, "rankings": 2.0, "comments": 3.0}
@@ -51,6 +53,7 @@ class JudgedTokens:
         kept = []
         for one in counted(judged, "tokenising judgements"):
             whole = [self._whole(one, answer) for answer in one.answers]
+            _check_differ(one, [tokens for tokens, _ in whole])
             longest = max(len(tokens) for tokens, _ in whole)
             answers = max(len(tokens) - start for tokens, start in whole)
             # Without a token of the prompt there is nothing that the answer answers.
@@ -63,9 +66,19 @@ class JudgedTokens:
     def _whole(self, one: Judged, answer: str) -> tuple[list[int], int]:
         key = repr((one.prompt, one.reading)), answer
         if key not in self._known:
-            made = self._encoder.pair(one.where, one.prompt, answer, one.reading)
+            made = self._encoder.pair(one.where, one.prompt, one.messages.get(answer, answer), one.reading)
             self._known[key] = made.tokens, made.answers[-1][0]
         return self._known[key]
+
+
+def _check_differ(one: Judged, whole: Sequence[list[int]]) -> None:
+    """Answers of which one is better, but which the model reads as the same, teach that it is better than itself."""
+    for number, tokens in enumerate(whole):
+        if tokens in whole[:number]:
+            first, second = one.answers[whole.index(tokens)], one.answers[number]
+            raise DataError(
+                f"{one.where}: the answers {shown(first)} and {shown(second)} are the same tokens; expected different ones"
+            )
 
 
 def _given(one: Judged | None) -> Judged | None:

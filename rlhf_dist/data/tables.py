@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from rlhf_dist.config import DataFile
-from rlhf_dist.data.folders import data_files, is_saved
+from rlhf_dist.data.folders import data_files, has_splits, is_saved
 from rlhf_dist.errors import DataError
 from rlhf_dist.files import lines_of, parsed, shown
 from rlhf_dist.progress import counted
@@ -32,13 +33,35 @@ def read_table(settings: DataFile, path: str | None = None) -> list[Row]:
 
     Args:
         settings: path, split and subset.
-        path: another file than `settings.path`, of the same form.
+        path: another file than `settings.path`, of the same form; if it has no splits, all of it.
     """
-    return _rows(path or settings.path, settings.split, settings.subset)
+    if path is None or path == settings.path:
+        return _rows(settings.path, settings.split, settings.subset)
+    with _readable(path):
+        parts = has_splits(Path(path))
+    return _rows(path, settings.split if parts else "train", settings.subset if parts else None)
 
 
 def _rows(path: str, split: str, subset: str | None) -> list[Row]:
+    with _readable(path):
+        return _found(path, split, subset)
+
+
+@contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """What the operating system refuses is said of the file that it names, or of this one."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
+
+
+def _found(path: str, split: str, subset: str | None) -> list[Row]:
+    if not path:
+        raise DataError("path is empty; expected a JSONL, Parquet or Arrow file, a folder, or a `datasets` name")
     file = Path(path)
+    if not has_splits(file):
+        _check_whole(path, split, subset)
     if file.is_dir():
         rows = _read_folder(file, split, subset)
     elif file.exists():
@@ -50,6 +73,16 @@ def _rows(path: str, split: str, subset: str | None) -> list[Row]:
     if not rows:
         raise DataError(f"{path}: the file is empty; expected at least one row")
     return rows
+
+
+def _check_whole(path: str, split: str, subset: str | None) -> None:
+    """One file is one split, so that another's name would read the same rows again, as held out from themselves."""
+    for name, value in (("split", split if split != "train" else None), ("subset", subset)):
+        if value is not None:
+            raise DataError(
+                f"{path}: one file or data set without {name}s, asked for the {name} {value!r}; expected no {name}, or a folder "
+                f"or name of a data set that has {name}s. For held-out rows give a share, or a file of their own"
+            )
 
 
 def held_out(keys: Sequence[str], share: float) -> list[bool]:
@@ -77,15 +110,35 @@ def _read_file(file: Path) -> Iterator[Row]:
             f"{file}: unknown kind of file {file.suffix!r}; expected one of {', '.join(SUFFIXES)}{hint}. `datasets` reads "
             "others, and its to_json writes .jsonl"
         )
-    yield from readers[file.suffix](file)
+    with _readable(file):
+        yield from readers[file.suffix](file)
 
 
-def _placed(path: str | Path, rows: Sequence[dict[str, Any]]) -> list[Row]:
+def _placed(path: str | Path, rows: Iterable[dict[str, Any]]) -> list[Row]:
     return [(f"{path}:{number}", row) for number, row in enumerate(rows, start=1)]
 
 
+def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of Arrow, which gives all mappings of a column the keys of each other, as nulls, and templates render those."""
+    return {name: _own(value) for name, value in row.items()}
+
+
+def _own(value: Any) -> Any:
+    """A nested value without such keys, but for a message's content, which may be null."""
+    if isinstance(value, dict):
+        return {
+            key: _own(each)
+            for key, each in value.items()
+            if each is not None or (key == "content" and value.get("role") is not None)
+        }
+    return [_own(each) for each in value] if isinstance(value, list) else value
+
+
 def _read_jsonl(file: Path) -> Iterator[Row]:
-    lines = counted(lines_of(file.read_bytes()), f"reading {file}")
+    data = file.read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{file}:1: the file is UTF-16; expected UTF-8")
+    lines = counted(lines_of(data), f"reading {file}")
     for number, line in enumerate(lines, start=1):
         where = f"{file}:{number}"
         yield where, parsed(line, where)
@@ -95,8 +148,9 @@ def _read_parquet(file: Path) -> list[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    data = file.read_bytes()
     try:
-        table = pq.read_table(pa.BufferReader(file.read_bytes()), page_checksum_verification=True)
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DataError(f"{file}: not a readable Parquet file: {_told(error)}") from error
     return _table_rows(file, table)
@@ -126,27 +180,33 @@ def _table_rows(file: Path, table: Any) -> list[Row]:
     damage = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
     try:
         table.validate(full=True)
-        return _placed(file, table.to_pylist())
+        return _placed(file, map(_without_nulls, table.to_pylist()))
     except damage as error:
         for number in range(table.num_rows):
-            try:
-                one = table.slice(number, 1)
-                one.validate(full=True)
-                one.to_pylist()
-            except damage as its:
-                raise DataError(f"{file}:{number + 1}: the row is damaged: {_told(its)}") from its
+            for name in dict.fromkeys(table.column_names):
+                try:
+                    one = table.slice(number, 1).select([name])
+                    one.validate(full=True)
+                    one.to_pylist()
+                except damage as its:
+                    told = f"{file}:{number + 1}: the row is damaged in the column {name!r}: {_told(its)}"
+                    raise DataError(told) from its
         raise DataError(f"{file}: the file is damaged: {_told(error)}") from error
 
 
 def _read_folder(folder: Path, split: str, subset: str | None) -> list[Row]:
     """A folder of `save_to_disk`, or one of data files as data sets on the hub have them."""
     if is_saved(folder):
-        return _placed(folder, _load_from_disk(folder, split))
+        if subset is not None:
+            raise DataError(
+                f"{folder}: asked for the subset {subset!r}; expected none, as save_to_disk keeps no subsets"
+            )
+        return _load_from_disk(folder, split)
     files = data_files(folder, SUFFIXES, split=split, subset=subset)
     return [row for file in files for row in _read_file(file)]
 
 
-def _load_from_disk(folder: Path, split: str) -> list[dict[str, Any]]:
+def _load_from_disk(folder: Path, split: str) -> list[Row]:
     import datasets
     import pyarrow as pa
 
@@ -156,9 +216,18 @@ def _load_from_disk(folder: Path, split: str) -> list[dict[str, Any]]:
             if split not in found:
                 raise DataError(f"{folder}: has no split {split!r}; expected one of {', '.join(found)}")
             found = found[split]
-        return list(found)
-    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
+        return _table_rows(folder, _table_of(found))
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, SystemError, MemoryError) as error:
         raise DataError(f"{folder}: a data set that cannot be read: {_told(error)}") from error
+
+
+def _table_of(data: Any) -> Any:
+    """A data set's rows as Arrow has them, with nothing read through damaged places: that ends the process."""
+    if data._indices is None:
+        return data.data.table
+    for each in (data.data, data._indices):
+        each.table.validate(full=True)
+    return data.with_format("arrow")[:]
 
 
 def _read_dataset(name: str, split: str, subset: str | None) -> list[dict[str, Any]]:
@@ -166,7 +235,7 @@ def _read_dataset(name: str, split: str, subset: str | None) -> list[dict[str, A
     import pyarrow as pa
 
     try:
-        return list(datasets.load_dataset(name, subset, split=split))
+        return [*map(_without_nulls, datasets.load_dataset(name, subset, split=split))]
     except (
         OSError,
         ValueError,

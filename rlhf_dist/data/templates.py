@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from rlhf_dist.config.sections import DataFile
+from rlhf_dist.config.sections import TAKEN_ARGUMENTS, DataFile
 from rlhf_dist.errors import DataError
 from rlhf_dist.files import shown
 
@@ -53,8 +53,17 @@ def reading_of(file: DataFile, where: str, row: Mapping[str, Any]) -> Reading:
     """
     tools = column(where, row, "tools", list)
     own = column(where, row, "chat_template_kwargs", dict) or {}
+    taken = [name for name in own if name in TAKEN_ARGUMENTS]
+    if taken:
+        raise DataError(
+            f"{where}: chat_template_kwargs has {taken[0]!r}, an argument of apply_chat_template itself; expected the "
+            "template's own"
+        )
+    special = row.get("special_tokens")
+    if special is not None and not isinstance(special, bool):
+        raise DataError(f"{where}: special_tokens is {shown(special)}; expected true or false")
     kwargs = {**file.chat_template_kwargs, **{key: value for key, value in own.items() if value is not None}}
-    return Reading(file.special_tokens or row.get("special_tokens") is True, kwargs, tools or None)
+    return Reading(file.special_tokens if special is None else special, kwargs, tools or None)
 
 
 def column(where: str, row: Mapping[str, Any], name: str, kind: type) -> Any:
@@ -138,7 +147,8 @@ def _checked(where: str, message: Any, source: str) -> dict[str, Any]:
     _check_role(where, message["role"], source)
     kept = {key: value for key, value in message.items() if value is not None or key == "content"}
     content = message["content"]
-    if content is None and not ("tool_calls" in kept and "tool_calls" in source):
+    calls = bool(kept.get("tool_calls"))
+    if (content is None or (calls and content in ("", []))) and not (calls and "tool_calls" in source):
         raise DataError(
             f"{where} has no content; expected text"
             + (", since the chat template takes no `tool_calls`" if "tool_calls" in kept else "")
@@ -193,8 +203,7 @@ class Quotes:
 
     def spells(self, text: str) -> bool:
         """Whether a text spells a special token."""
-        found = self._pattern.search(text)
-        return found is not None and not _PRIVATE.match(found[0])
+        return any(not _PRIVATE.match(found[0]) for found in self._pattern.finditer(text))
 
     def hide(self, value: Any) -> Any:
         """A value with every text in it hidden, keys and roles as they are."""

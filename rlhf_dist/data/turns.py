@@ -22,6 +22,10 @@ class Turn(NamedTuple):
     """Whether the template has put the end token there."""
     asked: bool
     """Whether what precedes it is what an engine is given."""
+    own: bool
+    """Whether the answer stands there as it does alone, behind what an engine is given: only then it is learnt."""
+    number: int
+    """Of its message."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class Rendering:
     reading: Reading
     messages: list[dict[str, Any]]
     where: str
-    has_end: bool
-    """Whether the template puts an end behind answers."""
+    end: int | None
+    """What the template puts behind answers; None: nothing."""
     ask: bool
     """Whether it goes up to where the assistant answers."""
 
@@ -68,15 +72,25 @@ class Rendering:
     def _turn(self, number: int, start: int, limit: int, *, asked: bool) -> Turn:
         """An answer that begins at `start`, and ends before `limit`."""
         content = self._contents.get(number)
-        known = self._part(self.messages[: number + 1]) if number < len(self.messages) - 1 else None
-        if known and self.text.startswith(known):
+        last = number == len(self.messages) - 1
+        known = self.text if last else self._part(self.messages[: number + 1]) or ""
+        whole = last or bool(known and self.text.startswith(known))
+        if whole:
             limit = min(limit, len(known))
         after = max(start, content[1]) if content else start
-        end = self.words.end.search(self.text, after, limit) if self.has_end else None
+        end = self.words.end.search(self.text, after, limit) if self.end is not None or whole else None
         if end is not None:
-            return Turn(start, end.end(), ended=True, asked=asked)
-        stop = after if content else start + len(self.text[start:limit].rstrip())
-        return Turn(start, stop, ended=False, asked=asked)
+            own = asked and known[: end.end()] == self.text[: end.end()]
+            return Turn(start, end.end(), ended=True, asked=asked, own=own, number=number)
+        # Some put it before the next message, so that it is not there yet when the answer is the last.
+        late = self.words.end.match(self.text, after) if content else None
+        if late is not None:
+            own = asked and known[:after] == self.text[:after]
+            return Turn(start, late.end(), ended=True, asked=asked, own=own, number=number)
+        calls = whole and self.messages[number].get("tool_calls")
+        stop = after if content and not calls else start + len(self.text[start:limit].rstrip())
+        own = asked and known[:stop] == self.text[:stop]
+        return Turn(start, stop, ended=False, asked=asked, own=own, number=number)
 
     @cached_property
     def _contents(self) -> dict[int, tuple[int, int]]:

@@ -12,10 +12,14 @@ from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.assignment import SKIP
 from rlhf_dist.feedback.database import Judgement, Task
 from rlhf_dist.feedback.supervision import LABELS
-from rlhf_dist.files import as_json, written_aside
+from rlhf_dist.files import as_json, shown, written_aside
 
 FORMS = ("raw", "trl")
 MUCH = {"a_much", "b_much"}
+UNSAID = ("discarded", "draft")
+"""States of a response that its annotator does not stand by."""
+SAID = ("selected", "choices", "rating", "number", "text")
+"""Where a result of Label Studio has what was said, by its type."""
 SIDES = {"left": "a", "right": "b", "a": "a", "b": "b", "chosen": "a", "rejected": "b", "tie": "tie", "both": "tie"}
 
 
@@ -107,8 +111,8 @@ def imported(path: Path, tool: str) -> list[dict[str, Any]]:
         DataError: the file is not such an export, or holds no judgement; names the record.
     """
     try:
-        records = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        records = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a readable JSON file: {error}") from None
     if not isinstance(records, list):
         raise DataError(f"{path}: found {type(records).__name__}; expected a list of records")
@@ -129,7 +133,8 @@ def _argilla(where: str, record: Any) -> list[dict[str, Any]]:
     told = [
         (question, response.get("value"), str(response.get("user_id") or ""))
         for question, given in responses.items()
-        for response in given
+        for response in _mappings(where, question, given)
+        if response.get("status") not in UNSAID
     ]
     return _rows(where, fields, told)
 
@@ -137,16 +142,25 @@ def _argilla(where: str, record: Any) -> list[dict[str, Any]]:
 def _label_studio(where: str, record: Any) -> list[dict[str, Any]]:
     """Label Studio: data by name; annotations, each with results of type pairwise, choices, rating or textarea."""
     data, told = _part(where, record, "data"), []
-    for annotation in record.get("annotations") or []:
+    for annotation in _mappings(where, "annotations", record.get("annotations")):
         if annotation.get("was_cancelled"):
             continue
         who = annotation.get("completed_by")
-        name = str((who.get("email") or who.get("id") or "") if isinstance(who, dict) else "" if who is None else who)
-        for result in annotation.get("result") or []:
-            value = result.get("value") or {}
-            said = value.get("selected") or value.get("choices") or value.get("rating") or value.get("text")
+        who = (who.get("email") or who.get("id")) if isinstance(who, dict) else who
+        name = "" if who is None else str(who)
+        for result in _mappings(where, "result", annotation.get("result")):
+            (value,) = _mappings(where, "value", [result.get("value") or {}])
+            said = next((value[key] for key in SAID if value.get(key) not in (None, [])), None)
             told.append((str(result.get("from_name", "")), said[0] if isinstance(said, list) and said else said, name))
     return _rows(where, data, told)
+
+
+def _mappings(where: str, name: str, given: Any) -> list[dict[str, Any]]:
+    """What a record lists under a name; null is nothing."""
+    several = [] if given is None else given
+    if not isinstance(several, list) or not all(isinstance(each, dict) for each in several):
+        raise DataError(f"{where}: {name} is {shown(given)}; expected a list of mappings")
+    return several
 
 
 class _NoSide(DataError):
@@ -178,7 +192,9 @@ def _row(where: str, fields: dict[str, Any], value: Any, question: str, *, annot
         if second is not None:
             raise DataError(f"{where}: {question} is {value}, of two answers; expected a score of one, or a side")
         return {"prompt": prompt, "answer": _answer(where, fields), "score": value, "annotator": annotator}
-    text = _best(value) if isinstance(value, list) else value
+    text = _best(where, value) if isinstance(value, list) else value
+    if not isinstance(text, str):
+        raise DataError(f"{where}: {question} is {shown(text)}; expected text or a number")
     side = SIDES.get(_side(str(text)))
     if side is not None and second is not None:
         first = _first(where, fields, *FIRST)
@@ -188,10 +204,13 @@ def _row(where: str, fields: dict[str, Any], value: Any, question: str, *, annot
     return {"prompt": prompt, "answer": _answer(where, fields), "comment": str(text), "annotator": annotator}
 
 
-def _best(ranking: Sequence[Any]) -> Any:
+def _best(where: str, ranking: Sequence[Any]) -> Any:
     """The first of names, or the one of {value, rank} with the lowest rank; `tie` if two share it."""
     if not all(isinstance(each, dict) for each in ranking):
         return ranking[0]
+    wrong = [each for each in ranking if not isinstance(each.get("rank", 0), (int, float))]
+    if wrong:
+        raise DataError(f"{where}: a ranking has {shown(wrong[0])}; expected a rank that is a number")
     ordered = sorted(ranking, key=lambda each: each.get("rank", 0))
     shared = len(ordered) > 1 and "rank" in ordered[0] and ordered[0]["rank"] == ordered[1].get("rank")
     return "tie" if shared else ordered[0].get("value")

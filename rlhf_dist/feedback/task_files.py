@@ -123,7 +123,10 @@ def _task(where: str, row: dict[str, Any]) -> TaskRow:
     for name in texts:
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise DataError(f"{where}: {name} is {row.get(name)!r}; expected text")
+    if kind == "comparison" and row["a"] == row["b"]:
+        raise DataError(f"{where}: a and b are the same; expected two different answers")
     gold = row.get("gold")
+    gold = int(gold) if isinstance(gold, float) and gold.is_integer() else gold
     allowed = ("a", "b") if kind == "comparison" else tuple(map(str, SCORES)) if kind == "score" else ()
     if gold is not None and str(gold) not in allowed:
         raise DataError(f"{where}: gold is {gold!r}; expected {', '.join(allowed) or 'none'}")
@@ -131,9 +134,9 @@ def _task(where: str, row: dict[str, Any]) -> TaskRow:
         kind,
         row["prompt"],
         row["a"],
-        row.get("b"),
-        str(row.get("source_a", "")),
-        str(row.get("source_b", "")),
+        row["b"] if kind == "comparison" else None,
+        str(row.get("source_a") or ""),
+        str(row.get("source_b") or ""),
         None if gold is None else str(gold),
         _source(where, row.get("prompt_source")),
     )
@@ -145,7 +148,7 @@ def _source(where: str, value: Any) -> str:
         return ""
     try:
         columns = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         columns = None
     if not isinstance(columns, dict):
         raise DataError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_dist.data.ends import Ends, added_tokens, tokenizer_ends
 from rlhf_dist.errors import ModelError
-from rlhf_dist.files import as_json
+from rlhf_dist.files import as_json, shown
 from rlhf_dist.models.folders import resolve
 from rlhf_dist.models.tokenizers import load_tokenizer
 
@@ -29,10 +29,13 @@ def ends_of(path: str, tokenizer: Any = None) -> Ends:
         ModelError: a file is unreadable.
     """
     folder = Path(resolve(path))
-    known = tokenizer or load_tokenizer(str(folder))
     config = _read(folder / "config.json")
+    text_config = config.get("text_config") or {}
+    if not isinstance(text_config, dict):
+        raise ModelError(f"{folder / 'config.json'}: text_config is {shown(text_config)}; expected a mapping")
+    known = tokenizer or load_tokenizer(str(folder))
     generation = _ids(_read(folder / GENERATION).get("eos_token_id"))
-    own = [token for each in (config, config.get("text_config") or {}) for token in _ids(each.get("eos_token_id"))]
+    own = [token for each in (config, text_config) for token in _ids(each.get("eos_token_id"))]
     # A config class has a default, which may be any word of this tokenizer, or none.
     added = {*added_tokens(known).values()}
     found = [*generation, *(token for token in own if token in added)]
@@ -61,6 +64,8 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
     try:
         read = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(read, dict):

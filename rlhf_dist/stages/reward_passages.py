@@ -66,7 +66,7 @@ class Outcome:
         flipped = [
             (one, known[task][::-1])
             for one in self.raw
-            if one.task not in known and (task := (one.kind, repr(one.prompt), one.answers[::-1])) in known
+            if one.task not in known and (task := (*one.task[:2], one.answers[::-1])) in known
         ]
         pairs = [*own, *flipped]
         return dict(

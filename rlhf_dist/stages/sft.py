@@ -19,6 +19,7 @@ from rlhf_dist.data.demonstrations import (
     split_demonstrations,
 )
 from rlhf_dist.data.encoder import Encoder
+from rlhf_dist.errors import DataError
 from rlhf_dist.learner.example_batch import ExampleBatch
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.model_spec import ModelSpec
@@ -82,6 +83,10 @@ def demonstrations(
     def read(path: str, split: str) -> list[Demonstration]:
         return read_demonstrations(path, encoder, max_tokens=settings.max_tokens, split=split, settings=settings)
 
+    if settings.held_out in (settings.path, settings.split):
+        raise DataError(
+            f"data.held_out is {settings.held_out!r}, which is what is learnt; expected a share, another split, or another file"
+        )
     rows = read(settings.path, settings.split)
     if not isinstance(settings.held_out, str):
         return split_demonstrations(rows, settings.held_out)

@@ -109,7 +109,10 @@ def test_a_system_message_before_the_prompts_text_is_part_of_the_chat(tmp_path: 
         ({"prompt": "q", "chosen": None, "rejected": "x"}, "chosen is null; expected chosen, rejected"),
         ({"instruction": "q", "chosen": "x", "rejected": "y"}, "no `prompt`;.* `instruction` for `prompt`"),
         ({"prompt": "q", "accepted": "x", "rejected": "y"}, "no 'chosen' among.*`accepted` for `chosen`"),
-        ({"prompt": "q", "completion": "x", "label": True}, "no 'chosen' among"),
+        (
+            {"prompt": "q", "completion": "x", "label": True},
+            "one completion with a label; expected chosen and rejected",
+        ),
     ],
 )
 def test_comparisons_that_are_none_are_named(row: object, told: str, tmp_path: Path) -> None:

@@ -4,14 +4,17 @@ from typing import Any
 
 import pytest
 
+from rlhf_dist.config import Demonstrations
 from rlhf_dist.data.demonstrations import (
     demonstration_set,
     length_statistics,
     read_demonstrations,
     split_demonstrations,
 )
+from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.tables import held_out
 from rlhf_dist.errors import DataError
+from rlhf_dist.stages.sft import demonstrations
 from rlhf_dist.tasks.helpdesk import build_tokenizer
 
 CHAT = [
@@ -100,3 +103,11 @@ def test_lengths_and_weights_count_tokens(tmp_path: Path, tokenizer: Any) -> Non
     made = demonstration_set(read)
     assert made.weights == [2.0, 3.0, 10.0]
     assert made.lengths() == [len(row.tokens) for row in read]
+
+
+@pytest.mark.parametrize("away", ["test", "train", "the file itself"])
+def test_rows_are_not_held_out_from_themselves(away: str, tmp_path: Path, tokenizer: Any) -> None:
+    path = write(tmp_path / "d.jsonl", *({"prompt": f"p{n}", "completion": "c"} for n in range(4)))
+    settings = Demonstrations(path=path, held_out=path if away == "the file itself" else away)
+    with pytest.raises(DataError, match=r"asked for the split 'test'|data.held_out is .*, which is what is learnt"):
+        demonstrations(settings, Encoder(tokenizer))

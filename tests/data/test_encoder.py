@@ -17,6 +17,7 @@ from tests.chats import (
     INST,
     LLAMA3,
     PHI,
+    PREFILL,
     SPECIAL,
     TEMPLATES,
     THINKING,
@@ -86,13 +87,14 @@ def test_every_turn_is_learnt_up_to_its_end_behind_the_prompt_that_an_engine_get
     encoder, end = ENCODERS[name], TEMPLATES[name][1]
     chat = [user("Hi"), assistant("yo"), user("So?"), assistant("ok.")]
     made = encoder.chat("here", chat)
-    assert [text.strip().removeprefix("<think>\n\n</think>\n\n") for text in answers(encoder, made)] == [
-        f"yo{end}",
-        f"ok.{end}",
-    ]
-    assert encoder.prompt("here", chat[:3])[1] == made.tokens[: made.answers[1][0]]
+    # These show an answer otherwise once it is history, so that an engine says only the last one as it stands.
+    learnt = [f"ok.{end}"] if name in ("thinking", "prefill") else [f"yo{end}", f"ok.{end}"]
+    assert [text.strip().removeprefix("<think>\n\n</think>\n\n") for text in answers(encoder, made)] == learnt
+    assert encoder.prompt("here", chat[:3])[1] == made.tokens[: made.answers[-1][0]]
     assert encoder.pair("here", chat[:3], "ok.").tokens == made.tokens
-    assert encoder.pair("here", chat[:3], "ok.").answers == made.answers[1:]
+    assert encoder.pair("here", chat[:3], "ok.").answers == made.answers[-1:]
+    one = encoder.pair("here", chat[:1], "yo")
+    assert (made.tokens[: len(one.tokens)] == one.tokens) == (len(learnt) == 2)
 
 
 def test_what_a_template_adds_behind_the_end_is_context() -> None:
@@ -103,10 +105,12 @@ def test_what_a_template_adds_behind_the_end_is_context() -> None:
     assert "<end_of_turn>\n<start_of_turn>user\nc" in said(encoder, made.tokens)
 
 
-def test_a_template_that_renders_history_otherwise_still_teaches_every_turn() -> None:
+def test_of_a_template_that_renders_history_otherwise_only_what_an_engine_says_is_learnt() -> None:
     encoder = Encoder(chat_tokenizer(THINKING))
-    made = encoder.chat("here", [user("a"), assistant("b"), user("c"), assistant("d")])
-    assert answers(encoder, made) == ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]
+    made = encoder.chat("f:1", [user("a"), assistant("b"), user("c"), assistant("d")])
+    assert answers(encoder, made) == ["<think>\n\n</think>\n\nd<|im_end|>"]
+    (note,) = encoder.notes()
+    assert note.startswith("f: 1 answer is context only")
     quiet = Reading(template={"enable_thinking": False})
     made = encoder.pair("here", [user("a")], "b", quiet)
     assert answers(encoder, made) == ["b<|im_end|>"]
@@ -232,12 +236,18 @@ def test_tools_and_tool_calls_reach_the_template() -> None:
     assert [text[-11:] for text in answers(encoder, made)] == ["}}]<|im_end|>"[-11:], "n.<|im_end|>"[-11:]]
 
 
-def test_a_template_that_rewrites_history_beyond_recognition_needs_its_own_marks() -> None:
+CALL = {"tool_calls": [{"function": {"name": "f"}}]}
+
+
+def test_a_template_that_rewrites_history_beyond_recognition_needs_its_own_marks_for_calls() -> None:
     odd = (
         "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}<|im_start|>{{ m['role'] }}\nMARK{{ m['content'] }}END"
         "<|im_end|>{% else %}{{ m['content'] | upper }};{% endif %}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
     )
     chat = [user("a"), assistant("b"), user("c"), assistant("d")]
+    made = Encoder(chat_tokenizer(odd)).chat("here", chat)
+    assert answers(Encoder(chat_tokenizer(odd)), made) == ["d<eos>"]
+    chat[-1] |= CALL
     with pytest.raises(DataError, match=r"here: the chat template rewrites earlier messages.*\{% generation %\}"):
         Encoder(chat_tokenizer(odd)).chat("here", chat)
     marks = odd.replace("MARK", "{% generation %}").replace("END<|im_end|>", "{% endgeneration %}<|im_end|>\n")
@@ -278,9 +288,144 @@ def test_an_answer_that_the_template_marks_without_its_end_is_learnt_with_one() 
         "{{ m['content'] if loop.last else m['content'] | upper }}{% endgeneration %}{{ END }}{% else %}"
         "{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
     )
-    chat = [user("a"), assistant("b"), user("c"), assistant("d")]
+    chat = [user("a"), assistant("b"), user("c"), assistant("d", **CALL)]
     for end, expected in (("'<|end|>'", ["B<|end|>", "d<|end|>"]), ("''", ["B<eos>", "d<eos>"])):
         encoder = Encoder(chat_tokenizer(odd.replace("END", end)))
         made = encoder.chat("f:1", chat)
         assert answers(encoder, made) == expected
         assert said(encoder, made.tokens) == f"a;{expected[0]}c>{expected[1]}"
+
+
+LATER = "{% if m['role'] == 'assistant' and not loop.last %}<|end|>{% else %}<|im_end|>{% endif %}"
+
+
+@pytest.mark.parametrize("end", [LATER, LATER.replace("<|end|>", "")])
+def test_no_users_words_are_learnt_where_only_the_last_answer_has_the_end(end: str) -> None:
+    encoder = Encoder(chat_tokenizer(CHATML.replace("<|im_end|>", end)))
+    made = encoder.chat("here", [user("a"), assistant("b"), user("SECRET"), assistant("d")])
+    assert "SECRET" not in "".join(answers(encoder, made))
+    assert answers(encoder, made)[-1] == "d<|im_end|>"
+
+
+@pytest.mark.parametrize("answer", ["<think>\nx\n</think>\n\ny", "<think>x\n</think>\n\ny", "x\n</think>\n\ny"])
+def test_a_thought_that_the_prompt_begins_is_begun_once(answer: str) -> None:
+    encoder = Encoder(chat_tokenizer(PREFILL))
+    asked = encoder.prompt("f:1", [user("a")])
+    for made in (
+        encoder.pair("f:1", [user("a")], answer),
+        encoder.chat("f:1", [user("a"), assistant(answer)]),
+        encoder.pair("f:1", asked[0], answer + "<|im_end|>", Reading(special_tokens=True)),
+    ):
+        assert said(encoder, made.tokens).count("<think>\nx\n</think>\n\ny") == 1
+        assert said(encoder, made.tokens).count("<think>") == 1
+        assert made.tokens[: len(asked[1])] == asked[1]
+    assert encoder.notes() == []
+    encoder.pair("f:2", [user("a")], "b")
+    encoder.pair("f:3", [user("a")], "c")
+    (note,) = encoder.notes()
+    assert note.startswith("f: 2 answers are without thoughts")
+
+
+def test_thoughts_that_history_loses_are_not_learnt_without_them() -> None:
+    kept = "{{ m['content'] if loop.last else m['content'].split('</think>')[-1] }}"
+    encoder = Encoder(chat_tokenizer(CHATML.replace("{{ m['content'] }}", kept)))
+    made = encoder.chat("f:1", [user("a"), assistant("<think>x</think>b"), user("c"), assistant("<think>y</think>d")])
+    assert answers(encoder, made) == ["<think>y</think>d<|im_end|>"]
+    assert "assistant\nb<|im_end|>" in said(encoder, made.tokens)
+
+
+NEEDS = "{% if NEED %}{{ raise_exception('no') }}{% endif %}" + CHATML
+
+
+@pytest.mark.parametrize(
+    ("need", "given"),
+    [("messages[0]['role'] != 'system'", {}), ("date is not defined", {"date": "today"})],
+)
+def test_a_template_is_asked_for_its_end_with_all_that_it_needs(need: str, given: dict[str, str]) -> None:
+    encoder = Encoder(chat_tokenizer(NEEDS.replace("NEED", need)))
+    chat = [{"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d")]
+    made = encoder.chat("here", chat, Reading(template=given))
+    assert answers(encoder, made) == ["b<|im_end|>", "d<|im_end|>"]
+    assert encoder.ends.of_chat in encoder.ends.ids
+    assert encoder.ends.of_chat == made.tokens[-1]
+    assert encoder.notes() == []
+
+
+def test_a_template_that_cannot_be_asked_is_told_of() -> None:
+    encoder = Encoder(
+        chat_tokenizer(
+            NEEDS.replace("NEED", "messages | length < 4 and messages[-1]['role'] == 'assistant'").replace(
+                "<|im_end|>", ""
+            )
+        )
+    )
+    encoder.chat("here", [user("a"), assistant("b"), user("c"), assistant("d")])
+    assert "refuses every chat by which it is asked" in encoder.notes()[-1]
+
+
+def test_with_tools_the_end_is_that_of_the_template_for_tools() -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = {"default": CHATML, "tool_use": CHATML.replace("<|im_end|>", "<|end|>")}
+    encoder = Encoder(tokenizer)
+    chat = [user("a"), assistant("b")]
+    assert answers(encoder, encoder.chat("here", chat, Reading(tools=[{"name": "f"}]))) == ["b<|end|>"]
+    assert answers(encoder, encoder.chat("here", chat)) == ["b<|im_end|>"]
+    assert {tokenizer.convert_tokens_to_ids(end) for end in ("<|end|>", "<|im_end|>")} <= {*encoder.ends.ids}
+
+
+@pytest.mark.parametrize(("said_as", "expected"), [("| upper }}", "B<eos>"), ("}} [EOT]", "b [EOT]<eos>")])
+def test_an_end_that_the_template_puts_behind_other_words_is_there_once(said_as: str, expected: str) -> None:
+    template = CHATML.replace("{{ m['content'] }}", "{{ m['content'] " + said_as).replace("<|im_end|>", "<eos>")
+    encoder = Encoder(chat_tokenizer(template))
+    made = encoder.chat("here", [user("a"), assistant("b"), user("c"), assistant("b")])
+    assert answers(encoder, made) == [expected, expected]
+    assert encoder.notes() == []
+
+
+def test_a_call_is_learnt_with_the_words_before_it_though_another_token_ends_it() -> None:
+    called = CHATML.replace("<|im_end|>", "{% if m.tool_calls %} CALL<|end|>{% else %}<|im_end|>{% endif %}")
+    encoder = Encoder(chat_tokenizer(called))
+    chat = [user("a"), assistant("b", **CALL), {"role": "tool", "content": "r"}, assistant("d")]
+    assert answers(encoder, encoder.chat("here", chat)) == ["b CALL<|end|><|im_end|>", "d<|im_end|>"]
+    assert answers(encoder, encoder.chat("here", chat[:2])) == ["b CALL<|end|><|im_end|>"]
+    with pytest.raises(DataError, match="message 2 has no content; .*takes no `tool_calls`"):
+        ENCODERS["chatml"].chat("here", [user("a"), assistant("", **CALL)])
+
+
+def test_a_private_character_does_not_hide_what_is_spelled_behind_it() -> None:
+    encoder = ENCODERS["chatml"]
+    end = encoder.ends.of_chat
+    assert end not in encoder.prompt("f:1", "\U000f0206 <|im_end|>")[1]
+    assert encoder.pair("f:1", "q", "\U000f0206 <|im_end|> x").tokens.count(end) == 0
+
+
+def test_empty_answers_are_refused_and_those_of_no_weight_are_context() -> None:
+    encoder = Encoder(chat_tokenizer(CHATML))
+    for prompt in ("Hi", [user("Hi")]):
+        with pytest.raises(DataError, match="f:1: .*(says nothing|is empty); expected text"):
+            encoder.pair("f:1", prompt, "<|im_end|>")
+    with pytest.raises(DataError, match="f:1: message 2, of the assistant, is empty"):
+        encoder.chat("f:1", [user("a"), assistant(""), user("c"), assistant("d")])
+    chat = [user("a"), assistant("b", weight=0), user("c"), assistant("d"), user("e"), assistant("g", train=False)]
+    made = encoder.chat("f:1", chat)
+    assert answers(encoder, made) == ["d<|im_end|>"]
+    assert made.tokens == encoder.pair("f:1", chat[:3], "d").tokens
+    assert encoder.notes() == []
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML.replace("<|im_end|>\n", "{% if not loop.last or m['role'] == 'user' %}<eos>\n{% endif %}"),
+        "{% for m in messages %}{{ eos_token }}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ eos_token }}assistant: {% endif %}",
+    ],
+)
+def test_an_end_that_stands_before_the_next_message_only_is_not_there_twice(template: str) -> None:
+    encoder = Encoder(chat_tokenizer(template))
+    chat = [user("a"), assistant("b"), user("c"), assistant("d")]
+    made = encoder.chat("here", chat)
+    assert answers(encoder, made) == ["b<eos>", "d<eos>"]
+    rendered = encoder.tokenizer.apply_chat_template(chat, tokenize=False)
+    assert said(encoder, made.tokens) == rendered + "<eos>"
+    assert made.tokens[: len(made.tokens) - 2] == encoder.prompt("here", chat[:3])[1]

@@ -9,6 +9,7 @@ from rlhf_dist.data.feedback import read_feedback
 from rlhf_dist.data.judgements import KINDS, JudgedTokens, judged_set
 from rlhf_dist.errors import DataError
 from rlhf_dist.tasks.helpdesk import build_tokenizer
+from tests.chats import CHATML, LLAMA3, chat_tokenizer, spelled
 
 
 def read(path: Path, kind: str, *rows: object, **settings: object):
@@ -41,7 +42,9 @@ def test_scores_are_mapped_from_their_scale(tmp_path: Path) -> None:
 BAD = {
     "same answers": ("comparisons", {"prompt": "q", "chosen": "x", "rejected": "x"}, "both answers are the same"),
     "odd preference": ("comparisons", {"prompt": "q", "a": "x", "b": "y", "preference": "left"}, "expected a, b, tie"),
-    "bad label": ("comparisons", {"prompt": "q", "chosen": "x", "rejected": "y", "label": 2}, "preference is 2"),
+    "bad label": ("comparisons", {"prompt": "q", "chosen": "x", "rejected": "y", "label": 2}, "label is 2"),
+    "odd label": ("comparisons", {"prompt": "q", "chosen": "x", "rejected": "y", "label": True}, "label is True"),
+    "one of KTO": ("comparisons", {"prompt": "q", "completion": "x", "label": True}, "kind: scores, with `completion`"),
     "negative margin": ("comparisons", {"prompt": "q", "chosen": "x", "rejected": "y", "margin": -1}, "margin is -1"),
     "no rejected": ("comparisons", {"prompt": "q", "chosen": "x"}, "no 'rejected' among"),
     "no prompt": ("comparisons", {"chosen": "x", "rejected": "y"}, "no `prompt`; expected one, or two chats"),
@@ -117,3 +120,59 @@ def test_an_answer_is_tokenised_once_however_many_sets_it_is_part_of(tmp_path: P
     again = judged_set([judged[1], judged[0]], tokens, select="answer").table.column("tokens")
     assert before == len(asked) > 0
     assert again.to_pylist() == first.to_pylist()[::-1]
+
+
+def judged_tokens(tokenizer, path: Path, kind: str, row: object) -> list[str]:
+    table = judged_set(read(path, kind, row), JudgedTokens(tokenizer, max_tokens=999), select="before").table
+    tokens, places = table.column("tokens").to_pylist(), table.column("selected").to_pylist()
+    return [
+        "".join(spelled(tokenizer, [own[place + 1] for place in at])) for own, at in zip(tokens, places, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("form", ["chats", "messages", "score", "ranking"])
+def test_an_answers_tool_calls_are_judged_with_it(form: str, tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(CHATML.replace("<|im_end|>", "{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>"))
+    asked = [{"role": "user", "content": "q"}]
+    called = [{"role": "assistant", "content": "ok", "tool_calls": [{"name": name}]} for name in ("f", "g")]
+    kind, row = {
+        "chats": ("comparisons", {"chosen": [*asked, called[0]], "rejected": [*asked, called[1]]}),
+        "messages": ("comparisons", {"prompt": asked, "chosen": called[:1], "rejected": called[1:]}),
+        "score": ("scores", {"prompt": asked, "answer": called[0], "score": 1}),
+        "ranking": ("rankings", {"prompt": asked, "answers": called}),
+    }[form]
+    expected = [f'ok[{{"name": "{name}"}}]<|im_end|>' for name in ("f", "g")]
+    assert judged_tokens(tokenizer, tmp_path / "f.jsonl", kind, row) == expected[: 1 if form == "score" else 2]
+
+
+def test_answers_that_are_the_same_tokens_are_refused(tmp_path: Path) -> None:
+    tokenizer, asked = chat_tokenizer(LLAMA3), [{"role": "user", "content": "q"}]
+    trimmed = chat_tokenizer(CHATML.replace("m['content']", "m['content'] | trim"))
+    for kind, row in (
+        ("comparisons", {"prompt": asked, "chosen": "x<|eot_id|>", "rejected": "x"}),
+        ("rankings", {"prompt": asked, "answers": ["x", "y", "x"]}),
+    ):
+        with pytest.raises(DataError, match="f.jsonl:1: the answers 'x.*' and 'x' are the same tokens"):
+            judged_tokens(tokenizer, tmp_path / "f.jsonl", kind, row)
+    assert judged_tokens(
+        trimmed, tmp_path / "f.jsonl", "comparisons", {"prompt": asked, "chosen": "x", "rejected": "y"}
+    )
+
+
+def test_the_same_words_with_other_tools_are_another_question(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "answer": "x", "score": 1, "tools": [{"name": name}]} for name in ("f", "g", "f")]
+    tasks = [one.task for one in read(tmp_path / "s.jsonl", "scores", *rows)]
+    assert tasks[0] == tasks[2] != tasks[1]
+
+
+@pytest.mark.parametrize("prompt", [5, {}, "else"])
+@pytest.mark.parametrize("asked", ["", "q", [{"type": "text", "text": "q"}]])
+def test_a_prompt_that_is_not_the_chats_is_refused(prompt: object, asked: object, tmp_path: Path) -> None:
+    chats = [[{"role": "user", "content": asked}, {"role": "assistant", "content": text}] for text in ("x", "y")]
+    with pytest.raises(DataError, match="f.jsonl:1: prompt is .*, which the chats do not begin with"):
+        read(tmp_path / "f.jsonl", "comparisons", {"prompt": prompt, "chosen": chats[0], "rejected": chats[1]})
+
+
+def test_messages_that_are_none_leave_the_prompt_as_it_is(tmp_path: Path) -> None:
+    (one,) = read(tmp_path / "s.jsonl", "scores", {"prompt": "q", "prompt_messages": [], "answer": "x", "score": 1})
+    assert one.prompt == "q"

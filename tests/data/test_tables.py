@@ -1,8 +1,12 @@
 """A row is read, or named with file and line."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -107,7 +111,7 @@ def test_text_that_is_no_unicode_any_more_is_named_with_its_row(tmp_path: Path) 
     data = file.read_bytes()
     place = data.index("grüße 7".encode()) + 2
     file.write_bytes(data[:place] + b"\xff" + data[place + 1 :])
-    with pytest.raises(DataError, match="a.arrow:8: the row is damaged"):
+    with pytest.raises(DataError, match="a.arrow:8: the row is damaged in the column 'prompt'"):
         read_rows(str(file))
 
 
@@ -190,3 +194,98 @@ def test_a_subset_reaches_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("acme/sums", "main", "test")]
     with pytest.raises(DataError, match=r"acme/sums: .*\['main', 'socratic'\]. Set `subset`"):
         read_rows("acme/sums")
+
+
+def one_saved(folder: Path, rows: Any = ROWS) -> Path:
+    datasets.Dataset.from_list(rows).save_to_disk(folder)
+    return folder
+
+
+@pytest.mark.parametrize("how", [{"split": "test"}, {"split": "validation"}, {"subset": "main"}])
+def test_one_file_has_no_splits_and_no_subsets(how: dict[str, str], tmp_path: Path) -> None:
+    for path in (lines(tmp_path / "a.jsonl", *ROWS), one_saved(tmp_path / "one")):
+        ((name, value),) = how.items()
+        with pytest.raises(DataError, match=f"{path.name}: .*asked for the {name} '{value}'; expected no {name}"):
+            read_rows(str(path), **how)
+        other = DataFile(path="data/of/many", split="train_sft", subset="main")
+        assert [row for _, row in read_table(other, str(path))] == ROWS
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "two")
+    with pytest.raises(DataError, match="two: asked for the subset 'main'"):
+        read_rows(str(tmp_path / "two"), subset="main")
+
+
+def test_damage_in_a_folder_of_save_to_disk_is_named_and_no_crash(tmp_path: Path) -> None:
+    """In a process of its own, which damaged offsets would end."""
+    file = one_saved(tmp_path / "one") / "data-00000-of-00001.arrow"
+    code = f"""
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from rlhf_dist.data.tables import read_rows
+from rlhf_dist.errors import DataError
+file, draws, refused = Path({str(file)!r}), random.Random(0), 0
+good = file.read_bytes()
+for place in range(0, len(good), 23):
+    data = bytearray(good)
+    data[place] ^= draws.choice((1, 128, 255))
+    file.write_bytes(data)
+    try:
+        read_rows(str(file.parent))
+    except DataError:
+        refused += 1
+file.write_bytes(good.replace("grüße 7".encode(), b"gr\\xff\\xff\\xff\\x9fe 7"))
+try:
+    read_rows(str(file.parent))
+except DataError as error:
+    print(refused, error)
+"""
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert int(told.split()[0]) > 5
+    assert "one:8: the row is damaged" in told
+
+
+def test_keys_that_arrow_lends_to_other_rows_are_not_there(tmp_path: Path) -> None:
+    def row(name: str, argument: str) -> dict[str, Any]:
+        call = {"function": {"name": name, "arguments": {argument: 1}}}
+        said = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+        return {"messages": said, "tools": [{"name": name, "properties": {argument: {"type": "int"}}}], "x": None}
+
+    rows = [row("f", "a"), row("g", "b")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    assert read_rows(str(tmp_path / "t.parquet")) == rows
+    assert read_rows(str(one_saved(tmp_path / "one", rows))) == rows
+
+
+def test_what_the_system_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deadin").mkdir()
+    (tmp_path / "deadin" / "train.jsonl").symlink_to(tmp_path / "nowhere")
+    for name in ("mem.jsonl", "mem.parquet", "mem.arrow"):
+        (tmp_path / name).symlink_to("/proc/self/mem")
+    for name in ("deadin", "mem.jsonl", "mem.parquet", "mem.arrow", "n" * 300 + ".jsonl"):
+        with pytest.raises(DataError, match=rf"{name}.*: (cannot be read: |neither|not a readable)"):
+            read_rows(str(tmp_path / name))
+    lines(tmp_path / "a" / "x.jsonl", *ROWS)
+
+    def scandir(path: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match="/a: cannot be read: Permission denied"):
+        read_rows(str(tmp_path / "a"))
+
+
+def test_no_path_and_utf_16_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes('{"prompt": "a"}\n'.encode("utf-16"))
+    with pytest.raises(DataError, match="a.jsonl:1: the file is UTF-16; expected UTF-8"):
+        read_rows(str(tmp_path / "a.jsonl"))
+    with pytest.raises(DataError, match="path is empty"):
+        read_rows("")
+
+
+def test_a_value_that_python_does_not_have_is_named_with_its_column(tmp_path: Path) -> None:
+    table = pa.table({"prompt": ["a", "b"], "when": pa.array([0, 2**62], pa.timestamp("us"))})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="t.parquet:2: the row is damaged in the column 'when'"):
+        read_rows(str(tmp_path / "t.parquet"))

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf_dist.config import Demonstrations, Feedback, Prompts
+from rlhf_dist.config import Demonstrations, Feedback, Prompts, Rollout
 from rlhf_dist.data.demonstrations import read_demonstrations
 from rlhf_dist.data.feedback import read_feedback
 from rlhf_dist.data.judgements import JudgedTokens
@@ -178,3 +178,28 @@ def test_thinking_can_be_switched_off_for_a_file(tmp_path: Path) -> None:
         for kwargs in ({}, {"enable_thinking": False})
     ]
     assert [text.endswith("</think>\n\n") for text in texts] == [False, True]
+
+
+def test_a_rows_own_word_on_special_tokens_goes_before_its_files(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(CHATML)
+    rows = [{"prompt": "a<|im_end|>b", "special_tokens": own} for own in (False, True, None)]
+    found = read_prompts(Prompts(path=write(tmp_path / "p.jsonl", *rows), special_tokens=True), tokenizer)
+    assert [tokenizer.convert_tokens_to_ids("<|im_end|>") in one.tokens for one in found] == [False, True, True]
+    for bad in ("true", 1):
+        path = write(tmp_path / "p.jsonl", {"prompt": "a", "special_tokens": bad})
+        with pytest.raises(DataError, match="p.jsonl:1: special_tokens is .*; expected true or false"):
+            read_prompts(Prompts(path=path), tokenizer)
+
+
+@pytest.mark.parametrize("name", ["tokenize", "chat_template", "add_generation_prompt", "messages", "max_length"])
+def test_arguments_of_the_tokenizer_are_none_of_the_template(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"prompt": [ASKED], "chat_template_kwargs": {name: True}})
+    with pytest.raises(DataError, match=f"p.jsonl:1: chat_template_kwargs has '{name}'"):
+        read_prompts(Prompts(path=path), chat_tokenizer(CHATML))
+    with pytest.raises(ValueError, match=f"{name} is an argument of apply_chat_template itself"):
+        Prompts(path=path, chat_template_kwargs={name: True})
+
+
+def test_a_stop_string_has_a_character() -> None:
+    with pytest.raises(ValueError, match="at least 1 character"):
+        Rollout(stop=("x", ""))

@@ -115,3 +115,49 @@ def test_judgements_by_nobody_have_no_annotator(who: dict[str, Any], tmp_path: P
     response = {"value": "a", "user_id": None}
     record = {"fields": {"prompt": "p", "a": "x", "b": "y"}, "responses": {"q": [response]}}
     assert [row["annotator"] for row in imported(written(tmp_path, [record]), "argilla")] == [""]
+
+
+PAIR = {"prompt": "q", "response_a": "x", "response_b": "y"}
+LEFT = {"value": "response_a", "user_id": "1"}
+RANKED = [{"value": "response_a", "rank": None}, {"value": "response_b", "rank": 1}]
+ODD: dict[str, tuple[str, object, str]] = {
+    "text": ("argilla", {"fields": PAIR, "responses": {"q": "x"}}, "q is 'x'; expected a list of mappings"),
+    "texts": ("argilla", {"fields": PAIR, "responses": {"q": ["x"]}}, "q is .'x'.; expected a list of mappings"),
+    "mapping": ("argilla", {"fields": PAIR, "responses": {"q": {"value": 1}}}, "q is .*; expected a list of mappings"),
+    "value": ("argilla", {"fields": PAIR, "responses": {"q": [{"value": {"x": 1}}]}}, "expected text or a number"),
+    "rank": ("argilla", {"fields": PAIR, "responses": {"q": [{"value": RANKED}]}}, "a rank that is a number"),
+    "annotations": ("label-studio", {"data": PAIR, "annotations": "x"}, "annotations is 'x'"),
+    "annotation": ("label-studio", {"data": PAIR, "annotations": ["x"]}, "annotations is .'x'."),
+    "result": ("label-studio", {"data": PAIR, "annotations": [{"result": ["x"]}]}, "result is .'x'."),
+    "result's value": ("label-studio", {"data": PAIR, "annotations": [{"result": [{"value": "x"}]}]}, "value is .'x'."),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_records_of_another_form_are_named(case: str, tmp_path: Path) -> None:
+    tool, record, told = ODD[case]
+    file = tmp_path / "e.json"
+    file.write_text(json.dumps([record]))
+    with pytest.raises(DataError, match=rf"e.json: record 1: .*{told}"):
+        imported(file, tool)
+
+
+def test_an_export_with_a_byte_order_mark_is_read_and_one_nested_deep_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "e.json"
+    given = [{"fields": PAIR, "responses": {"q": [LEFT], "r": None}}]
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(given).encode())
+    assert len(imported(file, "argilla")) == 1
+    file.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="e.json: not a readable JSON file"):
+        imported(file, "argilla")
+
+
+def test_what_an_annotator_does_not_stand_by_is_no_judgement_and_a_rating_of_0_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "e.json"
+    states = [{**LEFT, "status": status} for status in ("discarded", "draft", "submitted")]
+    file.write_text(json.dumps([{"fields": PAIR, "responses": {"q": states}}]))
+    assert len(imported(file, "argilla")) == 1
+    rated = {"data": {"prompt": "q", "answer": "x"}, "annotations": [{"result": [{"value": {"rating": 0}}]}]}
+    file.write_text(json.dumps([rated]))
+    (row,) = imported(file, "label-studio")
+    assert (row["score"], row["annotator"]) == (0, "")

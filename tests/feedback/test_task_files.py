@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_dist.errors import DataError
-from rlhf_dist.feedback.task_files import TaskRow, read_gold, spread
+from rlhf_dist.feedback.task_files import TaskRow, read_gold, read_tasks, spread
 
 
 def test_gold_questions_know_the_chosen_side_and_show_it_on_both(tmp_path: Path) -> None:
@@ -37,3 +37,17 @@ def test_gold_questions_are_spread_evenly_and_nothing_is_lost(gold: int, tasks: 
     gaps = {after - before for before, after in pairwise(places)}
     assert len(gaps) <= 2
     assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_tasks_that_cannot_be_are_named_and_null_sources_are_none(tmp_path: Path) -> None:
+    file = tmp_path / "t.jsonl"
+    for row, told in (
+        ({"prompt": "q", "a": "x", "b": "x"}, "a and b are the same"),
+        ({"prompt": "q", "a": "x", "b": "y", "prompt_source": "[" * 100_000}, "prompt_source is "),
+    ):
+        file.write_text(json.dumps(row) + "\n")
+        with pytest.raises(DataError, match=f"t.jsonl:1: {told}"):
+            read_tasks(str(file))
+    file.write_text(json.dumps({"kind": "score", "prompt": "q", "a": "x", "source_a": None, "gold": 4.0}) + "\n")
+    (task,) = read_tasks(str(file))
+    assert (task.source_a, task.gold) == ("", "4")

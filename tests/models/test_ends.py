@@ -120,3 +120,13 @@ def test_models_that_end_answers_differently_do_not_go_together(tmp_path: Path) 
         ModelError, match=r"reward .*d ends an assistant's turn with <\|im_end\|>, the policy .*<\|eot_id\|>"
     ):
         check_same_tokenizer(own, {"reference": same, "reward": other})
+
+
+@pytest.mark.parametrize("config", [[1], "x", 3])
+def test_a_config_of_another_form_is_named(config: Any, tmp_path: Path) -> None:
+    folder = model(tmp_path / "m", text_config=config)
+    with pytest.raises(ModelError, match="config.json: text_config is .*; expected a mapping"):
+        ends_of(str(folder))
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ModelError, match="config.json: found list; expected a mapping"):
+        ends_of(str(folder))
