@@ -72,7 +72,12 @@ class JudgedTokens:
 
 
 def _check_differ(one: Judged, whole: Sequence[list[int]]) -> None:
-    """Answers of which one is better, but which the model reads as the same, teach that it is better than itself."""
+    """Two answers of which one is better, but which the model reads as the same, teach that it is better than itself.
+
+    In a ranking of several they have no gradient, and the others still teach.
+    """
+    if one.kind != "comparisons":
+        return
     for number, tokens in enumerate(whole):
         if tokens in whole[:number]:
             first, second = one.answers[whole.index(tokens)], one.answers[number]

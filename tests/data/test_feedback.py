@@ -148,12 +148,11 @@ def test_an_answers_tool_calls_are_judged_with_it(form: str, tmp_path: Path) -> 
 def test_answers_that_are_the_same_tokens_are_refused(tmp_path: Path) -> None:
     tokenizer, asked = chat_tokenizer(LLAMA3), [{"role": "user", "content": "q"}]
     trimmed = chat_tokenizer(CHATML.replace("m['content']", "m['content'] | trim"))
-    for kind, row in (
-        ("comparisons", {"prompt": asked, "chosen": "x<|eot_id|>", "rejected": "x"}),
-        ("rankings", {"prompt": asked, "answers": ["x", "y", "x"]}),
-    ):
-        with pytest.raises(DataError, match="f.jsonl:1: the answers 'x.*' and 'x' are the same tokens"):
-            judged_tokens(tokenizer, tmp_path / "f.jsonl", kind, row)
+    row: dict[str, object] = {"prompt": asked, "chosen": "x<|eot_id|>", "rejected": "x"}
+    with pytest.raises(DataError, match="f.jsonl:1: the answers 'x.*' and 'x' are the same tokens"):
+        judged_tokens(tokenizer, tmp_path / "f.jsonl", "comparisons", row)
+    several = judged_tokens(tokenizer, tmp_path / "f.jsonl", "rankings", {"prompt": asked, "answers": ["x", "y", "x"]})
+    assert several == ["x<|eot_id|>", "y<|eot_id|>", "x<|eot_id|>"], "a policy's own samples may repeat"
     assert judged_tokens(
         trimmed, tmp_path / "f.jsonl", "comparisons", {"prompt": asked, "chosen": "x", "rejected": "y"}
     )
