@@ -180,7 +180,7 @@ def policy(folder: Path, sequences: list[Any], own: list[torch.Tensor]) -> str:
 
 @torch.no_grad()
 def scorer(family: str, folder: Path, sequences: list[Any]) -> str:
-    """A reward model of the family against its own forward."""
+    """A reward model of the family against its own forward; `no class` where transformers has none, or cannot run its own."""
     from transformers import AutoModelForSequenceClassification
 
     from rlhf_dist.models import ValueModel, load_value_model, pack
@@ -190,7 +190,7 @@ def scorer(family: str, folder: Path, sequences: list[Any]) -> str:
         own = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
         ids = [torch.from_numpy(tokens).long()[None] for tokens in sequences]
         theirs = [own(input_ids=each, attention_mask=torch.ones_like(each)).logits[0].mean()[None] for each in ids]
-    except Exception:
+    except Exception:  # nothing of ours ran yet
         return "no class"
     model = ValueModel(load_value_model(str(folder), dtype=torch.float32))
     for rows in PACKED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -93,7 +93,9 @@ def _supervised(name: str, kind: type[Job], does: str) -> None:
         stage: Any = import_module(f"rlhf_dist.stages.{name}")
         path = _run_stage(stage, name, config, run_dir, dry_run=dry_run)
         if path is not None:
-            _tell_stage(path / stage.OUTPUT)
+            from rlhf_dist.run_folder.outcome import tell_stage
+
+            tell_stage(path / stage.OUTPUT)
 
     app.command(name, help=does)(command)
 
@@ -127,7 +129,9 @@ def _run_pipeline(config: PipelineConfig, run_dir: Path | None, *, resume: bool,
         from rlhf_dist.stages.pipeline import run
 
         run(config, path, console, resume=resume)
-    _tell(console, path)
+    from rlhf_dist.run_folder.outcome import tell_ppo
+
+    tell_ppo(console, path)
 
 
 @contextmanager
@@ -182,20 +186,6 @@ def _show_dry_run(console: Console, config: Job, prepared: Prepared) -> None:
     console.rich.print(prepared.example(), markup=False, highlight=False, soft_wrap=True)
 
 
-def _tell_stage(output: Path) -> None:
-    import json
-
-    from rlhf_dist.run_folder.console import Console
-    from rlhf_dist.run_folder.names import SUMMARY
-
-    console = Console()
-    summary = json.loads((output.parent / SUMMARY).read_text())
-    shown = ("eval_loss", "eval_perplexity", "accuracy", "ece", "score_error")
-    told = [f"{key} {summary[key]:.3f}" for key in shown if summary.get(key) is not None]
-    console.say(f"Held out: {', '.join(told)}")
-    console.say(f"Report: [bold]{output.parent / 'report.html'}[/]   model: {output}")
-
-
 @app.command()
 def ppo(
     config_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file")],
@@ -229,7 +219,9 @@ def ppo(
         path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume)
         with _stoppable(path):
             stage.run(config, prepared, PPOFolder(path, config, console=console))
-    _tell(console, path)
+    from rlhf_dist.run_folder.outcome import tell_ppo
+
+    tell_ppo(console, path)
 
 
 @app.command()
@@ -256,26 +248,17 @@ def evaluate(
     if path is None:
         return
     from rlhf_dist.run_folder.console import Console
+    from rlhf_dist.run_folder.outcome import show_results
     from rlhf_dist.run_folder.passages import read_passages
     from rlhf_dist.run_folder.report import write_report
 
     console = Console()
     for passage in read_passages(path):
-        _show_results(console, passage.head, passage.rows)
+        show_results(console, passage.head, passage.rows)
     if of_run:
         write_report(config_or_run)  # with the evaluation in it
     report = (config_or_run if of_run else path) / "report.html"
     console.say(f"Report: [bold]{report}[/]   answers: {path / stage.OUTPUT}")
-
-
-def _show_results(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """One line per measure, one column per policy: measures are many and policies few."""
-    from rich.table import Table
-
-    table = Table(head[0], *(row[0] for row in rows))
-    for number, name in enumerate(head[1:], start=1):
-        table.add_row(name, *(row[number] for row in rows))
-    console.rich.print(table, markup=False)
 
 
 @app.command()
@@ -364,29 +347,6 @@ def _with(overrides: list[str] | None, seed: int | None, address: str | None) ->
     """All overrides, those with an option of their own included."""
     own = {"seed": seed, "cluster.address": address}
     return [*(overrides or []), *(f"{key}={value}" for key, value in own.items() if value is not None)]
-
-
-def _tell(console: Console, path: Path) -> None:
-    import json
-
-    from rich.table import Table
-
-    from rlhf_dist.files import read_json_lines
-    from rlhf_dist.run_folder.names import SAMPLES, SUMMARY
-
-    summary = json.loads((path / SUMMARY).read_text())
-    samples = read_json_lines(path / SAMPLES)
-    if samples:
-        table = Table("prompt", "before", "after", title="Held-out prompts, before and after PPO", show_lines=True)
-        for sample in samples[:3]:
-            table.add_row(*(sample[key].strip() for key in ("prompt", "before", "after")))
-        console.rich.print(table, markup=False)
-    if summary["gold_win_rate"] is not None:
-        console.say(
-            f"Gold judge prefers the trained policy on [bold]{summary['gold_win_rate']:.1%}[/] of held-out prompts"
-        )
-    console.say(f"Reward {summary['reward_start']:.3f} -> {summary['reward_end']:.3f}, KL {summary['kl_end']:.2f} nats")
-    console.say(f"Report: [bold]{path / 'report.html'}[/]   policy: {path / 'policy'}")
 
 
 def main() -> None:
