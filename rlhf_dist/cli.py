@@ -350,15 +350,15 @@ def _with(overrides: list[str] | None, seed: int | None, address: str | None) ->
 
 
 def main() -> None:
-    """Entry point: user errors are one message and exit code 2; a failed run is code 1 with what it died of."""
+    """Entry point: errors are one message, and their kind's exit code (`errors`)."""
     try:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except RunError as error:
         print(f"the run failed: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,11 @@ class Job(Section):
     telemetry: Telemetry = Telemetry()
     timeouts: Timeouts = Timeouts()
     cluster: Cluster = Cluster()
+    restarts: int = Field(
+        3,
+        ge=0,
+        description="times that the run is wired again by itself after the loss of a learner rank, the store or a node",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -219,6 +219,10 @@ class Timeouts(Section):
     update: float = Field(1800, gt=0, description="one PPO update")
     publish: float = Field(600, gt=0, description="publishing or pulling one weight version")
     call: float = Field(60, gt=0, description="a short call")
+    hung: float = Field(30, ge=1, description="an actor that gives no sign of life counts as dead after this")
+    stalled: float = Field(
+        300, ge=1, description="a rollout or scoring worker that works without any progress counts as dead after this"
+    )
 
 
 class Cluster(Section):
