@@ -15,7 +15,7 @@ def run_system(tree: dict[str, Any], run_dir: Path, report: Callable[[int, Any, 
     from rlhf_dist.controller import train
     from rlhf_dist.data.prompts import PromptSampler
     from rlhf_dist.stages.ppo import prepare, probe_sequence
-    from rlhf_dist.stages.wiring import wired
+    from rlhf_dist.stages.wiring import engines, placed, wired
 
     config = PPOConfig.model_validate(tree)
     prepared = prepare(config)
@@ -23,7 +23,11 @@ def run_system(tree: dict[str, Any], run_dir: Path, report: Callable[[int, Any, 
     cpus, gpus = lay_out(config, gpus=has_gpus()).totals()
     with session(config.cluster, cpus=cpus, gpus=gpus, namespace="benchmark"):
         layout = lay_out(config, gpus=has_gpus())
-        with wired(config, layout, run_dir, prepared.eos_token_ids, prepared.begin) as parts:
+        with (
+            placed(config, layout, run_dir) as where,
+            engines(config, where, prepared.eos_token_ids) as rollouts,
+            wired(config, where, rollouts, prepared.begin) as parts,
+        ):
             probe = probe_sequence(prepared)
             parts.learner.publish(parts.store, 0, probe_tokens=probe)
             prompts = PromptSampler(

@@ -125,7 +125,7 @@ def _run_pipeline(config: PipelineConfig, run_dir: Path | None, *, resume: bool,
     from rlhf_dist.run_folder.folder import choose
 
     path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume or not anew)
-    with Console() as console, _stoppable(path):
+    with Console() as console, _ending_in_words(path):
         from rlhf_dist.stages.pipeline import run
 
         run(config, path, console, resume=resume)
@@ -135,26 +135,33 @@ def _run_pipeline(config: PipelineConfig, run_dir: Path | None, *, resume: bool,
 
 
 @contextmanager
-def _stoppable(path: Path) -> Iterator[None]:
-    """If somebody ends the block by a signal, say so, and how to go on with the run in `path`."""
-    from rlhf_dist.checkpoint import newest_checkpoint
+def _ending_in_words(path: Path) -> Iterator[None]:
+    """If the block is ended by a signal or fails, say so in one sentence, with how to go on with the run in `path`."""
     from rlhf_dist.stopping import Stopped, stoppable
 
     try:
         with stoppable():
             yield
     except Stopped as stop:
-        command = [word for word in sys.argv[1:] if word != "--resume"]
-        named = any(word.partition("=")[0] == "--run-dir" for word in command)
-        again = shlex.join(["rlhf-dist", *command, *([] if named else ["--run-dir", str(path)])])
-        checkpoint = newest_checkpoint(path)
-        if command[0] in ("ppo", "demo", "pipeline"):
-            kept = f"the newest checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint of PPO yet"
-            advice = f"{kept}. To go on: {again} --resume"
-        else:
-            advice = f"this stage keeps no checkpoints. To begin again, delete {path} and run: {again}"
-        print(f"{stop}; {advice}", file=sys.stderr)
+        print(f"{stop}; {_how_to_go_on(path)}", file=sys.stderr)
         raise typer.Exit(stop.exit_code) from None
+    except RunError as error:
+        first, _, details = str(error).partition("\n")
+        print(f"the run failed: {first}; {_how_to_go_on(path)}", *filter(None, [details]), sep="\n", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+
+
+def _how_to_go_on(path: Path) -> str:
+    from rlhf_dist.checkpoint import newest_checkpoint
+
+    command = [word for word in sys.argv[1:] if word != "--resume"]
+    named = any(word.partition("=")[0] == "--run-dir" for word in command)
+    again = shlex.join(["rlhf-dist", *command, *([] if named else ["--run-dir", str(path)])])
+    checkpoint = newest_checkpoint(path)
+    if command[0] in ("ppo", "demo", "pipeline"):
+        kept = f"the newest checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint of PPO yet"
+        return f"{kept}. To go on: {again} --resume"
+    return f"this stage keeps no checkpoints. To begin again, delete {path} and run: {again}"
 
 
 def _run_stage(
@@ -173,7 +180,7 @@ def _run_stage(
             return None
         console.say(escape(prepared.describe()))
         path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=again)
-        with _stoppable(path):
+        with _ending_in_words(path):
             stage.run(config, prepared, RunFolder(path, config, console=console, stage=name))
     return path
 
@@ -217,7 +224,7 @@ def ppo(
         prepared = stage.prepare(config, resume=Path(run_dir or config.run_dir) if resume else None)
         console.say(escape(prepared.describe()))
         path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume)
-        with _stoppable(path):
+        with _ending_in_words(path):
             stage.run(config, prepared, PPOFolder(path, config, console=console))
     from rlhf_dist.run_folder.outcome import tell_ppo
 

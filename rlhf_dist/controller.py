@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from rlhf_dist.algorithms.kl import AdaptiveKL
 from rlhf_dist.cluster.fleet import Fleet
-from rlhf_dist.cluster.watch import Watch, fetch
+from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
@@ -88,7 +88,7 @@ def train(
     for iteration in range(state.iteration, config.ppo.iterations):
         logs.CONTEXT.update(iteration=iteration, version=iteration)
         timer = Timer()
-        parts.store.submit.remote(prompts.batch(iteration))
+        _tell(parts, parts.store.submit.remote(prompts.batch(iteration)), config, "queueing prompts")
         with timer.phase("experience"):
             rows = take(parts, iteration, timeout_s=config.timeouts.batch)
         with timer.phase("update"), parts.lent():
@@ -104,11 +104,11 @@ def train(
             version = iteration + 1
             probe = probe_tokens if version % config.weights.probe_every == 0 else None
             num_bytes = parts.learner.publish(parts.store, version, probe_tokens=probe)
-        batch = read(rows, timeout_s=config.timeouts.call)
-        parts.store.consume.remote(iteration)
+        batch = read(parts, rows, timeout_s=config.timeouts.call)
+        _tell(parts, parts.store.consume.remote(iteration), config, "freeing a batch")
         facts = {
             **worker_facts(parts, timeout_s=config.timeouts.call),
-            **fleet_facts(parts.rollouts),
+            **fleet_facts(parts),
             "weights/version": float(version),
             "weights/bytes": float(num_bytes),
             "actor/reward_kl_penalty_coeff": kl.coefficient,
@@ -121,6 +121,8 @@ def train(
         report(iteration, metrics, batch)
         if reason := left_band(config.ppo.stop_on, metrics, state.gold):
             return reason
+        for fleet in parts.scorers.values():
+            fleet.forgive()
         balance(parts.rollouts, waited_s=timer.seconds["experience"], step_s=metrics["timing_s/step"])
     return None
 
@@ -143,11 +145,15 @@ def take(parts: Parts, iteration: int, *, timeout_s: float) -> list[RowView]:
     return rows
 
 
-def read(rows: Sequence[RowView], *, timeout_s: float) -> pa.RecordBatch:
+def read(parts: Parts, rows: Sequence[RowView], *, timeout_s: float) -> pa.RecordBatch:
     """A batch with all its columns (`store.schema.EXPERIENCE`), for metrics and for keeping."""
     refs = blocks_of(rows)
-    blocks = fetch(refs, timeout_s=timeout_s, doing="handing out the batch")
+    blocks = parts.watch.several("store", refs, timeout_s=timeout_s, doing="handing out the batch")
     return read_batch(rows, dict(zip(refs, blocks, strict=True)))
+
+
+def _tell(parts: Parts, ref: Any, config: PPOConfig, doing: str) -> None:
+    parts.watch.one("store", ref, timeout_s=config.timeouts.call, doing=doing)
 
 
 def worker_facts(parts: Parts, *, timeout_s: float) -> dict[str, float]:
@@ -164,8 +170,9 @@ def worker_facts(parts: Parts, *, timeout_s: float) -> dict[str, float]:
     }
 
 
-def fleet_facts(rollouts: Fleet) -> dict[str, float]:
-    """How many rollout workers are in which state, and how many were lost and replaced since the start."""
-    counts = Counter(rollouts.states().values())
+def fleet_facts(parts: Parts) -> dict[str, float]:
+    """How many rollout workers are in which state, and how many workers were lost and replaced since the start."""
+    counts = Counter(parts.rollouts.states().values())
     states = {f"fleet/workers/{state}": float(counts[state]) for state in ("ready", "starting", "leaving")}
-    return {**states, "fleet/restarts": float(rollouts.restarts)}
+    lost = sum(fleet.restarts for fleet in (parts.rollouts, *parts.scorers.values()))
+    return {**states, "fleet/restarts": float(lost)}

@@ -8,7 +8,8 @@ RlhfDistError
 │   └── EnvironmentProblem the machine: a busy port, no room for a KV cache, a missing package
 └── RunError               a run that had started; 1: code, ours or the user's, raised
     ├── WorkerDied         a process is gone or raised; carries its own traceback
-    │   └── WorkerLost     4, infrastructure: the process or its node is gone or hangs, so another may take its place
+    │   ├── WorkerLost     4, infrastructure: the process or its node is gone or hangs, so another may take its place
+    │   └── WorkersExhausted 4: more workers were lost in an iteration than may be replaced
     ├── WaitTimeout        4: a wait ran out; names the actor and what it was doing
     ├── StorageError       4: the run folder cannot be written: its disk is full, read-only or gone
     ├── NumbersError       3, data: a loss, gradient, log-prob, value or weight is not finite, or a bound is passed; names samples
@@ -61,6 +62,12 @@ class WorkerDied(RunError):
 
 class WorkerLost(WorkerDied):
     """An actor's process or node is gone, or hangs; the work that it held can be done by another."""
+
+    exit_code = 4
+
+
+class WorkersExhausted(WorkerDied):
+    """More workers were lost in one iteration than the config lets be replaced."""
 
     exit_code = 4
 

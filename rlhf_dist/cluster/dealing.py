@@ -46,6 +46,8 @@ def deal(
             left = max(0.0, deadline - time.monotonic())
             found.append((share, fleet.watch.one(name, ref, timeout_s=left, doing=doing)))
         except WorkerLost as error:
+            if not _ended(ref):
+                raise  # somebody else is lost
             fleet.failed(name, error)
             if not fleet.watch.until(partial(_has_others_than, fleet, name), timeout_s=timeout_s):
                 raise WaitTimeout(
@@ -60,6 +62,12 @@ def _asked(
     fleet: Fleet, name: str, share: Sequence[int], items: Sequence[Item], call: Callable[[Any, Sequence[Item]], Any]
 ) -> tuple[str, Sequence[int], Any]:
     return name, share, call(fleet.ready[name], [items[number] for number in share])
+
+
+def _ended(ref: Any) -> bool:
+    import ray
+
+    return bool(ray.wait([ref], timeout=0, fetch_local=False)[0])
 
 
 def _has_others_than(fleet: Fleet, name: str) -> bool:

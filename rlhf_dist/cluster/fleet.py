@@ -12,26 +12,36 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_dist.cluster import pulse
 from rlhf_dist.cluster.watch import Watch
-from rlhf_dist.errors import RlhfDistError, WaitTimeout, WorkerDied, WorkerLost
+from rlhf_dist.errors import RlhfDistError, WaitTimeout, WorkerDied, WorkerLost, WorkersExhausted
 
 log = logging.getLogger(__name__)
+
+CLOSE_S = 10.0
+"""Granted to workers together to end in order what they hold; then they are killed."""
 
 
 @dataclass(frozen=True)
 class WorkerKind:
-    """What a fleet must know of its workers: actors with a method `start`, and `retire` if they are ever let go."""
+    """What a fleet must know of its workers: actors with `start`, `pulse` and `close`, and `retire` if they are ever let go."""
 
     name: str
     """Workers are `NAME-0`, `NAME-1`, ...; a name is never used twice."""
     spawn: Callable[[str, int], Any]
     """Makes the actor of a name, in a slot: 0, 1, ... the lowest that no living worker has."""
-    run: Callable[[Any], Any] | None = None
-    """Begins a started worker's loop, which ends when it was let go; None: it has none, and only answers calls."""
-    lost: Callable[[str], Any] = lambda name: None
-    """Hands back what a lost worker of that name held."""
     room: Callable[[], int] = lambda: 0
     """How many more actors the cluster could start now."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What started workers do for as long as a store lives."""
+
+    run: Callable[[Any], Any]
+    """Begins a worker's loop, which ends when it was let go."""
+    lost: Callable[[str], Any]
+    """Hands back what a lost worker of that name held."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class Fleet:
     def __init__(self, kind: WorkerKind, size: FleetSize, watch: Watch) -> None:
         """Start nobody yet."""
         self.kind, self.size, self.watch = kind, size, watch
+        self._service: Service | None = None
         self.ready: dict[str, Any] = {}
         """Workers that serve, by name."""
         self.starting: dict[str, Any] = {}
@@ -61,13 +72,28 @@ class Fleet:
         self.wanted = size.most
         self._numbered = 0
         self._lost_in_iteration = 0
+        self._start_s = float("inf")
         self.restarts = 0
         """Workers lost while they served."""
 
-    def open(self) -> None:
-        """Ask for the fewest workers; `wait_for_fewest` waits for them."""
-        for _ in range(self.size.fewest):
+    def open(self, *, timeout_s: float) -> None:
+        """Ask for the fewest workers, or for those that are missing; `wait_for_fewest` waits for them.
+
+        Args:
+            timeout_s: granted to each of them, and to each that takes the place of a lost one, to start.
+        """
+        self._start_s = timeout_s
+        while len(self.ready) + len(self.starting) < self.size.fewest:
             self._start()
+
+    def serve(self, service: Service | None) -> None:
+        """Let all workers, and those that come, begin this service, and forget the one before; None: only answer calls."""
+        self._service = service
+        for name in [*self._leaving]:
+            self._forget(name)
+        for name in self.ready:
+            self.watch.forget_calls(name)
+            self._begin(name)
 
     def wait_for_fewest(self, *, timeout_s: float) -> None:
         """Wait until there are enough workers to begin with.
@@ -81,12 +107,17 @@ class Fleet:
                 f"{len(self.ready)} {self.kind.name} workers are ready, expected {self.size.fewest}"
             )
 
-    def resize(self, wanted: int) -> None:
-        """Go for another number of workers, after an iteration; losses are counted anew."""
-        self.wanted, self._lost_in_iteration = wanted, 0
+    def forgive(self) -> None:
+        """After an iteration losses are counted anew, and who is missing is tried again."""
+        self._lost_in_iteration = 0
         self._fill()
+
+    def resize(self, wanted: int) -> None:
+        """Go for another number of workers, after an iteration."""
+        self.wanted = wanted
+        self.forgive()
         while self.starting and len(self.ready) + len(self.starting) > self.wanted:
-            self._stop(self.starting, [*self.starting][-1])
+            self._forget([*self.starting][-1])
         while len(self.ready) > self.wanted:
             self._let_go([*self.ready][-1])
 
@@ -98,7 +129,7 @@ class Fleet:
     def failed(self, name: str, error: RlhfDistError) -> None:
         """Whoever waited for a worker says that it is gone, or raised; only the first time counts.
 
-        Without a process, its work goes to another; an error of ours ends the run. One that did not come up although there are
+        Lost or hung, its work goes to another; an error of ours ends the run. One that did not come up although there are
         enough without it, say on a node without the model, is only reported; `resize` tries again after the iteration.
         """
         if name not in self.states():
@@ -106,20 +137,25 @@ class Fleet:
         spare = name in self.starting and len(self.ready) >= self.size.fewest
         if not spare and not isinstance(error, WorkerLost):
             raise error
-        self.kind.lost(name)
         self.restarts += name in self.ready
-        for members in (self.ready, self.starting, self._leaving):
-            members.pop(name, None)
+        self._forget(name)
+        if self._service is not None:
+            self._service.lost(name)
         log.warning("%s is lost: %s", name, str(error).splitlines()[0])
         if not spare:
             self._count_loss(error)
             self._fill()
 
     def close(self) -> None:
-        """Stop everybody."""
-        for members in (self.ready, self.starting, self._leaving):
-            for name in [*members]:
-                self._stop(members, name)
+        """Let everybody end in order what he holds, as engines must that share memory and have processes, and stop him."""
+        import ray
+
+        self._service = None
+        ending = [worker.close.remote() for worker in (*self.ready.values(), *self._leaving.values())]
+        if ending:
+            ray.wait(ending, num_returns=len(ending), timeout=CLOSE_S)
+        for name in self.states():
+            self._forget(name)
 
     def _start(self) -> None:
         name = f"{self.kind.name}-{self._numbered}"
@@ -127,6 +163,7 @@ class Fleet:
         taken = {self._slots[other] for other in self.states()}
         slot = self._slots[name] = next(free for free in range(self._numbered) if free not in taken)
         worker = self.starting[name] = self.kind.spawn(name, slot)
+        needed = len(self.ready) < self.size.fewest  # one more than that may wait for room for ever
 
         def failed(error: RlhfDistError) -> None:
             self.failed(name, error)
@@ -134,15 +171,29 @@ class Fleet:
         def started(_: Any) -> None:
             if name in self.starting:
                 self.ready[name] = self.starting.pop(name)
-                if self.kind.run is not None:
-                    self.watch.then(name, self.kind.run(worker), ended, doing="running its loop", failed=failed)
+                self.watch.vigil.guard(name, lambda: pulse.ask(worker), lost=failed)
+                self._begin(name)
                 log.info("%s serves", name)
                 self._fill()
+
+        doing = "starting and loading its model"
+        self.watch.vigil.guard(name, lambda: pulse.ask(worker), lost=failed, loading=True)
+        within_s = self._start_s if needed else float("inf")
+        self.watch.then(name, worker.start.remote(), started, doing=doing, failed=failed, within_s=within_s)
+
+    def _begin(self, name: str) -> None:
+        """Let a worker begin its loop, if there is one."""
+        if self._service is None:
+            return
+
+        def failed(error: RlhfDistError) -> None:
+            self.failed(name, error)
 
         def ended(_: Any) -> None:
             self._ended(name)
 
-        self.watch.then(name, worker.start.remote(), started, doing="starting and loading its model", failed=failed)
+        ref = self._service.run(self.ready[name])
+        self.watch.then(name, ref, ended, doing="running its loop", failed=failed)
 
     def _fill(self) -> None:
         """Start what there is room for, and keep one more waiting for a node to join, up to what is wanted."""
@@ -155,7 +206,12 @@ class Fleet:
         """A loop came to its end: that of a worker that was let go."""
         if name not in self._leaving:
             raise WorkerDied(f"{name} ended its loop while the run was going on")
-        self._stop(self._leaving, name)
+        ref = self._leaving[name].close.remote()
+
+        def closed(_: Any) -> None:
+            self._forget(name)
+
+        self.watch.then(name, ref, closed, doing="closing", failed=closed, within_s=CLOSE_S)
 
     def _count_loss(self, error: RlhfDistError) -> None:
         self._lost_in_iteration += 1
@@ -164,8 +220,7 @@ class Fleet:
                 f"\n{self._lost_in_iteration} {self.kind.name} workers were lost in this iteration; expected at most "
                 f"{self.size.setting} = {self.size.max_restarts}"
             )
-            # Not `WorkerLost`: nobody takes its place.
-            raise WorkerDied(f"{error}{told if self.size.setting else ''}") from error
+            raise WorkersExhausted(f"{error}{told if self.size.setting else ''}") from error
 
     def _let_go(self, name: str) -> None:
         """Let a worker finish what it holds and leave; when its loop ends, the actor is stopped."""
@@ -173,7 +228,11 @@ class Fleet:
         worker.retire.remote()
         log.info("%s is let go", name)
 
-    def _stop(self, members: dict[str, Any], name: str) -> None:
+    def _forget(self, name: str) -> None:
+        """Be rid of a worker, whatever state it is in; one that hangs would hold its devices and memory."""
         import ray
 
-        ray.kill(members.pop(name))
+        self.watch.forget(name)
+        for members in (self.ready, self.starting, self._leaving):
+            if name in members:
+                ray.kill(members.pop(name))

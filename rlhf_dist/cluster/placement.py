@@ -109,21 +109,34 @@ def reserve(layout: Layout, *, timeout_s: float) -> Any:
     Raises:
         EnvironmentProblem: the cluster has no room for them in time; says what is asked for and what each node has.
     """
-    import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
     group = placement_group([dict(bundle) for bundle in layout.bundles], strategy="PACK")
+    try:
+        ready(group, layout, timeout_s=timeout_s)
+    except EnvironmentProblem:
+        remove_placement_group(group)
+        raise
+    return group
+
+
+def ready(group: Any, layout: Layout, *, timeout_s: float) -> None:
+    """Wait until all bundles are there; Ray looks for other nodes for those of a node that is gone.
+
+    Raises:
+        EnvironmentProblem: as `reserve`.
+    """
+    import ray
+
     if not group.wait(timeout_s):
         nodes = "; ".join(
             f"{node['NodeManagerAddress']} {_told(node['Resources'])}" for node in ray.nodes() if node["Alive"]
         )
         wanted = ", ".join(_told(bundle) for bundle in layout.bundles)
-        remove_placement_group(group)
         raise EnvironmentProblem(
             f"no room for learners and scorers within {timeout_s:g} s. They ask for {wanted}; the nodes have {nodes}, and "
             "other runs may hold some of it. Lower learner.ranks or scoring.*_workers, or add nodes"
         )
-    return group
 
 
 def options(place: Place, group: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 GROUP = "pulse"
 """Ray's concurrency group of the call, which no other call of the actor can hold up."""
@@ -17,7 +17,7 @@ class Beat(NamedTuple):
     steps: int
     """Pieces of work done since the start: decoding steps, batches scored."""
     doing: str
-    """What is worked at; empty: nothing, it waits for others."""
+    """What is worked at; empty: nothing that must go forward, it waits for others."""
 
 
 class Progress:
@@ -45,3 +45,16 @@ class Progress:
     def beat(self) -> Beat:
         """The sign of life."""
         return Beat(self._steps, self._doing)
+
+
+def watched(kind: type[Any]) -> Any:
+    """Ray's class of actors of a kind that has a method `pulse`."""
+    import ray
+
+    made: Any = ray.remote
+    return made(concurrency_groups=GROUPS)(kind)
+
+
+def ask(actor: Any) -> Any:
+    """Reference of an actor's next beat, answered beside whatever it is busy with."""
+    return actor.pulse.options(concurrency_group=GROUP).remote()

@@ -130,6 +130,11 @@ class Scoring(Section):
     reward_workers: int = Field(1, ge=1, le=1024, description="processes that hold the reward model")
     reference_workers: int = Field(1, ge=1, le=1024, description="processes that hold the reference policy")
     batch_tokens: int = Field(8192, ge=1, description="tokens per forward pass, padding included")
+    max_restarts: int = Field(
+        3,
+        ge=0,
+        description="scoring workers of a kind that may be lost and replaced within one iteration before the run stops",
+    )
     threads: int = Field(1, ge=1, description="CPU threads per scoring worker, where there is no GPU")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rlhf_dist.cluster import pulse
 from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import PPO, Learner, Timeouts
@@ -71,6 +73,7 @@ class LearnerGroup:
         Raises:
             EnvironmentProblem: ranks cannot reach each other or the run folder; names who cannot reach whom.
         """
+        self._guard(loading=True)
         start = self._timeouts.start
         doors = self._call("open", timeout_s=start, doing="opening a port")
         self._check_reachable(doors, run_dir)
@@ -92,6 +95,20 @@ class LearnerGroup:
             "load", specs, logs.log_dir(run_dir), seed, timeout_s=self._timeouts.start, doing="loading models"
         )[0]
         self.num_parameters, self._layout = loaded
+        self._guard(loading=False)
+
+    def close(self) -> None:
+        """Stop all ranks."""
+        import ray
+
+        for number, rank in enumerate(self.ranks):
+            self._watch.forget(f"learner-{number}")
+            ray.kill(rank)
+
+    def _guard(self, *, loading: bool) -> None:
+        """Have every rank watched, also while nothing is asked of it: the loss of one ends the group's work."""
+        for number, rank in enumerate(self.ranks):
+            self._watch.vigil.guard(f"learner-{number}", partial(pulse.ask, rank), loading=loading)
 
     def _check_reachable(self, doors: Sequence[tuple[str, int]], run_dir: Path) -> None:
         """Before the first collective, which would only hang: everybody knocks at one rank of every node."""
@@ -241,17 +258,14 @@ class GroupPlace:
 
 def start_group(place: GroupPlace) -> LearnerGroup:
     """Start one actor per rank, and let them meet; they hold no model yet."""
-    import ray
-
     settings = place.settings
     env = {} if any(each["num_gpus"] for each in place.options) else environment_of(settings.threads)
-    kinds = [ray.remote(LearnerRank).options(runtime_env={"env_vars": env}, **each) for each in place.options]
+    kinds = [pulse.watched(LearnerRank).options(runtime_env={"env_vars": env}, **each) for each in place.options]
     ranks: list[Any] = [kind.remote(rank, settings.ranks, settings) for rank, kind in enumerate(kinds)]
     group = LearnerGroup(ranks, settings, watch=place.watch, timeouts=place.timeouts)
     try:
         group.meet(run_dir=place.run_dir, interface=place.interface)
     except BaseException:
-        for rank in ranks:
-            ray.kill(rank)
+        group.close()
         raise
     return group

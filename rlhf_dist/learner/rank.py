@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from rlhf_dist.cluster import rendezvous
+from rlhf_dist.cluster.pulse import Beat
 from rlhf_dist.cluster.threads import device_of_this_process
 from rlhf_dist.config import PPO, Learner
 from rlhf_dist.data.packing import MicroBatch
@@ -78,6 +79,10 @@ class LearnerRank:
     def __repr__(self) -> str:
         """How Ray's dashboard and logs call it."""
         return f"LearnerRank({self.rank} of {self.ranks})"
+
+    def pulse(self) -> Beat:
+        """A sign of life; how long an update may take, its own deadline says."""
+        return Beat(0, "")
 
     def open(self) -> tuple[str, int]:
         """Listen on a free port of this node's address until `join`; returns both."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 from rlhf_dist.cluster.dealing import deal
 from rlhf_dist.cluster.fleet import Fleet
 from rlhf_dist.cluster.one_thread import OneThread
+from rlhf_dist.cluster.pulse import Beat, Progress
 from rlhf_dist.records import PromptTask, Sample, SampleRequest, Sampling, sample_seed
 from rlhf_dist.rollout.engine import RolloutEngine
 from rlhf_dist.rollout.spec import EngineSpec
@@ -30,6 +31,7 @@ class Generator:
         self.name = name
         self._spec, self._sampling, self._seed = spec, sampling, seed
         self._alone = OneThread()
+        self._progress = Progress()
         self._built: RolloutEngine | None = None
 
     def __repr__(self) -> str:
@@ -43,6 +45,17 @@ class Generator:
         log.info("engine is up", extra={"engine": self._spec.kind, "model": self._spec.model})
         return os.getpid()
 
+    def pulse(self) -> Beat:
+        """A sign of life, while the engine works, and while its processes live."""
+        if self._built is not None:
+            self._built.check()
+        return self._progress.beat()
+
+    def close(self) -> None:
+        """End the engine in order, with the processes and the shared memory that it has."""
+        if self._built is not None:
+            self._built.close()
+
     def take_spans(self) -> list[tracing.Span]:
         """Spans recorded since the last call."""
         return tracing.take()
@@ -54,7 +67,8 @@ class Generator:
     def rate(self, prompts: Sequence[Sequence[int]], choices: Sequence[int]) -> list[list[float]]:
         """How likely each of some tokens is to come next; see `TransformersEngine.rate`, the one engine that can tell."""
         assert isinstance(self._engine, TransformersEngine)
-        return self._alone(self._engine.rate, prompts, choices)
+        with self._progress.working("rating"):
+            return self._alone(self._engine.rate, prompts, choices)
 
     @property
     def _engine(self) -> RolloutEngine:
@@ -64,8 +78,10 @@ class Generator:
     def _answers(self, tasks: Sequence[PromptTask]) -> pa.RecordBatch:
         self._add(tasks)
         samples: list[Sample] = []
-        while self._engine.running:
-            samples += self._engine.step()
+        with self._progress.working("generating"):
+            while self._engine.running:
+                samples += self._engine.step()
+                self._progress.step()
         return rollout_batch(sorted(samples, key=lambda sample: sample.key))
 
     def _add(self, tasks: Sequence[PromptTask]) -> int:

@@ -28,10 +28,9 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Supply:
-    """Where a rollout worker's prompts and weights come from."""
+class PullSettings:
+    """How weights are taken."""
 
-    store: Any
     probe_tolerance: float
     """Largest mean difference of the engine's and the learner's log-probs on the probe, in nats."""
     timeout_s: float
@@ -39,25 +38,39 @@ class Supply:
 
 
 class RolloutWorker(Generator):
-    """A Ray actor around one engine. `run` serves the store; other calls wait until the engine is idle."""
+    """A Ray actor around one engine. `run` serves a store; other calls wait until the engine is idle."""
 
-    def __init__(self, name: str, spec: EngineSpec, sampling: Sampling, *, seed: int, supply: Supply) -> None:
+    def __init__(self, name: str, spec: EngineSpec, sampling: Sampling, *, seed: int, pulls: PullSettings) -> None:
         """Take the settings; the engine has no weights before the first pull."""
         super().__init__(name, spec, sampling, seed=seed)
-        self._store, self._timeout_s, self._probe_tolerance = supply.store, supply.timeout_s, supply.probe_tolerance
+        self._pulls, self._timeout_s = pulls, pulls.timeout_s
+        self._store: Any = None
+        """The one that is served now."""
+        self._serves = threading.Event()
         self._retired = threading.Event()
         self._facts: dict[str, float] = defaultdict(float)
         """What was measured since the last report."""
 
-    def run(self) -> None:
+    def run(self, store: Any) -> None:
         """Until the worker is retired: lease samples, have the newest weights, generate, hand over.
+
+        A run that is wired anew calls it with its new store; what was done for the one before is dropped, weights too, since
+        the same version number may now name others.
 
         Waits for: prompts that may start under the staleness rule. Unblocked by: a submission or a new version.
         """
-        asked = self._ask()
-        while asked is not None:
+        self._store = store
+        self._alone(self._begin_anew)
+        self._serves.set()
+        asked = self._ask(store)
+        while asked is not None and store is self._store:
             tasks = self._granted(asked)
-            asked = self._alone(self._serve, tasks) if tasks else self._ask()
+            asked = self._alone(self._serve, store, tasks) if tasks else self._ask(store)
+
+    def _begin_anew(self) -> None:
+        self._engine.abort()
+        self._engine.forget()
+        self._facts.clear()
 
     def retire(self) -> None:
         """Finish what is leased, then let `run` return."""
@@ -71,45 +84,52 @@ class RolloutWorker(Generator):
     def _metrics(self) -> WorkerMetrics:
         return WorkerMetrics(self.name)
 
+    def generate(self, tasks: Sequence[PromptTask]) -> pa.RecordBatch:
+        """Answers outside of training, once there is a store; see `Generator.generate`."""
+        self._serves.wait(self._timeout_s)
+        return super().generate(tasks)
+
     def _answers(self, tasks: Sequence[PromptTask]) -> pa.RecordBatch:
         """Answers outside of training, from the newest weights."""
-        self._pull()
+        self._pull(self._store)
         found = super()._answers(tasks)
         self._facts.clear()
         return found
 
-    def _serve(self, tasks: Sequence[PromptTask]) -> Any:
+    def _serve(self, store: Any, tasks: Sequence[PromptTask]) -> Any:
         """Generate until nothing runs; when half of a grant is done, ask for more beside it. Returns what was asked last."""
-        self._pull()
+        self._pull(store)
         began = time.perf_counter()
         logs.CONTEXT["iteration"] = tasks[0].iteration
         with tracing.span("generate", version=self._engine.version, iteration=tasks[0].iteration):
-            asked, handed_over = self._generate(tasks)
+            asked, handed_over = self._generate(store, tasks)
             fetch(handed_over, timeout_s=self._timeout_s, doing="accepting samples")
         self._facts["gen_s"] += time.perf_counter() - began
         log.info("generated", extra={"samples": self._facts["samples"], "seconds": self._facts["gen_s"]})
-        self._store.report.remote(self.name, dict(self._facts))
+        store.report.remote(self.name, dict(self._facts))
         self._facts.clear()
-        return asked or self._ask()
+        return asked or self._ask(store)
 
-    def _generate(self, tasks: Sequence[PromptTask]) -> tuple[Any, list[Any]]:
+    def _generate(self, store: Any, tasks: Sequence[PromptTask]) -> tuple[Any, list[Any]]:
         granted, asked = self._add(tasks), None
         handed_over = []
-        while self._engine.running:
-            if finished := self._engine.step():
-                handed_over.append(self._store.append.remote(self.name, rollout_batch(finished)))
-                self._count(finished)
-            if asked is None and self._engine.running <= granted // 2:
-                asked = self._ask()
-            elif asked is not None and _is_ready(asked):
-                granted, asked = self._add(self._granted(asked)), None
+        with self._progress.working("generating"):
+            while self._engine.running and store is self._store:
+                if finished := self._engine.step():
+                    handed_over.append(store.append.remote(self.name, rollout_batch(finished)))
+                    self._count(finished)
+                self._progress.step()
+                if asked is None and self._engine.running <= granted // 2:
+                    asked = self._ask(store)
+                elif asked is not None and _is_ready(asked):
+                    granted, asked = self._add(self._granted(asked)), None
         return asked, handed_over
 
-    def _ask(self) -> Any:
+    def _ask(self, store: Any) -> Any:
         """Ask for as many samples as the engine has room for; None once retired."""
         if self._retired.is_set():
             return None
-        return self._store.next_prompts.remote(self.name, self._spec.max_concurrent - self._engine.running, POLL_S)
+        return store.next_prompts.remote(self.name, self._spec.max_concurrent - self._engine.running, POLL_S)
 
     def _granted(self, asked: Any) -> list[PromptTask]:
         tasks: list[PromptTask] = fetch(asked, timeout_s=POLL_S + self._timeout_s, doing="leasing prompts")
@@ -121,14 +141,14 @@ class RolloutWorker(Generator):
         self._facts["tokens"] += tokens
         self._metrics.count(samples=len(samples), tokens=tokens)
 
-    def _pull(self) -> None:
+    def _pull(self, store: Any) -> None:
         """Take the newest version, unless the engine has it."""
         ask = partial(fetch, timeout_s=self._timeout_s, doing="handing out weights")
-        if ask(self._store.newest_version.remote()) == self._engine.version:
+        if ask(store.newest_version.remote()) == self._engine.version:
             return
         began = time.perf_counter()
-        manifest: Manifest = ask(self._store.newest_weights.remote())
-        with tracing.span("pull weights", version=manifest.version):
+        manifest: Manifest = ask(store.newest_weights.remote())
+        with tracing.span("pull weights", version=manifest.version), self._progress.working("pulling weights"):
             self._engine.wake()
             tables = ask(list(manifest.buckets))
             self._engine.load_weights(tables, manifest.names, version=manifest.version)
@@ -145,10 +165,10 @@ class RolloutWorker(Generator):
             difference = float(np.abs(found - np.asarray(manifest.probe.log_probs)).mean())
             self._facts["probe_diff"] = difference
             # A NaN compares false, so the condition is written the way that a NaN fails it.
-            if not difference <= self._probe_tolerance:
+            if not difference <= self._pulls.probe_tolerance:
                 raise WeightError(
                     f"weight version {manifest.version}: the engine's log-probs of the probe differ from the learner's by "
-                    f"{difference:.3g} nats in the mean; expected at most {self._probe_tolerance:g} "
+                    f"{difference:.3g} nats in the mean; expected at most {self._pulls.probe_tolerance:g} "
                     "(weights.probe_tolerance). The weights arrived whole, and the learner computes as transformers does, so the "
                     "engine computes this model otherwise: take rollout.engine transformers, or another family of models"
                 )

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from rlhf_dist.config import dump
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.files import as_json, parsed, whole_lines, write_json_lines, write_text
@@ -109,6 +111,19 @@ class RunFolder:
             self.console.doing(f"{self.stage}: {state}")
         for listener in self.listeners:
             listener(dict(self._status))
+
+    def going_on(self, error: Exception, *, iteration: int, restart: int, most: int) -> None:
+        """Say what was lost, and from where the run goes on by itself.
+
+        Args:
+            error: what ended the work so far.
+            iteration: those that are done.
+            restart: its number, from 1.
+            most: times that a run may go on (`restarts`).
+        """
+        cause = str(error).splitlines()[0]
+        self.tell("restarting", cause=cause, restarts=restart)
+        self.console.say(escape(f"{cause}. Going on after iteration {iteration}, restart {restart} of {most}"))
 
     @contextmanager
     def told_of_failure(self) -> Iterator[None]:

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
+from rlhf_dist.cluster import pulse
 from rlhf_dist.cluster.fleet import Fleet, FleetSize, WorkerKind
 from rlhf_dist.cluster.session import has_gpus
-from rlhf_dist.cluster.watch import Watch
+from rlhf_dist.cluster.watch import watch_of
 from rlhf_dist.config import Learner, Rollout, Timeouts
 from rlhf_dist.models import eos_token_ids
 from rlhf_dist.records import Prompt, PromptTask
@@ -59,8 +59,6 @@ def generating(
         max_sequence: longest prompt and answer, in tokens.
         seed: of the samples.
     """
-    import ray
-
     on_gpu = has_gpus()
     spec = engine_spec(
         rollout,
@@ -71,7 +69,7 @@ def generating(
         on_gpu=on_gpu,
         log_dir=log_dir(run_dir),
     )
-    kind: Any = ray.remote(Generator).options(
+    kind = pulse.watched(Generator).options(
         num_cpus=1,
         num_gpus=rollout.tensor_parallel if on_gpu else 0,
         max_concurrency=2,
@@ -80,9 +78,11 @@ def generating(
     sampling = sampling_of(rollout, eos_token_ids(model), model)
     fixed = dataclasses.replace(spec, fixed=True, attention=learner.attention)
     size = FleetSize(rollout.workers.min, rollout.workers.min, rollout.max_restarts, "rollout.max_restarts")
-    fleet = Fleet(WorkerKind("generator", lambda name, _: kind.remote(name, fixed, sampling, seed=seed)), size, Watch())
+    fleet = Fleet(
+        WorkerKind("generator", lambda name, _: kind.remote(name, fixed, sampling, seed=seed)), size, watch_of(timeouts)
+    )
     try:
-        fleet.open()
+        fleet.open(timeout_s=timeouts.start)
         fleet.wait_for_fewest(timeout_s=timeouts.start)
         yield fleet
     finally:

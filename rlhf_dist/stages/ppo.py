@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_dist.checkpoint import complete_or_absent
+from rlhf_dist.cluster.fleet import Fleet
 from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.cluster.session import check_size, has_gpus, namespace_of, session
 from rlhf_dist.config import PPOConfig
@@ -17,7 +18,7 @@ from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.example_view import view
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.prompts import PromptSampler, read_prompts
-from rlhf_dist.errors import ConfigError
+from rlhf_dist.errors import ConfigError, WaitTimeout, WorkerLost
 from rlhf_dist.evaluation.before_after import compare
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.models import check_same_tokenizer, write_ends
@@ -33,7 +34,7 @@ from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.resume import newest, save_checkpoint
 from rlhf_dist.stages.scoring import check_functions
 from rlhf_dist.stages.supervised import encoder_of
-from rlhf_dist.stages.wiring import Begin, wired
+from rlhf_dist.stages.wiring import Begin, Where, engines, placed, wired
 from rlhf_dist.telemetry import logs
 from rlhf_dist.telemetry.tracing import Span, Trace
 from rlhf_dist.telemetry.tracing import take as take_spans
@@ -147,28 +148,63 @@ def _demonstrations(config: PPOConfig, encoder: Encoder) -> ExampleSet | None:
 def run(config: PPOConfig, prepared: PreparedPPO, folder: PPOFolder) -> None:
     """Train, and leave the run folder complete."""
     config = resolved(config)
-    state = replace(prepared.state)
     local = lay_out(config, gpus=has_gpus())
     cpus, gpus = local.totals()
     spare = config.rollout.workers.max - config.rollout.workers.min
     asked = cpus if config.cluster.address else cpus + spare
     with folder.told_of_failure(), session(config.cluster, cpus=asked, gpus=gpus, namespace=namespace_of(folder.path)):
         logs.to_file(logs.log_dir(folder.path), "controller")
-        folder.rewind(state.iteration)
         folder.tell("starting")
         layout = lay_out(config, gpus=has_gpus())
         check_size(*layout.totals())
-        with wired(config, layout, folder.path, prepared.eos_token_ids, prepared.begin) as parts:
-            folder.listeners.append(parts.store.note.remote)
-            stopped = _train(parts, prepared, config, folder, state)
-            folder.tell("evaluating")
-            before = folder.answers_before()
-            after = held_out_answers(parts.rollouts, prepared.held_out, timeout_s=config.timeouts.batch)
-            save_policy(parts.learner, prepared.encoder, folder.path / OUTPUT)
-            parts.watch.forget()
-            folder.listeners.clear()
+        with (
+            placed(config, layout, folder.path) as where,
+            engines(config, where, prepared.eos_token_ids) as rollouts,
+        ):
+            stopped, after = _through_losses(_Run(config, prepared, folder, where, rollouts))
+    before = folder.answers_before()
     verdict = compare(prepared.held_out, before, after, prepared.tokenizer, load_gold_judge(config.gold_judge))
     folder.close(config, verdict, parameters=prepared.sizes["policy"].parameters, stopped=stopped)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays when a run is wired anew."""
+
+    config: PPOConfig
+    prepared: PreparedPPO
+    folder: PPOFolder
+    where: Where
+    rollouts: Fleet
+
+
+def _through_losses(run: _Run) -> tuple[str | None, Any]:
+    """Train to the end; after the loss of what nobody else can replace, from the newest checkpoint on, wired anew."""
+    state, begin = replace(run.prepared.state), run.prepared.begin
+    for restart in range(run.config.restarts + 1):
+        try:
+            return _wired_once(run, state, begin)
+        except (WorkerLost, WaitTimeout) as error:
+            run.folder.listeners.clear()
+            if restart == run.config.restarts:
+                raise
+            state, begin = newest(run.config, run.folder.path)
+            run.folder.going_on(error, iteration=state.iteration, restart=restart + 1, most=run.config.restarts)
+    raise AssertionError("the last restart returns or raises")
+
+
+def _wired_once(run: _Run, state: State, begin: Begin) -> tuple[str | None, Any]:
+    """Train until the end or a loss; returns why it ended early, if it did, and the answers to the held-out prompts."""
+    config, prepared, folder = run.config, run.prepared, run.folder
+    folder.rewind(state.iteration)
+    with wired(config, run.where, run.rollouts, begin) as parts:
+        folder.listeners.append(parts.store.note.remote)
+        stopped = _train(parts, prepared, config, folder, state)
+        folder.tell("evaluating")
+        after = held_out_answers(parts.rollouts, prepared.held_out, timeout_s=config.timeouts.batch)
+        save_policy(parts.learner, prepared.encoder, folder.path / OUTPUT)
+        folder.listeners.clear()
+    return stopped, after
 
 
 def _train(parts: Parts, prepared: PreparedPPO, config: PPOConfig, folder: PPOFolder, state: State) -> str | None:

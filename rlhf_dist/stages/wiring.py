@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf_dist.cluster.fleet import Fleet, FleetSize, WorkerKind
-from rlhf_dist.cluster.placement import Layout, Place, options, reserve, room, shares_cores
+from rlhf_dist.cluster import pulse
+from rlhf_dist.cluster.fleet import Fleet, FleetSize, Service, WorkerKind
+from rlhf_dist.cluster.placement import Layout, Place, options, ready, reserve, room, shares_cores
 from rlhf_dist.cluster.session import namespace_of
 from rlhf_dist.cluster.threads import environment_of
-from rlhf_dist.cluster.watch import Watch
+from rlhf_dist.cluster.watch import Watch, watch_of
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.controller import Parts
 from rlhf_dist.learner.group import GroupPlace, start_group
@@ -22,7 +23,7 @@ from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.planning.roles import model_folders
 from rlhf_dist.rollout.colocation import asleep
 from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
-from rlhf_dist.rollout.worker import RolloutWorker, Supply
+from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
 from rlhf_dist.scoring.reward_file import read_reward_file
 from rlhf_dist.scoring.worker import ScoringWorker
 from rlhf_dist.stages.scoring import ScorerKind, scorer_kinds
@@ -44,59 +45,18 @@ class Begin:
     """What is wrong with newer checkpoints."""
 
 
-@contextmanager
-def wired(
-    config: PPOConfig, layout: Layout, run_dir: Path, eos_token_ids: tuple[int, ...], begin: Begin
-) -> Iterator[Parts]:
-    """Start every actor, connect them, and begin the workers' loops.
-
-    Args:
-        config: the run's settings.
-        layout: where the actors go.
-        run_dir: the run's folder, which every learner rank must see.
-        eos_token_ids: what ends an answer.
-        begin: where the run begins.
-    """
-    from ray.util.placement_group import remove_placement_group
-
-    watch, fleets = Watch(), list[Fleet]()
-    kinds = scorer_kinds(config, policy=config.policy, reference=model_folders(config)["reference"][0])
-    group = reserve(layout, timeout_s=config.timeouts.start)
-    where = _Where(layout, group, run_dir)
-    try:
-        store = _store(config, where, begin, scorers=tuple(kinds))
-        rollouts = _rollouts(config, eos_token_ids, where, store, watch)
-        scorers = {role: _scorers(config, role, kind, where, store, watch) for role, kind in kinds.items()}
-        fleets += rollouts, *scorers.values()
-        for fleet in fleets:
-            fleet.open()
-        ranks = [where.options(place) for place in layout.of("learner")]
-        place = GroupPlace(config.learner, ranks, run_dir, watch, config.timeouts, config.cluster.interface)
-        learner = start_group(place)
-        learner.load(model_specs(config, begin), run_dir=run_dir, seed=config.seed)
-        for fleet in fleets:
-            fleet.wait_for_fewest(timeout_s=config.timeouts.start)
-        learner.plan_weights(bucket_bytes=config.weights.bucket_mib * 2**20, wire_dtype=config.wire_dtype)
-        colocated = config.cluster.placement == "colocated"
-        lent = partial(asleep, rollouts, timeout_s=config.timeouts.call) if colocated else nullcontext
-        yield Parts(store, rollouts, scorers, learner, watch, lent)
-    finally:
-        watch.forget()
-        for fleet in fleets:
-            fleet.close()
-        remove_placement_group(group)  # and with it everybody in it
-
-
 @dataclass(frozen=True)
-class _Where:
-    """Where the run's actors go, and where they write."""
+class Where:
+    """Where the run's actors go, and where they write; it stays when the run is wired anew."""
 
     layout: Layout
     group: Any
     run_dir: Path
+    watch: Watch
 
     @property
     def log_dir(self) -> str:
+        """Folder of the actors' log files."""
         return log_dir(self.run_dir)
 
     def options(self, place: Place) -> dict[str, Any]:
@@ -104,11 +64,86 @@ class _Where:
         return {"name": place.name, "namespace": namespace_of(self.run_dir), **options(place, self.group)}
 
 
-def _store(config: PPOConfig, where: _Where, begin: Begin, *, scorers: tuple[str, ...]) -> Any:
+@contextmanager
+def placed(config: PPOConfig, layout: Layout, run_dir: Path) -> Iterator[Where]:
+    """Room for a run's actors inside the block; with it everybody in it goes.
+
+    Args:
+        config: the run's settings.
+        layout: where the actors go.
+        run_dir: the run's folder, which every learner rank must see.
+    """
+    from ray.util.placement_group import remove_placement_group
+
+    group = reserve(layout, timeout_s=config.timeouts.start)
+    try:
+        yield Where(layout, group, run_dir, watch_of(config.timeouts))
+    finally:
+        remove_placement_group(group)
+
+
+@contextmanager
+def engines(config: PPOConfig, where: Where, eos_token_ids: tuple[int, ...]) -> Iterator[Fleet]:
+    """The rollout workers inside the block, none started yet. They outlive what is wired inside, since they start slowly.
+
+    Args:
+        config: the run's settings.
+        where: where they go.
+        eos_token_ids: what ends an answer.
+    """
+    fleet = _rollouts(config, eos_token_ids, where)
+    try:
+        yield fleet
+    finally:
+        where.watch.forget()
+        fleet.close()
+
+
+@contextmanager
+def wired(config: PPOConfig, where: Where, rollouts: Fleet, begin: Begin) -> Iterator[Parts]:
+    """Start every actor that is not there yet, connect them, and begin the workers' loops.
+
+    Args:
+        config: the run's settings.
+        where: where the actors go.
+        rollouts: the rollout workers, those of an earlier wiring or none yet.
+        begin: where the run begins.
+    """
+    import ray
+
+    watch, start_s, ends = where.watch, config.timeouts.start, ExitStack()
+    ready(where.group, where.layout, timeout_s=start_s)
+    kinds = scorer_kinds(config, policy=config.policy, reference=model_folders(config)["reference"][0])
+    with ends:
+        store = _store(config, where, begin, scorers=tuple(kinds))
+        ends.callback(ray.kill, store)
+        ends.callback(watch.forget, "store")
+        service = Service(run=lambda worker: worker.run.remote(store), lost=store.release.remote)
+        rollouts.serve(service)
+        ends.callback(rollouts.serve, None)
+        rollouts.open(timeout_s=start_s)
+        scorers = {role: _scorers(config, role, kind, where, store) for role, kind in kinds.items()}
+        for fleet in scorers.values():
+            ends.callback(fleet.close)
+            fleet.open(timeout_s=start_s)
+        ranks = [where.options(place) for place in where.layout.of("learner")]
+        place = GroupPlace(config.learner, ranks, where.run_dir, watch, config.timeouts, config.cluster.interface)
+        learner = start_group(place)
+        ends.callback(learner.close)
+        learner.load(model_specs(config, begin), run_dir=where.run_dir, seed=config.seed)
+        for fleet in (rollouts, *scorers.values()):
+            fleet.wait_for_fewest(timeout_s=start_s)
+        learner.plan_weights(bucket_bytes=config.weights.bucket_mib * 2**20, wire_dtype=config.wire_dtype)
+        colocated = config.cluster.placement == "colocated"
+        lent = partial(asleep, rollouts, timeout_s=config.timeouts.call) if colocated else nullcontext
+        yield Parts(store, rollouts, scorers, learner, watch, lent)
+
+
+def _store(config: PPOConfig, where: Where, begin: Begin, *, scorers: tuple[str, ...]) -> Any:
     import ray
 
     (place,) = where.layout.of("store")
-    kind = ray.remote(Store).options(**where.options(place))
+    kind: Any = ray.remote(Store).options(**where.options(place))
     experience = ExperienceIndex(
         batch_rows=config.batch_samples,
         chunk_rows=config.scored_together,
@@ -118,12 +153,12 @@ def _store(config: PPOConfig, where: _Where, begin: Begin, *, scorers: tuple[str
         first_iteration=begin.iteration,
         scorers=scorers,
     )
-    return kind.remote(experience, log_dir=where.log_dir)
+    store = kind.remote(experience, log_dir=where.log_dir)
+    where.watch.vigil.guard("store", store.pulse.remote)
+    return store
 
 
-def _rollouts(config: PPOConfig, eos_token_ids: tuple[int, ...], where: _Where, store: Any, watch: Watch) -> Fleet:
-    import ray
-
+def _rollouts(config: PPOConfig, eos_token_ids: tuple[int, ...], where: Where) -> Fleet:
     places = where.layout.of("rollout")
     on_gpu = places[0].gpus > 0
     spec = engine_spec(
@@ -139,7 +174,7 @@ def _rollouts(config: PPOConfig, eos_token_ids: tuple[int, ...], where: _Where, 
     if on_gpu:
         spec.options["enable_sleep_mode"] = config.cluster.placement == "colocated"
     sampling = sampling_of(config.rollout, eos_token_ids, config.policy)
-    supply = Supply(store, config.probe_tolerance, config.timeouts.publish)
+    pulls = PullSettings(config.probe_tolerance, config.timeouts.publish)
     shared = {
         "max_concurrency": 3,
         "runtime_env": {"env_vars": environment(config.rollout, on_gpu=on_gpu)},
@@ -147,30 +182,23 @@ def _rollouts(config: PPOConfig, eos_token_ids: tuple[int, ...], where: _Where, 
 
     def spawn(name: str, slot: int) -> Any:
         place = places[slot] if slot < len(places) else places[0]
-        kind = ray.remote(RolloutWorker).options(**shared, **{**where.options(place), "name": name})
-        return kind.remote(name, spec, sampling, seed=config.seed, supply=supply)
+        kind = pulse.watched(RolloutWorker).options(**shared, **{**where.options(place), "name": name})
+        return kind.remote(name, spec, sampling, seed=config.seed, pulls=pulls)
 
-    kind = WorkerKind(
-        "rollout",
-        spawn,
-        run=lambda worker: worker.run.remote(),
-        lost=store.release.remote,
-        room=lambda: 0 if places[0].bundle is not None else room(places[0]),
-    )
+    kind = WorkerKind("rollout", spawn, room=lambda: 0 if places[0].bundle is not None else room(places[0]))
     workers = config.rollout.workers
-    return Fleet(kind, FleetSize(workers.min, workers.max, config.rollout.max_restarts, "rollout.max_restarts"), watch)
+    size = FleetSize(workers.min, workers.max, config.rollout.max_restarts, "rollout.max_restarts")
+    return Fleet(kind, size, where.watch)
 
 
-def _scorers(config: PPOConfig, role: str, kind: ScorerKind, where: _Where, store: Any, watch: Watch) -> Fleet:
-    import ray
-
+def _scorers(config: PPOConfig, role: str, kind: ScorerKind, where: Where, store: Any) -> Fleet:
     places, scoring = where.layout.of(role), config.scoring
     patient = shares_cores(where.layout)  # any pass would take the cores from the engine
 
     def spawn(name: str, slot: int) -> Any:
         place = places[slot]
         env = {} if place.gpus else environment_of(scoring.threads)
-        made = ray.remote(ScoringWorker).options(
+        made = pulse.watched(ScoringWorker).options(
             max_concurrency=2, runtime_env={"env_vars": env}, **{**where.options(place), "name": name}
         )
         return made.remote(name, *kind, threads=scoring.threads, log_dir=where.log_dir)
@@ -178,8 +206,10 @@ def _scorers(config: PPOConfig, role: str, kind: ScorerKind, where: _Where, stor
     def run(worker: Any) -> Any:
         return worker.run.remote(store, patient, config.timeouts.call)
 
-    size = FleetSize(len(places), len(places), max_restarts=0)
-    return Fleet(WorkerKind(role, spawn, run=run, lost=store.release.remote), size, watch)
+    size = FleetSize(len(places), len(places), scoring.max_restarts, "scoring.max_restarts")
+    fleet = Fleet(WorkerKind(role, spawn), size, where.watch)
+    fleet.serve(Service(run, store.release.remote))
+    return fleet
 
 
 def model_specs(config: PPOConfig, begin: Begin) -> dict[str, ModelSpec]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from rlhf_dist.cluster.pulse import Beat
 from rlhf_dist.errors import StoreError
 from rlhf_dist.records import PromptTask, RowKey
 from rlhf_dist.store.experience import ExperienceIndex, RowView
@@ -53,6 +54,10 @@ class Store:
     def __repr__(self) -> str:
         """How Ray's dashboard and logs call it."""
         return "Store"
+
+    async def pulse(self) -> Beat:
+        """A sign of life of the loop that answers all calls."""
+        return Beat(0, "")
 
     async def submit(self, tasks: Sequence[PromptTask]) -> None:
         """Queue prompts for generation."""
