@@ -11,7 +11,7 @@ from rlhf_dist.errors import RlhfDistError, WorkerDied, WorkerLost
 log = logging.getLogger(__name__)
 
 REASONS = {
-    "node": "its node is gone",
+    "its node has died": "its node is gone",
     "ray.kill": "it was stopped",
     "End of file": "its process was killed, ran out of memory or crashed",
     "exit code": "its process exited",
