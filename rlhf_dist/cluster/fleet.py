@@ -141,9 +141,11 @@ class Fleet:
         self._forget(name)
         if self._service is not None:
             self._service.lost(name)
-        log.warning("%s is lost: %s", name, str(error).splitlines()[0])
+        first = str(error).splitlines()[0]
+        log.warning("%s is lost: %s", name, first)
         if not spare:
             self._count_loss(error)
+            self.watch.say(f"{first}; another takes its place")
             self._fill()
 
     def close(self) -> None:

@@ -43,6 +43,8 @@ class Watch:
         """Watch nobody yet."""
         self._awaited: dict[Any, _Awaited] = {}
         self.vigil = Vigil(patience or Patience())
+        self.say: Callable[[str], None] = lambda told: None
+        """Tells people what was lost and made good."""
 
     def then(
         self,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from rlhf_dist.checkpoint import complete_or_absent
 from rlhf_dist.cluster.fleet import Fleet
 from rlhf_dist.cluster.placement import lay_out
@@ -161,6 +163,7 @@ def run(config: PPOConfig, prepared: PreparedPPO, folder: PPOFolder) -> None:
             placed(config, layout, folder.path) as where,
             engines(config, where, prepared.eos_token_ids) as rollouts,
         ):
+            where.watch.say = lambda told: folder.console.say(escape(told))
             stopped, after = _through_losses(_Run(config, prepared, folder, where, rollouts))
     before = folder.answers_before()
     verdict = compare(prepared.held_out, before, after, prepared.tokenizer, load_gold_judge(config.gold_judge))

@@ -45,6 +45,8 @@ class Watch:
         self.vigil = Vigil()
         self.awaited: dict[str, tuple[Callable[[Any], None], Callable[[RlhfDistError], None]]] = {}
         self.granted: dict[str, float] = {}
+        self.told: list[str] = []
+        self.say = self.told.append
         self.deaths: set[str] = set()
         """Calls during which their worker dies."""
         self.others_death: WorkerLost | None = None
@@ -144,6 +146,7 @@ def test_a_lost_worker_is_released_and_replaced_under_another_name_in_its_slot()
     assert world.fleet.states() == {"rollout-1": "ready", "rollout-2": "starting"}
     assert world.spawned["rollout-2"] == 0
     assert world.fleet.restarts == 1
+    assert world.watch.told == ["rollout-0.run died; another takes its place"]
 
 
 def test_a_worker_that_gives_no_sign_of_life_is_killed_released_and_replaced(killed: list[str]) -> None:
