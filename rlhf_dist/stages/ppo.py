@@ -10,6 +10,7 @@ from typing import Any
 from rich.markup import escape
 
 from rlhf_dist.checkpoint import complete_or_absent
+from rlhf_dist.cluster.dealing import everyone
 from rlhf_dist.cluster.fleet import Fleet
 from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.cluster.session import check_size, has_gpus, namespace_of, session
@@ -245,11 +246,13 @@ def _train(parts: Parts, prepared: PreparedPPO, config: PPOConfig, folder: PPOFo
 
 def spans_of(parts: Parts, *, timeout_s: float) -> dict[str, list[Span]]:
     """What every actor did since it was asked last, the controller included."""
-    ranks = {f"learner-{number}": rank for number, rank in enumerate(parts.learner.ranks)}
-    scorers = {name: worker for fleet in parts.scorers.values() for name, worker in fleet.ready.items()}
-    actors = {**parts.rollouts.ready, **scorers, **ranks, "store": parts.store}
-    calls = {name: actor.take_spans.remote() for name, actor in actors.items()}
-    return {"controller": take_spans(), **parts.watch.wait(calls, timeout_s=timeout_s, doing="telling what they did")}
+    doing = "telling what they did"
+    found = {"controller": take_spans()}
+    for fleet in (parts.rollouts, *parts.scorers.values()):
+        found |= everyone(fleet, lambda worker: worker.take_spans.remote(), timeout_s=timeout_s, doing=doing)
+    others = {f"learner-{number}": rank for number, rank in enumerate(parts.learner.ranks)} | {"store": parts.store}
+    calls = {name: actor.take_spans.remote() for name, actor in others.items()}
+    return found | parts.watch.wait(calls, timeout_s=timeout_s, doing=doing)
 
 
 def save_policy(learner: LearnerGroup, encoder: Encoder, folder: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_dist.cluster.dealing import deal
+from rlhf_dist.cluster.dealing import deal, everyone
 from rlhf_dist.cluster.fleet import Fleet, FleetSize, Service, WorkerKind
 from rlhf_dist.errors import ModelError, RlhfDistError, WaitTimeout, WeightError, WorkerDied, WorkerLost
 from rlhf_dist.rollout.elasticity import balance
@@ -357,3 +357,12 @@ def test_the_loss_of_somebody_else_is_not_a_workers(monkeypatch: pytest.MonkeyPa
     with pytest.raises(WorkerLost, match="store died"):
         deal(world.fleet, "ab", ask, timeout_s=3, doing="answering")
     assert world.fleet.states() == {"rollout-0": "ready"}
+
+
+def test_everybody_is_asked_the_same_and_who_is_lost_meanwhile_is_left_out() -> None:
+    world = World(3, 3)
+    world.start(3)
+    world.watch.deaths = {"rollout-1.sleep"}
+    found = everyone(world.fleet, lambda worker: worker.sleep.remote(), timeout_s=1, doing="going to sleep")
+    assert found == {"rollout-0": "rollout-0.sleep answered", "rollout-2": "rollout-2.sleep answered"}
+    assert world.fleet.states() == {"rollout-0": "ready", "rollout-2": "ready", "rollout-3": "starting"}
