@@ -21,7 +21,7 @@ from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.example_view import view
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.prompts import PromptSampler, read_prompts
-from rlhf_dist.errors import ConfigError, WaitTimeout, WorkerLost
+from rlhf_dist.errors import ClusterLost, ConfigError, WaitTimeout, WorkerLost
 from rlhf_dist.evaluation.before_after import compare
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.models import check_same_tokenizer, write_ends
@@ -188,6 +188,10 @@ def _through_losses(run: _Run) -> tuple[str | None, Any]:
     for restart in range(run.config.restarts + 1):
         try:
             return _wired_once(run, state, begin)
+        except ClusterLost as error:
+            run.folder.listeners.clear()
+            run.folder.tell("failed", error=f"ClusterLost: {error}")  # at once: what follows takes Ray its time
+            raise
         except (WorkerLost, WaitTimeout) as error:
             run.folder.listeners.clear()
             if restart == run.config.restarts:

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_dist.cluster.pulse import Beat, Progress
 from rlhf_dist.cluster.vigil import LOADING, SLEPT_S, Patience, Vigil
-from rlhf_dist.errors import WorkerLost
+from rlhf_dist.errors import ClusterLost, WorkerLost
 
 PATIENCE = Patience(hung_s=10, stalled_s=60, every_s=1)
 
@@ -19,6 +19,8 @@ class World:
         """By actor: what it answers to every question; without one it is silent."""
         monkeypatch.setattr("time.monotonic", lambda: self.now)
         monkeypatch.setattr("ray.wait", lambda refs, **_: ([ref for ref in refs if ref in self.answers], []))
+        monkeypatch.setattr("rlhf_dist.cluster.head.fallen", lambda: self.fallen)
+        self.fallen: str | None = None
         monkeypatch.setattr("rlhf_dist.cluster.vigil.result_of", self.result_of)
         self.vigil = Vigil(PATIENCE)
         self.lost: list[str] = []
@@ -140,6 +142,15 @@ def test_a_search_asks_everybody_at_once(world: World) -> None:
     world.answers["store"] = WorkerLost("store died")
     with pytest.raises(WorkerLost, match="store died"):
         world.vigil.search(3)
+
+
+def test_without_ray_nobody_else_is_blamed(world: World) -> None:
+    world.guard("rollout-0")
+    world.answers["rollout-0"] = WorkerLost("rollout-0 died")
+    world.fallen = "Ray's raylet died"
+    with pytest.raises(ClusterLost, match="^Ray's raylet died while the run was going on"):
+        world.go_on(1)
+    assert world.lost == []
 
 
 def test_a_large_cluster_is_asked_less_often(world: World) -> None:
