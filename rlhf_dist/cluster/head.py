@@ -22,7 +22,7 @@ def fallen() -> str | None:
 
     if not ray.is_initialized():
         return None
-    node = ray._private.worker._global_node
+    node: Any = ray._private.worker._global_node
     dead = [name for name, _ in node.dead_processes() if name in VITAL]
     if dead:
         return f"Ray's {dead[0]} died"
@@ -42,7 +42,8 @@ def shut_down() -> None:
     import ray
 
     if fallen() is not None:
-        ray._private.worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
+        node: Any = ray._private.worker._global_node
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
     ray.shutdown()
 
 
