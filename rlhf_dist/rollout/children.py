@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-import time
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
@@ -17,7 +16,7 @@ STARTING_POLL_S, POLL_S = 0.1, 1.0
 NEWS_S = 1.0
 """A call that fails of a child's death may fail before the death is known here."""
 END_S = 5.0
-"""Granted to a killed child to be gone."""
+"""Granted to killed children to be gone."""
 
 
 class Children:
@@ -30,10 +29,10 @@ class Children:
     def __init__(self) -> None:
         """Begin to watch."""
         self._not_ours = {process.pid for process in multiprocessing.active_children()}
-        self._known: dict[int, BaseProcess] = {}
+        self._living: dict[int, BaseProcess] = {}
         self._ledger = Ledger()
         self._poll_s = STARTING_POLL_S
-        self._ending, self._lost = threading.Event(), threading.Event()
+        self._lost, self._ending, self._over = threading.Event(), threading.Event(), threading.Event()
         self._cause = ""
         self._thread = threading.Thread(target=self._watch, name="engine-children", daemon=True)
         self._thread.start()
@@ -65,40 +64,49 @@ class Children:
     def end(self) -> None:
         """Kill who is left, and unlink what they shared."""
         self.expect_end()
+        self._over.set()
         self._kill()
-        self._thread.join()
-        self._kill()  # one that was started just now
-        until = time.monotonic() + END_S
-        for process in self._known.values():
-            process.join(max(0.0, until - time.monotonic()))
+        self._thread.join(END_S)
         self._ledger.close()
 
-    def _kill(self) -> None:
-        for process in [*self._known.values()]:
-            process.kill()
-
     def _watch(self) -> None:
-        while not self._ending.is_set():
+        while not self._over.is_set() or self._living:
             self._look()
-            if not self._known:
-                self._ending.wait(self._poll_s)
-            elif gone := wait([process.sentinel for process in self._known.values()], timeout=self._poll_s):
-                self._ended_by(next(process for process in self._known.values() if process.sentinel in gone))
-                break
+            if not self._living:
+                self._over.wait(self._poll_s)
+                continue
+            for gone in wait([process.sentinel for process in self._living.values()], timeout=self._poll_s):
+                self._is_gone(next(each for each in self._living.values() if each.sentinel == gone))
 
     def _look(self) -> None:
         for process in multiprocessing.active_children():
             if process.pid is not None and process.pid not in self._not_ours:
-                self._known.setdefault(process.pid, process)
-        self._ledger.note([os.getpid(), *self._known])
+                self._living.setdefault(process.pid, process)
+                if self._over.is_set():
+                    process.kill()
+        self._ledger.note([os.getpid(), *self._living])
 
-    def _ended_by(self, process: BaseProcess) -> None:
+    def _is_gone(self, process: BaseProcess) -> None:
         """The first that died ends the others. One that raised while they started is no loss: it would raise again elsewhere."""
-        if self._ending.is_set():
-            return
-        process.join(NEWS_S)
-        code = process.exitcode
+        code = _exit_code(process)
+        del self._living[process.pid or 0]
         if self._poll_s == STARTING_POLL_S and code is not None and code >= 0:
+            self.expect_end()
             self._kill()
-        else:
-            self.give_up(f"the engine's process {process.name} (pid {process.pid}) died, exit code {code}")
+        if not self._ending.is_set():
+            known = "" if code is None else f", exit code {code}"
+            self.give_up(f"the engine's process {process.name} (pid {process.pid}) died{known}")
+
+    def _kill(self) -> None:
+        for process in [*self._living.values()]:
+            process.kill()
+
+
+def _exit_code(process: BaseProcess) -> int | None:
+    """Of a process that is gone; None where nobody can tell, as in Ray's actors, which leave the reaping to the kernel."""
+    process.join(NEWS_S)
+    code = process.exitcode
+    if code is None:
+        # `multiprocessing`, and whoever waits by it, would take the dead one for alive for ever.
+        process._popen.returncode = 255  # type: ignore[attr-defined]
+    return code

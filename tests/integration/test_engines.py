@@ -1,5 +1,6 @@
 """vLLM against transformers, in fp32: the same log-probs before and after a weight pull."""
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import pyarrow as pa
 import pytest
 import torch
 
+from rlhf_dist.cluster import shared_memory
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Rollout
-from rlhf_dist.errors import EnvironmentProblem, WeightError
+from rlhf_dist.errors import EnvironmentProblem, NumbersError, WeightError, WorkerLost
 from rlhf_dist.models import load_policy
 from rlhf_dist.models.file_names import in_file
 from rlhf_dist.records import RowKey, Sample, SampleRequest, Sampling, sample_seed
@@ -20,7 +22,7 @@ from rlhf_dist.rollout.spec import engine_spec, environment
 from rlhf_dist.rollout.transformers_engine import TransformersEngine, truncated_log_probs
 from rlhf_dist.rollout.vllm_engine import ENVIRONMENT, VLLMEngine
 from rlhf_dist.rollout.worker import RolloutWorker, Supply
-from rlhf_dist.store.weights import encode_bucket
+from rlhf_dist.store.weights import decode_bucket, encode_bucket
 from tests.runs import Folders
 
 SAMPLING = Sampling(max_new_tokens=16, temperature=0.7, top_p=0.9, top_k=50, stop=(), eos_token_ids=(2,))
@@ -29,13 +31,15 @@ SAMPLING = Sampling(max_new_tokens=16, temperature=0.7, top_p=0.9, top_k=50, sto
 class EngineHost:
     """A process of its own around one engine: vLLM keeps global state, so two engines cannot share one."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, tensor_parallel: int) -> None:
+        self.before = in_shared_memory()
         self.engine = VLLMEngine(
             path,
             SAMPLING,
             dtype="float32",
             max_sequence=96,
             max_concurrent=16,
+            tensor_parallel=tensor_parallel,
             engine_options={"enforce_eager": True, "seed": 0},
         )
 
@@ -45,18 +49,41 @@ class EngineHost:
     def generate(self, order: list[int]) -> dict[int, Sample]:
         return generate(self.engine, order)
 
+    def abort_half_way(self) -> int:
+        for index in range(20):
+            self.engine.add(SampleRequest(RowKey(1, index, 0), (9, 8, 7, 6 + index), index))
+        for _ in range(3):
+            self.engine.step()
+        dropped = self.engine.running
+        self.engine.abort()
+        assert self.engine.running == 0
+        return dropped
+
     def probe(self, tokens: list[int]) -> list[float]:
         return self.engine.probe(tokens)
+
+    def call(self, name: str) -> Any:
+        return getattr(self.engine, name)()
+
+    def workers(self) -> list[int | None]:
+        return [child.pid for child in multiprocessing.active_children()]
+
+    def segments(self) -> set[str]:
+        return in_shared_memory() - self.before
+
+
+def in_shared_memory() -> set[str]:
+    return {path.name for path in shared_memory.FOLDER.iterdir()}
 
 
 class Remote:
     """Calls an `EngineHost` as if it were here."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, tensor_parallel: int) -> None:
         import ray
 
         env = {**ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        self.host = ray.remote(EngineHost).options(runtime_env={"env_vars": env}).remote(path)
+        self.host = ray.remote(EngineHost).options(runtime_env={"env_vars": env}).remote(path, tensor_parallel)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         import ray
@@ -64,12 +91,13 @@ class Remote:
         return lambda *arguments: ray.get(getattr(self.host, name).remote(*arguments), timeout=200)
 
 
-@pytest.fixture(scope="module", params=["policy", "experts"])
+@pytest.fixture(scope="module", params=[("policy", 2), ("experts", 1)], ids=["policy over two processes", "experts"])
 def engine(request: pytest.FixtureRequest, ray_session: None, folders: Folders) -> Iterator[tuple[Remote, str]]:
     import ray
 
-    path = str(getattr(folders, request.param))
-    made = Remote(path)
+    model, tensor_parallel = request.param
+    path = str(getattr(folders, model))
+    made = Remote(path, tensor_parallel)
     yield made, path
     ray.kill(made.host)
 
@@ -132,17 +160,47 @@ def test_samples_do_not_depend_on_order_or_company(engine: tuple[Remote, str]) -
     assert {i: s.response_tokens for i, s in whole.items()} == {i: s.response_tokens for i, s in parts.items()}
 
 
-def test_a_flipped_bit_or_a_missing_weight_is_refused(folders: Folders, engine: tuple[Remote, str]) -> None:
+def test_after_an_abort_samples_are_the_same_to_the_bit(engine: tuple[Remote, str]) -> None:
+    vllm, path = engine
+    tables, names, _ = tables_of(path, seed=5)
+    vllm.load_weights(tables, names, 8)
+    before = vllm.generate(list(range(12)))
+    assert vllm.abort_half_way() > 0
+    assert vllm.generate(list(range(12))) == before
+
+
+def test_weights_that_are_not_finite_give_no_sample(engine: tuple[Remote, str]) -> None:
+    vllm, path = engine
+    tables, names, _ = tables_of(path, seed=6)
+    named = [(name, tensor) for table in tables for name, tensor in decode_bucket(table)]
+    broken = [(name, torch.full_like(tensor, torch.nan) if "norm" in name else tensor) for name, tensor in named]
+    vllm.load_weights([encode_bucket(broken)], names, 8)
+    with pytest.raises(NumbersError, match="log-prob nan to token 0 of prompt 4, answer 0, iteration 0"):
+        vllm.generate([4])
+    vllm.call("abort")
+
+
+def test_a_flipped_bit_or_a_missing_weight_is_refused_and_nothing_of_the_engine_is_left(
+    engine: tuple[Remote, str],
+) -> None:
+    """The last of them: the engine is ended after it."""
     vllm, path = engine
     tables, names, _ = tables_of(path, seed=4)
     with pytest.raises(WeightError, match="its manifest names"):
         vllm.load_weights(tables[:1], names, 9)
+    with pytest.raises(WeightError, match="no whole weight version"):
+        vllm.generate([0])
     buffer = bytearray(tables[0]["data"][0].as_py())
     buffer[5] ^= 1
     data = pa.chunked_array([pa.array([bytes(buffer)], pa.large_binary()), *tables[0]["data"].chunks[1:]])
     broken = tables[0].set_column(4, tables[0].schema.field("data"), data)
     with pytest.raises(WeightError, match=f"weight {names[0]}: checksum"):
         vllm.load_weights([broken, tables[1]], names, 9)
+    assert vllm.workers() == []
+    assert vllm.segments() == set()
+    with pytest.raises(WorkerLost, match="the engine was ended"):
+        vllm.probe([5, 6, 7])
+    vllm.call("close")
 
 
 def test_no_room_for_the_kv_cache_names_the_settings(ray_session: None, folders: Folders, tmp_path: Path) -> None:

@@ -29,10 +29,15 @@ def started(number: int) -> list[multiprocessing.process.BaseProcess]:
     return processes
 
 
+def raise_later() -> None:
+    time.sleep(1)
+    raise ValueError
+
+
 def known(children: Children, number: int) -> None:
     """Wait until they are watched."""
     deadline = time.monotonic() + WAIT_S
-    while len(children._known) < number:
+    while len(children._living) < number:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -66,9 +71,9 @@ def test_a_stopped_one_is_killed_when_it_is_given_up(children: Children) -> None
 
 def test_one_that_raises_while_they_start_is_no_loss_but_the_others_end(children: Children) -> None:
     (sleeper,) = started(1)
-    raising = SPAWN.Process(target=int, args=("x",))
+    raising = SPAWN.Process(target=raise_later)
     raising.start()
-    raising.join(WAIT_S)
+    known(children, 2)
     sleeper.join(WAIT_S)
     assert sleeper.exitcode == -signal.SIGKILL
     children.check(news_s=0.1)
@@ -81,6 +86,20 @@ def test_after_the_end_nobody_is_left_and_that_is_no_loss() -> None:
     children.end()
     assert not mine.is_alive()
     children.check()
+
+
+def test_a_death_is_known_where_the_kernel_reaps(children: Children) -> None:
+    """As in Ray's actors."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        (process,) = started(1)
+        known(children, 1)
+        process.kill()
+        with pytest.raises(WorkerLost, match=f"pid {process.pid}\\) died$"):
+            children.check(news_s=WAIT_S)
+        assert not process.is_alive()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_those_that_were_there_before_are_left_alone() -> None:
