@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Protocol
 
 import pyarrow as pa
@@ -100,11 +99,8 @@ class Weights:
         """None that may be sampled from."""
         self.version, self._whole = -1, False
 
-    @contextmanager
-    def replaced_by(self, version: int) -> Iterator[None]:
-        """All of them change inside the block; an error in it leaves none."""
-        self.forget()
-        yield
+    def arrived(self, version: int) -> None:
+        """All of a version is in the engine."""
         self.version, self._whole = version, True
 
     def check(self) -> None:

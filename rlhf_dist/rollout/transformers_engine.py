@@ -231,8 +231,8 @@ class TransformersEngine:
         found = {name: tensor for table in tables for name, tensor in decode_bucket(table)}
         if odd := sorted(set(found) ^ set(names)):
             raise WeightError(f"weight version {version} lacks or adds {len(odd)} tensors, e.g. {odd[0]}")
-        with self._weights.replaced_by(version):
-            take_over(self._lm, found)
+        take_over(self._lm, found)
+        self._weights.arrived(version)
 
     def forget(self) -> None:
         """Have no version any more; see `RolloutEngine`."""

@@ -178,12 +178,13 @@ class VLLMEngine:
         if sorted(arrived) != sorted(names):
             raise WeightError(f"weight version {version} has {len(arrived)} tensors; its manifest names {len(names)}")
         # After an error tensors are new, old or gone, and of several processes each has answered or not.
-        with self._closed_after_errors(), self._weights.replaced_by(version), self._losses_told():
+        with self._closed_after_errors(), self._losses_told():
             try:
                 self._update(tables, version)
             except RuntimeError as error:  # of vLLM's processes nothing else arrives, whatever they raise
                 self._check_news()
                 raise WeightError(f"weight version {version} did not arrive whole: {error}") from error
+        self._weights.arrived(version)
 
     def _update(self, tables: Sequence[pa.Table], version: int) -> None:
         with self._announced(tables, version) as sources:

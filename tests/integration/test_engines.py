@@ -1,6 +1,9 @@
 """vLLM against transformers, in fp32: the same log-probs before and after a weight pull."""
 
 import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +68,18 @@ class EngineHost:
     def call(self, name: str) -> Any:
         return getattr(self.engine, name)()
 
+    def pid(self) -> int:
+        return os.getpid()
+
+    def generate_for_ever(self) -> None:
+        while True:
+            generate(self.engine, list(range(12)))
+
+    def wait_for_a_loss(self) -> None:
+        while True:
+            self.engine.check()
+            time.sleep(0.1)
+
     def workers(self) -> list[int | None]:
         return [child.pid for child in multiprocessing.active_children()]
 
@@ -83,7 +98,11 @@ class Remote:
         import ray
 
         env = {**ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        self.host = ray.remote(EngineHost).options(runtime_env={"env_vars": env}).remote(path, tensor_parallel)
+        self.host = (
+            ray.remote(EngineHost)
+            .options(runtime_env={"env_vars": env}, max_concurrency=2)
+            .remote(path, tensor_parallel)
+        )
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         import ray
@@ -224,3 +243,51 @@ def test_a_variable_that_opens_vllm_to_strangers_is_refused(folders: Folders, mo
     monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
     with pytest.raises(EnvironmentProblem, match="VLLM_SERVER_DEV_MODE is set"):
         VLLMEngine(str(folders.policy), SAMPLING, dtype="float32", max_sequence=96, max_concurrent=4)
+
+
+@pytest.fixture
+def two_processes(ray_session: None, folders: Folders) -> Iterator[Remote]:
+    """An engine over two processes, with weights."""
+    import ray
+
+    before = in_shared_memory()
+    vllm = Remote(str(folders.policy), 2)
+    tables, names, _ = tables_of(str(folders.policy), seed=0)
+    vllm.load_weights(tables, names, 0)
+    yield vllm
+    ray.kill(vllm.host)
+    shared_memory.sweep()
+    assert in_shared_memory() == before
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("busy", [True, False])
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_death_of_a_child_is_the_loss_of_the_worker(two_processes: Remote, busy: bool, number: int) -> None:
+    vllm = two_processes
+    work = vllm.host.generate_for_ever.remote() if busy else vllm.host.wait_for_a_loss.remote()
+    time.sleep(1)
+    os.kill(vllm.workers()[number] or 0, signal.SIGKILL)
+    with pytest.raises(WorkerLost, match="died"):
+        Watch().one("engine", work, timeout_s=30, doing="working")
+    assert vllm.workers() == []
+    vllm.call("close")
+    assert vllm.segments() == set()
+
+
+@pytest.mark.soak
+def test_an_engine_with_a_stopped_child_is_ended_from_another_thread(two_processes: Remote) -> None:
+    vllm = two_processes
+    os.kill(vllm.workers()[1] or 0, signal.SIGSTOP)
+    work = vllm.host.generate_for_ever.remote()
+    time.sleep(1)
+    vllm.call("close")
+    assert (vllm.workers(), vllm.segments()) == ([], set())
+    with pytest.raises(WorkerLost):
+        Watch().one("engine", work, timeout_s=30, doing="working")
+
+
+@pytest.mark.soak
+def test_what_a_killed_worker_leaves_is_swept(two_processes: Remote) -> None:
+    """The fixture looks."""
+    os.kill(two_processes.pid(), signal.SIGKILL)
