@@ -29,13 +29,14 @@ from rlhf_dist.store.weights import decode_bucket, encode_bucket
 from tests.runs import Folders
 
 SAMPLING = Sampling(max_new_tokens=16, temperature=0.7, top_p=0.9, top_k=50, stop=(), eos_token_ids=(2,))
+SEGMENTS = 7
+"""Names in /dev/shm of an engine over two processes: four queues, two buffers of collectives, and the ledger of them."""
 
 
 class EngineHost:
     """A process of its own around one engine: vLLM keeps global state, so two engines cannot share one."""
 
     def __init__(self, path: str, tensor_parallel: int) -> None:
-        self.before = in_shared_memory()
         self.engine = VLLMEngine(
             path,
             SAMPLING,
@@ -45,6 +46,10 @@ class EngineHost:
             tensor_parallel=tensor_parallel,
             engine_options={"enforce_eager": True, "seed": 0},
         )
+        ledgers = [*shared_memory.FOLDER.glob(f"rlhf_dist-{os.getpid()}-*.names")]
+        self.own = ledgers + [
+            shared_memory.FOLDER / line.split()[1] for ledger in ledgers for line in ledger.read_text().splitlines()
+        ]
 
     def load_weights(self, tables: list[pa.Table], names: list[str], version: int) -> None:
         self.engine.load_weights(tables, names, version=version)
@@ -83,12 +88,9 @@ class EngineHost:
     def workers(self) -> list[int | None]:
         return [child.pid for child in multiprocessing.active_children()]
 
-    def segments(self) -> set[str]:
-        return in_shared_memory() - self.before
-
-
-def in_shared_memory() -> set[str]:
-    return {path.name for path in shared_memory.FOLDER.iterdir()}
+    def segments(self) -> list[Path]:
+        """Shared memory of this engine that is there; other engines may come and go."""
+        return [path for path in self.own if path.exists()]
 
 
 class Remote:
@@ -209,14 +211,14 @@ def test_a_flipped_bit_or_a_missing_weight_is_refused_and_nothing_of_the_engine_
         vllm.load_weights(tables[:1], names, 9)
     with pytest.raises(WeightError, match="no whole weight version"):
         vllm.generate([0])
+    assert len(vllm.segments()) == (SEGMENTS if vllm.workers() else 0)
     buffer = bytearray(tables[0]["data"][0].as_py())
     buffer[5] ^= 1
     data = pa.chunked_array([pa.array([bytes(buffer)], pa.large_binary()), *tables[0]["data"].chunks[1:]])
     broken = tables[0].set_column(4, tables[0].schema.field("data"), data)
     with pytest.raises(WeightError, match=f"weight {names[0]}: checksum"):
         vllm.load_weights([broken, tables[1]], names, 9)
-    assert vllm.workers() == []
-    assert vllm.segments() == set()
+    assert (vllm.workers(), vllm.segments()) == ([], [])
     with pytest.raises(WorkerLost, match="the engine was ended"):
         vllm.probe([5, 6, 7])
     vllm.call("close")
@@ -250,14 +252,11 @@ def two_processes(ray_session: None, folders: Folders) -> Iterator[Remote]:
     """An engine over two processes, with weights."""
     import ray
 
-    before = in_shared_memory()
     vllm = Remote(str(folders.policy), 2)
     tables, names, _ = tables_of(str(folders.policy), seed=0)
     vllm.load_weights(tables, names, 0)
     yield vllm
     ray.kill(vllm.host)
-    shared_memory.sweep()
-    assert in_shared_memory() == before
 
 
 @pytest.mark.soak
@@ -272,7 +271,7 @@ def test_the_death_of_a_child_is_the_loss_of_the_worker(two_processes: Remote, b
         Watch().one("engine", work, timeout_s=30, doing="working")
     assert vllm.workers() == []
     vllm.call("close")
-    assert vllm.segments() == set()
+    assert vllm.segments() == []
 
 
 @pytest.mark.soak
@@ -282,12 +281,19 @@ def test_an_engine_with_a_stopped_child_is_ended_from_another_thread(two_process
     work = vllm.host.generate_for_ever.remote()
     time.sleep(1)
     vllm.call("close")
-    assert (vllm.workers(), vllm.segments()) == ([], set())
+    assert (vllm.workers(), vllm.segments()) == ([], [])
     with pytest.raises(WorkerLost):
         Watch().one("engine", work, timeout_s=30, doing="working")
 
 
 @pytest.mark.soak
 def test_what_a_killed_worker_leaves_is_swept(two_processes: Remote) -> None:
-    """The fixture looks."""
+    from ray.exceptions import RayActorError
+
+    left = two_processes.segments()
+    assert len(left) == SEGMENTS
     os.kill(two_processes.pid(), signal.SIGKILL)
+    with pytest.raises(RayActorError):
+        two_processes.call("check")
+    shared_memory.sweep()
+    assert [path for path in left if path.exists()] == []
