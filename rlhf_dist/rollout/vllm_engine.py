@@ -115,7 +115,6 @@ class VLLMEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        self._weights.check()
         sampling = self._sampling
         params = SamplingParams(
             max_tokens=sampling.max_new_tokens,
@@ -135,13 +134,14 @@ class VLLMEngine:
         )
         name = "/".join(map(str, request.key))
         with self._losses_told():
+            self._weights.check()
             self._requests[name] = request
             self._llm.llm_engine.add_request(name, {"prompt_token_ids": list(request.prompt_tokens)}, params)
 
     def step(self) -> list[Sample]:
         """Advance by one scheduler step; returns the samples that ended in it."""
-        self._weights.check()
         with self._losses_told():
+            self._weights.check()
             finished = [output for output in self._llm.llm_engine.step() if output.finished]
         return [self._sample(output) for output in finished]
 

@@ -219,8 +219,9 @@ def test_a_flipped_bit_or_a_missing_weight_is_refused_and_nothing_of_the_engine_
     with pytest.raises(WeightError, match=f"weight {names[0]}: checksum"):
         vllm.load_weights([broken, tables[1]], names, 9)
     assert (vllm.workers(), vllm.segments()) == ([], [])
-    with pytest.raises(WorkerLost, match="the engine was ended"):
-        vllm.probe([5, 6, 7])
+    for call in (lambda: vllm.probe([5, 6, 7]), lambda: vllm.generate([0])):
+        with pytest.raises(WorkerLost, match="the engine was ended"):
+            call()
     vllm.call("close")
 
 
