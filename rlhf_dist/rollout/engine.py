@@ -83,7 +83,7 @@ class RolloutEngine(Protocol):
         """
 
 
-class Weights:
+class LoadedWeights:
     """Which version an engine samples from."""
 
     def __init__(self, *, whole: bool) -> None:

@@ -25,7 +25,7 @@ from rlhf_dist.models.fits import counts_places, longest_alike
 from rlhf_dist.models.heads import FAMILY_ERRORS
 from rlhf_dist.models.proof import TOLERANCE, apart
 from rlhf_dist.records import Sample, SampleRequest, Sampling
-from rlhf_dist.rollout.engine import Weights, check_finite
+from rlhf_dist.rollout.engine import LoadedWeights, check_finite
 from rlhf_dist.store.weights import decode_bucket
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class TransformersEngine:
         Raises:
             ModelError: the folder holds no such model.
         """
-        self._weights = Weights(whole=True)
+        self._weights = LoadedWeights(whole=True)
         self._sampling = sampling
         self._max_concurrent = max_concurrent
         self._device = torch.device(device)

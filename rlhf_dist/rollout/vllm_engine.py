@@ -17,7 +17,7 @@ from rlhf_dist.imports import import_vllm
 from rlhf_dist.records import Sample, SampleRequest, Sampling
 from rlhf_dist.rollout import vllm_weight_plugin
 from rlhf_dist.rollout.children import NEWS_S, Children
-from rlhf_dist.rollout.engine import Weights, check_finite
+from rlhf_dist.rollout.engine import LoadedWeights, check_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,7 +71,7 @@ class VLLMEngine:
 
         vllm_weight_plugin.register()
         options = {"load_format": "dummy", **(engine_options or {})}
-        self._weights = Weights(whole=options["load_format"] != "dummy")
+        self._weights = LoadedWeights(whole=options["load_format"] != "dummy")
         self._sampling = sampling
         self._requests: dict[str, SampleRequest] = {}
         self._can_sleep = bool(options.get("enable_sleep_mode"))
