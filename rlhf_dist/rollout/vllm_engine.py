@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import threading
@@ -20,7 +21,7 @@ from rlhf_dist.rollout.children import NEWS_S, Children
 from rlhf_dist.rollout.engine import LoadedWeights, check_finite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 ENVIRONMENT = {
     "VLLM_PLUGINS": "rlhf_dist_arrow",
@@ -30,8 +31,6 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 REFUSED = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE")
-SHUTDOWN_S = 10.0
-"""Granted to vLLM to end its processes: it asks for 5 s, then terminates, then kills after 4 more."""
 
 
 class VLLMEngine:
@@ -78,6 +77,7 @@ class VLLMEngine:
         self._asleep = False
         self._llm: Any = None
         self._closed, self._closing = False, threading.Lock()
+        atexit.register(self.close)  # Ray's actors exit on SIGTERM
         shared_memory.sweep()
         self._children = Children() if tensor_parallel > 1 else None
         with self._closed_after_errors(), self._losses_told(), _kv_cache_errors_explained(max_sequence):
@@ -250,10 +250,12 @@ class VLLMEngine:
             if self._closed:
                 return
             self._closed = True
+            atexit.unregister(self.close)
             if self._children is not None:
                 self._children.expect_end()
             if self._llm is not None:
-                _within(SHUTDOWN_S, self._llm.llm_engine.engine_core.shutdown)
+                # It asks its processes to end, terminates them after 5 s, and kills them after 4 more.
+                self._llm.llm_engine.engine_core.shutdown()
                 self._llm = None
                 gc.collect()  # vLLM unlinks a segment when Python drops its object
             if self._children is not None:
@@ -339,13 +341,6 @@ def write_bucket(table: pa.Table, path: str) -> None:
     """Write a bucket as the Arrow file that an engine's processes map."""
     with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
-
-
-def _within(seconds: float, call: Callable[[], None]) -> None:
-    """Wait so long for a call that may hang, and no longer."""
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(seconds)
 
 
 @contextmanager
