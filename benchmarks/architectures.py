@@ -233,14 +233,16 @@ def engine(rank: Any, folder: Path) -> str:
 
 def vllm(rank: Any, folder: Path) -> str:
     """vLLM with the learner's weights, in a process of its own."""
-    from rlhf_dist.rollout.vllm_engine import _write
+    from rlhf_dist.rollout.vllm_engine import write_bucket
 
     (kind,) = json.loads((folder / "config.json").read_text())["architectures"]
     if kind not in served_by_vllm():
         return "does not serve it"
     tables, names = published(rank)
     told = folder.with_name("vllm.json")
-    files = [_write(table, folder.with_name(f"bucket-{number}.arrow")) for number, table in enumerate(tables)]
+    files = [str(folder.with_name(f"bucket-{number}.arrow")) for number, _ in enumerate(tables)]
+    for table, file in zip(tables, files, strict=True):
+        write_bucket(table, file)
     told.write_text(json.dumps({"folder": str(folder), "files": files, "names": names, "probe": PROBE}))
     code = "import sys; sys.path.insert(0, sys.argv[2]); import architectures; architectures.ask_vllm(sys.argv[1])"
     done = subprocess.run(

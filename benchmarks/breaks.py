@@ -459,6 +459,27 @@ BREAKS = (
         "            if True:\n",
         "rollout/test_transformers_engine.py",
     ),
+    Break(
+        "half a weight version is sampled from",
+        "rollout/transformers_engine.py",
+        "        self._weights.forget()\n        found = {",
+        "        found = {",
+        "rollout/test_transformers_engine.py",
+    ),
+    Break(
+        "the shared memory of a living engine is swept",
+        "cluster/shared_memory.py",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_UN",
+        "cluster/test_shared_memory.py",
+    ),
+    Break(
+        "the other processes of an engine outlive the first that died",
+        "rollout/children.py",
+        "            self._lost.set()\n        self._kill()\n",
+        "            self._lost.set()\n",
+        "rollout/test_children.py",
+    ),
     Break("dropout on in training", "models/wrapped.py", "        self.inner.eval()\n", "", "models/test_proof.py"),
     Break(
         "a rope that switches",

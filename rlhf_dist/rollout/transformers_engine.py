@@ -18,13 +18,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from rlhf_dist.errors import ModelError, WeightError
+from rlhf_dist.errors import ModelError, NumbersError, WeightError
 from rlhf_dist.models import load_policy, load_tokenizer
 from rlhf_dist.models.file_names import take_over
 from rlhf_dist.models.fits import counts_places, longest_alike
 from rlhf_dist.models.heads import FAMILY_ERRORS
 from rlhf_dist.models.proof import TOLERANCE, apart
 from rlhf_dist.records import Sample, SampleRequest, Sampling
+from rlhf_dist.rollout.engine import LoadedWeights, check_finite
 from rlhf_dist.store.weights import decode_bucket
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class TransformersEngine:
         Raises:
             ModelError: the folder holds no such model.
         """
-        self.version = -1
+        self._weights = LoadedWeights(whole=True)
         self._sampling = sampling
         self._max_concurrent = max_concurrent
         self._device = torch.device(device)
@@ -75,17 +76,24 @@ class TransformersEngine:
         self._choose_way(model)
 
     @property
+    def version(self) -> int:
+        """Weight version in the engine; see `RolloutEngine`."""
+        return self._weights.version
+
+    @property
     def running(self) -> int:
         """Samples added and not finished."""
         return len(self._waiting) + len(self._group)
 
     def add(self, request: SampleRequest) -> None:
         """Start one more sample."""
+        self._weights.check()
         self._waiting.append(request)
 
     @torch.no_grad()
     def step(self) -> list[Sample]:
         """One more token for every sample of the group; returns those that ended."""
+        self._weights.check()
         if not self._group:
             self._start_group()
         logits = self._forward()
@@ -93,6 +101,9 @@ class TransformersEngine:
         keep = []
         for number, running in enumerate(self._group):
             log_probs = truncated_log_probs(logits[number].float(), self._sampling)
+            check_finite(
+                running.request.key, [float(log_probs.max())], first=len(running.tokens)
+            )  # a NaN is the greatest
             token = int(torch.multinomial(log_probs.exp().cpu(), 1, generator=running.generator))
             running.tokens.append(token)
             running.log_probs.append(float(log_probs[token]))
@@ -216,11 +227,20 @@ class TransformersEngine:
 
     def load_weights(self, tables: Sequence[pa.Table], names: Sequence[str], *, version: int) -> None:
         """Replace all weights; see `RolloutEngine`."""
+        self._weights.forget()
         found = {name: tensor for table in tables for name, tensor in decode_bucket(table)}
         if odd := sorted(set(found) ^ set(names)):
             raise WeightError(f"weight version {version} lacks or adds {len(odd)} tensors, e.g. {odd[0]}")
         take_over(self._lm, found)
-        self.version = version
+        self._weights.arrived(version)
+
+    def forget(self) -> None:
+        """Have no version any more; see `RolloutEngine`."""
+        self._weights.forget()
+
+    def abort(self) -> None:
+        """Drop all running samples; see `RolloutEngine`."""
+        self._waiting, self._group, self._cache = [], [], None
 
     @torch.no_grad()
     def probe(self, tokens: Sequence[int]) -> list[float]:
@@ -232,23 +252,36 @@ class TransformersEngine:
 
     @torch.no_grad()
     def rate(self, prompts: Sequence[Sequence[int]], choices: Sequence[int]) -> list[list[float]]:
-        """How likely each of some tokens is to come next, given that one of them does: [prompts][choices], sums 1."""
+        """How likely each of some tokens is to come next, given that one of them does: [prompts][choices], sums 1.
+
+        Raises:
+            NumbersError: one of them is not finite.
+        """
         found: list[list[float]] = []
         for start in range(0, len(prompts), self._max_concurrent):
             self._next, self._mask = self._left_padded(prompts[start : start + self._max_concurrent])
             self._cache = None
             found += torch.softmax(self._forward()[:, list(choices)].float(), dim=-1).tolist()
         self._cache = None
+        if not np.isfinite(found).all():
+            raise NumbersError("the model's ratings are not finite; expected probabilities: its weights may hold NaN")
         return found
 
     def sleep(self) -> None:
         """Move the model to host memory; see `RolloutEngine`."""
+        self._weights.forget()
         self._lm.to("cpu")
-        self._cache, self.version = None, -1
+        self._cache = None
 
     def wake(self) -> None:
         """Move it back."""
         self._lm.to(self._device)
+
+    def check(self) -> None:
+        """Nothing but this process can die."""
+
+    def close(self) -> None:
+        """Nothing outlives this process."""
 
 
 def _positions(mask: torch.Tensor) -> torch.Tensor:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
-import tempfile
+import threading
 from collections.abc import Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from rlhf_dist.errors import EnvironmentProblem, WeightError
+from rlhf_dist.cluster import shared_memory
+from rlhf_dist.errors import EnvironmentProblem, RlhfDistError, WeightError, WorkerLost
 from rlhf_dist.imports import import_vllm
 from rlhf_dist.records import Sample, SampleRequest, Sampling
 from rlhf_dist.rollout import vllm_weight_plugin
+from rlhf_dist.rollout.children import NEWS_S, Children
+from rlhf_dist.rollout.engine import LoadedWeights, check_finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +60,7 @@ class VLLMEngine:
 
         Raises:
             EnvironmentProblem: a dangerous variable is set, or the KV cache does not fit.
+            WorkerLost: one of the engine's processes was killed.
         """
         for name in REFUSED:
             if os.environ.get(name, "0") not in ("", "0"):
@@ -64,11 +69,19 @@ class VLLMEngine:
         from vllm import LLM
 
         vllm_weight_plugin.register()
-        self.version = -1
+        options = {"load_format": "dummy", **(engine_options or {})}
+        self._weights = LoadedWeights(whole=options["load_format"] != "dummy")
         self._sampling = sampling
         self._requests: dict[str, SampleRequest] = {}
-        with _kv_cache_errors_explained(max_sequence):
-            self._llm: Any = LLM(
+        self._can_sleep = bool(options.get("enable_sleep_mode"))
+        self._asleep = False
+        self._llm: Any = None
+        self._closed, self._closing = False, threading.Lock()
+        atexit.register(self.close)  # Ray's actors exit on SIGTERM
+        shared_memory.sweep()
+        self._children = Children() if tensor_parallel > 1 else None
+        with self._closed_after_errors(), self._losses_told(), _kv_cache_errors_explained(max_sequence):
+            self._llm = LLM(
                 model,
                 dtype=dtype,
                 skip_tokenizer_init=not sampling.stop,
@@ -80,13 +93,17 @@ class VLLMEngine:
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=not in_an_actor(),
                 trust_remote_code=False,
-                **{"load_format": "dummy", **(engine_options or {})},
+                **options,
             )
-        self._in_process = tensor_parallel == 1
-        self._can_sleep = bool((engine_options or {}).get("enable_sleep_mode"))
-        self._asleep = False
-        _report_through_ray(self._llm.llm_engine)
-        self._llm.init_weight_transfer_engine({"init_info": {}})
+            if self._children is not None:
+                self._children.are_complete()
+            _report_through_ray(self._llm.llm_engine)
+            self._llm.init_weight_transfer_engine({"init_info": {}})
+
+    @property
+    def version(self) -> int:
+        """Weight version in the engine; see `RolloutEngine`."""
+        return self._weights.version
 
     @property
     def running(self) -> int:
@@ -116,42 +133,70 @@ class VLLMEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         name = "/".join(map(str, request.key))
-        self._requests[name] = request
-        self._llm.llm_engine.add_request(name, {"prompt_token_ids": list(request.prompt_tokens)}, params)
+        with self._losses_told():
+            self._weights.check()
+            self._requests[name] = request
+            self._llm.llm_engine.add_request(name, {"prompt_token_ids": list(request.prompt_tokens)}, params)
 
     def step(self) -> list[Sample]:
         """Advance by one scheduler step; returns the samples that ended in it."""
-        finished = [output for output in self._llm.llm_engine.step() if output.finished]
+        with self._losses_told():
+            self._weights.check()
+            finished = [output for output in self._llm.llm_engine.step() if output.finished]
         return [self._sample(output) for output in finished]
 
     def _sample(self, output: Any) -> Sample:
         request = self._requests.pop(output.request_id)
         answer = output.outputs[0]
+        log_probs = tuple(answer.logprobs.logprobs)
+        check_finite(request.key, log_probs)  # vLLM samples from NaN without a word
         return Sample(
             key=request.key,
             prompt_tokens=request.prompt_tokens,
             response_tokens=tuple(answer.token_ids),
-            log_probs=tuple(answer.logprobs.logprobs),
+            log_probs=log_probs,
             finish_reason=answer.finish_reason,
             versions=((self.version, len(answer.token_ids)),),
         )
 
+    def abort(self) -> None:
+        """Drop all running samples; see `RolloutEngine`."""
+        with self._losses_told():
+            engine = self._llm.llm_engine
+            engine.abort_request([*self._requests])
+            core = engine.engine_core.engine_core
+            # Steps that are under way end, and the engine's processes hear of what was dropped with the next one.
+            while core.scheduler.has_requests() or core.batch_queue:
+                engine.step()
+            self._requests.clear()
+            self._llm.reset_prefix_cache()
+
     def load_weights(self, tables: Sequence[pa.Table], names: Sequence[str], *, version: int) -> None:
-        """Replace all weights; see `RolloutEngine`."""
+        """Replace all weights; see `RolloutEngine`. An error in the middle is the end of the engine."""
+        self._weights.forget()
         arrived = [name for table in tables for name in table.column("name").to_pylist()]
         if sorted(arrived) != sorted(names):
             raise WeightError(f"weight version {version} has {len(arrived)} tensors; its manifest names {len(names)}")
+        # After an error tensors are new, old or gone, and of several processes each has answered or not.
+        with self._closed_after_errors(), self._losses_told():
+            try:
+                self._update(tables, version)
+            except RuntimeError as error:  # of vLLM's processes nothing else arrives, whatever they raise
+                self._check_news()
+                raise WeightError(f"weight version {version} did not arrive whole: {error}") from error
+        self._weights.arrived(version)
+
+    def _update(self, tables: Sequence[pa.Table], version: int) -> None:
         with self._announced(tables, version) as sources:
             self._llm.start_weight_update()
             self._llm.update_weights({"update_info": {"sources": sources}})
             self._llm.finish_weight_update(str(version))
         self._llm.reset_prefix_cache()
-        self.version = version
 
     @contextmanager
     def _announced(self, tables: Sequence[pa.Table], version: int) -> Iterator[list[str]]:
-        """Names under which the engine's processes find the tables: this process's memory, or files in shared memory."""
-        if self._in_process:
+        """Names under which the engine's processes find the tables: this process's memory, or files without a name in one."""
+        if self._children is None:
             handed = {f"version-{version}-bucket-{number}": table for number, table in enumerate(tables)}
             vllm_weight_plugin.HANDED_OVER.update(handed)
             try:
@@ -159,28 +204,93 @@ class VLLMEngine:
             finally:
                 vllm_weight_plugin.HANDED_OVER.clear()
             return
-        with tempfile.TemporaryDirectory(prefix="rlhf_dist-", dir="/dev/shm") as folder:
-            yield [_write(table, Path(folder) / f"{number}.arrow") for number, table in enumerate(tables)]
+        with ExitStack() as files:
+            yield [files.enter_context(_in_nameless_file(table)) for table in tables]
+
+    def forget(self) -> None:
+        """Have no version any more; see `RolloutEngine`."""
+        self._weights.forget()
 
     def probe(self, tokens: Sequence[int]) -> list[float]:
         """Log-probs of tokens[1:]; see `RolloutEngine`."""
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
-        (output,) = self._llm.generate([{"prompt_token_ids": list(tokens)}], params, use_tqdm=False)
+        with self._losses_told():
+            (output,) = self._llm.generate([{"prompt_token_ids": list(tokens)}], params, use_tqdm=False)
         return [found[token].logprob for token, found in zip(tokens[1:], output.prompt_logprobs[1:], strict=True)]
 
     def sleep(self) -> None:
         """Give weights and KV cache back; see `RolloutEngine`. vLLM can do so on GPUs; elsewhere this does nothing."""
         if self._can_sleep and not self._asleep:
-            self._llm.sleep(level=2)  # 2: the weights are not kept in host memory, since the next version replaces them
-            self._asleep, self.version = True, -1
+            self._weights.forget()
+            with self._losses_told():
+                self._llm.sleep(
+                    level=2
+                )  # 2: the weights are not kept in host memory, since the next version replaces them
+            self._asleep = True
 
     def wake(self) -> None:
         """Take the memory again. Before weights are loaded: vLLM dies when a sleeping engine is updated."""
         if self._asleep:
-            self._llm.wake_up()
+            with self._losses_told():
+                self._llm.wake_up()
             self._asleep = False
+
+    def check(self) -> None:
+        """Raise when the engine is gone; see `RolloutEngine`."""
+        if self._children is not None:
+            self._children.check()
+        if self._closed:
+            raise WorkerLost("the engine was ended")
+
+    def close(self) -> None:
+        """End vLLM, its processes and their shared memory; see `RolloutEngine`."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            atexit.unregister(self.close)
+            if self._children is not None:
+                self._children.expect_end()
+            if self._llm is not None:
+                # It asks its processes to end, terminates them after 5 s, and kills them after 4 more.
+                self._llm.llm_engine.engine_core.shutdown()
+                self._llm = None
+                gc.collect()  # vLLM unlinks a segment when Python drops its object
+            if self._children is not None:
+                self._children.end()
+
+    def _check_news(self) -> None:
+        """Raise if what just failed, failed because a process is gone."""
+        if self._children is not None:
+            self._children.check(news_s=NEWS_S)
+
+    @contextmanager
+    def _losses_told(self) -> Iterator[None]:
+        """What a call into vLLM raises because one of its processes is gone, or does not answer, becomes `WorkerLost`."""
+        self.check()
+        try:
+            yield
+        except RlhfDistError:
+            raise
+        except TimeoutError as error:
+            if self._children is not None:
+                self._children.give_up(f"the engine's processes do not answer: {error}")
+            self._check_news()
+            raise
+        except Exception:
+            self._check_news()
+            self.check()
+            raise
+
+    @contextmanager
+    def _closed_after_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
 
 def in_an_actor() -> bool:
@@ -215,10 +325,22 @@ def _report_through_ray(engine: Any) -> None:
     )
 
 
-def _write(table: pa.Table, path: Path) -> str:
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+@contextmanager
+def _in_nameless_file(table: pa.Table) -> Iterator[str]:
+    """The path of an Arrow file in memory, which is gone with this process and with those that map it, however they end."""
+    file = os.memfd_create("rlhf_dist-weights")
+    try:
+        path = f"/proc/{os.getpid()}/fd/{file}"
+        write_bucket(table, path)
+        yield path
+    finally:
+        os.close(file)
+
+
+def write_bucket(table: pa.Table, path: str) -> None:
+    """Write a bucket as the Arrow file that an engine's processes map."""
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
-    return str(path)
 
 
 @contextmanager

@@ -1,5 +1,9 @@
 """vLLM against transformers, in fp32: the same log-probs before and after a weight pull."""
 
+import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +13,10 @@ import pyarrow as pa
 import pytest
 import torch
 
+from rlhf_dist.cluster import shared_memory
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Rollout
-from rlhf_dist.errors import EnvironmentProblem, WeightError
+from rlhf_dist.errors import EnvironmentProblem, NumbersError, WeightError, WorkerLost
 from rlhf_dist.models import load_policy
 from rlhf_dist.models.file_names import in_file
 from rlhf_dist.records import RowKey, Sample, SampleRequest, Sampling, sample_seed
@@ -20,24 +25,31 @@ from rlhf_dist.rollout.spec import engine_spec, environment
 from rlhf_dist.rollout.transformers_engine import TransformersEngine, truncated_log_probs
 from rlhf_dist.rollout.vllm_engine import ENVIRONMENT, VLLMEngine
 from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
-from rlhf_dist.store.weights import encode_bucket
+from rlhf_dist.store.weights import decode_bucket, encode_bucket
 from tests.runs import Folders
 
 SAMPLING = Sampling(max_new_tokens=16, temperature=0.7, top_p=0.9, top_k=50, stop=(), eos_token_ids=(2,))
+SEGMENTS = 7
+"""Names in /dev/shm of an engine over two processes: four queues, two buffers of collectives, and the ledger of them."""
 
 
 class EngineHost:
     """A process of its own around one engine: vLLM keeps global state, so two engines cannot share one."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, tensor_parallel: int) -> None:
         self.engine = VLLMEngine(
             path,
             SAMPLING,
             dtype="float32",
             max_sequence=96,
             max_concurrent=16,
+            tensor_parallel=tensor_parallel,
             engine_options={"enforce_eager": True, "seed": 0},
         )
+        ledgers = [*shared_memory.FOLDER.glob(f"rlhf_dist-{os.getpid()}-*.names")]
+        self.own = ledgers + [
+            shared_memory.FOLDER / line.split()[1] for ledger in ledgers for line in ledger.read_text().splitlines()
+        ]
 
     def load_weights(self, tables: list[pa.Table], names: list[str], version: int) -> None:
         self.engine.load_weights(tables, names, version=version)
@@ -45,18 +57,54 @@ class EngineHost:
     def generate(self, order: list[int]) -> dict[int, Sample]:
         return generate(self.engine, order)
 
+    def abort_half_way(self) -> int:
+        for index in range(20):
+            self.engine.add(SampleRequest(RowKey(1, index, 0), (9, 8, 7, 6 + index), index))
+        for _ in range(3):
+            self.engine.step()
+        dropped = self.engine.running
+        self.engine.abort()
+        assert self.engine.running == 0
+        return dropped
+
     def probe(self, tokens: list[int]) -> list[float]:
         return self.engine.probe(tokens)
+
+    def call(self, name: str) -> Any:
+        return getattr(self.engine, name)()
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def generate_for_ever(self) -> None:
+        while True:
+            generate(self.engine, list(range(12)))
+
+    def wait_for_a_loss(self) -> None:
+        while True:
+            self.engine.check()
+            time.sleep(0.1)
+
+    def workers(self) -> list[int | None]:
+        return [child.pid for child in multiprocessing.active_children()]
+
+    def segments(self) -> list[Path]:
+        """Shared memory of this engine that is there; other engines may come and go."""
+        return [path for path in self.own if path.exists()]
 
 
 class Remote:
     """Calls an `EngineHost` as if it were here."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, tensor_parallel: int) -> None:
         import ray
 
         env = {**ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        self.host = ray.remote(EngineHost).options(runtime_env={"env_vars": env}).remote(path)
+        self.host = (
+            ray.remote(EngineHost)
+            .options(runtime_env={"env_vars": env}, max_concurrency=2)
+            .remote(path, tensor_parallel)
+        )
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         import ray
@@ -64,12 +112,13 @@ class Remote:
         return lambda *arguments: ray.get(getattr(self.host, name).remote(*arguments), timeout=200)
 
 
-@pytest.fixture(scope="module", params=["policy", "experts"])
+@pytest.fixture(scope="module", params=[("policy", 2), ("experts", 1)], ids=["policy over two processes", "experts"])
 def engine(request: pytest.FixtureRequest, ray_session: None, folders: Folders) -> Iterator[tuple[Remote, str]]:
     import ray
 
-    path = str(getattr(folders, request.param))
-    made = Remote(path)
+    model, tensor_parallel = request.param
+    path = str(getattr(folders, model))
+    made = Remote(path, tensor_parallel)
     yield made, path
     ray.kill(made.host)
 
@@ -132,17 +181,48 @@ def test_samples_do_not_depend_on_order_or_company(engine: tuple[Remote, str]) -
     assert {i: s.response_tokens for i, s in whole.items()} == {i: s.response_tokens for i, s in parts.items()}
 
 
-def test_a_flipped_bit_or_a_missing_weight_is_refused(folders: Folders, engine: tuple[Remote, str]) -> None:
+def test_after_an_abort_samples_are_the_same_to_the_bit(engine: tuple[Remote, str]) -> None:
+    vllm, path = engine
+    tables, names, _ = tables_of(path, seed=5)
+    vllm.load_weights(tables, names, 8)
+    before = vllm.generate(list(range(12)))
+    assert vllm.abort_half_way() > 0
+    assert vllm.generate(list(range(12))) == before
+
+
+def test_weights_that_are_not_finite_give_no_sample(engine: tuple[Remote, str]) -> None:
+    vllm, path = engine
+    tables, names, _ = tables_of(path, seed=6)
+    named = [(name, tensor) for table in tables for name, tensor in decode_bucket(table)]
+    broken = [(name, torch.full_like(tensor, torch.nan) if "norm" in name else tensor) for name, tensor in named]
+    vllm.load_weights([encode_bucket(broken)], names, 8)
+    with pytest.raises(NumbersError, match="log-prob nan to token 0 of prompt 4, answer 0, iteration 0"):
+        vllm.generate([4])
+    vllm.call("abort")
+
+
+def test_a_flipped_bit_or_a_missing_weight_is_refused_and_nothing_of_the_engine_is_left(
+    engine: tuple[Remote, str],
+) -> None:
+    """The last of them: the engine is ended after it."""
     vllm, path = engine
     tables, names, _ = tables_of(path, seed=4)
     with pytest.raises(WeightError, match="its manifest names"):
         vllm.load_weights(tables[:1], names, 9)
+    with pytest.raises(WeightError, match="no whole weight version"):
+        vllm.generate([0])
+    assert len(vllm.segments()) == (SEGMENTS if vllm.workers() else 0)
     buffer = bytearray(tables[0]["data"][0].as_py())
     buffer[5] ^= 1
     data = pa.chunked_array([pa.array([bytes(buffer)], pa.large_binary()), *tables[0]["data"].chunks[1:]])
     broken = tables[0].set_column(4, tables[0].schema.field("data"), data)
     with pytest.raises(WeightError, match=f"weight {names[0]}: checksum"):
         vllm.load_weights([broken, tables[1]], names, 9)
+    assert (vllm.workers(), vllm.segments()) == ([], [])
+    for call in (lambda: vllm.probe([5, 6, 7]), lambda: vllm.generate([0])):
+        with pytest.raises(WorkerLost, match="the engine was ended"):
+            call()
+    vllm.call("close")
 
 
 def test_no_room_for_the_kv_cache_names_the_settings(ray_session: None, folders: Folders, tmp_path: Path) -> None:
@@ -166,3 +246,55 @@ def test_a_variable_that_opens_vllm_to_strangers_is_refused(folders: Folders, mo
     monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
     with pytest.raises(EnvironmentProblem, match="VLLM_SERVER_DEV_MODE is set"):
         VLLMEngine(str(folders.policy), SAMPLING, dtype="float32", max_sequence=96, max_concurrent=4)
+
+
+@pytest.fixture
+def two_processes(ray_session: None, folders: Folders) -> Iterator[Remote]:
+    """An engine over two processes, with weights."""
+    import ray
+
+    vllm = Remote(str(folders.policy), 2)
+    tables, names, _ = tables_of(str(folders.policy), seed=0)
+    vllm.load_weights(tables, names, 0)
+    yield vllm
+    ray.kill(vllm.host)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("busy", [True, False])
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_death_of_a_child_is_the_loss_of_the_worker(two_processes: Remote, busy: bool, number: int) -> None:
+    vllm = two_processes
+    work = vllm.host.generate_for_ever.remote() if busy else vllm.host.wait_for_a_loss.remote()
+    time.sleep(1)
+    os.kill(vllm.workers()[number] or 0, signal.SIGKILL)
+    with pytest.raises(WorkerLost, match="died"):
+        Watch().one("engine", work, timeout_s=30, doing="working")
+    assert vllm.workers() == []
+    vllm.call("close")
+    assert vllm.segments() == []
+
+
+@pytest.mark.soak
+def test_an_engine_with_a_stopped_child_is_ended_from_another_thread(two_processes: Remote) -> None:
+    vllm = two_processes
+    os.kill(vllm.workers()[1] or 0, signal.SIGSTOP)
+    work = vllm.host.generate_for_ever.remote()
+    time.sleep(1)
+    vllm.call("close")
+    assert (vllm.workers(), vllm.segments()) == ([], [])
+    with pytest.raises(WorkerLost):
+        Watch().one("engine", work, timeout_s=30, doing="working")
+
+
+@pytest.mark.soak
+def test_what_a_killed_worker_leaves_is_swept(two_processes: Remote) -> None:
+    from ray.exceptions import RayActorError
+
+    left = two_processes.segments()
+    assert len(left) == SEGMENTS
+    os.kill(two_processes.pid(), signal.SIGKILL)
+    with pytest.raises(RayActorError):
+        two_processes.call("check")
+    shared_memory.sweep()
+    assert [path for path in left if path.exists()] == []

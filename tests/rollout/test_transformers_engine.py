@@ -1,10 +1,16 @@
+import pyarrow as pa
 import pytest
 import torch
 
+from rlhf_dist.errors import NumbersError, WeightError
 from rlhf_dist.models import load_policy
-from rlhf_dist.records import RowKey, SampleRequest, Sampling, sample_seed
+from rlhf_dist.records import RowKey, Sample, SampleRequest, Sampling, sample_seed
+from rlhf_dist.rollout import transformers_engine
 from rlhf_dist.rollout.transformers_engine import TransformersEngine, truncated_log_probs
+from rlhf_dist.store.weights import encode_bucket
 from tests.runs import Folders
+
+SAMPLING = Sampling(6, 1.0, 1.0, 0, (), (2,))
 
 
 def slow_truncation(logits: list[float], temperature: float, top_p: float, top_k: int) -> list[float]:
@@ -83,3 +89,89 @@ def test_what_is_sampled_has_the_log_probs_of_the_models_own_forward(family: str
             own = own.gather(-1, ids[0, 1:, None])[len(sample.prompt_tokens) - 1 :, 0]
             assert sample.log_probs == pytest.approx(own.tolist(), abs=1e-3)
     assert (engine._max_concurrent, engine._uses_cache) == WAYS[family]
+
+
+def requests(number: int) -> list[SampleRequest]:
+    return [SampleRequest(RowKey(3, 7, index), (5, 6, 7 + index), index) for index in range(number)]
+
+
+def samples(engine: TransformersEngine) -> list[Sample]:
+    found: list[Sample] = []
+    while engine.running:
+        found += engine.step()
+    return found
+
+
+def an_engine(folders: Folders) -> TransformersEngine:
+    return TransformersEngine(str(folders.policy), SAMPLING, dtype="float32", max_concurrent=4)
+
+
+def version_of(folders: Folders) -> tuple[list[tuple[str, torch.Tensor]], list[str]]:
+    lm = load_policy(str(folders.policy), dtype=torch.float32)
+    named = [(name, parameter.data) for name, parameter in lm.named_parameters()]
+    return named, [name for name, _ in named]
+
+
+def test_after_an_abort_samples_are_those_of_a_new_engine(folders: Folders) -> None:
+    engine = an_engine(folders)
+    for request in requests(9):
+        engine.add(request)
+    engine.step()
+    engine.step()
+    engine.abort()
+    assert engine.running == 0
+    fresh = an_engine(folders)
+    for each in (engine, fresh):
+        for request in requests(3):
+            each.add(request)
+    assert samples(engine) == samples(fresh)
+
+
+def test_nothing_is_sampled_after_a_version_that_came_half_or_was_forgotten(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, (named, names) = an_engine(folders), version_of(folders)
+    whole, half = [encode_bucket(named)], [encode_bucket(named[:3])]
+
+    def load(tables: list[pa.Table]) -> None:
+        engine.load_weights(tables, names, version=4)
+
+    def torn(*_: object) -> None:
+        raise RuntimeError("in the middle")
+
+    load(whole)
+    assert engine.version == 4
+    with pytest.raises(WeightError, match="lacks or adds"):
+        load(half)
+    _refuses(engine)
+    load(whole)
+    with monkeypatch.context() as patched:
+        patched.setattr(transformers_engine, "take_over", torn)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            load(whole)
+    _refuses(engine)
+    load(whole)
+    engine.forget()
+    _refuses(engine)
+    load(whole)
+    engine.add(requests(1)[0])
+    assert samples(engine)[0].versions[0][0] == 4
+
+
+def _refuses(engine: TransformersEngine) -> None:
+    assert engine.version == -1
+    for call in (lambda: engine.add(requests(1)[0]), engine.step):
+        with pytest.raises(WeightError, match="no whole weight version"):
+            call()
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_log_probs_that_are_not_finite_name_the_sample(folders: Folders, number: float) -> None:
+    engine, (named, names) = an_engine(folders), version_of(folders)
+    broken = [(name, torch.full_like(tensor, number) if "norm" in name else tensor) for name, tensor in named]
+    engine.load_weights([encode_bucket(broken)], names, version=0)
+    engine.add(requests(3)[2])
+    with pytest.raises(NumbersError, match="log-prob nan to token 0 of prompt 7, answer 2, iteration 3"):
+        engine.step()
+    with pytest.raises(NumbersError, match="ratings are not finite"):
+        engine.rate([(5, 6), (7, 8)], [10, 20])

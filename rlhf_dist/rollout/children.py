@@ -1,0 +1,112 @@
+"""The processes beside its own that an engine computes in: the death of one is the engine's, and none outlives it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+
+from rlhf_dist.cluster.shared_memory import Ledger
+from rlhf_dist.errors import WorkerLost
+
+STARTING_POLL_S, POLL_S = 0.1, 1.0
+"""How often new children and segments are looked for: segments are made while an engine starts."""
+NEWS_S = 1.0
+"""A call that fails of a child's death may fail before the death is known here."""
+END_S = 5.0
+"""Granted to killed children to be gone."""
+
+
+class Children:
+    """Watches the processes that `multiprocessing` starts from now on, until `end`.
+
+    When one dies the others are killed: in the middle of a collective they would wait for it for ever, and whoever waits for
+    them here is woken by their end.
+    """
+
+    def __init__(self) -> None:
+        """Begin to watch."""
+        self._not_ours = {process.pid for process in multiprocessing.active_children()}
+        self._living: dict[int, BaseProcess] = {}
+        self._ledger = Ledger()
+        self._poll_s = STARTING_POLL_S
+        self._lost, self._ending, self._over = threading.Event(), threading.Event(), threading.Event()
+        self._cause = ""
+        self._thread = threading.Thread(target=self._watch, name="engine-children", daemon=True)
+        self._thread.start()
+
+    def are_complete(self) -> None:
+        """All have started: from now on little changes."""
+        self._poll_s = POLL_S
+
+    def check(self, *, news_s: float = 0.0) -> None:
+        """Wait for news for so many seconds.
+
+        Raises:
+            WorkerLost: one has died, or was given up.
+        """
+        if self._lost.wait(news_s):
+            raise WorkerLost(self._cause)
+
+    def give_up(self, cause: str) -> None:
+        """End them all, because of one that died or does not answer."""
+        if not self._lost.is_set():
+            self._cause = cause
+            self._lost.set()
+        self._kill()
+
+    def expect_end(self) -> None:
+        """From now on a death is no loss."""
+        self._ending.set()
+
+    def end(self) -> None:
+        """Kill who is left, and unlink what they shared."""
+        self.expect_end()
+        self._over.set()
+        self._kill()
+        self._thread.join(END_S)
+        self._ledger.close()
+
+    def _watch(self) -> None:
+        while not self._over.is_set() or self._living:
+            self._look()
+            if not self._living:
+                self._over.wait(self._poll_s)
+                continue
+            for gone in wait([process.sentinel for process in self._living.values()], timeout=self._poll_s):
+                self._is_gone(next(each for each in self._living.values() if each.sentinel == gone))
+
+    def _look(self) -> None:
+        for process in multiprocessing.active_children():
+            if process.pid is not None and process.pid not in self._not_ours:
+                self._living.setdefault(process.pid, process)
+                if self._over.is_set():
+                    process.kill()
+        self._ledger.note([os.getpid(), *self._living])
+
+    def _is_gone(self, process: BaseProcess) -> None:
+        """The first that died ends the others. One that raised while they started is no loss: it would raise again elsewhere."""
+        code = _exit_code(process)
+        del self._living[process.pid or 0]
+        if self._poll_s == STARTING_POLL_S and code is not None and code >= 0:
+            self.expect_end()
+            self._kill()
+        if not self._ending.is_set():
+            known = "" if code is None else f", exit code {code}"
+            self.give_up(f"the engine's process {process.name} (pid {process.pid}) died{known}")
+
+    def _kill(self) -> None:
+        for process in [*self._living.values()]:
+            process.kill()
+
+
+def _exit_code(process: BaseProcess) -> int | None:
+    """Of a process that is gone; None where nobody can tell, as in Ray's actors, which leave the reaping to the kernel."""
+    process.join(NEWS_S)
+    code = process.exitcode
+    if code is None:
+        # `multiprocessing`, and whoever waits by it, would take the dead one for alive for ever.
+        process._popen.returncode = 255  # type: ignore[attr-defined]
+    return code
