@@ -7,13 +7,12 @@ same without reading it again. What has no path here, as a data set or a model b
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhf_dist.config import Job, Section
-from rlhf_dist.files import as_json, lines_of, write_text
+from rlhf_dist.files import as_json, lines_of, parsed, write_text
 
 INPUTS = "inputs.json"
 READ = frozenset({"path", "held_out", "model", "policy", "reference", "critic", "classifier"})
@@ -29,10 +28,13 @@ def keep_inputs(config: Job, run_dir: Path) -> None:
 
 
 def kept_inputs(folder: Path) -> Known:
-    """What `keep_inputs` wrote; nothing where nothing was written, as by earlier versions."""
+    """What `keep_inputs` wrote; nothing where nothing was written, as by earlier versions.
+
+    Raises:
+        DataError: the file is damaged; names it.
+    """
     file = folder / INPUTS
-    found: Known = json.loads(file.read_text()) if file.exists() else {}
-    return found
+    return parsed(file.read_bytes(), str(file)) if file.exists() else {}
 
 
 def inputs_of(config: Job, before: Known) -> Known:
