@@ -98,9 +98,8 @@ def _reinforce(ppo: PPOConfig, inputs: rl.Inputs | None, path: Path, console: Co
 
 def _make_room(found: Standing, path: Path, console: Console) -> None:
     """Set aside what a stage has left that does not count any more, now that all that it reads has been checked."""
-    aside = None if found.goes_on else set_aside(path)
-    if aside:
-        console.say(f"what it had left is in {escape(str(aside))}")
+    if found.anew:
+        console.say(f"what it had left is in {escape(str(set_aside(path)))}")
 
 
 def with_task(config: PipelineConfig, path: Path, console: Console) -> PipelineConfig:

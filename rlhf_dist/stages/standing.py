@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf_dist.checkpoint import checkpoints
 from rlhf_dist.config import Job
-from rlhf_dist.run_folder.names import CONFIG, SUMMARY
+from rlhf_dist.run_folder.names import SUMMARY
 from rlhf_dist.stages.inputs import changed, kept_inputs
 from rlhf_dist.stages.stage_checkpoints import MEMBERS
 
@@ -21,10 +21,12 @@ SHARED = ("stages", "data", "pipeline.yaml")
 class Standing:
     """What is to become of a stage, and why."""
 
-    done: bool
-    goes_on: bool
-    """From what it had left; else it begins anew, and that is set aside."""
     told: str
+    done: bool = False
+    goes_on: bool = False
+    """From what it had left."""
+    anew: bool = False
+    """Though it had left something, which is set aside."""
 
 
 def standing(config: Job, *, resume: bool) -> Standing:
@@ -37,12 +39,12 @@ def standing(config: Job, *, resume: bool) -> Standing:
     run_dir = Path(config.run_dir)
     why = changed(config, kept_inputs(run_dir))
     if finished(config):
-        return Standing(not why, goes_on=False, told=f"{why}: runs again" if why else "finished before")
+        return Standing(f"{why}: runs again", anew=True) if why else Standing("finished before", done=True)
     if not checkpoints(run_dir) and not (run_dir / MEMBERS).exists():
-        return Standing(done=False, goes_on=False, told="begins")
+        return Standing("begins")
     if why or not resume:
-        return Standing(False, goes_on=False, told=f"{why or 'not resumed (--resume)'}: begins anew")
-    return Standing(False, goes_on=True, told="goes on")
+        return Standing(f"{why or 'not resumed (--resume)'}: begins anew", anew=True)
+    return Standing("goes on", goes_on=True)
 
 
 def finished(config: Job) -> bool:
@@ -50,13 +52,11 @@ def finished(config: Job) -> bool:
     return (Path(config.run_dir) / SUMMARY).exists()
 
 
-def set_aside(run_dir: Path) -> Path | None:
+def set_aside(run_dir: Path) -> Path:
     """Move what a stage has left into a folder of its own within the stage's, before it begins anew; returns that folder.
 
     The summary goes first: a folder without it is not taken for a finished one.
     """
-    if not (run_dir / CONFIG).exists():
-        return None
     left = [each for each in run_dir.glob("[!.]*") if each.name not in SHARED and not each.name.startswith(EARLIER)]
     left += (run_dir / "stages").glob("evaluation")  # of the policy that is trained anew
     number = 1 + len([*run_dir.glob(f"{EARLIER}*")])

@@ -155,8 +155,11 @@ def test_what_reads_changed_data_runs_again_and_what_reads_its_model_after_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "run"
+    path.mkdir()
+    (path / "notes.txt").write_text("mine")
     assert runs(own, stages, path) == ["sft", "reward", "ppo"]
     assert runs(own, stages, path) == []
+    assert (path / "notes.txt").exists()
     (tmp_path / grown).write_text("{}\n{}\n")
     assert runs(own, stages, path) == again
     told = " ".join(capsys.readouterr().out.split())

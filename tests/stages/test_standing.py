@@ -1,10 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rlhf_dist.config import SFTConfig, dump
 from rlhf_dist.stages.inputs import keep_inputs
-from rlhf_dist.stages.standing import set_aside, standing
+from rlhf_dist.stages.standing import Standing, set_aside, standing
 
 
 @pytest.fixture
@@ -28,26 +29,26 @@ def grow(config: SFTConfig) -> None:
     Path(config.data.path).write_text('{"prompt": "p", "completion": "c"}\n' * 3)
 
 
-def told(config: SFTConfig, *, resume: bool = False) -> tuple[bool, bool, str]:
+def told(config: SFTConfig, *, resume: bool = False) -> Standing:
     found = standing(config, resume=resume)
-    return found.done, found.goes_on, found.told.replace(str(Path(config.run_dir).parent), "")
+    return replace(found, told=found.told.replace(str(Path(config.run_dir).parent), ""))
 
 
 def test_a_finished_stage_is_skipped_until_what_it_had_read_changes(config: SFTConfig) -> None:
     begun(config, "summary.json")
-    assert told(config) == (True, False, "finished before")
+    assert told(config) == Standing("finished before", done=True)
     grow(config)
-    assert told(config) == (False, False, "/d.jsonl has changed (2 -> 3 rows): runs again")
+    assert told(config) == Standing("/d.jsonl has changed (2 -> 3 rows): runs again", anew=True)
 
 
 @pytest.mark.parametrize("left", ["checkpoints/step-000002/learner", "members/0"])
 def test_an_interrupted_stage_goes_on_if_asked_and_if_it_reads_the_same(left: str, config: SFTConfig) -> None:
-    assert told(config, resume=True) == (False, False, "begins")
+    assert told(config, resume=True) == Standing("begins")
     begun(config, left)
-    assert told(config, resume=True) == (False, True, "goes on")
-    assert told(config) == (False, False, "not resumed (--resume): begins anew")
+    assert told(config, resume=True) == Standing("goes on", goes_on=True)
+    assert told(config) == Standing("not resumed (--resume): begins anew", anew=True)
     grow(config)
-    assert told(config, resume=True) == (False, False, "/d.jsonl has changed (2 -> 3 rows): begins anew")
+    assert told(config, resume=True) == Standing("/d.jsonl has changed (2 -> 3 rows): begins anew", anew=True)
 
 
 def test_nothing_that_a_stage_has_left_is_lost_when_it_begins_anew(config: SFTConfig) -> None:
@@ -70,12 +71,6 @@ def test_nothing_that_a_stage_has_left_is_lost_when_it_begins_anew(config: SFTCo
     (run_dir / "config.yaml").write_text("anew")
     assert set_aside(run_dir) == run_dir / "earlier-2"
     assert (run_dir / "earlier-1" / "summary.json").exists()
-
-
-def test_what_lies_in_a_folder_before_a_stage_has_begun_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    assert set_aside(tmp_path) is None
-    assert (tmp_path / "notes.txt").exists()
 
 
 def test_an_interrupted_move_leaves_no_finished_stage(config: SFTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
