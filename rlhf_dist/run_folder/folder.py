@@ -94,7 +94,6 @@ class RunFolder:
         self._rows = [{key: value for key, value in row.items() if key != "iteration"} for row in kept]
         self._earlier_s = sum(row.get("timing_s/step") or 0.0 for row in self._rows)
         write_json_lines(self._metrics_file, kept)
-        self._close_trackers()
         self._trackers = trackers(self.path, self._config, first=iteration)
 
     def record(self, iteration: int, metrics: Mapping[str, float], **facts: Any) -> None:
