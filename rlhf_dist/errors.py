@@ -11,6 +11,7 @@ RlhfDistError
     │   ├── WorkerLost     4, infrastructure: the process or its node is gone or hangs, so another may take its place
     │   └── WorkersExhausted 4: more workers were lost in an iteration than may be replaced
     ├── WaitTimeout        4: a wait ran out; names the actor and what it was doing
+    ├── ClusterLost        4: Ray itself is gone, and all actors with it
     ├── StorageError       4: the run folder cannot be written: its disk is full, read-only or gone
     ├── NumbersError       3, data: a loss, gradient, log-prob, value or weight is not finite, or a bound is passed; names samples
     │   └── RewardError    a reward that failed, or is not a finite number
@@ -74,6 +75,12 @@ class WorkersExhausted(WorkerDied):
 
 class WaitTimeout(RunError):
     """An actor did not answer in the time that the config grants it."""
+
+    exit_code = 4
+
+
+class ClusterLost(RunError):
+    """Ray itself is gone, and with it all actors."""
 
     exit_code = 4
 

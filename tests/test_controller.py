@@ -74,7 +74,7 @@ class World:
         return {
             "take_facts": {"rollout-0": {"gen_s": 1.0, "pull_s": 0.5, "probe_diff": 1e-5}},
             "status": {"queued": 2},
-        }[ref[0]]
+        }.get(ref[0])
 
     # fleet
     def states(self) -> dict[str, str]:
@@ -106,7 +106,7 @@ class World:
 def run(world: World, settings: PPOConfig, monkeypatch: pytest.MonkeyPatch, state: State | None = None) -> Any:
     reports: list[Any] = []
 
-    def read(rows: Any, *, timeout_s: float) -> pa.RecordBatch:
+    def read(parts: Any, rows: Any, *, timeout_s: float) -> pa.RecordBatch:
         iteration = world.tasks[0].iteration
         return scored(iteration, world.tasks, world.golds[iteration])
 

@@ -13,8 +13,7 @@ log = logging.getLogger(__name__)
 REASONS = {
     "its node has died": "its node is gone",
     "ray.kill": "it was stopped",
-    "End of file": "its process was killed, ran out of memory or crashed",
-    "exit code": "its process exited",
+    "End of file": "its process was killed, ran out of memory, exited or crashed",
 }
 """Parts of what Ray says of a death, and what they mean; the first that fits counts."""
 

@@ -58,6 +58,32 @@ def deal(
     return found
 
 
+def everyone(fleet: Fleet, call: Callable[[Any], Any], *, timeout_s: float, doing: str) -> dict[str, Any]:
+    """Ask all ready workers the same; who is lost meanwhile is replaced, and has no answer.
+
+    Args:
+        fleet: workers.
+        call: takes a worker, and returns the reference of the call.
+        timeout_s: seconds granted to each.
+        doing: what they do, for messages.
+
+    Returns:
+        answers by the workers' names.
+
+    Raises:
+        WaitTimeout: somebody did not answer in time.
+    """
+    found = {}
+    for name, ref in {name: call(worker) for name, worker in fleet.ready.items()}.items():
+        try:
+            found[name] = fleet.watch.one(name, ref, timeout_s=timeout_s, doing=doing)
+        except WorkerLost as error:
+            if not _ended(ref):
+                raise  # somebody else is lost
+            fleet.failed(name, error)
+    return found
+
+
 def _asked(
     fleet: Fleet, name: str, share: Sequence[int], items: Sequence[Item], call: Callable[[Any, Sequence[Item]], Any]
 ) -> tuple[str, Sequence[int], Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_dist.cluster import pulse
+from rlhf_dist.cluster import head, pulse
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.errors import RlhfDistError, WaitTimeout, WorkerDied, WorkerLost, WorkersExhausted
 
@@ -141,9 +141,11 @@ class Fleet:
         self._forget(name)
         if self._service is not None:
             self._service.lost(name)
-        log.warning("%s is lost: %s", name, str(error).splitlines()[0])
+        first = str(error).splitlines()[0]
+        log.warning("%s is lost: %s", name, first)
         if not spare:
             self._count_loss(error)
+            self.watch.say(f"{first}; another takes its place")
             self._fill()
 
     def close(self) -> None:
@@ -152,7 +154,7 @@ class Fleet:
 
         self._service = None
         ending = [worker.close.remote() for worker in (*self.ready.values(), *self._leaving.values())]
-        if ending:
+        if ending and head.fallen() is None:
             ray.wait(ending, num_returns=len(ending), timeout=CLOSE_S)
         for name in self.states():
             self._forget(name)
@@ -230,9 +232,7 @@ class Fleet:
 
     def _forget(self, name: str) -> None:
         """Be rid of a worker, whatever state it is in; one that hangs would hold its devices and memory."""
-        import ray
-
         self.watch.forget(name)
         for members in (self.ready, self.starting, self._leaving):
             if name in members:
-                ray.kill(members.pop(name))
+                head.kill(members.pop(name))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlhf_dist.cluster import head
 from rlhf_dist.cluster.rendezvous import knock
 from rlhf_dist.config import Cluster
 from rlhf_dist.errors import EnvironmentProblem
@@ -67,7 +68,7 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str) -> I
         check_size(cpus, gpus)
         yield
     finally:
-        ray.shutdown()
+        head.shut_down()
 
 
 def has_gpus() -> bool:

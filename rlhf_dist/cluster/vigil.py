@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf_dist.cluster import head
 from rlhf_dist.cluster.blame import result_of
 from rlhf_dist.cluster.pulse import Beat
-from rlhf_dist.errors import RlhfDistError, WorkerLost
+from rlhf_dist.errors import ClusterLost, RlhfDistError, WorkerLost
 
 SLEPT_S = 5.0
 """Who was not looked at for so long is not blamed for his silence: it was ours."""
@@ -99,9 +100,12 @@ class Vigil:
 
         Raises:
             WorkerLost: somebody is lost whom nobody can do without.
+            ClusterLost: Ray itself is gone.
         """
         import ray
 
+        if (gone := head.fallen()) is not None:
+            raise ClusterLost(f"{gone} while {self.meanwhile}")
         now = time.monotonic()
         slept, self._looked = now - self._looked > SLEPT_S, now
         waiting = {each.ref: each for each in self._guarded.values() if each.ref is not None}

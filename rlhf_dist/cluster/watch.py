@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_dist.cluster import head
 from rlhf_dist.cluster.blame import LostTouch, result_of
 from rlhf_dist.cluster.vigil import Patience, Vigil
 from rlhf_dist.config import Timeouts
-from rlhf_dist.errors import RlhfDistError, WaitTimeout, WorkerLost
+from rlhf_dist.errors import ClusterLost, RlhfDistError, WaitTimeout, WorkerLost
 
 POLL_S = 5.0
 """An idle worker asks the store again after this many seconds."""
@@ -43,6 +44,8 @@ class Watch:
         """Watch nobody yet."""
         self._awaited: dict[Any, _Awaited] = {}
         self.vigil = Vigil(patience or Patience())
+        self.say: Callable[[str], None] = lambda told: None
+        """Tells people what was lost and made good."""
 
     def then(
         self,
@@ -168,6 +171,8 @@ class Watch:
         try:
             return result_of(ref, name, doing)
         except RlhfDistError as error:
+            if (gone := head.fallen()) is not None:
+                raise ClusterLost(f"{gone} while {doing}") from error
             if not isinstance(error, WorkerLost) or isinstance(error, LostTouch):
                 self.vigil.search(ECHO_S)  # it may only be the first who noticed that another one is gone
             raise

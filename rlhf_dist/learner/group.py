@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_dist.cluster import pulse
+from rlhf_dist.cluster import head, pulse
 from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import PPO, Learner, Timeouts
@@ -101,11 +101,9 @@ class LearnerGroup:
 
     def close(self) -> None:
         """Stop all ranks."""
-        import ray
-
         for number, rank in enumerate(self.ranks):
             self._watch.forget(f"learner-{number}")
-            ray.kill(rank)
+            head.kill(rank)
 
     def _guard(self, *, loading: bool) -> None:
         """Have every rank watched, also while nothing is asked of it: the loss of one ends the group's work."""

@@ -59,15 +59,18 @@ class RolloutWorker(Generator):
 
         Waits for: prompts that may start under the staleness rule. Unblocked by: a submission or a new version.
         """
-        self._store = store
-        self._alone(self._begin_anew)
-        self._serves.set()
+        self._begin(store)
         asked = self._ask(store)
         while asked is not None and store is self._store:
             tasks = self._granted(asked)
             asked = self._alone(self._serve, store, tasks) if tasks else self._ask(store)
 
-    def _begin_anew(self) -> None:
+    def _begin(self, store: Any) -> None:
+        self._store = store  # at once, so that what goes on for the one before ends
+        self._alone(self._drop_all)
+        self._serves.set()
+
+    def _drop_all(self) -> None:
         self._engine.abort()
         self._engine.forget()
         self._facts.clear()

@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from rlhf_dist.checkpoint import complete_or_absent
+from rlhf_dist.cluster.dealing import everyone
 from rlhf_dist.cluster.fleet import Fleet
 from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.cluster.session import check_size, has_gpus, namespace_of, session
@@ -18,7 +21,7 @@ from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.example_view import view
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.prompts import PromptSampler, read_prompts
-from rlhf_dist.errors import ConfigError, WaitTimeout, WorkerLost
+from rlhf_dist.errors import ClusterLost, ConfigError, WaitTimeout, WorkerLost
 from rlhf_dist.evaluation.before_after import compare
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.models import check_same_tokenizer, write_ends
@@ -161,6 +164,7 @@ def run(config: PPOConfig, prepared: PreparedPPO, folder: PPOFolder) -> None:
             placed(config, layout, folder.path) as where,
             engines(config, where, prepared.eos_token_ids) as rollouts,
         ):
+            where.watch.say = lambda told: folder.console.say(escape(told))
             stopped, after = _through_losses(_Run(config, prepared, folder, where, rollouts))
     before = folder.answers_before()
     verdict = compare(prepared.held_out, before, after, prepared.tokenizer, load_gold_judge(config.gold_judge))
@@ -184,6 +188,10 @@ def _through_losses(run: _Run) -> tuple[str | None, Any]:
     for restart in range(run.config.restarts + 1):
         try:
             return _wired_once(run, state, begin)
+        except ClusterLost as error:
+            run.folder.listeners.clear()
+            run.folder.tell("failed", error=f"ClusterLost: {error}")  # at once: what follows takes Ray its time
+            raise
         except (WorkerLost, WaitTimeout) as error:
             run.folder.listeners.clear()
             if restart == run.config.restarts:
@@ -242,11 +250,13 @@ def _train(parts: Parts, prepared: PreparedPPO, config: PPOConfig, folder: PPOFo
 
 def spans_of(parts: Parts, *, timeout_s: float) -> dict[str, list[Span]]:
     """What every actor did since it was asked last, the controller included."""
-    ranks = {f"learner-{number}": rank for number, rank in enumerate(parts.learner.ranks)}
-    scorers = {name: worker for fleet in parts.scorers.values() for name, worker in fleet.ready.items()}
-    actors = {**parts.rollouts.ready, **scorers, **ranks, "store": parts.store}
-    calls = {name: actor.take_spans.remote() for name, actor in actors.items()}
-    return {"controller": take_spans(), **parts.watch.wait(calls, timeout_s=timeout_s, doing="telling what they did")}
+    doing = "telling what they did"
+    found = {"controller": take_spans()}
+    for fleet in (parts.rollouts, *parts.scorers.values()):
+        found |= everyone(fleet, lambda worker: worker.take_spans.remote(), timeout_s=timeout_s, doing=doing)
+    others = {f"learner-{number}": rank for number, rank in enumerate(parts.learner.ranks)} | {"store": parts.store}
+    calls = {name: actor.take_spans.remote() for name, actor in others.items()}
+    return found | parts.watch.wait(calls, timeout_s=timeout_s, doing=doing)
 
 
 def save_policy(learner: LearnerGroup, encoder: Encoder, folder: Path) -> None:

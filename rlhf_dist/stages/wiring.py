@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf_dist.cluster import pulse
+from rlhf_dist.cluster import head, pulse
 from rlhf_dist.cluster.fleet import Fleet, FleetSize, Service, WorkerKind
 from rlhf_dist.cluster.placement import Layout, Place, options, ready, reserve, room, shares_cores
 from rlhf_dist.cluster.session import namespace_of
@@ -79,7 +79,8 @@ def placed(config: PPOConfig, layout: Layout, run_dir: Path) -> Iterator[Where]:
     try:
         yield Where(layout, group, run_dir, watch_of(config.timeouts))
     finally:
-        remove_placement_group(group)
+        if head.fallen() is None:
+            remove_placement_group(group)
 
 
 @contextmanager
@@ -109,14 +110,12 @@ def wired(config: PPOConfig, where: Where, rollouts: Fleet, begin: Begin) -> Ite
         rollouts: the rollout workers, those of an earlier wiring or none yet.
         begin: where the run begins.
     """
-    import ray
-
     watch, start_s, ends = where.watch, config.timeouts.start, ExitStack()
     ready(where.group, where.layout, timeout_s=start_s)
     kinds = scorer_kinds(config, policy=config.policy, reference=model_folders(config)["reference"][0])
     with ends:
         store = _store(config, where, begin, scorers=tuple(kinds))
-        ends.callback(ray.kill, store)
+        ends.callback(head.kill, store)
         ends.callback(watch.forget, "store")
         service = Service(run=lambda worker: worker.run.remote(store), lost=store.release.remote)
         rollouts.serve(service)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from rlhf_dist.cluster.dealing import deal
-from rlhf_dist.cluster.fleet import Fleet, FleetSize, WorkerKind
+from rlhf_dist.cluster.dealing import deal, everyone
+from rlhf_dist.cluster.fleet import Fleet, FleetSize, Service, WorkerKind
 from rlhf_dist.errors import ModelError, RlhfDistError, WaitTimeout, WeightError, WorkerDied, WorkerLost
 from rlhf_dist.rollout.elasticity import balance
 
@@ -26,16 +26,44 @@ class Handle:
         return type("Method", (), {"remote": staticmethod(remote)})
 
 
+class Vigil:
+    """Lets the test say who is silent."""
+
+    def __init__(self) -> None:
+        self.guarded: dict[str, Callable[[RlhfDistError], None]] = {}
+        self.loading: set[str] = set()
+
+    def guard(self, name: str, ask: Any, *, lost: Callable[[RlhfDistError], None], loading: bool = False) -> None:
+        self.guarded[name] = lost
+        (self.loading.add if loading else self.loading.discard)(name)
+
+
 class Watch:
     """Lets the test end calls in its own order."""
 
     def __init__(self) -> None:
+        self.vigil = Vigil()
         self.awaited: dict[str, tuple[Callable[[Any], None], Callable[[RlhfDistError], None]]] = {}
+        self.granted: dict[str, float] = {}
+        self.told: list[str] = []
+        self.say = self.told.append
         self.deaths: set[str] = set()
         """Calls during which their worker dies."""
+        self.others_death: WorkerLost | None = None
 
-    def then(self, worker: str, ref: str, done: Any, *, doing: str, failed: Any) -> None:
+    def then(
+        self, worker: str, ref: str, done: Any, *, doing: str, failed: Any, within_s: float = float("inf")
+    ) -> None:
         self.awaited[ref] = (done, failed)
+        self.granted[ref] = within_s
+
+    def forget(self, worker: str) -> None:
+        self.vigil.guarded.pop(worker, None)
+        self.forget_calls(worker)
+
+    def forget_calls(self, worker: str) -> None:
+        for ref in [each for each in self.awaited if each.startswith(f"{worker}.")]:
+            del self.awaited[ref]
 
     def one(self, worker: str, ref: str, *, timeout_s: float, doing: str) -> Any:
         assert timeout_s > 0, "a share that is asked again has its time anew"
@@ -44,6 +72,8 @@ class Watch:
             for loop in [each for each in self.awaited if each.startswith(f"{worker}.")]:
                 self.lose(loop)
             raise WorkerLost(f"{worker} died while {doing}")
+        if self.others_death is not None:
+            raise self.others_death
         return f"{ref} answered"
 
     def until(self, condition: Callable[[], bool], *, timeout_s: float) -> bool:
@@ -62,14 +92,13 @@ class World:
     ) -> None:
         self.watch, self.lost = Watch(), list[str]()
         self.room, self.spawned = room, dict[str, int]()
-        kind = WorkerKind(
-            "rollout",
-            self.spawn,
-            run=(lambda worker: worker.run.remote()) if loops else None,
-            lost=self.lost.append,
-            room=lambda: self.room,
-        )
+        kind = WorkerKind("rollout", self.spawn, room=lambda: self.room)
         self.fleet = Fleet(kind, FleetSize(fewest, most, max_restarts, setting), self.watch)
+        if loops:
+            self.serve()
+
+    def serve(self, store: str = "store") -> None:
+        self.fleet.serve(Service(run=lambda worker: worker.run.remote(store), lost=self.lost.append))
 
     def balance(self, *, waited_s: float, step_s: float) -> None:
         balance(self.fleet, waited_s=waited_s, step_s=step_s)
@@ -79,7 +108,7 @@ class World:
         return Handle(name)
 
     def start(self, count: int) -> None:
-        self.fleet.open()
+        self.fleet.open(timeout_s=60)
         for number in range(count):
             self.watch.end(f"rollout-{number}.start")
 
@@ -90,6 +119,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     names: list[str] = []
     monkeypatch.setattr(ray, "kill", lambda handle: names.append(handle.name))
+    monkeypatch.setattr(ray, "wait", lambda refs, **_: (refs, []))
     return names
 
 
@@ -116,6 +146,65 @@ def test_a_lost_worker_is_released_and_replaced_under_another_name_in_its_slot()
     assert world.fleet.states() == {"rollout-1": "ready", "rollout-2": "starting"}
     assert world.spawned["rollout-2"] == 0
     assert world.fleet.restarts == 1
+    assert world.watch.told == ["rollout-0.run died; another takes its place"]
+
+
+def test_a_worker_that_gives_no_sign_of_life_is_killed_released_and_replaced(killed: list[str]) -> None:
+    world = World(2, 2)
+    world.start(2)
+    assert not world.watch.vigil.loading
+    world.watch.vigil.guarded["rollout-1"](WorkerLost("rollout-1 hangs: no sign of life for 30 s"))
+    assert (killed, world.lost) == (["rollout-1"], ["rollout-1"])
+    assert world.fleet.states() == {"rollout-0": "ready", "rollout-2": "starting"}
+    assert world.watch.vigil.guarded.keys() == {"rollout-0", "rollout-2"}
+    assert world.watch.vigil.loading == {"rollout-2"}
+    assert "rollout-1.run" not in world.watch.awaited, "its end is no second loss"
+
+
+def test_a_worker_that_is_needed_has_its_time_to_start_and_one_more_may_wait_for_room() -> None:
+    world = World(1, 3)
+    world.start(1)
+    world.room = 1
+    world.watch.lose("rollout-0.run")
+    assert world.watch.granted["rollout-0.start"] == world.watch.granted["rollout-2.start"] == 60
+    world.watch.end("rollout-2.start")
+    world.balance(waited_s=5, step_s=10)
+    assert world.watch.granted["rollout-3.start"] == float("inf")
+
+
+def test_workers_that_are_kept_serve_the_next_store_and_those_that_are_missing_are_asked_for() -> None:
+    world = World(2, 2)
+    world.start(2)
+    world.fleet.serve(None)
+    assert not [ref for ref in world.watch.awaited if ref.endswith(".run")], "the end of the old store is no loss"
+    world.watch.vigil.guarded["rollout-0"](WorkerLost("rollout-0 died"))
+    assert world.lost == [], "there is no store to hand anything back to"
+    world.serve("another")
+    world.fleet.open(timeout_s=60)
+    assert world.fleet.states() == {"rollout-1": "ready", "rollout-2": "starting"}
+    world.watch.end("rollout-2.start")
+    assert [worker.calls[-1] for worker in world.fleet.ready.values()] == [("run", ("another",))] * 2
+
+
+def test_at_the_end_everybody_may_end_in_order_before_he_is_killed(killed: list[str]) -> None:
+    world = World(1, 3)
+    world.start(1)
+    worker = world.fleet.ready["rollout-0"]
+    world.fleet.close()
+    assert worker.calls[-1] == ("close", ())
+    assert killed == ["rollout-0", "rollout-1"]
+    assert not world.watch.vigil.guarded
+    assert not world.fleet.states()
+
+
+def test_losses_are_counted_anew_after_each_iteration() -> None:
+    world = World(1, 1, max_restarts=1)
+    world.start(1)
+    for number in range(3):
+        world.watch.lose(f"rollout-{number}.run")
+        world.watch.end(f"rollout-{number + 1}.start")
+        world.fleet.forgive()
+    assert world.fleet.restarts == 3
 
 
 def test_more_losses_than_allowed_in_one_iteration_end_the_run_but_not_over_several() -> None:
@@ -138,6 +227,8 @@ def test_a_worker_is_let_go_when_the_learner_hardly_waits_and_stopped_when_it_ha
     assert world.fleet.states() == {"rollout-0": "ready", "rollout-1": "leaving"}
     assert killed == []
     world.watch.end("rollout-1.run")
+    assert killed == [], "it ends its engine first"
+    world.watch.end("rollout-1.close")
     assert killed == ["rollout-1"]
     world.balance(waited_s=0.4, step_s=10)
     assert world.fleet.states() == {"rollout-0": "ready"}
@@ -183,7 +274,7 @@ def test_a_spare_worker_that_cannot_start_is_tried_again_after_the_iteration_and
 
 def test_an_error_of_a_worker_that_is_needed_ends_the_run_as_what_it_is() -> None:
     world = World(1, 1)
-    world.fleet.open()
+    world.fleet.open(timeout_s=60)
     with pytest.raises(ModelError):
         world.watch.lose("rollout-0.start", ModelError("no such folder"))
     serving = World(1, 3)
@@ -239,7 +330,7 @@ def test_the_share_of_a_worker_that_dies_is_asked_of_another(loops: bool) -> Non
         ([0, 2], "rollout-1.generate answered"),
     ]
     assert world.fleet.states() == {"rollout-1": "ready", "rollout-2": "starting"}, "and it is replaced"
-    assert (world.lost, world.fleet.restarts) == (["rollout-0"], 1)
+    assert (world.lost, world.fleet.restarts) == (["rollout-0"] if loops else [], 1)
     assert [call for call in world.fleet.ready["rollout-1"].calls if call[0] == "generate"] == [
         ("generate", ("b", "d")),
         ("generate", ("a", "c")),
@@ -254,3 +345,24 @@ def test_work_of_the_last_worker_waits_for_its_replacement_and_says_so_when_none
         deal(world.fleet, "ab", ask, timeout_s=3, doing="answering")
     with pytest.raises(WaitTimeout, match="no rollout worker is ready after 3 s, for answering"):
         deal(world.fleet, "ab", ask, timeout_s=3, doing="answering")
+
+
+def test_the_loss_of_somebody_else_is_not_a_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    world = World(1, 1)
+    world.start(1)
+    world.watch.others_death = WorkerLost("store died while answering")
+    monkeypatch.setattr(ray, "wait", lambda refs, **_: ([], refs))
+    with pytest.raises(WorkerLost, match="store died"):
+        deal(world.fleet, "ab", ask, timeout_s=3, doing="answering")
+    assert world.fleet.states() == {"rollout-0": "ready"}
+
+
+def test_everybody_is_asked_the_same_and_who_is_lost_meanwhile_is_left_out() -> None:
+    world = World(3, 3)
+    world.start(3)
+    world.watch.deaths = {"rollout-1.sleep"}
+    found = everyone(world.fleet, lambda worker: worker.sleep.remote(), timeout_s=1, doing="going to sleep")
+    assert found == {"rollout-0": "rollout-0.sleep answered", "rollout-2": "rollout-2.sleep answered"}
+    assert world.fleet.states() == {"rollout-0": "ready", "rollout-2": "ready", "rollout-3": "starting"}

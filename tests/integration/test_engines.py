@@ -19,7 +19,7 @@ from rlhf_dist.rollout.engine import RolloutEngine
 from rlhf_dist.rollout.spec import engine_spec, environment
 from rlhf_dist.rollout.transformers_engine import TransformersEngine, truncated_log_probs
 from rlhf_dist.rollout.vllm_engine import ENVIRONMENT, VLLMEngine
-from rlhf_dist.rollout.worker import RolloutWorker, Supply
+from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
 from rlhf_dist.store.weights import encode_bucket
 from tests.runs import Folders
 
@@ -155,7 +155,7 @@ def test_no_room_for_the_kv_cache_names_the_settings(ray_session: None, folders:
     worker = (
         ray.remote(RolloutWorker)
         .options(runtime_env=env)
-        .remote("rollout-0", spec, SAMPLING, seed=0, supply=Supply(None, probe_tolerance=1e-3, timeout_s=60))
+        .remote("rollout-0", spec, SAMPLING, seed=0, pulls=PullSettings(probe_tolerance=1e-3, timeout_s=60))
     )
     with pytest.raises(EnvironmentProblem, match=r"rollout-0(.|\n)*KV cache(.|\n)*rollout.kv_cache_gib"):
         Watch().one("rollout-0", worker.start.remote(), timeout_s=240, doing="starting")

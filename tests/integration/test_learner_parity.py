@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlhf_dist.cluster import pulse
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Learner, Optimizer, Timeouts
 from rlhf_dist.data.examples import example_table
@@ -34,17 +35,14 @@ class AnyStage(LearnerRank):
 def group(
     request: pytest.FixtureRequest, ray_session: None, folders: Folders, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LearnerGroup]:
-    import ray
-
     settings = Learner(ranks=request.param, zero_stage=0, micro_batch_tokens=128, row_tokens=64, threads=1)
-    kind = ray.remote(AnyStage).options(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+    kind = pulse.watched(AnyStage).options(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
     ranks = [kind.remote(rank, settings.ranks, settings) for rank in range(settings.ranks)]
     timeouts = Timeouts(start=240, update=120, publish=60)
     made = LearnerGroup(ranks, settings, watch=Watch(), timeouts=timeouts)
     made.meet(run_dir=tmp_path_factory.mktemp("parity"), interface=None)
     yield made
-    for rank in ranks:
-        ray.kill(rank)
+    made.close()
 
 
 @pytest.fixture(scope="module")

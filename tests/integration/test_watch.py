@@ -1,12 +1,16 @@
 """Every way in which a wait on actors ends, on real ones."""
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from rlhf_dist.cluster import pulse
+from rlhf_dist.cluster.pulse import Beat
+from rlhf_dist.cluster.vigil import Patience
 from rlhf_dist.cluster.watch import Watch, fetch
 from rlhf_dist.errors import RewardError, RlhfDistError, WaitTimeout, WorkerDied, WorkerLost
 
@@ -29,6 +33,18 @@ class Worker:
     def die(self) -> None:
         os._exit(1)
 
+    def pulse(self) -> Beat:
+        return Beat(0, "")
+
+    def stop(self) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def ask(self, other: list[Any]) -> str:
+        import ray
+
+        told: str = ray.get(other[0].say.remote("x"))
+        return told
+
 
 @pytest.fixture(scope="module")
 def hire(ray_session: None) -> Iterator[Any]:
@@ -37,7 +53,7 @@ def hire(ray_session: None) -> Iterator[Any]:
     hired: list[Any] = []
 
     def one() -> Any:
-        hired.append(ray.remote(Worker).options(num_cpus=0, max_concurrency=16).remote())
+        hired.append(pulse.watched(Worker).options(num_cpus=0, max_concurrency=16).remote())
         return hired[-1]
 
     yield one
@@ -81,7 +97,9 @@ def test_any_other_error_is_a_death_with_its_traceback(steady: Any) -> None:
 
 
 def test_a_process_that_is_gone_is_lost(hire: Any) -> None:
-    with pytest.raises(WorkerLost, match="^reward-0 died while scoring:"):
+    with pytest.raises(
+        WorkerLost, match=r"^reward-0 died while scoring: its process was killed, .*, process \d+ on [\d.]+$"
+    ):
         Watch().one("reward-0", hire().die.remote(), timeout_s=30, doing="scoring")
 
 
@@ -144,3 +162,46 @@ def test_a_fetch_from_the_store_that_runs_out_says_what_was_asked(steady: Any) -
     assert fetch(steady.say.remote("x"), timeout_s=30, doing="handing out weights") == "x"
     with pytest.raises(WaitTimeout, match=r"^store: no answer within 0.3 s while handing out weights$"):
         fetch(steady.sleep.remote(2), timeout_s=0.3, doing="handing out weights")
+
+
+def guard(watch: Watch, name: str, actor: Any, lost: Any = None) -> None:
+    watch.vigil.guard(name, lambda: pulse.ask(actor), lost=lost)
+
+
+def test_a_stopped_process_is_found_by_its_silence_also_while_another_is_waited_for(hire: Any, steady: Any) -> None:
+    watch, stopped = Watch(Patience(hung_s=1.5, every_s=0.1)), hire()
+    stopped.stop.remote()
+    guard(watch, "steady", steady)
+    guard(watch, "store", stopped)
+    with pytest.raises(WorkerLost, match=r"^store hangs: no sign of life for \d+ s while dreaming \(timeouts.hung\)$"):
+        watch.one("other-0", steady.sleep.remote(20), timeout_s=60, doing="dreaming")
+
+
+def test_an_idle_process_that_is_gone_is_found_at_once_and_who_takes_over_goes_on(hire: Any, steady: Any) -> None:
+    watch, told, gone = Watch(Patience(every_s=0.1)), list[RlhfDistError](), hire()
+    guard(watch, "rollout-0", gone, told.append)
+    gone.die.remote()
+    assert watch.until(lambda: bool(told), timeout_s=30)
+    assert isinstance(told[0], WorkerLost)
+    assert watch.one("a", steady.say.remote("x"), timeout_s=30, doing="talking") == "x"
+
+
+def test_who_only_lost_touch_with_another_is_not_blamed_for_it(hire: Any, steady: Any) -> None:
+    watch, gone = Watch(Patience(every_s=0.1)), hire()
+    assert watch.one("store", gone.say.remote("x"), timeout_s=30, doing="talking") == "x"
+    gone.die.remote()
+    guard(watch, "reward-0", steady)
+    guard(watch, "store", gone)
+    with pytest.raises(WorkerLost, match=r"^store died while "):
+        watch.one("reward-0", steady.ask.remote([gone]), timeout_s=30, doing="running its loop")
+    alone = Watch()
+    with pytest.raises(WorkerLost, match=r"^reward-0 lost touch with another actor while running its loop"):
+        alone.one("reward-0", steady.ask.remote([gone]), timeout_s=30, doing="running its loop")
+
+
+def test_a_call_has_its_time_and_who_takes_over_hears_of_it(steady: Any) -> None:
+    watch, told = Watch(), list[RlhfDistError]()
+    watch.then("rollout-0", steady.sleep.remote(3), told.append, doing="starting", failed=told.append, within_s=0.3)
+    assert watch.until(lambda: bool(told), timeout_s=30)
+    assert str(told[0]) == "rollout-0: no answer within 0.3 s while starting"
+    assert isinstance(told[0], WaitTimeout)

@@ -11,7 +11,7 @@ from rlhf_dist.errors import WeightError
 from rlhf_dist.models import load_policy
 from rlhf_dist.records import PromptTask, Sampling
 from rlhf_dist.rollout.spec import engine_spec
-from rlhf_dist.rollout.worker import RolloutWorker, Supply
+from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
 from rlhf_dist.store.row import rows_of
 from rlhf_dist.store.weights import Manifest, Probe, encode_bucket
 from tests.runs import Folders
@@ -24,6 +24,9 @@ class Silent:
 
     def pulled(self, version: int) -> None:
         assert version == 5
+
+    def count(self, **counts: int) -> None:
+        pass
 
 
 class Store:
@@ -54,11 +57,10 @@ def worker(folders: Folders, tmp_path: Path, lm: Any, probe: Probe | None) -> Ro
     settings = Rollout(engine="transformers", max_new_tokens=4)
     shared = {"dtype": "float32", "max_sequence": 32, "seed": 0, "on_gpu": False, "log_dir": str(tmp_path)}
     sampling = Sampling(4, 1.0, 1.0, 0, (), (2,))
-    supply = Supply(Store(manifest), probe_tolerance=1e-3, timeout_s=5)
-    made = RolloutWorker(
-        "rollout-0", engine_spec(settings, str(folders.policy), **shared), sampling, seed=0, supply=supply
-    )
+    spec = engine_spec(settings, str(folders.policy), **shared)
+    made = RolloutWorker("rollout-0", spec, sampling, seed=0, pulls=PullSettings(probe_tolerance=1e-3, timeout_s=5))
     made.start()
+    made._begin(Store(manifest))
     return made
 
 
@@ -86,3 +88,47 @@ def test_a_version_whose_probe_differs_is_not_sampled_from(
         WeightError, match=r"weight version 5: .* differ from the learner's by .* expected at most 0.001"
     ):
         made.generate([PromptTask(0, 3, (1, 5), 1)])
+
+
+class OneGrant:
+    """A store that grants some prompts once, and lets the worker go after them; `breaks`: it is lost with the first rows."""
+
+    def __init__(self, manifest: Manifest, worker: RolloutWorker, *, breaks: bool) -> None:
+        self.manifest, self.worker, self.breaks = manifest, worker, breaks
+        self.granted, self.rows = False, list[Any]()
+
+    def __getattr__(self, method: str) -> Any:
+        return type("Method", (), {"remote": staticmethod(lambda *given: self.answer(method, *given))})
+
+    def answer(self, method: str, *given: Any) -> Any:
+        if method == "next_prompts":
+            if self.granted:
+                self.worker.retire()
+                return []
+            self.granted = True
+            return [PromptTask(0, 3, (1, 5), 1), PromptTask(0, 4, (1, 6, 7, 8), 2)]
+        if method == "append":
+            if self.breaks:
+                raise ConnectionError("the store is gone")
+            self.rows += rows_of(given[1])
+        return {"newest_version": 5, "newest_weights": self.manifest}.get(method)
+
+
+def test_a_worker_that_serves_another_store_gives_what_a_new_one_would(
+    folders: Folders, tmp_path: Path, own: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlhf_dist.rollout.worker._is_ready", lambda ref: True)
+    found = []
+    for breaks in (False, True):
+        made = worker(folders, tmp_path, own, None)
+        manifest = made._store.manifest
+        if breaks:
+            with pytest.raises(ConnectionError):
+                made.run(OneGrant(manifest, made, breaks=True))
+            assert made._engine.running, "samples of the lost store are half done"
+            assert made._engine.version == 5
+        store = OneGrant(manifest, made, breaks=False)
+        made.run(store)
+        found.append(sorted((*row.tokens.tolist(),) for row in store.rows))
+    assert len(found[0]) == 3
+    assert found[0] == found[1]
