@@ -32,7 +32,7 @@ from rlhf_dist.stages.inputs import keep_inputs
 from rlhf_dist.stages.restarting import restarting
 from rlhf_dist.stages.reward_loss import accuracy
 from rlhf_dist.stages.sft import OUTPUT
-from rlhf_dist.stages.stage_checkpoints import BEGINNING, Keeper, Progress, newest, rewind
+from rlhf_dist.stages.stage_checkpoints import BEGINNING, Keeper, Reached, newest, rewind
 from rlhf_dist.stages.supervised import (
     Objective,
     check_fits,
@@ -83,7 +83,7 @@ class PreparedDPO:
     encoder: Encoder
     learnt: ExampleSet
     kept: ExampleSet
-    begin: Progress = BEGINNING
+    begin: Reached = BEGINNING
 
     def describe(self) -> str:
         """A line for people, and one for each thing about the data that they should know."""
@@ -130,7 +130,7 @@ def prepare(config: DPOConfig, resume: Path | None = None) -> PreparedDPO:
 def run(config: DPOConfig, prepared: PreparedDPO, folder: RunFolder) -> None:
     """Train, and leave the run folder complete."""
 
-    def attempt(begin: Progress) -> tuple[Mapping[str, float], int]:
+    def attempt(begin: Reached) -> tuple[Mapping[str, float], int]:
         with learner_of(config, folder.path) as learner:
             return _train(config, prepared, folder, learner, begin)
 
@@ -161,7 +161,7 @@ def run(config: DPOConfig, prepared: PreparedDPO, folder: RunFolder) -> None:
 
 
 def _train(
-    config: DPOConfig, prepared: PreparedDPO, folder: RunFolder, learner: LearnerGroup, begin: Progress
+    config: DPOConfig, prepared: PreparedDPO, folder: RunFolder, learner: LearnerGroup, begin: Reached
 ) -> tuple[Mapping[str, float], int]:
     """Ask the reference, train and save; returns the last evaluation, and the policy's number of parameters."""
     asked, config = config, resolved(config)

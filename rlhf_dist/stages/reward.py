@@ -43,7 +43,7 @@ from rlhf_dist.stages.stage_checkpoints import (
     BEGINNING,
     MEMBERS,
     Keeper,
-    Progress,
+    Reached,
     newest,
     parameters_of,
     read_said,
@@ -76,7 +76,7 @@ class PreparedReward:
     prompts: list[Prompt]
     first: ExampleSet
     """The examples of the first judgement."""
-    begin: Progress = BEGINNING
+    begin: Reached = BEGINNING
 
     def describe(self) -> str:
         """A line for people, and one for each thing about the data that they should know."""
@@ -150,7 +150,7 @@ def run(config: RewardConfig, prepared: PreparedReward, folder: RunFolder, share
         answers = _answers_of_policy(config, prepared, folder)
         lessons = _lessons(asked, prepared, judged, answers)
 
-        def attempt(begin: Progress) -> Sequence[Path]:
+        def attempt(begin: Reached) -> Sequence[Path]:
             with learner_of(config, folder.path, shared) as learner:
                 return _train_members(lessons, folder, learner, begin)
 
@@ -229,7 +229,7 @@ def _lessons(
     return _Lessons(config, prepared, learnt, kept, answers)
 
 
-def _train_members(lessons: _Lessons, folder: RunFolder, learner: LearnerGroup, begin: Progress) -> Sequence[Path]:
+def _train_members(lessons: _Lessons, folder: RunFolder, learner: LearnerGroup, begin: Reached) -> Sequence[Path]:
     """Train each member that is left with a seed of its own, and ask it about held-out answers; returns their folders."""
     asked, config = lessons.config, resolved(lessons.config)
     rewind(folder, begin)
@@ -249,7 +249,7 @@ def _train_members(lessons: _Lessons, folder: RunFolder, learner: LearnerGroup, 
         if lessons.answers is not None:
             said["policy"] = predictions(learner, lessons.answers)
         members.append(keeper.keep_member(offset + steps, said))
-        begin = Progress(offset + steps)
+        begin = Reached(offset + steps)
     return members
 
 

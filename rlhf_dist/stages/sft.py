@@ -29,7 +29,7 @@ from rlhf_dist.run_folder.passages import Passage
 from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.inputs import keep_inputs
 from rlhf_dist.stages.restarting import restarting
-from rlhf_dist.stages.stage_checkpoints import BEGINNING, Keeper, Progress, newest, rewind
+from rlhf_dist.stages.stage_checkpoints import BEGINNING, Keeper, Reached, newest, rewind
 from rlhf_dist.stages.supervised import (
     Objective,
     SharedLearner,
@@ -56,7 +56,7 @@ class PreparedSFT:
     objective: Objective
     encoder: Encoder
     lengths: dict[str, float]
-    begin: Progress = BEGINNING
+    begin: Reached = BEGINNING
 
     def describe(self) -> str:
         """A line for people, and one for each thing about the data that they should know."""
@@ -116,7 +116,7 @@ def run(config: SFTConfig, prepared: PreparedSFT, folder: RunFolder, shared: Sha
     model = resolved(config).model
     folder.expect(steps)
 
-    def attempt(begin: Progress) -> tuple[Mapping[str, float], int]:
+    def attempt(begin: Reached) -> tuple[Mapping[str, float], int]:
         with learner_of(config, folder.path, shared) as learner:
             spec = ModelSpec(model, "policy", config.optimizer, steps, lora=config.lora, state=begin.state)
             learner.load({"model": spec}, run_dir=folder.path, seed=config.seed)

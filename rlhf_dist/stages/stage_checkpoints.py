@@ -38,7 +38,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Progress:
+class Reached:
     """How far a stage has come: nowhere, or what it goes on from."""
 
     step: int = 0
@@ -53,10 +53,10 @@ class Progress:
     """For people: where a resumed stage goes on, and what it passed over; empty: it is not resumed."""
 
 
-BEGINNING = Progress()
+BEGINNING = Reached()
 
 
-def newest(config: Job, run_dir: Path) -> Progress:
+def newest(config: Job, run_dir: Path) -> Reached:
     """The furthest that a stage has come, by what is as it was written; the beginning where there is nothing at all.
 
     Args:
@@ -79,14 +79,14 @@ def newest(config: Job, run_dir: Path) -> Progress:
         _check_origin(config, folder)
         going_on = f"going on after step {state['step']}"
         learner = str(folder.absolute() / "learner" / "model")
-        return Progress(state["step"], learner, state["found"], members, _told(going_on, damage))
+        return Reached(state["step"], learner, state["found"], members, _told(going_on, damage))
     if damage and not members:
         raise ModelError(damage[0])
     begins = f"going on after member {len(members)}" if members else "there is no checkpoint yet: from the beginning"
-    return Progress(step, members=members, told=_told(begins, damage))
+    return Reached(step, members=members, told=_told(begins, damage))
 
 
-def rewind(folder: RunFolder, begin: Progress) -> None:
+def rewind(folder: RunFolder, begin: Reached) -> None:
     """Forget what was recorded and kept after the step from which a stage goes on, because it does it again."""
     folder.rewind(begin.step)
     for each in checkpoints(folder.path):

@@ -24,7 +24,7 @@ from rlhf_dist.learner.rank import Loss
 from rlhf_dist.models import ends_of, load_tokenizer
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.stages.fitting import check_stage
-from rlhf_dist.stages.stage_checkpoints import Progress
+from rlhf_dist.stages.stage_checkpoints import Reached
 
 UNITS = "units"
 """`KIND/units` counts what the other sums `KIND/...` of a loss are over."""
@@ -154,7 +154,7 @@ def train(
     folder: RunFolder,
     *,
     seed: int,
-    begin: Progress,
+    begin: Reached,
     keep: Callable[[int, Mapping[str, float]], None],
     offset: int = 0,
 ) -> Mapping[str, float]:

@@ -8,7 +8,7 @@ from rlhf_dist.errors import NumbersError, RlhfDistError, StorageError, WaitTime
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.stages.restarting import restarting
-from rlhf_dist.stages.stage_checkpoints import Progress
+from rlhf_dist.stages.stage_checkpoints import Reached
 
 
 def run(path: Path, restarts: int, errors: list[RlhfDistError]) -> list[int]:
@@ -16,14 +16,14 @@ def run(path: Path, restarts: int, errors: list[RlhfDistError]) -> list[int]:
     config = SFTConfig(model="m", run_dir=str(path), restarts=restarts)
     began: list[int] = []
 
-    def attempt(begin: Progress) -> list[int]:
+    def attempt(begin: Reached) -> list[int]:
         began.append(begin.step)
         if errors:
             raise errors.pop(0)
         return began
 
     folder = RunFolder(path, config, console=Console(), stage="sft")
-    return restarting(config, folder, attempt, Progress(3), lambda: Progress(10 * len(began)))
+    return restarting(config, folder, attempt, Reached(3), lambda: Reached(10 * len(began)))
 
 
 def test_after_a_loss_it_goes_on_from_where_it_is_told_and_says_why(

@@ -22,7 +22,7 @@ from rlhf_dist.stages.inputs import keep_inputs
 from rlhf_dist.stages.restarting import restarting
 from rlhf_dist.stages.reward import PreparedReward, _lessons, _moments, _objective, _outcome, _train_members
 from rlhf_dist.stages.reward_passages import Outcome, _policy_passage
-from rlhf_dist.stages.stage_checkpoints import Progress, newest
+from rlhf_dist.stages.stage_checkpoints import Reached, newest
 from rlhf_dist.tasks.helpdesk import build_tokenizer
 from tests.runs import metrics
 
@@ -116,10 +116,10 @@ def test_an_ensemble_that_goes_on_is_the_one_that_was_never_interrupted(
         keep_inputs(config, folder.path)
         lessons = _lessons(config, prepared, JUDGED, answers)
 
-        def attempt(begin: Progress) -> Sequence[Path]:
+        def attempt(begin: Reached) -> Sequence[Path]:
             return _train_members(lessons, folder, learner, begin)
 
-        members = restarting(config, folder, attempt, Progress(), lambda: newest(config, folder.path))
+        members = restarting(config, folder, attempt, Reached(), lambda: newest(config, folder.path))
         made = _outcome(lessons, members, folder.path / "reward_model")
         saved = [file.read_text() for file in sorted((folder.path / "reward_model").rglob("model.safetensors"))]
         return made, metrics(folder.path), repr(saved)
