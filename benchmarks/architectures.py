@@ -71,7 +71,7 @@ class Learner:
         selected = [list(range(3, len(tokens) - 1)) for tokens in sequences]
         table = example_table([tokens.tolist() for tokens in sequences], selected)
         count = float(sum(map(len, selected)))
-        self.rank.train_step("policy", table, [[[0], [1, 3], [2]]], sft_loss, count, learn=True)
+        self.rank.train_step("policy", table, [[[0], [1, 3], [2]]], sft_loss, count, draws=0)
         return self.rank
 
 

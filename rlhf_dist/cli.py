@@ -30,7 +30,7 @@ from rlhf_dist.feedback_cli import app as feedback_app
 
 if TYPE_CHECKING:
     from rlhf_dist.run_folder.console import Console
-    from rlhf_dist.stages.stage import Prepared, Stage
+    from rlhf_dist.stages.stage import Prepared
 
 app = typer.Typer(
     help="Distributed reinforcement learning from human feedback.",
@@ -87,11 +87,12 @@ def _supervised(name: str, kind: type[Job], does: str) -> None:
         run_dir: RunDir = None,
         seed: Seed = None,
         address: Address = None,
+        resume: Resume = False,
         dry_run: CheckOnly = False,
     ) -> None:
         config = load(kind, config_file, _with(overrides, seed, address))
         stage: Any = import_module(f"rlhf_dist.stages.{name}")
-        path = _run_stage(stage, name, config, run_dir, dry_run=dry_run)
+        path = _run_stage(stage, name, config, run_dir, dry_run=dry_run, resume=resume)
         if path is not None:
             from rlhf_dist.run_folder.outcome import tell_stage
 
@@ -158,28 +159,46 @@ def _how_to_go_on(path: Path) -> str:
     named = any(word.partition("=")[0] == "--run-dir" for word in command)
     again = shlex.join(["rlhf-dist", *command, *([] if named else ["--run-dir", str(path)])])
     checkpoint = newest_checkpoint(path)
-    if command[0] in ("ppo", "demo", "pipeline"):
-        kept = f"the newest checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint of PPO yet"
+    if command[0] != "evaluate":
+        of = " of PPO" if command[0] in ("demo", "pipeline") else ""
+        kept = f"the newest checkpoint is {checkpoint}" if checkpoint else f"there is no checkpoint{of} yet"
         return f"{kept}. To go on: {again} --resume"
     return f"this stage keeps no checkpoints. To begin again, delete {path} and run: {again}"
 
 
 def _run_stage(
-    stage: Stage, name: str, config: Job, run_dir: Path | None, *, dry_run: bool, again: bool = False
+    stage: Any,
+    name: str,
+    config: Job,
+    run_dir: Path | None,
+    *,
+    dry_run: bool,
+    again: bool = False,
+    resume: bool = False,
 ) -> Path | None:
-    """Check a stage's config and data, and run it, `again` in the same folder, unless that was all; returns the folder."""
+    """Check a stage's config and data, and run it, unless that was all; returns the folder.
+
+    Args:
+        stage: a `Stage`, or a `SharingStage`.
+        name: its name.
+        config: its settings.
+        run_dir: its folder, if the user named one.
+        dry_run: check only.
+        again: in a folder that may hold a run.
+        resume: the same, going on from its newest checkpoint.
+    """
     from rich.markup import escape
 
     from rlhf_dist.run_folder.console import Console
     from rlhf_dist.run_folder.folder import RunFolder, choose
 
     with Console() as console:
-        prepared = stage.prepare(config)
+        prepared = stage.prepare(config, resume=Path(run_dir or config.run_dir)) if resume else stage.prepare(config)
         if dry_run:
             _show_dry_run(console, config, prepared)
             return None
         console.say(escape(prepared.describe()))
-        path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=again)
+        path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=again or resume)
         with _ending_in_words(path):
             stage.run(config, prepared, RunFolder(path, config, console=console, stage=name))
     return path

@@ -149,6 +149,7 @@ IDLE = {
         "rollout.samples_per_prompt=8": "`rollout.samples_per_prompt` is 8, which has no effect here; expected `samples`",
         "prompts.held_out=q": "expected `prompts.path`",
         "learner.policy.lr=0.1": "nothing is trained",
+        "restarts=1": "expected `rollout.max_restarts`",
         "scoring.reward_workers=2": "one worker scores",
     },
 }

@@ -44,6 +44,7 @@ class EvaluateConfig(ScoringJob):
             "learner.value": untrained,
             "learner.critic": untrained,
             "telemetry.trace_iterations": "leave it out, since only PPO is traced",
+            "restarts": "expected `rollout.max_restarts`, since there is nothing to wire again",
             "rollout.samples_per_prompt": "expected `samples`",
             "prompts.held_out": "expected `prompts.path`, the prompts that are answered",
             "scoring.reward_workers": "leave it out, since one worker scores",

@@ -33,6 +33,11 @@ class Training(Section):
     batch_size: int = Field(64, ge=1, description="demonstrations, or pieces of feedback, of one optimiser step")
     optimizer: Optimizer = Field(Optimizer(lr=1e-5), description="the stage's optimiser")
     lora: Lora | None = Field(None, description="train adapters instead of all weights; null: all weights")
+    checkpoint_every: int = Field(
+        0,
+        ge=0,
+        description="optimiser steps between checkpoints, from which --resume goes on; 0: only the model, at the end",
+    )
 
 
 class Demonstrations(DataFile):

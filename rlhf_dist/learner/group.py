@@ -42,6 +42,8 @@ class SupervisedBatch:
     """Tokens of each unit."""
     count: float
     """What the summed loss is divided by: the weight of all units, over all ranks."""
+    draws: int = 0
+    """Seed of what is drawn in this step, as dropout is."""
 
 
 class LearnerGroup:
@@ -173,7 +175,7 @@ class LearnerGroup:
         """One supervised optimiser step (or, without `learn`, an evaluation): mean loss, and the loss's other means."""
         calls = {
             f"learner-{rank}": self.ranks[rank].train_step.remote(
-                name, batch.examples, micros, loss, batch.count, learn
+                name, batch.examples, micros, loss, batch.count, batch.draws if learn else None
             )
             for rank, micros in enumerate(self._example_plan(batch))
         }

@@ -195,7 +195,7 @@ class LearnerRank:
         micros: list[MicroBatch],
         loss: Loss,
         denominator: float,
-        learn: bool,
+        draws: int | None,
     ) -> dict[str, float]:
         """One optimiser step of a supervised stage, or the same without learning.
 
@@ -205,10 +205,12 @@ class LearnerRank:
             micros: this rank's micro-batches of example numbers.
             loss: the stage's loss.
             denominator: weight of all units over all ranks, by which the summed loss is divided.
-            learn: whether to update the model.
+            draws: seed of what is drawn in this step, as dropout is; None: an evaluation, by which nothing is learnt.
         """
-        model = self.models[name]
+        model, learn = self.models[name], draws is not None
         model.module.train(learn)
+        if draws is not None:
+            torch.manual_seed(draws + self.rank)  # so a resumed stage draws what it would have drawn
         sums: dict[str, float] = {"loss": 0.0}
         for micro in micros:
             with torch.set_grad_enabled(learn):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,8 +28,11 @@ from rlhf_dist.models import check_same_tokenizer
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.passages import Passage
 from rlhf_dist.stages.hub import resolved
+from rlhf_dist.stages.inputs import keep_inputs
+from rlhf_dist.stages.restarting import restarting
 from rlhf_dist.stages.reward_loss import accuracy
 from rlhf_dist.stages.sft import OUTPUT
+from rlhf_dist.stages.stage_checkpoints import BEGINNING, Keeper, Reached, newest, rewind
 from rlhf_dist.stages.supervised import (
     Objective,
     check_fits,
@@ -35,7 +40,6 @@ from rlhf_dist.stages.supervised import (
     example_of,
     learner_of,
     predictions,
-    save,
     train,
 )
 
@@ -47,6 +51,11 @@ class DPOLoss:
     beta: float
     kind: str
     label_smoothing: float
+
+    @classmethod
+    def of(cls, config: DPOConfig) -> DPOLoss:
+        """As a stage's settings have it."""
+        return cls(config.beta, config.loss, config.label_smoothing)
 
     def __call__(self, model: TrainedModel, batch: ExampleBatch) -> tuple[torch.Tensor, dict[str, float]]:
         """The summed loss, and sums of hits, implicit reward margins and the chosen answer's implicit reward."""
@@ -74,23 +83,29 @@ class PreparedDPO:
     encoder: Encoder
     learnt: ExampleSet
     kept: ExampleSet
+    begin: Reached = BEGINNING
 
     def describe(self) -> str:
         """A line for people, and one for each thing about the data that they should know."""
         told = f"{len(self.learnt.units)} comparisons, {len(self.kept.units)} held out"
-        return "\n".join([told, *self.encoder.notes()])
+        return "\n".join([told, *filter(None, [self.begin.told]), *self.encoder.notes()])
 
     def example(self) -> str:
         """The first comparison's first answer."""
         return example_of(self.encoder, self.learnt, "A prompt with the first of its two answers")
 
 
-def prepare(config: DPOConfig) -> PreparedDPO:
-    """Read tokenizer and comparisons, and check that they fit the model.
+def prepare(config: DPOConfig, resume: Path | None = None) -> PreparedDPO:
+    """Read tokenizer, comparisons and, if the stage is resumed, a checkpoint, and check that they fit the model.
+
+    Args:
+        config: the stage's settings.
+        resume: folder of a run that goes on from its newest checkpoint.
 
     Raises:
         UserError: names the key, folder or line, what was found and what was expected.
     """
+    begin = newest(config, resume) if resume else BEGINNING
     config = resolved(config)
     encoder = encoder_of(config.model)
     check_same_tokenizer(config.model, {"reference": config.reference or config.model})
@@ -109,48 +124,62 @@ def prepare(config: DPOConfig) -> PreparedDPO:
     learnt, kept = examples(kept=False), examples(kept=True)
     models = [("policy", config.model), ("reference", config.reference or config.model)]
     check_fits(config, models, encoder, learnt, kept)
-    return PreparedDPO(encoder, learnt, kept)
+    return PreparedDPO(encoder, learnt, kept, begin)
 
 
 def run(config: DPOConfig, prepared: PreparedDPO, folder: RunFolder) -> None:
     """Train, and leave the run folder complete."""
-    config = resolved(config)
-    loss = DPOLoss(config.beta, config.loss, config.label_smoothing)
-    objective = Objective(prepared.learnt, prepared.kept, loss, config)
-    reference = ModelSpec(config.reference or config.model, "policy", config.optimizer, objective.steps)
-    policy = ModelSpec(config.model, "policy", config.optimizer, objective.steps, lora=config.lora)
+
+    def attempt(begin: Reached) -> tuple[Mapping[str, float], int]:
+        with learner_of(config, folder.path) as learner:
+            return _train(config, prepared, folder, learner, begin)
+
     with (
         folder.told_of_failure(),
         session(config.cluster, cpus=config.learner.ranks, gpus=0, namespace=namespace_of(folder.path)),
-        learner_of(config, folder.path) as learner,
     ):
-        folder.rewind(0)
-        folder.tell("asking the reference")
-        learner.load({"model": reference}, run_dir=folder.path, seed=config.seed)
-        learnt, kept = (_with_reference(learner, each) for each in (prepared.learnt, prepared.kept))
-        objective = Objective(learnt, kept, loss, config)
-        folder.expect(objective.steps)
-        learner.load({"model": policy}, run_dir=folder.path, seed=config.seed)
-        with folder.console.progress("DPO on comparisons", objective.steps):
-            found = train(learner, objective, folder, seed=config.seed)
-        save(learner, prepared.encoder.tokenizer, folder.path / OUTPUT, prepared.encoder.ends.ids)
+        keep_inputs(config, folder.path)
+        found, parameters = restarting(config, folder, attempt, prepared.begin, lambda: newest(config, folder.path))
+    learnt, kept = len(prepared.learnt.units), len(prepared.kept.units)
     text = (
-        f"{len(learnt.units)} comparisons learnt, {len(kept.units)} held out. There the preferred answer gained more "
+        f"{learnt} comparisons learnt, {kept} held out. There the preferred answer gained more "
         f"probability in {found['accuracy']:.1%}, by a margin of {found['margin']:.3f} in implicit reward; the preferred "
         f"answer's own implicit reward is {found['chosen_reward']:.3f} (below 0: it became less likely, too)."
     )
     folder.write_passages([Passage("Direct preference optimisation", text)])
     facts = {
-        "steps": objective.steps,
+        "steps": Objective(prepared.learnt, prepared.kept, DPOLoss.of(config), config).steps,
         "eval_loss": found["loss"],
         "accuracy": found["accuracy"],
         "margin": found["margin"],
         "chosen_reward": found["chosen_reward"],
-        "judgements": len(learnt.units),
-        "held_out": len(kept.units),
-        "model": f"{learner.num_parameters / 1e6:.1f} M parameters",
+        "judgements": learnt,
+        "held_out": kept,
+        "model": f"{parameters / 1e6:.1f} M parameters",
     }
     folder.finish(facts)
+
+
+def _train(
+    config: DPOConfig, prepared: PreparedDPO, folder: RunFolder, learner: LearnerGroup, begin: Reached
+) -> tuple[Mapping[str, float], int]:
+    """Ask the reference, train and save; returns the last evaluation, and the policy's number of parameters."""
+    asked, config = config, resolved(config)
+    plain = Objective(prepared.learnt, prepared.kept, DPOLoss.of(config), config)
+    folder.tell("asking the reference")
+    reference = ModelSpec(config.reference or config.model, "policy", config.optimizer, plain.steps)
+    learner.load({"model": reference}, run_dir=folder.path, seed=config.seed)
+    learnt, kept = (_with_reference(learner, each) for each in (plain.train, plain.held_out))
+    objective = replace(plain, train=learnt, held_out=kept)
+    folder.expect(objective.steps)
+    policy = ModelSpec(config.model, "policy", config.optimizer, objective.steps, lora=config.lora, state=begin.state)
+    learner.load({"model": policy}, run_dir=folder.path, seed=config.seed)
+    rewind(folder, begin)
+    keeper = Keeper(learner, prepared.encoder, folder.path, asked, prepared.encoder.ends.ids)
+    with folder.console.progress("DPO on comparisons", objective.steps, done=begin.step):
+        found = train(learner, objective, folder, seed=config.seed, begin=begin, keep=keeper.keep)
+    keeper.save(folder.path / OUTPUT)
+    return found, learner.num_parameters
 
 
 def _with_reference(learner: LearnerGroup, examples: ExampleSet) -> ExampleSet:

@@ -1,9 +1,13 @@
-"""The whole way: fine-tuning, a reward model, PPO; each stage's output is the next one's input, finished ones are skipped."""
+"""The whole way: fine-tuning, a reward model, PPO; each stage's output is the next one's input.
+
+Finished stages are skipped, unless what they have read has changed since: then they run again, and after them those that read
+what they made. What such a stage had left is moved into its `earlier-N/`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +29,18 @@ from rlhf_dist.config import (
 from rlhf_dist.config.pipeline import OWN_REWARD
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.files import write_text
-from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
-from rlhf_dist.run_folder.names import CONFIG, SUMMARY
+from rlhf_dist.run_folder.names import CONFIG
 from rlhf_dist.run_folder.ppo_folder import PPOFolder
 from rlhf_dist.stages import ppo as rl
 from rlhf_dist.stages import reward, sft
 from rlhf_dist.stages.changes import changes
+from rlhf_dist.stages.inputs import keep_inputs
 from rlhf_dist.stages.resume import check_settings
 from rlhf_dist.stages.stage import SharingStage
-from rlhf_dist.stages.supervised import encoder_of, learner_of
+from rlhf_dist.stages.standing import Standing, finished, set_aside, standing
+from rlhf_dist.stages.supervised import SharedLearner, encoder_of
 from rlhf_dist.tasks.start_model import make_policy
 from rlhf_dist.tasks.task_data import TaskData, write_task
 
@@ -47,7 +52,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
         config: all stages' settings.
         path: the run folder.
         console: where to speak.
-        resume: let PPO go on from its newest checkpoint.
+        resume: let the stage that was interrupted go on from its newest checkpoint.
 
     Raises:
         ConfigError: a finished stage was made with other settings.
@@ -60,25 +65,41 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
     ppo = ppo_config(config, path)
     supervised = supervised_stages(config, path)
     everything: list[Job] = [*(stage for _, _, stage in supervised), ppo]
-    for stage in filter(_finished, everything):
+    for stage in filter(finished, everything):
         _check_unchanged(Path(stage.run_dir) / CONFIG, stage)
     # Read first: else it would be found wrong when two models are trained.
     encoder = encoder_of(config.policy)
-    inputs = None if _finished(ppo) else rl.read_inputs(ppo, encoder)
+    done = all(standing(stage, resume=resume).done for stage in everything)
+    inputs = None if done else rl.read_inputs(ppo, encoder)
     for note in encoder.notes():
         console.say(escape(note))
-    if resume and not _finished(ppo):
+    if resume and not finished(ppo):
         check_settings(ppo, path)
     write_text(path / "pipeline.yaml", dump(given))
     needed, gpus = lay_out(config, gpus=has_gpus()).totals()
     with session(config.cluster, cpus=needed, gpus=gpus, namespace=namespace_of(path)):
-        _supervise(supervised, console, share=_room_for_both(config))
-        if _finished(ppo):
-            console.say("PPO: finished before")
-            return
-        prepared = rl.prepare(ppo, resume=path if resume else None, inputs=inputs)
-        console.say(f"[bold]ppo:[/] {escape(prepared.describe())}")
-        rl.run(ppo, prepared, PPOFolder(path, ppo, console=console))
+        _supervise(supervised, console, share=_room_for_both(config), resume=resume)
+        _reinforce(ppo, inputs, path, console, resume=resume)
+
+
+def _reinforce(ppo: PPOConfig, inputs: rl.Inputs | None, path: Path, console: Console, *, resume: bool) -> None:
+    """Run PPO, unless it is finished."""
+    found = standing(ppo, resume=resume)
+    console.say(f"ppo: {escape(found.told)}")
+    if found.done:
+        return
+    prepared = rl.prepare(ppo, resume=path if found.goes_on else None, inputs=inputs)
+    console.say(f"[bold]ppo:[/] {escape(prepared.describe())}")
+    _make_room(found, path, console)
+    folder = PPOFolder(path, ppo, console=console)
+    keep_inputs(ppo, path)
+    rl.run(ppo, prepared, folder)
+
+
+def _make_room(found: Standing, path: Path, console: Console) -> None:
+    """Set aside what a stage has left that does not count any more, now that all that it reads has been checked."""
+    if found.anew:
+        console.say(f"what it had left is in {escape(str(set_aside(path)))}")
 
 
 def with_task(config: PipelineConfig, path: Path, console: Console) -> PipelineConfig:
@@ -162,28 +183,19 @@ def _room_for_both(config: PipelineConfig) -> bool:
     return not has_gpus() and slots >= config.learner.ranks + config.rollout.workers.min
 
 
-def _supervise(stages: Sequence[tuple[SharingStage, str, Job]], console: Console, *, share: bool) -> None:
+def _supervise(stages: Sequence[tuple[SharingStage, str, Job]], console: Console, *, share: bool, resume: bool) -> None:
     """Run the supervised stages that are not finished, with `share` on one learner group for them all."""
-    left = []
-    for stage, name, config in stages:
-        if _finished(config):
-            console.say(f"{name}: finished before")
-        else:
-            left.append((stage, name, config))
-    with ExitStack() as until_the_last:
-        group: LearnerGroup | None = None
-        for stage, name, config in left:
-            prepared = stage.prepare(config)
+    with closing(SharedLearner()) as shared:
+        for stage, name, config in stages:
+            path, found = Path(config.run_dir), standing(config, resume=resume)
+            console.say(f"{name}: {escape(found.told)}")
+            if found.done:
+                continue
+            prepared = stage.prepare(config, resume=path if found.goes_on else None)
             console.say(f"[bold]{name}:[/] {escape(prepared.describe())}")
-            folder = RunFolder(Path(config.run_dir), config, console=console, stage=name)
-            if group is None and share:
-                with folder.told_of_failure():
-                    group = until_the_last.enter_context(learner_of(config, folder.path))
-            stage.run(config, prepared, folder, group)
-
-
-def _finished(config: Job) -> bool:
-    return (Path(config.run_dir) / SUMMARY).exists()
+            _make_room(found, path, console)
+            folder = RunFolder(path, config, console=console, stage=name)
+            stage.run(config, prepared, folder, shared if share else None)
 
 
 def _check_unchanged(file: Path, config: Job, of: tuple[str, ...] = ("",)) -> None:
@@ -191,7 +203,7 @@ def _check_unchanged(file: Path, config: Job, of: tuple[str, ...] = ("",)) -> No
     if not file.exists():
         return
     for key, before, now in changes(load(type(config), file), config):
-        if key.startswith(of):
+        if key.startswith(of) and key != "run_dir":  # its folder is the file's, however it is spelt
             raise ConfigError(
                 f"{file.parent} was made with {key} = {before!r}, the config now says {now!r}; expected the same. Delete the "
                 "folder to make it again, or name another --run-dir"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,17 +35,29 @@ from rlhf_dist.scoring.reward_models import read_positions
 from rlhf_dist.stages.fitting import check_stage
 from rlhf_dist.stages.generation import answers_to, generating
 from rlhf_dist.stages.hub import resolved
+from rlhf_dist.stages.inputs import keep_inputs
+from rlhf_dist.stages.restarting import restarting
 from rlhf_dist.stages.reward_loss import RewardLoss
 from rlhf_dist.stages.reward_passages import ALIKE, Outcome, passages
+from rlhf_dist.stages.stage_checkpoints import (
+    BEGINNING,
+    MEMBERS,
+    Keeper,
+    Reached,
+    newest,
+    parameters_of,
+    read_said,
+    rewind,
+)
 from rlhf_dist.stages.supervised import (
     Objective,
+    SharedLearner,
     check_fits,
     encoder_of,
     example_of,
     learner_of,
     predictions,
     train,
-    write_model,
 )
 from rlhf_dist.store.row import rows_of
 
@@ -62,6 +76,7 @@ class PreparedReward:
     prompts: list[Prompt]
     first: ExampleSet
     """The examples of the first judgement."""
+    begin: Reached = BEGINNING
 
     def describe(self) -> str:
         """A line for people, and one for each thing about the data that they should know."""
@@ -71,7 +86,7 @@ class PreparedReward:
         told = f"{len(self.raw)} judgements, aggregated to {told}" + (
             f"; suspected careless: {', '.join(careless)}" if careless else ""
         )
-        return "\n".join([told, *self.encoder.notes()])
+        return "\n".join([told, *filter(None, [self.begin.told]), *self.encoder.notes()])
 
     def example(self) -> str:
         """The first judgement's first answer, and where its score is read."""
@@ -79,12 +94,17 @@ class PreparedReward:
         return example_of(self.encoder, self.first, title, shift=0, mark="read for the score")
 
 
-def prepare(config: RewardConfig) -> PreparedReward:
+def prepare(config: RewardConfig, resume: Path | None = None) -> PreparedReward:
     """Read tokenizer, feedback and prompts, check that they fit the model, and make one judgement of several.
+
+    Args:
+        config: the stage's settings.
+        resume: folder of a run that goes on from its newest checkpoint.
 
     Raises:
         UserError: names the key, folder or line, what was found and what was expected.
     """
+    begin = newest(config, resume) if resume else BEGINNING
     config = resolved(config)
     encoder = encoder_of(config.model)
     if not config.data:
@@ -107,10 +127,10 @@ def prepare(config: RewardConfig) -> PreparedReward:
             encoder.tell(note)
     if config.comment_judge is not None:
         rating_tokens(config.comment_judge, load_tokenizer(config.comment_judge.model))
-    return PreparedReward(encoder, raw, made, tokens, prompts, examples.selected([0]))
+    return PreparedReward(encoder, raw, made, tokens, prompts, examples.selected([0]), begin)
 
 
-def run(config: RewardConfig, prepared: PreparedReward, folder: RunFolder, shared: LearnerGroup | None = None) -> None:
+def run(config: RewardConfig, prepared: PreparedReward, folder: RunFolder, shared: SharedLearner | None = None) -> None:
     """Train the model or models, measure them on held-out judgements, and leave the run folder complete.
 
     Args:
@@ -119,19 +139,26 @@ def run(config: RewardConfig, prepared: PreparedReward, folder: RunFolder, share
         folder: where it leaves its files.
         shared: a pipeline's learner group; without, the stage has one of its own, once nobody generates any more.
     """
-    config = resolved(config)
+    asked, config = config, resolved(config)
     cpus = max(config.learner.ranks, config.rollout.workers.min)
     with (
         folder.told_of_failure(),
         session(config.cluster, cpus=cpus, gpus=0, namespace=namespace_of(folder.path)),
     ):
-        folder.rewind(0)
+        keep_inputs(asked, folder.path)
         judged = _read_comments(config, prepared, folder)
         answers = _answers_of_policy(config, prepared, folder)
-        with learner_of(config, folder.path, shared) as learner:
-            outcome = _train_members(config, prepared, judged, answers, (folder, learner))
+        lessons = _lessons(asked, prepared, judged, answers)
+
+        def attempt(begin: Reached) -> Sequence[Path]:
+            with learner_of(config, folder.path, shared) as learner:
+                return _train_members(lessons, folder, learner, begin)
+
+        members = restarting(config, folder, attempt, prepared.begin, lambda: newest(asked, folder.path))
+    outcome = _outcome(lessons, members, folder.path / OUTPUT)
     folder.write_passages(passages(outcome, prepared.aggregated))
     folder.finish(outcome.facts() | {"steps": outcome.steps, "model": outcome.size})
+    shutil.rmtree(folder.path / MEMBERS)
 
 
 def _read_comments(config: RewardConfig, prepared: PreparedReward, folder: RunFolder) -> list[Judged]:
@@ -181,46 +208,69 @@ def _answers_of_policy(config: RewardConfig, prepared: PreparedReward, folder: R
     return ExampleSet(table, [[number] for number in range(len(rows))], [1.0] * len(rows))
 
 
-def _train_members(
-    config: RewardConfig,
-    prepared: PreparedReward,
-    judged: Sequence[Judged],
-    answers: ExampleSet | None,
-    where: tuple[RunFolder, LearnerGroup],
-) -> Outcome:
-    """Train each member of the ensemble with a seed of its own, and collect what it says of held-out answers."""
-    folder, learner = where
+@dataclass(frozen=True)
+class _Lessons:
+    """What every member of the ensemble learns from, and is asked."""
+
+    config: RewardConfig
+    """As the user wrote it."""
+    prepared: PreparedReward
+    learnt: Sequence[Judged]
+    kept: Sequence[Judged]
+    answers: ExampleSet | None
+
+
+def _lessons(
+    config: RewardConfig, prepared: PreparedReward, judged: Sequence[Judged], answers: ExampleSet | None
+) -> _Lessons:
     away = held_out([repr(one.prompt) for one in judged], config.held_out)
     learnt = [one for one, out in zip(judged, away, strict=True) if not out]
     kept = [one for one, out in zip(judged, away, strict=True) if out]
-    said, said_of_policy, steps, size = [], [], 0, 0
-    members = tuple("." if member == 0 else f"member-{member}" for member in range(config.models))
-    with complete_or_absent(folder.path / OUTPUT) as aside:
-        for number, member in enumerate(members):
-            seed = config.seed + number
-            objective = _objective(config, prepared, (learnt, kept), seed)
-            spec = ModelSpec(
-                config.model, "value", config.optimizer, objective.steps, heads=config.heads, lora=config.lora
-            )
-            folder.expect(objective.steps * len(members))
-            title = "Reward model" if len(members) == 1 else f"Reward model {number + 1} of {len(members)}"
-            learner.load({"model": spec}, run_dir=folder.path, seed=seed)
-            with folder.console.progress(title, objective.steps):
-                train(learner, objective, folder, seed=seed, offset=steps)
-            said.append(predictions(learner, objective.held_out))
-            if answers is not None:
-                said_of_policy.append(predictions(learner, answers))
-            write_model(learner, prepared.encoder.tokenizer, aside / member)
-            steps, size = steps + objective.steps, learner.num_parameters
-        policy = np.concatenate(said_of_policy, axis=1) if said_of_policy else None
-        file = RewardFile(scores=config.scores, members=members, compare_scale=config.compare_scale, **_moments(policy))
+    return _Lessons(config, prepared, learnt, kept, answers)
+
+
+def _train_members(lessons: _Lessons, folder: RunFolder, learner: LearnerGroup, begin: Reached) -> Sequence[Path]:
+    """Train each member that is left with a seed of its own, and ask it about held-out answers; returns their folders."""
+    asked, config = lessons.config, resolved(lessons.config)
+    rewind(folder, begin)
+    members = [*begin.members]
+    for number in range(len(members), config.models):
+        seed = config.seed + number
+        objective = _objective(config, lessons.prepared, (lessons.learnt, lessons.kept), seed)
+        steps, offset = objective.steps, number * objective.steps
+        spec = ModelSpec(config.model, "value", config.optimizer, steps, heads=config.heads, lora=config.lora)
+        folder.expect(steps * config.models)
+        title = "Reward model" if config.models == 1 else f"Reward model {number + 1} of {config.models}"
+        learner.load({"model": replace(spec, state=begin.state)}, run_dir=folder.path, seed=seed)
+        keeper = Keeper(learner, lessons.prepared.encoder, folder.path, asked, member=number)
+        with folder.console.progress(title, steps, done=begin.step - offset):
+            train(learner, objective, folder, seed=seed, begin=begin, keep=keeper.keep, offset=offset)
+        said = {"held_out": predictions(learner, objective.held_out)}
+        if lessons.answers is not None:
+            said["policy"] = predictions(learner, lessons.answers)
+        members.append(keeper.keep_member(offset + steps, said))
+        begin = Reached(offset + steps)
+    return members
+
+
+def _outcome(lessons: _Lessons, members: Sequence[Path], output: Path) -> Outcome:
+    """Put the trained members together, as the ensemble's folder, and what they say."""
+    config, prepared = lessons.config, lessons.prepared
+    said = [read_said(member) for member in members]
+    policy = np.concatenate([each["policy"] for each in said], axis=1) if lessons.answers is not None else None
+    names = tuple("." if number == 0 else f"member-{number}" for number in range(len(members)))
+    file = RewardFile(scores=config.scores, members=names, compare_scale=config.compare_scale, **_moments(policy))
+    with complete_or_absent(output) as aside:
+        for member, name in zip(members, names, strict=True):
+            shutil.copytree(member / "model", aside / name, dirs_exist_ok=True)
         file.write(aside)
-    units = objective.held_out.units
-    parts = np.concatenate(said, axis=1)
-    known = [one for one in kept if _coefficient(config, one.kind) > 0]
-    rewards = [[parts[row] for row in unit] for unit in units]
+    units = _objective(config, prepared, (lessons.learnt, lessons.kept), config.seed)
+    parts = np.concatenate([each["held_out"] for each in said], axis=1)
+    rewards = [[parts[row] for row in unit] for unit in units.held_out.units]
+    known = [one for one in lessons.kept if _coefficient(config, one.kind) > 0]
     raw = [one for one in prepared.raw if one.annotator and one.kind == "comparisons"]
-    return Outcome(known, rewards, raw, policy, file, len(learnt), steps, f"{size / 1e6:.1f} M parameters")
+    size, steps = f"{parameters_of(members[-1]) / 1e6:.1f} M parameters", units.steps * len(members)
+    return Outcome(known, rewards, raw, policy, file, len(lessons.learnt), steps, size)
 
 
 def _objective(

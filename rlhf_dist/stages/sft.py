@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +21,24 @@ from rlhf_dist.data.demonstrations import (
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.errors import DataError
 from rlhf_dist.learner.example_batch import ExampleBatch
-from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.names import POLICY
 from rlhf_dist.run_folder.passages import Passage
 from rlhf_dist.stages.hub import resolved
-from rlhf_dist.stages.supervised import Objective, check_fits, encoder_of, example_of, learner_of, save, train
+from rlhf_dist.stages.inputs import keep_inputs
+from rlhf_dist.stages.restarting import restarting
+from rlhf_dist.stages.stage_checkpoints import BEGINNING, Keeper, Reached, newest, rewind
+from rlhf_dist.stages.supervised import (
+    Objective,
+    SharedLearner,
+    check_fits,
+    encoder_of,
+    example_of,
+    learner_of,
+    train,
+)
 
 OUTPUT = POLICY
 
@@ -46,6 +56,7 @@ class PreparedSFT:
     objective: Objective
     encoder: Encoder
     lengths: dict[str, float]
+    begin: Reached = BEGINNING
 
     def describe(self) -> str:
         """A line for people, and one for each thing about the data that they should know."""
@@ -54,25 +65,30 @@ class PreparedSFT:
             f"{self.lengths['tokens/mean']:.0f} tokens in the mean, {self.lengths['tokens/max']:.0f} at most; "
             f"{self.objective.steps} steps"
         )
-        return "\n".join([told, *self.encoder.notes()])
+        return "\n".join([told, *filter(None, [self.begin.told]), *self.encoder.notes()])
 
     def example(self) -> str:
         """The first demonstration, and what is learnt of it."""
         return example_of(self.encoder, self.objective.train, "A demonstration")
 
 
-def prepare(config: SFTConfig) -> PreparedSFT:
-    """Read tokenizer and data, and check that they fit the model.
+def prepare(config: SFTConfig, resume: Path | None = None) -> PreparedSFT:
+    """Read tokenizer, data and, if the stage is resumed, a checkpoint, and check that they fit the model.
+
+    Args:
+        config: the stage's settings.
+        resume: folder of a run that goes on from its newest checkpoint.
 
     Raises:
         UserError: names the key, folder or line, what was found and what was expected.
     """
+    begin = newest(config, resume) if resume else BEGINNING
     config = resolved(config)
     encoder = encoder_of(config.model)
     learnt, kept = demonstrations(config.data, encoder)
     objective = Objective(demonstration_set(learnt), demonstration_set(kept), sft_loss, config)
     check_fits(config, [("policy", config.model)], encoder, objective.train, objective.held_out)
-    return PreparedSFT(objective, encoder, length_statistics([*learnt, *kept]))
+    return PreparedSFT(objective, encoder, length_statistics([*learnt, *kept]), begin)
 
 
 def demonstrations(
@@ -94,21 +110,29 @@ def demonstrations(
     return rows, read(settings.held_out, settings.split) if own_file else read(settings.path, settings.held_out)
 
 
-def run(config: SFTConfig, prepared: PreparedSFT, folder: RunFolder, shared: LearnerGroup | None = None) -> None:
+def run(config: SFTConfig, prepared: PreparedSFT, folder: RunFolder, shared: SharedLearner | None = None) -> None:
     """Fine-tune, on a learner group of its own or a pipeline's, and leave the run folder complete."""
-    config = resolved(config)
-    folder.expect(prepared.objective.steps)
-    spec = ModelSpec(config.model, "policy", config.optimizer, prepared.objective.steps, lora=config.lora)
+    objective, steps, encoder = prepared.objective, prepared.objective.steps, prepared.encoder
+    model = resolved(config).model
+    folder.expect(steps)
+
+    def attempt(begin: Reached) -> tuple[Mapping[str, float], int]:
+        with learner_of(config, folder.path, shared) as learner:
+            spec = ModelSpec(model, "policy", config.optimizer, steps, lora=config.lora, state=begin.state)
+            learner.load({"model": spec}, run_dir=folder.path, seed=config.seed)
+            rewind(folder, begin)
+            keeper = Keeper(learner, encoder, folder.path, config, encoder.ends.ids)
+            with folder.console.progress("SFT on demonstrations", steps, done=begin.step):
+                found = train(learner, objective, folder, seed=config.seed, begin=begin, keep=keeper.keep)
+            keeper.save(folder.path / OUTPUT)
+            return found, learner.num_parameters
+
     with (
         folder.told_of_failure(),
         session(config.cluster, cpus=config.learner.ranks, gpus=0, namespace=namespace_of(folder.path)),
-        learner_of(config, folder.path, shared) as learner,
     ):
-        learner.load({"model": spec}, run_dir=folder.path, seed=config.seed)
-        folder.rewind(0)
-        with folder.console.progress("SFT on demonstrations", prepared.objective.steps):
-            found = train(learner, prepared.objective, folder, seed=config.seed)
-        save(learner, prepared.encoder.tokenizer, folder.path / OUTPUT, prepared.encoder.ends.ids)
+        keep_inputs(config, folder.path)
+        found, parameters = restarting(config, folder, attempt, prepared.begin, lambda: newest(config, folder.path))
     perplexity = math.exp(min(found["loss"], 700.0))
     folder.write_passages([_passage(prepared, found["loss"], perplexity)])
     folder.finish(
@@ -119,7 +143,7 @@ def run(config: SFTConfig, prepared: PreparedSFT, folder: RunFolder, shared: Lea
             "demonstrations": len(prepared.objective.train.units),
             "held_out": len(prepared.objective.held_out.units),
             "lengths": prepared.lengths,
-            "model": f"{learner.num_parameters / 1e6:.1f} M parameters",
+            "model": f"{parameters / 1e6:.1f} M parameters",
         }
     )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
-from rlhf_dist.learner.group import LearnerGroup
+from rlhf_dist.stages.supervised import SharedLearner
 
 
 class Prepared(Protocol):
@@ -35,7 +36,10 @@ class Stage(Protocol):
 
 
 class SharingStage(Stage, Protocol):
-    """One that can learn on a group that other stages use before and after it."""
+    """One that goes on from checkpoints, and can learn on a group that other stages use before and after it."""
 
-    def run(self, config: Any, prepared: Any, folder: Any, shared: LearnerGroup | None = None) -> None:
+    def prepare(self, config: Any, resume: Path | None = None) -> Any:
+        """The same, for a run that goes on from the newest checkpoint in the folder `resume`."""
+
+    def run(self, config: Any, prepared: Any, folder: Any, shared: SharedLearner | None = None) -> None:
         """The same, on the group of a pipeline, if there is one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_dist.checkpoint import complete_or_absent
 from rlhf_dist.cluster.session import has_gpus, namespace_of
-from rlhf_dist.cluster.watch import Watch
+from rlhf_dist.cluster.watch import watch_of
 from rlhf_dist.config import Job, Training
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.example_view import view
@@ -22,9 +21,10 @@ from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.learner.group import GroupPlace, LearnerGroup, SupervisedBatch, start_group
 from rlhf_dist.learner.rank import Loss
-from rlhf_dist.models import ends_of, load_tokenizer, write_ends
+from rlhf_dist.models import ends_of, load_tokenizer
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.stages.fitting import check_stage
+from rlhf_dist.stages.stage_checkpoints import Reached
 
 UNITS = "units"
 """`KIND/units` counts what the other sums `KIND/...` of a loss are over."""
@@ -93,71 +93,112 @@ def example_of(encoder: Encoder, examples: ExampleSet, title: str, *, shift: int
     return view(encoder, tokens, {position + shift for position in selected}, title=title, mark=mark)
 
 
+class SharedLearner:
+    """A pipeline's learner group: started when a stage asks for it, kept for the next, and started anew after a failure."""
+
+    def __init__(self) -> None:
+        """Nothing is started yet."""
+        self._group: LearnerGroup | None = None
+
+    @contextmanager
+    def lent(self, config: Job, run_dir: Path) -> Iterator[LearnerGroup]:
+        """The group inside the block; see `learner_of`."""
+        try:
+            if self._group is None:
+                self._group = _started(config, run_dir)
+            yield self._group
+        except BaseException:
+            self.close()  # whoever failed, ranks may wait for each other
+            raise
+
+    def close(self) -> None:
+        """Stop the group, if there is one."""
+        group, self._group = self._group, None
+        if group is not None:
+            group.close()
+
+
 @contextmanager
-def learner_of(config: Job, run_dir: Path, shared: LearnerGroup | None = None) -> Iterator[LearnerGroup]:
+def learner_of(config: Job, run_dir: Path, shared: SharedLearner | None = None) -> Iterator[LearnerGroup]:
     """A stage's learner group inside the block, holding no model yet: one of its own, or that of several stages.
 
     Args:
         config: the stage's settings.
         run_dir: what every rank must be able to see.
-        shared: the group of a pipeline, which goes on after this stage; it was started with the same settings.
+        shared: a pipeline's, which outlives this stage; all its stages have the same settings of the learner.
     """
-    import ray
+    own = shared or SharedLearner()
+    try:
+        with own.lent(config, run_dir) as group:
+            yield group
+    finally:
+        if shared is None:
+            own.close()
 
-    if shared is not None:
-        yield shared
-        return
 
+def _started(config: Job, run_dir: Path) -> LearnerGroup:
     share = config.cluster.gpu_share if has_gpus() else 0.0
     options = [
         {"num_cpus": 1, "num_gpus": share, "name": f"learner-{rank}", "namespace": namespace_of(run_dir)}
         for rank in range(config.learner.ranks)
     ]
-    place = GroupPlace(config.learner, options, run_dir, Watch(), config.timeouts, config.cluster.interface)
-    group = start_group(place)
-    try:
-        yield group
-    finally:
-        for rank in group.ranks:
-            ray.kill(rank)
+    timeouts = config.timeouts
+    return start_group(
+        GroupPlace(config.learner, options, run_dir, watch_of(timeouts), timeouts, config.cluster.interface)
+    )
 
 
 def train(
-    learner: LearnerGroup, objective: Objective, folder: RunFolder, *, seed: int, offset: int = 0
-) -> dict[str, float]:
+    learner: LearnerGroup,
+    objective: Objective,
+    folder: RunFolder,
+    *,
+    seed: int,
+    begin: Reached,
+    keep: Callable[[int, Mapping[str, float]], None],
+    offset: int = 0,
+) -> Mapping[str, float]:
     """Epochs over shuffled batches, evaluated after each; returns the last evaluation.
 
     Args:
         learner: the group that holds the stage's model as `model`.
         objective: what it learns.
         folder: where each step is recorded.
-        seed: of the shuffling.
+        seed: of the shuffling, and of what a step draws.
+        begin: steps that are done are left out.
+        keep: called after each step with the number of those done, and the last evaluation.
         offset: number of the first step, for the later members of an ensemble.
     """
     import ray
 
     stored, held_out = ray.put(objective.train.table), ray.put(objective.held_out.table)
-    step, found = offset, {}
+    found = begin.found
+    for step, (epoch, is_last, chosen) in enumerate(_batches(objective, seed), start=offset):
+        if step < begin.step:
+            continue
+        began = time.perf_counter()
+        draws = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+        batch = batch_of(stored, objective.train.selected(chosen), draws=draws)
+        facts = per_kind(learner.train_step("model", batch, objective.loss))
+        seconds = time.perf_counter() - began
+        metrics = {f"train/{key}": value for key, value in facts.items()} | {"train/epoch": epoch}
+        speed = {"timing_s/step": seconds, "perf/throughput": sum(batch.lengths) / seconds}
+        if is_last:
+            asked = batch_of(held_out, objective.held_out)
+            found = per_kind(learner.train_step("model", asked, objective.loss, learn=False))
+            metrics |= {f"eval/{key}": value for key, value in found.items()}
+        folder.record(step, metrics | speed)
+        keep(step + 1, found)
+        folder.console.advance(f"loss {facts['loss']:.3f}")
+    return found
+
+
+def _batches(objective: Objective, seed: int) -> Iterator[tuple[float, bool, list[int]]]:
+    """Of each step how far in which epoch it is, whether it is the epoch's last, and its units."""
     for epoch in range(objective.training.epochs):
         batches = shuffled(objective.train.strata, objective.training.batch_size, seed=seed, epoch=epoch)
         for number, chosen in enumerate(batches):
-            began = time.perf_counter()
-            batch = batch_of(stored, objective.train.selected(chosen))
-            facts = per_kind(learner.train_step("model", batch, objective.loss))
-            seconds = time.perf_counter() - began
-            metrics = {f"train/{key}": value for key, value in facts.items()} | {
-                "train/epoch": epoch + number / len(batches)
-            }
-            speed = {"timing_s/step": seconds, "perf/throughput": sum(batch.lengths) / seconds}
-            if number == len(batches) - 1:
-                found = per_kind(
-                    learner.train_step("model", batch_of(held_out, objective.held_out), objective.loss, learn=False)
-                )
-                metrics |= {f"eval/{key}": value for key, value in found.items()}
-            folder.record(step, metrics | speed)
-            folder.console.advance(f"loss {facts['loss']:.3f}")
-            step += 1
-    return found
+            yield epoch + number / len(batches), number == len(batches) - 1, chosen
 
 
 def shuffled(strata: Sequence[Hashable], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
@@ -185,9 +226,9 @@ def shuffled(strata: Sequence[Hashable], batch_size: int, *, seed: int, epoch: i
     return [order[start : start + batch_size] for start in range(0, whole, batch_size)]
 
 
-def batch_of(stored: Any, chosen: ExampleSet) -> SupervisedBatch:
-    """Units whose table lies in shared memory, as the learner takes them."""
-    return SupervisedBatch(stored, chosen.units, chosen.lengths(), count=sum(chosen.weights))
+def batch_of(stored: Any, chosen: ExampleSet, *, draws: int = 0) -> SupervisedBatch:
+    """Units whose table lies in shared memory, as the learner takes them; `draws` is the seed of what their step draws."""
+    return SupervisedBatch(stored, chosen.units, chosen.lengths(), count=sum(chosen.weights), draws=draws)
 
 
 def per_kind(facts: Mapping[str, float]) -> dict[str, float]:
@@ -209,17 +250,3 @@ def predictions(learner: LearnerGroup, examples: ExampleSet) -> np.ndarray[Any, 
 
     found = learner.predict("model", batch_of(ray.put(examples.table), examples))
     return np.array([found[number] for number in range(examples.table.num_rows)])
-
-
-def save(learner: LearnerGroup, tokenizer: Any, folder: Path, ends: Sequence[int] = ()) -> None:
-    """Write the stage's model with its tokenizer, and the tokens that end its answers; the folder is complete or absent."""
-    with complete_or_absent(folder) as aside:
-        write_model(learner, tokenizer, aside, ends)
-
-
-def write_model(learner: LearnerGroup, tokenizer: Any, folder: Path, ends: Sequence[int] = ()) -> None:
-    """Write the stage's model with its tokenizer in Hugging Face layout; `ends` are a policy's, for every engine."""
-    learner.save("model", folder.absolute())
-    tokenizer.save_pretrained(folder)
-    if ends:
-        write_ends(folder, ends)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,7 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf_dist.checkpoint import verify
+from rlhf_dist.checkpoint import checkpoints, verify
+from rlhf_dist.cluster.session import namespace_of
 from rlhf_dist.config import DPOConfig, Job, ModelReward, RewardConfig, SFTConfig
 from rlhf_dist.data.prompts import answer_tokens
 from rlhf_dist.errors import ConfigError, ModelError
@@ -22,9 +25,10 @@ from rlhf_dist.scoring.answers import Answers
 from rlhf_dist.scoring.reward_file import read_reward_file
 from rlhf_dist.scoring.reward_models import LearnedReward
 from rlhf_dist.stages import dpo, reward, sft
+from rlhf_dist.stages.supervised import SharedLearner
 from rlhf_dist.store.row import single_turn
 from rlhf_dist.tasks.helpdesk import build_tokenizer, gold_score, preferences, ratings
-from tests.runs import Folders
+from tests.runs import Folders, metrics
 
 LEARNER = {"zero_stage": 0, "micro_batch_tokens": 2048, "threads": 1}
 FAST = {"lr": 3e-3, "warmup": 0.0}
@@ -34,9 +38,12 @@ SMALL = {"engine": "transformers", "max_new_tokens": 12, "max_concurrent": 32}
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def run(stage: Any, config: Job, path: Path) -> dict[str, Any]:
+def run(stage: Any, config: Job, path: Path, *shared: SharedLearner, listener: Any = None) -> dict[str, Any]:
+    """A whole stage; it goes on from the newest checkpoint in its folder, if there is one."""
+    prepared = stage.prepare(config, path if checkpoints(path) else None)
     folder = RunFolder(path, config, console=Console(), stage=stage.__name__.rpartition(".")[2])
-    stage.run(config, stage.prepare(config), folder)
+    folder.listeners += [listener] if listener else []
+    stage.run(config, prepared, folder, *shared)
     assert "<svg" in (path / "report.html").read_text()
     return json.loads((path / "summary.json").read_text())
 
@@ -51,7 +58,9 @@ def losses(path: Path, key: str) -> list[float]:
     return [row[key] for row in rows if key in row]
 
 
-def test_lora_fine_tuning_learns_and_its_adapter_is_the_merged_model(folders: Folders, tmp_path: Path) -> None:
+def test_lora_fine_tuning_learns_goes_on_bit_for_bit_and_its_adapter_is_the_merged_model(
+    folders: Folders, tmp_path: Path
+) -> None:
     rows = [{"prompt": f"Customer: {n % 7}\nAgent:", "completion": " Hello! Have a nice day!"} for n in range(96)]
     config = SFTConfig(
         model=str(folders.policy),
@@ -59,10 +68,22 @@ def test_lora_fine_tuning_learns_and_its_adapter_is_the_merged_model(folders: Fo
         epochs=8,
         batch_size=16,
         optimizer={"lr": 2e-2, "warmup": 0.0, "schedule": "cosine"},
-        lora={"rank": 4, "alpha": 8},
+        lora={"rank": 4, "alpha": 8, "dropout": 0.05},
+        checkpoint_every=9,
         learner={**LEARNER, "ranks": 2, "zero_stage": 3},
     )
-    summary = run(sft, config, tmp_path / "run")
+    with closing(SharedLearner()) as shared:
+        summary = run(sft, config, tmp_path / "run", shared)
+        interrupted = shutil.copytree(tmp_path / "run", tmp_path / "interrupted", ignore=ignored)
+        (interrupted / "checkpoints" / "step-000027" / "state.json").write_text("{}")
+        prepared = sft.prepare(config, interrupted)
+        assert "going on after step 18 (not from what is newer: " in prepared.describe()
+        assert "step-000027/state.json: missing or changed" in prepared.describe()
+        run(sft, config, interrupted, shared)
+    assert metrics(interrupted) == metrics(tmp_path / "run")
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (interrupted / "policy" / file).read_bytes() == (tmp_path / "run" / "policy" / file).read_bytes()
+    assert [each.name for each in checkpoints(interrupted)] == ["step-000027", "step-000018"]
     first, last = losses(tmp_path / "run", "train/loss")[0], losses(tmp_path / "run", "eval/loss")[-1]
     # The frozen random head lets no hidden state say these words at less than 4.93 nats; it starts at 6.18.
     assert last < first - 0.9
@@ -81,6 +102,10 @@ def test_lora_fine_tuning_learns_and_its_adapter_is_the_merged_model(folders: Fo
         torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-4, rtol=0)
     start = load_policy(str(folders.policy), dtype=torch.float32).model.embed_tokens.weight
     assert torch.equal(merged.model.embed_tokens.weight, start), "what is frozen has not moved"
+
+
+ignored = shutil.ignore_patterns("policy", "summary.json", "report.html")
+"""What a run that is interrupted has not written yet."""
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +209,9 @@ def _scores(learnt: LearnedReward, tokenizer: Any, rows: list[tuple[str, str]]) 
     return learnt.score(Answers(tokens, tokenizer))["reward"]
 
 
-def test_direct_preference_optimisation_makes_the_preferred_answer_likelier(folders: Folders, tmp_path: Path) -> None:
+def test_direct_preference_optimisation_makes_the_preferred_answer_likelier_though_a_rank_dies(
+    folders: Folders, tmp_path: Path
+) -> None:
     rows = [
         {"prompt": f"Customer: {n}\nAgent:", "chosen": " Hello!", "rejected": " My cat likes boxes."} for n in range(64)
     ]
@@ -195,9 +222,22 @@ def test_direct_preference_optimisation_makes_the_preferred_answer_likelier(fold
         batch_size=16,
         held_out=0.1,
         optimizer=FAST,
+        checkpoint_every=2,
         learner={**LEARNER, "ranks": 2, "zero_stage": 2},
     )
-    summary = run(dpo, config, tmp_path / "run")
+    told: list[dict[str, Any]] = []
+
+    def kill_once(status: dict[str, Any]) -> None:
+        import ray
+
+        if status["iteration"] == 5 and not any(each["iteration"] == 5 for each in told):
+            ray.kill(ray.get_actor("learner-1", namespace_of(tmp_path / "run")))
+        told.append(status)
+
+    summary = run(dpo, config, tmp_path / "run", listener=kill_once)
+    (restarting,) = [each for each in told if each["state"] == "restarting"]
+    assert restarting["cause"].startswith("learner-1 died while ")
+    assert [row["iteration"] for row in metrics(tmp_path / "run")] == [*range(6)]
     assert summary["accuracy"] == 1.0
     assert summary["margin"] > 0.1
     assert losses(tmp_path / "run", "train/loss")[0] == pytest.approx(math.log(2), abs=1e-3), (

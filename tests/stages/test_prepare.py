@@ -15,7 +15,7 @@ from rlhf_dist.config import DPOConfig, EvaluateConfig, PPOConfig, RewardConfig,
 from rlhf_dist.models import folders, load_tokenizer
 from rlhf_dist.stages import dpo, evaluate, ppo, reward, sft
 from rlhf_dist.stages.hub import resolved
-from rlhf_dist.stages.supervised import write_model
+from rlhf_dist.stages.stage_checkpoints import write_model
 from tests.chats import ENDLESS, LLAMA3, chat_tokenizer
 from tests.runs import SHAPE
 

@@ -1,5 +1,10 @@
 """What a reward model's stage learns from and says, without a process; whole stages: tests/integration/test_stages.py."""
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -8,11 +13,18 @@ from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.examples import ExampleSet, example_table
 from rlhf_dist.data.feedback import Judged
 from rlhf_dist.data.judgements import JudgedTokens
+from rlhf_dist.errors import WorkerLost
 from rlhf_dist.feedback.aggregate import Aggregated
+from rlhf_dist.run_folder.console import Console
+from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.scoring.reward_file import RewardFile
-from rlhf_dist.stages.reward import PreparedReward, _moments, _objective
+from rlhf_dist.stages.inputs import keep_inputs
+from rlhf_dist.stages.restarting import restarting
+from rlhf_dist.stages.reward import PreparedReward, _lessons, _moments, _objective, _outcome, _train_members
 from rlhf_dist.stages.reward_passages import Outcome, _policy_passage
+from rlhf_dist.stages.stage_checkpoints import Reached, newest
 from rlhf_dist.tasks.helpdesk import build_tokenizer
+from tests.runs import metrics
 
 JUDGED = [Judged("comparisons", f"Hi {n}", (" Hello!", " no"), 1.0, "s", "f") for n in range(40)]
 
@@ -51,3 +63,74 @@ def test_a_policy_whose_answers_all_score_alike_has_no_standard_deviation_to_tel
     assert "standard deviation" not in told
     assert "all score alike" in told
     assert "standard deviation 0.500" in _policy_passage(spread, RewardFile(**_moments(spread))).text
+
+
+class Learner:
+    """What the stage asks of a learner group: a model that is one number, and all that makes it."""
+
+    num_parameters = 1
+
+    def __init__(self, fails_at: int) -> None:
+        self.model, self.steps, self.fails_at = 0.0, 0, fails_at
+
+    def load(self, specs: dict[str, Any], *, run_dir: Path, seed: int) -> None:
+        state = specs["model"].state
+        self.model = json.loads((Path(state) / "state.json").read_text()) if state else float(seed)
+
+    def train_step(self, name: str, batch: Any, loss: Any, *, learn: bool = True) -> dict[str, float]:
+        if learn:
+            self.steps += 1
+            if self.steps == self.fails_at:
+                raise WorkerLost("learner-0 died")
+            self.model += batch.draws / 2**32 + sum(unit[0] for unit in batch.units) / 7
+        return {"loss": self.model}
+
+    def predict(self, name: str, batch: Any) -> dict[int, list[float]]:
+        return {number: [self.model + number] for unit in batch.units for number in unit}
+
+    def save(self, name: str, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_text(repr(self.model))
+
+    def save_state(self, name: str, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(json.dumps(self.model))
+
+
+@pytest.mark.parametrize("fails_at", [1, 4, 9, 10, 11, 17, 18])
+def test_an_ensemble_that_goes_on_is_the_one_that_was_never_interrupted(
+    fails_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine steps for each of its two members, a checkpoint after every third."""
+    monkeypatch.setattr("ray.put", lambda value: value)
+    monkeypatch.setattr("rlhf_dist.stages.reward.resolved", lambda config: config)
+    encoder = Encoder(build_tokenizer())
+    tokens = JudgedTokens(encoder, max_tokens=64)
+    answers = ExampleSet(example_table([[1], [2]], [[0], [0]]), [[0], [1]], [1.0, 1.0])
+    prepared = PreparedReward(encoder, JUDGED, Aggregated(JUDGED, [], None), tokens, [], answers)
+    settings = {"models": 2, "epochs": 3, "batch_size": 12, "checkpoint_every": 3}
+
+    def trained(name: str, learner: Any) -> tuple[Outcome, list[dict[str, float]], str]:
+        config = RewardConfig(model="m", run_dir=str(tmp_path / name), **settings)
+        folder = RunFolder(tmp_path / name, config, console=Console(), stage="reward")
+        keep_inputs(config, folder.path)
+        lessons = _lessons(config, prepared, JUDGED, answers)
+
+        def attempt(begin: Reached) -> Sequence[Path]:
+            return _train_members(lessons, folder, learner, begin)
+
+        members = restarting(config, folder, attempt, Reached(), lambda: newest(config, folder.path))
+        made = _outcome(lessons, members, folder.path / "reward_model")
+        saved = [file.read_text() for file in sorted((folder.path / "reward_model").rglob("model.safetensors"))]
+        return made, metrics(folder.path), repr(saved)
+
+    (whole, rows, models), (again, rows_again, models_again) = (
+        trained("whole", Learner(0)),
+        trained("interrupted", Learner(fails_at)),
+    )
+    assert whole.facts() == again.facts()
+    assert rows == rows_again
+    assert [row["iteration"] for row in rows] == [*range(18)]
+    assert models == models_again
+    assert np.array_equal(whole.policy, again.policy)
+    assert whole.policy.shape == (2, 2)

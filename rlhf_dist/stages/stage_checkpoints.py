@@ -1,0 +1,209 @@
+"""Checkpoints from which stages that learn from data go on: `checkpoints/step-NNNNNN/`, each complete or absent.
+
+    config.json, model.safetensors, tokenizer...   the model in Hugging Face layout, loadable as it is
+    learner/model/                                 weights and state of the optimiser, and the schedule
+    state.json                                     steps done, member of the ensemble, the last evaluation
+    run.yaml, inputs.json                          the settings that the stage then had, and what it had read
+
+An ensemble's members that are trained lie in `members/N/`, with what they say of the held-out answers, until the stage is done.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_dist.checkpoint import checkpoints, complete_or_absent, verify
+from rlhf_dist.config import DPOConfig, Job, RewardConfig, SFTConfig, dump, load
+from rlhf_dist.data.encoder import Encoder
+from rlhf_dist.errors import ConfigError, ModelError
+from rlhf_dist.files import as_exact_json
+from rlhf_dist.learner.group import LearnerGroup
+from rlhf_dist.models import write_ends
+from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.stages.changes import SUPERVISED, check_changes
+from rlhf_dist.stages.inputs import INPUTS, changed, kept_inputs
+
+KEPT = 2
+"""The newest, and the one before it for when the newest is damaged."""
+STATE, SETTINGS, SAID = "state.json", "run.yaml", "said.safetensors"
+MEMBERS = "members"
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How far a stage has come: nowhere, or what it goes on from."""
+
+    step: int = 0
+    """Optimiser steps done, those of an ensemble's earlier members included."""
+    state: str = ""
+    """Folder of the learner's state; empty: the next model begins as its folder has it."""
+    found: Mapping[str, float] = field(default_factory=dict)
+    """The last evaluation."""
+    members: tuple[Path, ...] = ()
+    """Of an ensemble, those that are trained."""
+    told: str = ""
+    """For people: where a resumed stage goes on, and what it passed over; empty: it is not resumed."""
+
+
+BEGINNING = Reached()
+
+
+def newest(config: Job, run_dir: Path) -> Reached:
+    """The furthest that a stage has come, by what is as it was written; the beginning where there is nothing at all.
+
+    Args:
+        config: the stage's settings, as the user wrote them.
+        run_dir: its folder.
+
+    Raises:
+        ModelError: in everything that it left a file has changed since it was written; names the newest's.
+        ConfigError: it was made with other settings that such a stage keeps, or from files that have changed since.
+    """
+    damage: list[str] = []
+    members = _members(config, run_dir, damage)
+    step = _state(members[-1])["step"] if members else 0
+    for folder in checkpoints(run_dir):
+        if not _whole(folder, damage):
+            continue
+        state = _state(folder)
+        if state["member"] != len(members):
+            continue  # of a member that is trained, or of one after a member that is to be trained again
+        _check_origin(config, folder)
+        going_on = f"going on after step {state['step']}"
+        learner = str(folder.absolute() / "learner" / "model")
+        return Reached(state["step"], learner, state["found"], members, _told(going_on, damage))
+    if damage and not members:
+        raise ModelError(damage[0])
+    begins = f"going on after member {len(members)}" if members else "there is no checkpoint yet: from the beginning"
+    return Reached(step, members=members, told=_told(begins, damage))
+
+
+def rewind(folder: RunFolder, begin: Reached) -> None:
+    """Forget what was recorded and kept after the step from which a stage goes on, because it does it again."""
+    folder.rewind(begin.step)
+    for each in checkpoints(folder.path):
+        if int(each.name.partition("-")[2]) > begin.step:
+            shutil.rmtree(each)
+    for each in (folder.path / MEMBERS).glob("*"):
+        if each.absolute() not in begin.members:
+            shutil.rmtree(each)
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Writes a stage's checkpoints, and its model."""
+
+    learner: LearnerGroup
+    encoder: Encoder
+    run_dir: Path
+    config: SFTConfig | RewardConfig | DPOConfig
+    """As the user wrote it."""
+    ends: Sequence[int] = ()
+    """Tokens that end a policy's answers."""
+    member: int = 0
+    """Of an ensemble, the one that is trained."""
+
+    def keep(self, step: int, found: Mapping[str, float]) -> None:
+        """Write a checkpoint after so many steps, if it is time for one; of older ones one stays.
+
+        Args:
+            step: optimiser steps done, those of earlier members included.
+            found: the last evaluation.
+        """
+        every = self.config.checkpoint_every
+        if not every or step % every:
+            return
+        with complete_or_absent(self.run_dir / "checkpoints" / f"step-{step:06d}") as aside:
+            write_model(self.learner, self.encoder.tokenizer, aside, self.ends)
+            self.learner.save_state("model", aside.absolute() / "learner" / "model")
+            self._sign(aside, {"step": step, "member": self.member, "found": dict(found)})
+        for old in checkpoints(self.run_dir)[KEPT:]:
+            shutil.rmtree(old)
+
+    def keep_member(self, step: int, said: Mapping[str, Array]) -> Path:
+        """Write the member of the ensemble that is trained now.
+
+        Args:
+            step: optimiser steps done, its own and those of earlier members.
+            said: what it says of some examples, by name; `read_said` reads it.
+        """
+        from safetensors.numpy import save_file
+
+        folder = (self.run_dir / MEMBERS / str(self.member)).absolute()
+        with complete_or_absent(folder) as aside:
+            write_model(self.learner, self.encoder.tokenizer, aside / "model", self.ends)
+            save_file({name: np.ascontiguousarray(each) for name, each in said.items()}, aside / SAID)
+            self._sign(aside, {"step": step, "parameters": self.learner.num_parameters})
+        return folder
+
+    def save(self, folder: Path) -> None:
+        """Write the trained model; the folder is complete or absent."""
+        with complete_or_absent(folder) as aside:
+            write_model(self.learner, self.encoder.tokenizer, aside, self.ends)
+
+    def _sign(self, folder: Path, state: Mapping[str, object]) -> None:
+        (folder / STATE).write_text(as_exact_json(state, STATE))
+        (folder / SETTINGS).write_text(dump(self.config))
+        shutil.copyfile(self.run_dir / INPUTS, folder / INPUTS)
+
+
+def write_model(learner: LearnerGroup, tokenizer: Any, folder: Path, ends: Sequence[int] = ()) -> None:
+    """Write the stage's model with its tokenizer in Hugging Face layout; `ends` are a policy's, for every engine."""
+    learner.save("model", folder.absolute())
+    tokenizer.save_pretrained(folder)
+    if ends:
+        write_ends(folder, ends)
+
+
+def read_said(member: Path) -> dict[str, Array]:
+    """What a trained member says of examples, by the names that `keep_member` was given."""
+    from safetensors.numpy import load_file
+
+    found: dict[str, Array] = load_file(member / SAID)
+    return found
+
+
+def parameters_of(member: Path) -> int:
+    """How many parameters a trained member has."""
+    return int(_state(member)["parameters"])
+
+
+def _members(config: Job, run_dir: Path, damage: list[str]) -> tuple[Path, ...]:
+    """Members that are trained, up to the first that is damaged."""
+    found: list[Path] = []
+    while (folder := (run_dir / MEMBERS / str(len(found))).absolute()).is_dir() and _whole(folder, damage):
+        _check_origin(config, folder)
+        found.append(folder)
+    return tuple(found)
+
+
+def _whole(folder: Path, damage: list[str]) -> bool:
+    try:
+        verify(folder)
+    except ModelError as error:
+        damage.append(str(error))
+        return False
+    return True
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / STATE).read_text())
+    return found
+
+
+def _check_origin(config: Job, folder: Path) -> None:
+    check_changes(load(type(config), folder / SETTINGS), config, where=str(folder), kept=SUPERVISED)
+    if told := changed(config, kept_inputs(folder)):
+        raise ConfigError(f"{folder}: since it was made {told}; expected what it has learnt from, or a new run")
+
+
+def _told(begins: str, damage: Sequence[str]) -> str:
+    return begins + (f" (not from what is newer: {'; '.join(damage)})" if damage else "")
