@@ -131,6 +131,12 @@ class Scoring(Section):
     reference_workers: int = Field(1, ge=1, le=1024, description="processes that hold the reference policy")
     batch_tokens: int = Field(8192, ge=1, description="tokens per forward pass, padding included")
     threads: int = Field(1, ge=1, description="CPU threads per scoring worker, where there is no GPU")
+    quarantine: int = Field(
+        0,
+        ge=0,
+        description="most samples of an iteration whose reward may fail: they are told in quarantine.jsonl and not trained on; "
+        "one more ends the run",
+    )
 
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
