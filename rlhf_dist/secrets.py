@@ -15,8 +15,8 @@ _PASSWORD_WITH_SLASH = re.compile(r"(\w://[^\s/:@\"'<>]*:)[^\s\"'<>]*@")
 """One that should have been quoted, and still is one."""
 _QUERY = re.compile(r"(\w://[^\s?\"'<>]*\?)[^\s\"'<>]+")
 
-_known: set[str] = set()
-"""Values of secrets that this process was given."""
+_known: dict[str, str] = {}
+"""Secrets that this process was given, by the names of their environment variables."""
 
 
 class Secrets(dict[str, str]):
@@ -31,8 +31,8 @@ class Secrets(dict[str, str]):
 
 def masked(text: str) -> str:
     """The text without users, passwords and queries of URLs, and without the secrets that this process knows."""
-    for value in sorted(_known, key=len, reverse=True):
-        text = text.replace(value, HIDDEN)
+    for value in sorted(_known.values(), key=len, reverse=True):
+        text = text.replace(value, HIDDEN) if len(value) >= SHORTEST else text
     if "://" not in text:
         return text
     text = _USER.sub(rf"\g<1>{HIDDEN}@", text)
@@ -41,5 +41,10 @@ def masked(text: str) -> str:
 
 
 def keep(values: Mapping[str, str]) -> None:
-    """From now on, `masked` hides these values too."""
-    _known.update(value for value in values.values() if len(value) >= SHORTEST)
+    """From now on, this process knows these secrets, and `masked` hides them too."""
+    _known.update(values)
+
+
+def secret(variable: str) -> str:
+    """A secret that this process knows."""
+    return _known[variable]

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from rlhf_dist.errors import RewardError
 from rlhf_dist.records import Failure, RowKey
+from rlhf_dist.secrets import masked
 from rlhf_dist.store.row import Row
 
 LONGEST_PASSAGE = 2_000
@@ -69,7 +70,7 @@ class Answers:
             RewardError: so many may not fail.
         """
         prompt, answer = self.texts[number]
-        self.failures.add(number, Failure(reward, cause, passage(prompt), passage(answer)))
+        self.failures.add(number, Failure(reward, masked(cause), passage(prompt), passage(answer)))
 
     def _decoded(self, tokens: Any) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from rlhf_dist.config import FunctionReward
 from rlhf_dist.errors import ConfigError, RewardError, RunError
@@ -171,10 +172,8 @@ class GuardedRule:
 
     def _end(self) -> None:
         """Kill the process and all that it started."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
         self._connection.close()
         self._owed = 0

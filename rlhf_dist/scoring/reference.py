@@ -17,7 +17,6 @@ class ReferenceScorer:
     """Log-probs of the sampled tokens at the rollout's temperature, as KL to the reference needs them."""
 
     writer = "reference"
-    quarantine = 0
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ from rlhf_dist.config import RemoteReward
 from rlhf_dist.errors import RewardError
 from rlhf_dist.progress import step
 from rlhf_dist.scoring.answers import Answers
-from rlhf_dist.secrets import masked
+from rlhf_dist.secrets import masked, secret
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 """Of the waits between attempts, which double; between half of each and all of it is waited."""
@@ -50,18 +50,12 @@ class ServerReward:
     answer's failure, and one that cannot be read is that of all the answers asked about.
     """
 
-    def __init__(self, settings: RemoteReward, secrets: Mapping[str, str] | None = None) -> None:
-        """Connect when the first answers come.
-
-        Args:
-            settings: where the server is.
-            secrets: values of the environment variables that the settings name.
-        """
+    def __init__(self, settings: RemoteReward) -> None:
+        """Connect when the first answers come; the secrets that the settings name are known by then (`secrets.keep`)."""
         self.name, self._settings = settings.name, settings
-        given = secrets or {}
-        headers = {header: given[variable] for header, variable in settings.headers_env.items()}
+        headers = {header: secret(variable) for header, variable in settings.headers_env.items()}
         if settings.token_env:
-            headers["Authorization"] = f"Bearer {given[settings.token_env]}"
+            headers["Authorization"] = f"Bearer {secret(settings.token_env)}"
         # Compressed replies could be a thousand times as large as what was counted.
         self._headers = {**headers, "Accept-Encoding": "identity"}
         self._loop = asyncio.new_event_loop()
@@ -147,7 +141,7 @@ class ServerReward:
 
 
 def _backoff_s(attempt: int) -> float:
-    return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt) * random.uniform(0.5, 1.0)
+    return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0**attempt) * random.uniform(0.5, 1.0)
 
 
 def _rest(seconds: float) -> None:

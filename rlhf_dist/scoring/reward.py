@@ -14,7 +14,6 @@ from rlhf_dist.scoring.functions import RuleReward
 from rlhf_dist.scoring.remote import ServerReward
 from rlhf_dist.scoring.reward_models import LearnedReward
 from rlhf_dist.scoring.safety import Rules
-from rlhf_dist.secrets import keep
 from rlhf_dist.store.row import Row
 
 
@@ -33,8 +32,6 @@ class RewardScorer:
         batch_tokens: int,
         device: str,
         attention: str = "sdpa",
-        quarantine: int = 0,
-        secrets: Mapping[str, str] | None = None,
     ) -> None:
         """Load everything.
 
@@ -46,11 +43,7 @@ class RewardScorer:
             batch_tokens: most tokens of a forward pass.
             device: where models go.
             attention: their attention kernels.
-            quarantine: most samples of an iteration that may fail.
-            secrets: values of the environment variables that remote rewards name; `masked` hides them in this process too.
         """
-        keep(secrets or {})
-        self.quarantine = quarantine
 
         def load(reward: Reward) -> Component:
             if isinstance(reward, ModelReward):
@@ -58,7 +51,7 @@ class RewardScorer:
             if isinstance(reward, FunctionReward):
                 return RuleReward(reward)
             assert isinstance(reward, RemoteReward)
-            return ServerReward(reward, secrets)
+            return ServerReward(reward)
 
         self._weighted = [(reward.weight, load(reward)) for reward in rewards]
         self._rules, self._cap = Rules(safety, device=device), safety.cap
@@ -88,7 +81,7 @@ class RewardScorer:
         ]
         parts |= verdicts.by_name()
         return {
-            "score": scores,
+            "score": [float("nan") if n in answers.failures.causes else score for n, score in enumerate(scores)],
             "score_parts": [[*zip(parts, row, strict=True)] for row in zip(*parts.values(), strict=True)],
         }
 

@@ -22,6 +22,7 @@ from rlhf_dist.errors import NumbersError
 from rlhf_dist.imports import import_transformers
 from rlhf_dist.records import RowKey
 from rlhf_dist.scoring.answers import Failures
+from rlhf_dist.secrets import Secrets, keep
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.row import Row, row_of, rows_of
 from rlhf_dist.store.schema import keys_of, written_by
@@ -34,8 +35,6 @@ class Scorer(Protocol):
     """What gives rows the columns of one writer."""
 
     writer: str
-    quarantine: int
-    """Most samples of an iteration that may fail."""
 
     def score(self, rows: Sequence[Row], failures: Failures | None = None) -> dict[str, list[Any]]:
         """Columns by name, one value per row; rows without one are `failures`, if there may be any."""
@@ -47,18 +46,32 @@ class Scorer(Protocol):
 class ScoringWorker:
     """A Ray actor around one scorer."""
 
-    def __init__(self, name: str, scorer: type[Any], arguments: dict[str, Any], *, threads: int, log_dir: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        scorer: type[Any],
+        arguments: dict[str, Any],
+        quarantine: int = 0,
+        secrets: Secrets | None = None,
+        *,
+        threads: int,
+        log_dir: str,
+    ) -> None:
         """Take the settings; `start` loads the model, so that its errors arrive as what they are.
 
         Args:
             name: the worker's name, under which it leases rows.
             scorer: class of the scorer.
             arguments: the scorer's arguments, without the device.
+            quarantine: most samples of an iteration that it may fail to score.
+            secrets: what it must know and nobody may read.
             threads: CPU threads, where there is no GPU.
             log_dir: where the worker's log file goes.
         """
         self.name, self._log_dir = name, log_dir
         self._kind, self._arguments, self._threads = scorer, arguments, threads
+        self._quarantine = quarantine
+        keep(secrets or {})
         self._alone = OneThread()
         self._loaded: Scorer | None = None
         self.progress = Progress()
@@ -123,7 +136,7 @@ class ScoringWorker:
                 continue
             keys = [RowKey(*view.key) for view in views]
             logs.CONTEXT["iteration"] = keys[0].iteration
-            failures = Failures(self._scorer.quarantine, keys)
+            failures = Failures(self._quarantine, keys)
             with tracing.span("score", rows=len(views), iteration=keys[0].iteration):
                 columns = self._columns(keys, _read(views, timeout_s), failures)
             schema = written_by(writer)

@@ -26,6 +26,9 @@ class ScorerKind(NamedTuple):
     scorer: type[Any]
     arguments: dict[str, Any]
     """Without the device."""
+    quarantine: int = 0
+    """Most samples of an iteration that it may fail to score."""
+    secrets: Secrets = Secrets()
 
 
 def scorer_kinds(config: PPOConfig | EvaluateConfig, *, policy: str, reference: str) -> dict[str, ScorerKind]:
@@ -45,12 +48,10 @@ def scorer_kinds(config: PPOConfig | EvaluateConfig, *, policy: str, reference: 
         "rewards": rewards_of(config),
         "safety": config.safety,
         "tokenizer": policy,
-        "quarantine": config.scoring.quarantine,
-        "secrets": secrets_of(config),
         **shared,
     }
     return {
-        "reward": ScorerKind(RewardScorer, reward),
+        "reward": ScorerKind(RewardScorer, reward, config.scoring.quarantine, secrets_of(config)),
         "reference": ScorerKind(
             ReferenceScorer,
             {

@@ -111,14 +111,19 @@ class Store:
         self._bytes[keys[0][0]] += batch.nbytes
         await self._notify()
 
-    async def take(self, iteration: int, wait_s: float) -> list[RowView] | None:
+    async def take(self, iteration: int, wait_s: float, fewest: int = 1) -> list[RowView] | None:
         """The scored batch, in canonical order; None after `wait_s`. Unblocked by: the last scorer's last row.
+
+        Args:
+            iteration: whose batch.
+            wait_s: how long to wait.
+            fewest: samples of a prompt that are of use together, see `ExperienceIndex.take`.
 
         Raises:
             RewardError: every row of it failed.
         """
         index = self._experience
-        return await self._wait(lambda: index.take(iteration) if index.complete(iteration) else None, wait_s)
+        return await self._wait(lambda: index.take(iteration, fewest) if index.complete(iteration) else None, wait_s)
 
     async def failures(self, iteration: int) -> dict[RowKey, Failure]:
         """Rows of an iteration that have no score, and why, in canonical order; until `consume`."""

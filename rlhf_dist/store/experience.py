@@ -82,9 +82,7 @@ class ExperienceIndex:
         capacity_rows: int | None = None,
         sharers: int = 1,
         first_iteration: int = 0,
-        quarantine: int = 0,
-        fewest_samples: int = 1,
-        scorers: Sequence[str],
+        scorers: Sequence[str] | Mapping[str, int],
     ) -> None:
         """Set the bounds.
 
@@ -95,9 +93,8 @@ class ExperienceIndex:
             capacity_rows: most rows held at once; None: what the schedule needs.
             sharers: most workers among which queued prompts are shared out.
             first_iteration: the iteration that a resumed run begins with.
-            quarantine: most rows of an iteration whose scorer may fail.
-            fewest_samples: of a prompt with fewer left, no row is handed out.
-            scorers: writers that add columns after the rollout; a row is whole when all of them have.
+            scorers: writers that add columns after the rollout, a row is whole when all of them have; or each with the rows of
+                an iteration that may be without a score when it writes.
 
         Raises:
             StoreError: the capacity is below what one batch (and its staleness) needs, which would deadlock.
@@ -109,7 +106,6 @@ class ExperienceIndex:
         self.max_staleness = max_staleness
         self.capacity_rows = capacity_rows or needed
         self._sharers = sharers
-        self._quarantine, self._fewest_samples = quarantine, fewest_samples
         self.version = -1
         self.accepted = self.consumed = first_iteration * batch_rows
         self._prompts: deque[PromptTask] = deque()
@@ -117,6 +113,7 @@ class ExperienceIndex:
         self._rows: dict[RowKey, _Row] = {}
         self._chunks: dict[RowKey, _Chunk] = {}
         self._scoring = {scorer: _ScoringQueue() for scorer in scorers}
+        self._quarantine = dict(scorers) if isinstance(scorers, Mapping) else dict.fromkeys(scorers, 0)
         self._submitted: Counter[int] = Counter()
         self._failed: dict[RowKey, Failure] = {}
         """Of the rows that are held, those whose scorer failed."""
@@ -234,28 +231,32 @@ class ExperienceIndex:
         failed = failed or {}
         if chunk is None or leased.get(chunk) != worker or chunk.keys != tuple(keys) or not failed.keys() <= {*keys}:
             raise StoreError(f"{worker} scored {[*keys]} for {scorer}, which is no chunk that is leased to it")
-        self._check_quarantine(failed)
+        self._check_quarantine(failed, self._quarantine[scorer])
         self._failed = {**failed, **self._failed}  # of several scorers that failed, the first's cause
         del leased[chunk]
         for position, key in enumerate(keys):
             self._rows[key].slices[scorer] = Slice(block, position)
 
-    def _check_quarantine(self, failed: Mapping[RowKey, Failure]) -> None:
+    def _check_quarantine(self, failed: Mapping[RowKey, Failure], most: int) -> None:
         for iteration in {key.iteration for key in failed}:
             everything = {key for key in (*self._failed, *failed) if key.iteration == iteration}
-            if len(everything) > self._quarantine:
+            if len(everything) > most:
                 key = next(key for key in failed if key.iteration == iteration)
                 raise RewardError(
                     f"{failed[key]}; it is answer {key.sample_index} to prompt {key.prompt_id} in iteration {iteration}, of "
-                    f"which {len(everything)} samples failed; expected {self._quarantine} at most (scoring.quarantine)"
+                    f"which {len(everything)} samples failed; expected {most} at most (scoring.quarantine)"
                 )
 
     def complete(self, iteration: int) -> bool:
         """Whether every submitted row of the iteration is there with all its columns."""
         return 0 < self._submitted[iteration] == len(self._scored(iteration))
 
-    def take(self, iteration: int) -> list[RowView]:
+    def take(self, iteration: int, fewest: int = 1) -> list[RowView]:
         """The batch in canonical order, once, without rows that failed; `consume` it when it is trained on.
+
+        Args:
+            iteration: whose batch.
+            fewest: samples of a prompt that are of use together; where fewer are left, none is handed out.
 
         Raises:
             StoreError: the batch is incomplete or already taken.
@@ -265,7 +266,7 @@ class ExperienceIndex:
         if not self.complete(iteration) or any(self._rows[key].taken for key in keys):
             raise StoreError(f"iteration {iteration} is not complete or already taken")
         left = Counter(key.prompt_id for key in keys if key not in self._failed)
-        chosen = [key for key in keys if key not in self._failed and left[key.prompt_id] >= self._fewest_samples]
+        chosen = [key for key in keys if key not in self._failed and left[key.prompt_id] >= fewest]
         if not chosen:
             key, failure = min(self.failures(iteration).items())
             raise RewardError(
@@ -328,7 +329,9 @@ class ExperienceIndex:
             "no more rows than the capacity": lambda: len(self._rows) + len(self._running) <= self.capacity_rows,
             "what failed is held, and no more of an iteration than may": lambda: (
                 self._failed.keys() <= self._rows.keys()
-                and all(n <= self._quarantine for n in Counter(key.iteration for key in self._failed).values())
+                and all(
+                    n <= max(self._quarantine.values()) for n in Counter(key.iteration for key in self._failed).values()
+                )
             ),
             "no row is both running and written": lambda: not self._running.keys() & self._rows.keys(),
             "staleness is bounded": lambda: (

@@ -53,6 +53,19 @@ def test_mini_batches_hold_the_same_prompts_whatever_the_number_of_ranks(lengths
         assert prompts_of(one[0], mini) == set().union(*(prompts_of(shard, mini) for shard in several))
 
 
+@given(st.lists(st.lists(st.integers(2, 40), min_size=1, max_size=2), min_size=1, max_size=3), st.integers(1, 4))
+def test_where_fewer_prompts_are_left_than_mini_batches_there_are_fewer_of_these_and_none_is_empty(
+    lengths: list[list[int]], ranks: int
+) -> None:
+    shards = cut(lengths, ranks, 4)
+    assert {len(shard.mini_batches) for shard in shards} == {min(4, len(lengths))}
+    assert all(
+        any(shard.mini_batches[mini] and shard.mini_batches[mini][0] for shard in shards)
+        for mini in range(len(lengths))
+    )
+    assert sum(len(shard.views) for shard in shards) == sum(map(len, lengths))
+
+
 def test_prompts_are_dealt_out_to_mini_batches_at_random_and_otherwise_in_order() -> None:
     lengths = [[5, 5]] * 12
     found = [[sorted(prompts_of(cut(lengths, 1, 3, seed)[0], mini)) for mini in range(3)] for seed in (0, 0, 1)]
