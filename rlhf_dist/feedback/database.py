@@ -156,7 +156,8 @@ def open_database(url: str) -> Engine:
     except (SQLAlchemyError, ModuleNotFoundError, ValueError, TypeError) as error:
         first = str(error).splitlines()[0]
         # Without its cause, whose message may hold the URL's password: a traceback would show it.
-        raise EnvironmentProblem(f"database {url}: {first}; expected a URL of SQLAlchemy's that answers") from None
+        place = f"database {url}: {first}" if "://" in url else "database: what was given is no URL"
+        raise EnvironmentProblem(f"{place}; expected a URL of SQLAlchemy's that answers") from None
     return engine
 
 

@@ -94,6 +94,11 @@ def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.01)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhf_dist.secrets._known", {})
+
+
 def test_a_server_is_asked_in_batches_and_again_when_it_is_busy() -> None:
     with server(first(says(503, b""), lengths, says(429, b""))) as (url, requests):
         found = reward(url, batch=2).score(answers())
