@@ -23,12 +23,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from rlhf_dist.secrets import masked
+
 
 class RlhfDistError(Exception):
     """Root of the tree."""
 
     exit_code: ClassVar[int] = 1
     """Of a command that this error ends."""
+
+    def __str__(self) -> str:
+        """The message, wherever it goes, without secrets."""
+        return masked(super().__str__())
 
 
 class UserError(RlhfDistError):

@@ -62,7 +62,7 @@ def serve(
 
     opened = page.open_feedback(run_or_file, database, overlap=overlap, annotators=annotator or [])
     base = (base_url or f"http://{host}:{port}").rstrip("/")
-    print(f"{opened.new_tasks} new tasks; database {opened.url}")
+    print(f"{opened.new_tasks} new tasks; database {opened.place}")
     for name, token in opened.invitations.items():
         print(f"{name}: {base}/join/{token}")
     if not opened.invitations:

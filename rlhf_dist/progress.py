@@ -22,3 +22,13 @@ def counted(items: Sequence[T], what: str) -> Iterator[T]:
             for listener in LISTENERS:
                 listener(what, number, len(items))
         yield item
+
+
+STEPS: list[Callable[[], None]] = []
+"""Called at every `step`."""
+
+
+def step() -> None:
+    """A piece of work is done, of a kind whose number nobody counts: somebody may be watching that there is progress."""
+    for listener in STEPS:
+        listener()

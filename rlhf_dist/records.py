@@ -15,6 +15,20 @@ class RowKey(NamedTuple):
     sample_index: int
 
 
+class Failure(NamedTuple):
+    """Why a sample has no score."""
+
+    reward: str
+    """Name of the reward that failed."""
+    cause: str
+    prompt: str
+    answer: str
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"reward {self.reward}: {self.cause}, on prompt {self.prompt!r} and answer {self.answer!r}"
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One prompt of the data set."""

@@ -26,6 +26,7 @@ FLOORS = (
     {"config", "checkpoint"},
     {"algorithms", "records", "files", "imports", "progress", "stopping"},
     {"errors"},
+    {"secrets"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -53,18 +54,72 @@ class FunctionReward(OneReward):
     """A rule: a Python function of (prompt, answer)."""
 
     kind: Literal["function"] = Field(description="a Python function")
-    path: str = Field(pattern=IMPORT_PATH, description="`package.module:function` of (prompt, answer), a number")
+    path: str = Field(
+        pattern=IMPORT_PATH,
+        description="`package.module:function` of (prompt, answer), a real number; it runs in a process of its own",
+    )
+    timeout_s: float = Field(60.0, gt=0, description="seconds granted to the function for one answer")
+
+
+VARIABLE = r"^[A-Za-z_]\w*$"
+"""Name of an environment variable."""
+HEADER = r"^[A-Za-z0-9-]+$"
+OURS = frozenset({"accept-encoding", "connection", "content-encoding", "content-length", "content-type", "host"})
+"""Headers that say how a request is sent."""
 
 
 class RemoteReward(OneReward):
     """A server that takes `{"items": [{"prompt", "answer"}]}` by POST and gives `{"scores": [number]}`."""
 
     kind: Literal["remote"] = Field(description="an HTTP server")
-    url: str = Field(pattern=r"^https?://", description="where to POST")
+    url: str = Field(
+        pattern=r"^https?://", description="where to POST; it is written into files and logs, so it holds no secret"
+    )
+    token_env: str | None = Field(
+        None, pattern=VARIABLE, description="environment variable with a token, sent as `Authorization: Bearer TOKEN`"
+    )
+    headers_env: dict[Annotated[str, Field(pattern=HEADER)], Annotated[str, Field(pattern=VARIABLE)]] = Field(
+        {}, description="header to the environment variable that holds its value"
+    )
     batch: int = Field(32, ge=1, description="answers per request")
-    timeout_s: float = Field(10.0, gt=0, description="seconds granted to each request")
+    timeout_s: float = Field(
+        10.0, gt=0, description="seconds granted to each request, from its begin to the reply's end"
+    )
     attempts: int = Field(5, ge=1, description="tries per request, with exponential backoff, before the run stops")
     max_kib: int = Field(1024, ge=1, description="largest reply that is read, in KiB")
+
+    @field_validator("url")
+    @classmethod
+    def _holds_no_secret(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            known = parts.hostname and (parts.port is None or parts.port)
+        except ValueError:
+            known = None
+        if "@" in url or "?" in url or "#" in url:
+            raise ValueError(
+                "a URL without user, password, query and fragment, since it is written into files and logs; name the "
+                "environment variable of a secret in `token_env` (a bearer token) or `headers_env`"
+            )
+        if not known or any(character.isspace() for character in url):
+            raise ValueError("a URL with a host, and a port up to 65535")
+        return url
+
+    @model_validator(mode="after")
+    def _headers_are_their_own(self) -> RemoteReward:
+        names = [name.lower() for name in self.headers_env] + (["authorization"] if self.token_env else [])
+        taken = sorted(OURS.intersection(names)) or sorted(name for name in names if names.count(name) > 1)
+        if taken:
+            raise ValueError(
+                f"headers that are neither a request's own nor there twice (token_env is `authorization`), found {taken[0]}"
+            )
+        return self
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """Environment variable to the setting that names it."""
+        named = {variable: f"headers_env.{header}" for header, variable in self.headers_env.items()}
+        return named | ({self.token_env: "token_env"} if self.token_env else {})
 
 
 Reward = Annotated[ModelReward | FunctionReward | RemoteReward, Field(discriminator="kind")]

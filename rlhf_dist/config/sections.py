@@ -136,6 +136,12 @@ class Scoring(Section):
         description="scoring workers of a kind that may be lost and replaced within one iteration before the run stops",
     )
     threads: int = Field(1, ge=1, description="CPU threads per scoring worker, where there is no GPU")
+    quarantine: int = Field(
+        0,
+        ge=0,
+        description="most samples of an iteration whose reward may fail: they are told in quarantine.jsonl and not trained on; "
+        "one more ends the run",
+    )
 
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, ForeignKey, Index, create_engine, event, text
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.pool import QueuePool
 
@@ -153,9 +153,11 @@ def open_database(url: str) -> Engine:
         if engine.dialect.name == "sqlite":
             _prepare_sqlite(engine)
         Table.metadata.create_all(engine)
-    except (ArgumentError, OperationalError, ModuleNotFoundError) as error:
+    except (SQLAlchemyError, ModuleNotFoundError, ValueError, TypeError) as error:
         first = str(error).splitlines()[0]
-        raise EnvironmentProblem(f"database {url}: {first}; expected a URL of SQLAlchemy's that answers") from error
+        # Without its cause, whose message may hold the URL's password: a traceback would show it.
+        place = f"database {url}: {first}" if "://" in url else "database: what was given is no URL"
+        raise EnvironmentProblem(f"{place}; expected a URL of SQLAlchemy's that answers") from None
     return engine
 
 

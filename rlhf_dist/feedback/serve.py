@@ -13,6 +13,7 @@ from rlhf_dist.errors import DataError, EnvironmentProblem
 from rlhf_dist.feedback.database import Annotator, open_database, sqlite_url
 from rlhf_dist.feedback.people import invite
 from rlhf_dist.feedback.task_files import load_tasks, read_tasks
+from rlhf_dist.secrets import masked
 
 TASKS = Path("feedback") / "tasks.jsonl"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -23,7 +24,8 @@ class Opened:
     """A database that is ready to serve."""
 
     engine: Engine
-    url: str
+    place: str
+    """The database's URL, as it may be shown."""
     new_tasks: int
     invitations: dict[str, str]
     """Name to token, of those invited just now."""
@@ -67,7 +69,7 @@ def open_feedback(run_or_file: Path, url: str | None, *, overlap: int, annotator
         known = set(session.scalars(select(Annotator.name)))
         wanted = [(name, False) for name in annotators] + ([("supervisor", True)] if not known else [])
         tokens = {name: invite(session, name, supervisor=rules) for name, rules in wanted if name not in known}
-    return Opened(engine, found, new, tokens)
+    return Opened(engine, masked(found), new, tokens)
 
 
 def serve(engine: Engine, *, host: str, port: int, open_hosts: bool) -> None:

@@ -29,14 +29,15 @@ def cut_into_shards(views: Sequence[RowView], budget: Budget, *, mini_batches: i
     Args:
         views: rows in canonical order, so that the samples of a prompt follow each other.
         budget: ranks, and bounds of their micro-batches.
-        mini_batches: optimiser steps of a pass over the batch; prompts are dealt out to them at random.
+        mini_batches: optimiser steps of a pass over the batch; prompts are dealt out to them at random. There are no more of
+            them than prompts, some of which may have gone where samples failed. A rank may have no row of one.
         seed: of the dealing.
     """
     prompts = [[i for i, _ in rows] for _, rows in groupby(enumerate(views), key=lambda each: each[1].key.prompt_id)]
     order = np.random.default_rng(seed).permutation(len(prompts)) if mini_batches > 1 else np.arange(len(prompts))
     group_of = {row: number for number, rows in enumerate(prompts) for row in rows}
     shards = [Shard() for _ in range(budget.ranks)]
-    for part in np.array_split(order, mini_batches):
+    for part in np.array_split(order, min(mini_batches, len(prompts))):
         chosen = [row for prompt in part for row in prompts[prompt]]
         numbers = iter(range(len(chosen)))
         units = [[next(numbers) for _ in prompts[prompt]] for prompt in part]

@@ -20,6 +20,7 @@ from rlhf_dist.files import as_json, parsed, whole_lines, write_json_lines, writ
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.names import CONFIG, METRICS, STATUS, SUMMARY
 from rlhf_dist.run_folder.passages import Passage, write_passages
+from rlhf_dist.secrets import masked
 from rlhf_dist.stopping import Stopped
 from rlhf_dist.telemetry.trackers import Tracker, trackers
 
@@ -137,7 +138,7 @@ class RunFolder:
                 if isinstance(error, Stopped)
                 else ("failed", f"{type(error).__name__}: {error}")
             )
-            self.tell(state, error=told)
+            self.tell(state, error=masked(told))
             self._close_trackers()
             raise
 

@@ -10,6 +10,7 @@ __all__ = [
     "CONFIG",
     "METRICS",
     "POLICY",
+    "QUARANTINE",
     "REPORT",
     "SAMPLES",
     "STATUS",
@@ -23,6 +24,7 @@ STATUS = "status.json"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 SAMPLES = "samples.jsonl"
+QUARANTINE = "quarantine.jsonl"
 POLICY = "policy"
 """The trained policy's folder, in Hugging Face layout."""
 

@@ -3,11 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+from rlhf_dist.errors import RewardError
+from rlhf_dist.records import Failure, RowKey
+from rlhf_dist.secrets import masked
 from rlhf_dist.store.row import Row
+
+LONGEST_PASSAGE = 2_000
+"""Characters of a prompt or answer in a message."""
+
+
+def passage(text: str) -> str:
+    """A text as messages and files of failures have it, however long it is."""
+    return text if len(text) <= LONGEST_PASSAGE else text[:LONGEST_PASSAGE] + "..."
+
+
+@dataclass
+class Failures:
+    """Samples of a chunk that have no score, and why."""
+
+    allowed: int = 0
+    """Most of them; one more is an error."""
+    keys: Sequence[RowKey] = ()
+    """Of the chunk's rows, where they have any."""
+    causes: dict[int, Failure] = field(default_factory=dict)
+    """By position in the chunk; of several rewards that fail, the first's."""
+
+    def add(self, number: int, failure: Failure) -> None:
+        """One more.
+
+        Raises:
+            RewardError: it is one too many; names it.
+        """
+        self.causes.setdefault(number, failure)
+        if len(self.causes) > self.allowed:
+            raise RewardError(told(failure, self.keys[number] if self.keys else None))
+
+
+def told(failure: Failure, key: RowKey | None) -> str:
+    """A failure for people, with the sample's place in the run."""
+    if key is None:
+        return str(failure)
+    return f"{failure}; it is answer {key.sample_index} to prompt {key.prompt_id} in iteration {key.iteration}"
 
 
 @dataclass(frozen=True)
@@ -16,11 +56,21 @@ class Answers:
 
     rows: Sequence[Row]
     tokenizer: Any
+    failures: Failures = field(default_factory=Failures)
 
     @cached_property
     def texts(self) -> list[tuple[str, str]]:
         """Prompt and answer as text, without special tokens."""
         return [(self._decoded(row.prompt), self._decoded(row.answer)) for row in self.rows]
+
+    def fail(self, number: int, reward: str, cause: str) -> None:
+        """Say that a reward has no number for an answer.
+
+        Raises:
+            RewardError: so many may not fail.
+        """
+        prompt, answer = self.texts[number]
+        self.failures.add(number, Failure(reward, masked(cause), passage(prompt), passage(answer)))
 
     def _decoded(self, tokens: Any) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -33,4 +83,7 @@ class Component(Protocol):
     name: str
 
     def score(self, answers: Answers) -> dict[str, list[float]]:
-        """The component's own values under its name, and whatever else is worth logging of each answer."""
+        """The component's own values under its name, and whatever else is worth logging of each answer.
+
+        Where there is no number for an answer, it says so by `Answers.fail`, and NaN.
+        """

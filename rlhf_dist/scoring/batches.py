@@ -10,6 +10,7 @@ import torch
 from rlhf_dist.data.packing import micro_batches, pack_rows
 from rlhf_dist.models import PackedBatch, Positions, pack
 from rlhf_dist.models.wrapped import RowLayout
+from rlhf_dist.progress import step
 
 
 @torch.no_grad()
@@ -36,5 +37,6 @@ def each_output(
     rows = pack_rows(range(len(lengths)), lengths, row_tokens=layout.row_tokens(max(lengths), batch_tokens))
     for micro in micro_batches(rows, lengths, budget=batch_tokens):
         outputs = model(pack(sequences, selections, micro).to(device))
+        step()
         order = [number for row in micro for number in row]
         yield from zip(order, outputs.split([len(selections[number]) for number in order]), strict=True)

@@ -1,20 +1,186 @@
-"""Rewards that are rules: Python functions by import path."""
+"""Rewards that are rules: Python functions by import path, each in a process of its own (`scoring/function_host.py`)."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from rlhf_dist.config import FunctionReward
-from rlhf_dist.errors import ConfigError, RewardError
-from rlhf_dist.scoring.answers import Answers
+from rlhf_dist.errors import ConfigError, RewardError, RunError
+from rlhf_dist.progress import step
+from rlhf_dist.scoring.answers import Answers, passage
 
 Rule = Callable[[str, str], float]
 """Score of (prompt, answer); higher is better."""
+START_S = 300.0
+"""Seconds in which a function's module must be imported."""
+LOOK_S = 1.0
+"""A wait for a function is progress as long as it has time left, and is told to be so this often."""
+
+
+class _Silent(Exception):
+    """The process is gone, or said nothing in time; says which."""
+
+
+class GuardedRule:
+    """A function that can neither hang nor end the process that calls it. Call it from one thread.
+
+    What it may return: a real number, of Python's, NumPy's or torch's; a truth value, text and None are none.
+    """
+
+    def __init__(self, path: str, timeout_s: float, *, key: str = "") -> None:
+        """Start its process, and import it there.
+
+        Args:
+            path: `package.module:function`.
+            timeout_s: seconds granted to it for one answer.
+            key: the setting that names it, for messages; the path itself, if none.
+
+        Raises:
+            ConfigError: there is no such function, or its module does not come through its import.
+        """
+        self._path, self._timeout_s, self._key = path, timeout_s, key or path
+        self._closed = False
+        self._owed = 0
+        """Answers that were asked about and have no line yet."""
+        self._process, self._connection = self._started()
+        self._buffer = b""
+        try:
+            said = self._line(START_S)
+        except _Silent as gone:
+            said = {"error": f"it {gone}, while it was imported"}
+        if said:
+            self.close()
+            raise ConfigError(f"{self._key} is {path!r}: {said['error']}; expected package.module:function")
+
+    def __call__(self, prompt: str, answer: str) -> float:
+        """The score of one answer.
+
+        Raises:
+            RewardError: names function, prompt and answer, and what happened.
+        """
+        (said,) = self.scores([(prompt, answer)])
+        if isinstance(said, str):
+            raise RewardError(f"{said}, on prompt {passage(prompt)!r} and answer {passage(answer)!r}")
+        return said
+
+    def scores(self, texts: Sequence[tuple[str, str]]) -> Iterator[float | str]:
+        """Of each (prompt, answer), its score as the function says it (it may be NaN), or why there is none."""
+        done = 0
+        while done < len(texts):
+            self._ready()
+            try:
+                self._send(texts[done:])
+                for _ in texts[done:]:
+                    told = self._line(self._timeout_s)
+                    done, self._owed = done + 1, self._owed - 1
+                    yield told.get("value", f"{self._path} {told.get('error')}")
+                    step()
+            except _Silent as gone:
+                self._end()
+                if self._closed:
+                    raise RunError(f"{self._path} was called after its end") from None
+                done += 1
+                yield f"{self._path} {gone}"
+
+    def close(self) -> None:
+        """End its process; another thread may be waiting for it."""
+        self._closed = True
+        self._end()
+
+    def _started(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """A session of its own: Ctrl-C is the caller's to answer, and what the function started ends with it."""
+        ours, theirs = socket.socketpair()
+        paths = os.pathsep.join(each or os.getcwd() for each in sys.path)
+        command = ["-P", "-m", "rlhf_dist.scoring.function_host", self._path, str(theirs.fileno()), str(os.getpid())]
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env={**os.environ, "PYTHONPATH": paths},
+                start_new_session=True,
+            )
+        return process, ours
+
+    def _ready(self) -> None:
+        """A process that is there: where the last one is gone, between two answers too, another is started."""
+        if self._closed:
+            raise RunError(f"{self._path} was called after its end")
+        if self._process.poll() is None and not self._owed:
+            return
+        self._end()
+        self._process, self._connection = self._started()
+        self._buffer = b""
+        try:
+            said = self._line(START_S)
+        except _Silent as gone:
+            said = {"error": f"it {gone}, while it was imported again"}
+        if said:
+            raise RewardError(f"{self._path}: {said['error']}")
+
+    def _send(self, texts: Sequence[tuple[str, str]]) -> None:
+        self._connection.settimeout(self._timeout_s)
+        self._owed = len(texts)
+        try:
+            self._connection.sendall(json.dumps(list(texts)).encode() + b"\n")
+        except OSError:
+            raise _Silent(self._how_it_ended()) from None
+
+    def _line(self, limit_s: float) -> dict[str, float | str]:
+        """The next message."""
+        deadline = time.monotonic() + limit_s
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise _Silent(f"did not return within {limit_s:g} s")
+            self._connection.settimeout(min(left, LOOK_S))
+            try:
+                piece = self._connection.recv(65_536)
+            except TimeoutError:
+                # A child of the function's may hold the socket open after it is gone.
+                if self._process.poll() is not None:
+                    raise _Silent(self._how_it_ended()) from None
+                step()
+                continue
+            except OSError:
+                piece = b""
+            if not piece:
+                raise _Silent(self._how_it_ended())
+            self._buffer += piece
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        told: dict[str, float | str] = json.loads(line)
+        return told
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self._process.wait(LOOK_S)
+        except subprocess.TimeoutExpired:
+            return "closed its connection"
+        if code < 0:
+            return f"ended its process by {signal.Signals(-code).name}"
+        # Where SIGCHLD is ignored, as in Ray's driver, nobody learns the code, and it reads 0.
+        return f"ended its process, exit code {code}" if code else "ended its process"
+
+    def _end(self) -> None:
+        """Kill the process and all that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._connection.close()
+        self._owed = 0
 
 
 def load_function(path: str, *, key: str) -> Rule:
-    """Import `package.module:function`.
+    """Import `package.module:function` into this process.
 
     Args:
         path: what to import.
@@ -26,7 +192,7 @@ def load_function(path: str, *, key: str) -> Rule:
     module, _, name = path.partition(":")
     try:
         rule: Rule = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{key} is {path!r}: {error}; expected package.module:function") from error
     return rule
 
@@ -44,23 +210,19 @@ class RuleReward:
     """A `Component` around a function."""
 
     def __init__(self, settings: FunctionReward) -> None:
-        """Import the function."""
-        self.name, self._path = settings.name, settings.path
-        self._rule = load_function(settings.path, key=f"reward {settings.name}")
+        """Import the function, in a process of its own."""
+        self.name = settings.name
+        self._rule = GuardedRule(settings.path, settings.timeout_s, key=f"reward {settings.name}")
 
     def score(self, answers: Answers) -> dict[str, list[float]]:
-        """What the function says of each answer.
+        """What the function says of each answer; one without a number has failed."""
+        found = []
+        for number, said in enumerate(self._rule.scores(answers.texts)):
+            if isinstance(said, str):
+                answers.fail(number, self.name, said)
+            found.append(float("nan") if isinstance(said, str) else said)
+        return {self.name: found}
 
-        Raises:
-            RewardError: the function raised; says on which prompt and answer.
-        """
-        return {self.name: [self._of(prompt, answer) for prompt, answer in answers.texts]}
-
-    def _of(self, prompt: str, answer: str) -> float:
-        try:
-            return float(self._rule(prompt, answer))
-        except Exception as error:
-            raise RewardError(
-                f"reward {self.name}: {self._path} raised {type(error).__name__}: {error}, on prompt {prompt!r} and answer "
-                f"{answer!r}"
-            ) from error
+    def close(self) -> None:
+        """End the function's process."""
+        self._rule.close()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rlhf_dist.models import PolicyModel, at_temperature, load_policy
+from rlhf_dist.scoring.answers import Failures
 from rlhf_dist.scoring.batches import each_output
 from rlhf_dist.store.row import Row
 
@@ -46,13 +47,16 @@ class ReferenceScorer:
         self._model = PolicyModel(model, temperature=temperature)
         self._batch_tokens, self._device, self._plain = batch_tokens, device, plain
 
-    def score(self, rows: Sequence[Row]) -> dict[str, list[Any]]:
+    def score(self, rows: Sequence[Row], failures: Failures | None = None) -> dict[str, list[Any]]:
         """Column `ref_log_probs`, and with `plain` `plain_log_probs`: of the sampled tokens, in the order of the rows."""
         found = {"ref_log_probs": self._log_probs(rows)}
         if self._plain:
             with at_temperature(self._model, 1.0):
                 found["plain_log_probs"] = self._log_probs(rows)
         return found
+
+    def close(self) -> None:
+        """It has started nothing."""
 
     def _log_probs(self, rows: Sequence[Row]) -> list[Any]:
         found: list[list[float]] = [[] for _ in rows]

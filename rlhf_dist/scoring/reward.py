@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from rlhf_dist.config import FunctionReward, ModelReward, RemoteReward, Reward, Safety
 from rlhf_dist.models import load_tokenizer
-from rlhf_dist.scoring.answers import Answers, Component
+from rlhf_dist.scoring.answers import Answers, Component, Failures
 from rlhf_dist.scoring.functions import RuleReward
 from rlhf_dist.scoring.remote import ServerReward
 from rlhf_dist.scoring.reward_models import LearnedReward
@@ -55,20 +57,46 @@ class RewardScorer:
         self._rules, self._cap = Rules(safety, device=device), safety.cap
         self._tokenizer = load_tokenizer(tokenizer)
 
-    def score(self, rows: Sequence[Row]) -> dict[str, list[Any]]:
-        """Columns `score` and `score_parts`, in the order of the rows."""
-        answers = Answers(rows, self._tokenizer)
+    def score(self, rows: Sequence[Row], failures: Failures | None = None) -> dict[str, list[Any]]:
+        """Columns `score` and `score_parts`, in the order of the rows; NaN where a reward failed.
+
+        Args:
+            rows: what is scored.
+            failures: takes the rows without a score; None: there may be none.
+
+        Raises:
+            RewardError: more rows failed than may, or a server is down.
+        """
+        answers = Answers(rows, self._tokenizer, failures or Failures())
         totals, parts = [0.0] * len(rows), dict[str, list[float]]()
         for weight, component in self._weighted:
             said = component.score(answers)
+            _check_finite(answers, said)
             parts |= said
             totals = [total + weight * own for total, own in zip(totals, said[component.name], strict=True)]
+        _check_finite(answers, {"score": totals})
         verdicts = self._rules.verdicts(answers)
         scores = [
             min(total, self._cap) if unsafe else total for total, unsafe in zip(totals, verdicts.unsafe, strict=True)
         ]
         parts |= verdicts.by_name()
         return {
-            "score": scores,
+            "score": [float("nan") if n in answers.failures.causes else score for n, score in enumerate(scores)],
             "score_parts": [[*zip(parts, row, strict=True)] for row in zip(*parts.values(), strict=True)],
         }
+
+    def close(self) -> None:
+        """End the processes of functions; another thread may be waiting for them."""
+        for _, component in self._weighted:
+            if isinstance(component, RuleReward):
+                component.close()
+
+
+def _check_finite(answers: Answers, said: Mapping[str, Sequence[float]]) -> None:
+    """Fail answers whose numbers are not finite as the column's float32: 1e39 is finite, and infinite there."""
+    for name, values in said.items():
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(np.asarray(values, np.float32))
+        for number in np.flatnonzero(~finite).tolist():
+            if number not in answers.failures.causes:
+                answers.fail(number, name, f"it is {values[number]:g}; expected a finite number, as float32")

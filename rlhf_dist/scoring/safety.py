@@ -12,6 +12,7 @@ from rlhf_dist.config import UNSAFE, Safety
 from rlhf_dist.errors import ModelError
 from rlhf_dist.models import load_classifier
 from rlhf_dist.models.fits import positions_of
+from rlhf_dist.progress import step
 from rlhf_dist.scoring.answers import Answers
 
 
@@ -98,6 +99,7 @@ class Classifier:
         encoded: Any = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=self._longest)
         encoded = encoded.to(self._device)
         logits = self._model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits[0].float()
+        step()
         if len(logits) == 1 or self._model.config.problem_type == "multi_label_classification":
             return float(torch.sigmoid(logits[self._label]))
         return float(torch.softmax(logits, -1)[self._label])

@@ -13,12 +13,16 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from rlhf_dist import progress
 from rlhf_dist.cluster.one_thread import OneThread
+from rlhf_dist.cluster.pulse import Beat, Progress
 from rlhf_dist.cluster.threads import device_of_this_process
 from rlhf_dist.cluster.watch import POLL_S, fetch
-from rlhf_dist.errors import RewardError
+from rlhf_dist.errors import NumbersError
 from rlhf_dist.imports import import_transformers
 from rlhf_dist.records import RowKey
+from rlhf_dist.scoring.answers import Failures
+from rlhf_dist.secrets import Secrets, keep
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.row import Row, row_of, rows_of
 from rlhf_dist.store.schema import keys_of, written_by
@@ -32,27 +36,46 @@ class Scorer(Protocol):
 
     writer: str
 
-    def score(self, rows: Sequence[Row]) -> dict[str, list[Any]]:
-        """Columns by name, one value per row."""
+    def score(self, rows: Sequence[Row], failures: Failures | None = None) -> dict[str, list[Any]]:
+        """Columns by name, one value per row; rows without one are `failures`, if there may be any."""
+
+    def close(self) -> None:
+        """End what it started; another thread may be waiting for it."""
 
 
 class ScoringWorker:
     """A Ray actor around one scorer."""
 
-    def __init__(self, name: str, scorer: type[Any], arguments: dict[str, Any], *, threads: int, log_dir: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        scorer: type[Any],
+        arguments: dict[str, Any],
+        quarantine: int = 0,
+        secrets: Secrets | None = None,
+        *,
+        threads: int,
+        log_dir: str,
+    ) -> None:
         """Take the settings; `start` loads the model, so that its errors arrive as what they are.
 
         Args:
             name: the worker's name, under which it leases rows.
             scorer: class of the scorer.
             arguments: the scorer's arguments, without the device.
+            quarantine: most samples of an iteration that it may fail to score.
+            secrets: what it must know and nobody may read.
             threads: CPU threads, where there is no GPU.
             log_dir: where the worker's log file goes.
         """
         self.name, self._log_dir = name, log_dir
         self._kind, self._arguments, self._threads = scorer, arguments, threads
+        self._quarantine = quarantine
+        keep(secrets or {})
         self._alone = OneThread()
         self._loaded: Scorer | None = None
+        self.progress = Progress()
+        progress.STEPS.append(self.progress.step)
 
     def __repr__(self) -> str:
         """How Ray's logs call it."""
@@ -65,13 +88,22 @@ class ScoringWorker:
         log.info("scorer is loaded", extra={"writer": self._scorer.writer})
         return os.getpid()
 
+    def pulse(self) -> Beat:
+        """A sign of life."""
+        return self.progress.beat()
+
+    def close(self) -> None:
+        """End what the scorer started, functions' processes for one, whatever they are at; the worker is of no use then."""
+        if self._loaded is not None:
+            self._loaded.close()
+
     def take_spans(self) -> list[tracing.Span]:
         """Spans recorded since the last call."""
         return tracing.take()
 
     def score(self, batch: pa.RecordBatch) -> dict[str, list[Any]]:
         """The scorer's columns by name, in the order of a batch's rows (`store.schema.ROLLOUT`)."""
-        return self._alone(self._columns, keys_of(batch), rows_of(batch))
+        return self._alone(self._columns, keys_of(batch), rows_of(batch), Failures(0, keys_of(batch)))
 
     def run(self, store: Any, patient: bool, timeout_s: float) -> None:
         """Until the end of the run: lease a chunk without our columns, compute them, hand them over.
@@ -104,18 +136,26 @@ class ScoringWorker:
                 continue
             keys = [RowKey(*view.key) for view in views]
             logs.CONTEXT["iteration"] = keys[0].iteration
+            failures = Failures(self._quarantine, keys)
             with tracing.span("score", rows=len(views), iteration=keys[0].iteration):
-                columns = self._columns(keys, _read(views, timeout_s))
+                columns = self._columns(keys, _read(views, timeout_s), failures)
             schema = written_by(writer)
             arrays = [pa.array(columns[field.name], field.type) for field in schema]
             batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
-            done = store.add_column.remote(self.name, writer, keys, batch)
+            failed = {keys[number]: failure for number, failure in failures.causes.items()}
+            done = store.add_column.remote(self.name, writer, keys, batch, failed)
             fetch(done, timeout_s=timeout_s, doing="accepting columns")
 
-    def _columns(self, keys: Sequence[RowKey], rows: Sequence[Row]) -> dict[str, list[Any]]:
-        columns = self._scorer.score(rows)
-        _check_finite(keys, columns, self._scorer.writer)
+    def _columns(self, keys: Sequence[RowKey], rows: Sequence[Row], failures: Failures) -> dict[str, list[Any]]:
+        with self.progress.working("scoring"):
+            columns = self._scorer.score(rows, failures)
+        sound = [number for number in range(len(rows)) if number not in failures.causes]
+        _check_finite([keys[number] for number in sound], _chosen(columns, sound), self._scorer.writer)
         return columns
+
+
+def _chosen(columns: dict[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
+    return {name: [values[number] for number in numbers] for name, values in columns.items()}
 
 
 def _read(views: Sequence[RowView], timeout_s: float) -> list[Row]:
@@ -128,11 +168,11 @@ def _read(views: Sequence[RowView], timeout_s: float) -> list[Row]:
 def _check_finite(keys: Sequence[RowKey], columns: dict[str, list[Any]], writer: str) -> None:
     for name, values in columns.items():
         for key, value in zip(keys, values, strict=True):
-            numbers = [*dict(value).values()] if name == "score_parts" else value
+            numbers = np.atleast_1d([*dict(value).values()] if name == "score_parts" else value)
             with np.errstate(over="ignore"):
-                stored = np.asarray(numbers, np.float32)  # as columns are: 1e39 is finite, and infinite there
-            if not np.isfinite(stored).all():
-                raise RewardError(
-                    f"{writer} gave {name} {value} for prompt {key.prompt_id}, answer {key.sample_index}, iteration "
+                wrong = numbers[~np.isfinite(numbers.astype(np.float32))]  # as columns are: 1e39 is infinite there
+            if len(wrong):
+                raise NumbersError(
+                    f"{writer} gave {name} with {wrong[0]:g} for prompt {key.prompt_id}, answer {key.sample_index}, iteration "
                     f"{key.iteration}; expected finite numbers, as float32"
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any, NamedTuple
 from rlhf_dist.cluster.session import has_gpus
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import GOLD, EvaluateConfig, FunctionReward, PPOConfig, Reward
-from rlhf_dist.scoring.functions import load_function, load_gold_judge
+from rlhf_dist.errors import ConfigError
+from rlhf_dist.scoring.functions import GuardedRule
 from rlhf_dist.scoring.reference import ReferenceScorer
 from rlhf_dist.scoring.reward import RewardScorer
 from rlhf_dist.scoring.worker import ScoringWorker
+from rlhf_dist.secrets import Secrets, keep
 from rlhf_dist.telemetry.logs import log_dir
 
 
@@ -23,6 +26,9 @@ class ScorerKind(NamedTuple):
     scorer: type[Any]
     arguments: dict[str, Any]
     """Without the device."""
+    quarantine: int = 0
+    """Most samples of an iteration that it may fail to score."""
+    secrets: Secrets = Secrets()
 
 
 def scorer_kinds(config: PPOConfig | EvaluateConfig, *, policy: str, reference: str) -> dict[str, ScorerKind]:
@@ -38,9 +44,14 @@ def scorer_kinds(config: PPOConfig | EvaluateConfig, *, policy: str, reference: 
         "attention": config.learner.attention,
         "batch_tokens": config.scoring.batch_tokens,
     }
-    reward = {"rewards": rewards_of(config), "safety": config.safety, "tokenizer": policy, **shared}
+    reward = {
+        "rewards": rewards_of(config),
+        "safety": config.safety,
+        "tokenizer": policy,
+        **shared,
+    }
     return {
-        "reward": ScorerKind(RewardScorer, reward),
+        "reward": ScorerKind(RewardScorer, reward, config.scoring.quarantine, secrets_of(config)),
         "reference": ScorerKind(
             ReferenceScorer,
             {
@@ -63,13 +74,39 @@ def rewards_of(config: PPOConfig | EvaluateConfig) -> tuple[Reward, ...]:
 def check_functions(config: PPOConfig | EvaluateConfig) -> None:
     """Import every function that scores, and the gold judge, so that a wrong path is known before anything starts.
 
+    Each is imported in a process of its own, as it will be: a module may end the one that imports it.
+
     Raises:
-        ConfigError: names the path, and the reward or key that has it.
+        ConfigError: names the path, or the environment variable, and the reward or key that has it.
     """
-    for reward in config.reward:
+    secrets_of(config)
+    for reward in rewards_of(config):
         if reward.kind == "function":
-            load_function(reward.path, key=f"reward {reward.name}")
-    load_gold_judge(config.gold_judge)
+            key = "gold_judge" if reward.name == GOLD and config.gold_judge else f"reward {reward.name}"
+            GuardedRule(reward.path, reward.timeout_s, key=key).close()
+
+
+def secrets_of(config: PPOConfig | EvaluateConfig) -> Secrets:
+    """Values of the environment variables that remote rewards name, from the environment of this process.
+
+    Scorers, wherever they run, are handed them as an argument: Ray's control plane carries it, behind the cluster's token. A
+    `runtime_env` would show them in the dashboard, in Ray's logs and in the job's metadata.
+
+    Raises:
+        ConfigError: a variable is not set, or holds what no header may.
+    """
+    found = Secrets()
+    for reward in config.reward:
+        for variable, setting in reward.secrets.items() if reward.kind == "remote" else ():
+            value = os.environ.get(variable, "").strip()
+            if not (value and value.isascii() and value.isprintable()):
+                wrong = "holds characters that no header may" if value else "is not set"
+                raise ConfigError(
+                    f"reward {reward.name}: {setting} is {variable}, and this environment variable {wrong}; expected the secret"
+                )
+            found[variable] = value
+    keep(found)
+    return found
 
 
 @contextmanager
@@ -84,5 +121,6 @@ def scoring(name: str, kind: ScorerKind, config: EvaluateConfig, run_dir: Path) 
             name, worker.start.remote(), timeout_s=config.timeouts.start, doing="starting and loading its model"
         )
         yield worker
+        ray.get(worker.close.remote(), timeout=config.timeouts.call)
     finally:
         ray.kill(worker)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from rlhf_dist.cluster.pulse import Beat
 from rlhf_dist.errors import StoreError
-from rlhf_dist.records import PromptTask, RowKey
+from rlhf_dist.records import Failure, PromptTask, RowKey
 from rlhf_dist.store.experience import ExperienceIndex, RowView
 from rlhf_dist.store.schema import ROLLOUT_WRITER, keys_of, lengths_of, written_by
 from rlhf_dist.store.weights import Manifest, Probe, WeightIndex
@@ -95,23 +95,44 @@ class Store:
         """
         return await self._wait(lambda: self._experience.lease_rows(worker, scorer, patient=patient), wait_s) or []
 
-    async def add_column(self, worker: str, scorer: str, keys: Sequence[RowKey], batch: pa.RecordBatch) -> None:
-        """Accept a scorer's columns for rows leased to it.
+    async def add_column(
+        self,
+        worker: str,
+        scorer: str,
+        keys: Sequence[RowKey],
+        batch: pa.RecordBatch,
+        failed: Mapping[RowKey, Failure] | None = None,
+    ) -> None:
+        """Accept a scorer's columns for rows leased to it; `failed` rows have none, and are not trained on.
 
         Raises:
             StoreError: wrong columns, or rows that are not leased to this worker.
+            RewardError: more rows failed than may.
         """
         _check_columns(batch, scorer)
         import ray
 
-        self._experience.add_column(worker, scorer, ray.put(batch), [RowKey(*key) for key in keys])
+        self._experience.add_column(worker, scorer, ray.put(batch), [RowKey(*key) for key in keys], failed)
         self._bytes[keys[0][0]] += batch.nbytes
         await self._notify()
 
-    async def take(self, iteration: int, wait_s: float) -> list[RowView] | None:
-        """The whole scored batch, in canonical order; None after `wait_s`. Unblocked by: the last scorer's last row."""
+    async def take(self, iteration: int, wait_s: float, fewest: int = 1) -> list[RowView] | None:
+        """The scored batch, in canonical order; None after `wait_s`. Unblocked by: the last scorer's last row.
+
+        Args:
+            iteration: whose batch.
+            wait_s: how long to wait.
+            fewest: samples of a prompt that are of use together, see `ExperienceIndex.take`.
+
+        Raises:
+            RewardError: every row of it failed.
+        """
         index = self._experience
-        return await self._wait(lambda: index.take(iteration) if index.complete(iteration) else None, wait_s)
+        return await self._wait(lambda: index.take(iteration, fewest) if index.complete(iteration) else None, wait_s)
+
+    async def failures(self, iteration: int) -> dict[RowKey, Failure]:
+        """Rows of an iteration that have no score, and why, in canonical order; until `consume`."""
+        return self._experience.failures(iteration)
 
     async def consume(self, iteration: int) -> None:
         """Free a batch that was trained on."""

@@ -3,6 +3,9 @@
 A row's way:  submitted -> leased to a rollout worker -> written -> scored (one lease per scorer) -> taken -> consumed
 A lease goes back to the pool when its holder is released, so every row is consumed exactly once whoever dies.
 
+A row whose scorer failed goes the same way, its cause kept, but it is not handed out when its batch is taken; neither are what is
+left of a prompt's samples where an estimator needs more of them.
+
 Rows are scored in chunks that are fixed when their prompts are submitted, since the last bits of what a model says of a row
 depend on the rows that share its forward pass: neither who generates or scores, nor how many do, nor who is first changes it.
 
@@ -12,13 +15,13 @@ This is plain Python without Ray; `store/actor.py` puts it into a process. Block
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from rlhf_dist.errors import StoreError
-from rlhf_dist.records import PromptTask, RowKey
+from rlhf_dist.errors import RewardError, StoreError
+from rlhf_dist.records import Failure, PromptTask, RowKey
 from rlhf_dist.store.admission import room
 from rlhf_dist.store.schema import ROLLOUT_WRITER
 
@@ -79,7 +82,7 @@ class ExperienceIndex:
         capacity_rows: int | None = None,
         sharers: int = 1,
         first_iteration: int = 0,
-        scorers: Sequence[str],
+        scorers: Sequence[str] | Mapping[str, int],
     ) -> None:
         """Set the bounds.
 
@@ -90,7 +93,8 @@ class ExperienceIndex:
             capacity_rows: most rows held at once; None: what the schedule needs.
             sharers: most workers among which queued prompts are shared out.
             first_iteration: the iteration that a resumed run begins with.
-            scorers: writers that add columns after the rollout; a row is whole when all of them have.
+            scorers: writers that add columns after the rollout, a row is whole when all of them have; or each with the rows of
+                an iteration that may be without a score when it writes.
 
         Raises:
             StoreError: the capacity is below what one batch (and its staleness) needs, which would deadlock.
@@ -109,7 +113,10 @@ class ExperienceIndex:
         self._rows: dict[RowKey, _Row] = {}
         self._chunks: dict[RowKey, _Chunk] = {}
         self._scoring = {scorer: _ScoringQueue() for scorer in scorers}
+        self._quarantine = dict(scorers) if isinstance(scorers, Mapping) else dict.fromkeys(scorers, 0)
         self._submitted: Counter[int] = Counter()
+        self._failed: dict[RowKey, Failure] = {}
+        """Of the rows that are held, those whose scorer failed."""
         self._released: set[str] = set()
         """Workers that are gone. A call that one of them left waiting must not be granted anything: nobody would return it."""
 
@@ -198,39 +205,85 @@ class ExperienceIndex:
         queue.leased[chunk] = worker
         return [self._view(key) for key in chunk.keys]
 
-    def add_column(self, worker: str, scorer: str, block: Any, keys: Sequence[RowKey]) -> None:
+    def add_column(
+        self,
+        worker: str,
+        scorer: str,
+        block: Any,
+        keys: Sequence[RowKey],
+        failed: Mapping[RowKey, Failure] | None = None,
+    ) -> None:
         """Accept a scorer's column for a chunk that `worker` leased, rows in its order.
+
+        Args:
+            worker: who scored.
+            scorer: whose column.
+            block: where it lies.
+            keys: the chunk's rows.
+            failed: rows that have no score, and why; what the column holds for them is never read.
 
         Raises:
             StoreError: the keys are not those of a chunk that `worker` holds.
+            RewardError: more rows of the iteration failed than may; names one.
         """
         leased = self._scoring[scorer].leased
         chunk = self._chunks.get(keys[0]) if keys else None
-        if chunk is None or leased.get(chunk) != worker or chunk.keys != tuple(keys):
+        failed = failed or {}
+        if chunk is None or leased.get(chunk) != worker or chunk.keys != tuple(keys) or not failed.keys() <= {*keys}:
             raise StoreError(f"{worker} scored {[*keys]} for {scorer}, which is no chunk that is leased to it")
+        self._check_quarantine(failed, self._quarantine[scorer])
+        self._failed = {**failed, **self._failed}  # of several scorers that failed, the first's cause
         del leased[chunk]
         for position, key in enumerate(keys):
             self._rows[key].slices[scorer] = Slice(block, position)
+
+    def _check_quarantine(self, failed: Mapping[RowKey, Failure], most: int) -> None:
+        for iteration in {key.iteration for key in failed}:
+            everything = {key for key in (*self._failed, *failed) if key.iteration == iteration}
+            if len(everything) > most:
+                key = next(key for key in failed if key.iteration == iteration)
+                raise RewardError(
+                    f"{failed[key]}; it is answer {key.sample_index} to prompt {key.prompt_id} in iteration {iteration}, of "
+                    f"which {len(everything)} samples failed; expected {most} at most (scoring.quarantine)"
+                )
 
     def complete(self, iteration: int) -> bool:
         """Whether every submitted row of the iteration is there with all its columns."""
         return 0 < self._submitted[iteration] == len(self._scored(iteration))
 
-    def take(self, iteration: int) -> list[RowView]:
-        """The whole batch in canonical order, once; `consume` it when it is trained on.
+    def take(self, iteration: int, fewest: int = 1) -> list[RowView]:
+        """The batch in canonical order, once, without rows that failed; `consume` it when it is trained on.
+
+        Args:
+            iteration: whose batch.
+            fewest: samples of a prompt that are of use together; where fewer are left, none is handed out.
 
         Raises:
             StoreError: the batch is incomplete or already taken.
+            RewardError: no row of it is left to train on.
         """
         keys = self._scored(iteration)
         if not self.complete(iteration) or any(self._rows[key].taken for key in keys):
             raise StoreError(f"iteration {iteration} is not complete or already taken")
+        left = Counter(key.prompt_id for key in keys if key not in self._failed)
+        chosen = [key for key in keys if key not in self._failed and left[key.prompt_id] >= fewest]
+        if not chosen:
+            key, failure = min(self.failures(iteration).items())
+            raise RewardError(
+                f"iteration {iteration}: none of its {len(keys)} samples is left to train on, since "
+                f"{len(self.failures(iteration))} have no score; the first is answer {key.sample_index} to prompt "
+                f"{key.prompt_id}: {failure}"
+            )
         for key in keys:
             self._rows[key].taken = True
-        return [self._view(key) for key in sorted(keys)]
+        return [self._view(key) for key in sorted(chosen)]
+
+    def failures(self, iteration: int) -> dict[RowKey, Failure]:
+        """Rows of an iteration that have no score, and why, until it is consumed; in canonical order."""
+        return {key: self._failed[key] for key in sorted(self._failed) if key.iteration == iteration}
 
     def consume(self, iteration: int) -> None:
-        """Forget a trained batch; its blocks are freed with the last reference.
+        """Forget a trained batch, and what failed in it; its blocks are freed with the last reference.
 
         Raises:
             StoreError: the batch was not taken.
@@ -240,6 +293,7 @@ class ExperienceIndex:
             raise StoreError(f"iteration {iteration} was consumed but not taken")
         for key in keys:
             del self._rows[key], self._chunks[key]
+            self._failed.pop(key, None)
         del self._submitted[iteration]
         self.consumed += len(keys)
 
@@ -273,6 +327,12 @@ class ExperienceIndex:
         laws: dict[str, Callable[[], bool]] = {
             "every accepted row is held or consumed": lambda: self.accepted == len(self._rows) + self.consumed,
             "no more rows than the capacity": lambda: len(self._rows) + len(self._running) <= self.capacity_rows,
+            "what failed is held, and no more of an iteration than may": lambda: (
+                self._failed.keys() <= self._rows.keys()
+                and all(
+                    n <= max(self._quarantine.values()) for n in Counter(key.iteration for key in self._failed).values()
+                )
+            ),
             "no row is both running and written": lambda: not self._running.keys() & self._rows.keys(),
             "staleness is bounded": lambda: (
                 self.accepted + len(self._running) <= (self.max_staleness + self.version + 1) * self.batch_rows

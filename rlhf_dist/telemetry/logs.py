@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_dist.files import as_json, parsed, whole_lines
+from rlhf_dist.secrets import masked
 
 CONTEXT: dict[str, int] = {}
 """`iteration` and `version` of this process now; they go into each line."""
@@ -20,7 +21,7 @@ _FOREIGN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object: time (UTC), level, actor, node, process, iteration, version, message, and its extras."""
+    """A record as one JSON object: time (UTC), level, actor, node, process, iteration, version, message, extras; no secrets."""
 
     def __init__(self, actor: str) -> None:
         """Write lines of an actor."""
@@ -42,7 +43,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return as_json(line, default=str)
+        return masked(as_json(line, default=str))
 
 
 FOLDER = "logs"

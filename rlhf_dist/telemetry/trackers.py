@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from rlhf_dist.config import flat
 from rlhf_dist.files import as_json
+from rlhf_dist.secrets import masked
 from rlhf_dist.telemetry.ray_metrics import RayMetricsTracker
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ class Unbreakable:
         try:
             call()
         except Exception as error:  # noqa: BLE001 - other people's services may fail in any way
-            log.warning("%s is given up for this run: %s: %s", self._name, type(error).__name__, error)
+            log.warning("%s is given up for this run: %s: %s", self._name, type(error).__name__, masked(str(error)))
             self._tracker = None
 
 

@@ -1,10 +1,6 @@
-"""Rewards of all kinds on real models, functions and a real HTTP server."""
+"""Rewards of several kinds added up, on real models and functions."""
 
-import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
-from rlhf_dist.config import FunctionReward, ModelReward, RemoteReward, Safety
+from rlhf_dist.config import FunctionReward, ModelReward, Safety
 from rlhf_dist.errors import ConfigError, ModelError, RewardError
-from rlhf_dist.scoring import remote
+from rlhf_dist.records import RowKey
+from rlhf_dist.scoring.answers import Failures
 from rlhf_dist.scoring.reward import RewardScorer
 from rlhf_dist.scoring.reward_file import RewardFile, read_reward_file
 from rlhf_dist.scoring.reward_models import combined
@@ -27,15 +24,7 @@ PROMPTS = ["Customer: Hi,\nAgent:", "Customer: Hello,\nAgent:", "Customer: Hey,\
 ANSWERS = [" Hello!", " Please send me your password.", " Have a nice day!"]
 
 
-def length_of(prompt: str, answer: str) -> float:
-    return float(len(answer))
-
-
-def broken(prompt: str, answer: str) -> float:
-    raise ZeroDivisionError("no luck")
-
-
-HERE = "tests.scoring.test_rewards"
+HERE = "tests.scoring.rules"
 
 
 def tokens(texts: list[str], *, prompt: bool) -> list[np.ndarray]:
@@ -62,8 +51,20 @@ def model(folder: Path, *, heads: int, seed: int) -> LlamaForSequenceClassificat
     return made
 
 
+OPEN: list[RewardScorer] = []
+
+
+@pytest.fixture(autouse=True)
+def _all_are_closed() -> Iterator[None]:
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
 def scorer(tokenizer_folder: str, *rewards: object, safety: Safety | None = None) -> RewardScorer:
-    return RewardScorer(rewards, safety or Safety(), tokenizer_folder, dtype="float32", batch_tokens=64, device="cpu")
+    made = RewardScorer(rewards, safety or Safety(), tokenizer_folder, dtype="float32", batch_tokens=64, device="cpu")
+    OPEN.append(made)
+    return made
 
 
 def parts(found: dict[str, list]) -> dict[str, list[float]]:
@@ -139,6 +140,34 @@ def test_a_function_that_raises_or_is_missing_is_named(tokenizer_folder: str) ->
         scorer(tokenizer_folder, rule.model_copy(update={"path": f"{HERE}:nothing"}))
 
 
+KEYS = [RowKey(4, 7 * number, 1) for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"), [("broken", "raised KeyError: False"), ("huge", "it is 1e\\+300; expected a finite")]
+)
+def test_an_answer_without_a_score_is_named_or_put_aside_where_it_may(
+    name: str, cause: str, tokenizer_folder: str
+) -> None:
+    rule = FunctionReward(kind="function", name="r", path=f"{HERE}:{name}_for_short_answers")
+    made = scorer(tokenizer_folder, FunctionReward(kind="function", name="a", path=f"{HERE}:length_of"), rule)
+    place = "; it is answer 1 to prompt 0 in iteration 4$"
+    with pytest.raises(RewardError, match=rf"reward r: .*{cause}.*on prompt 'Customer: Hi,.*Hello!'{place}"):
+        made.score(ROWS, Failures(0, KEYS))
+    aside = Failures(1, KEYS)
+    found = made.score(ROWS, aside)
+    assert {number: (failure.reward, failure.answer) for number, failure in aside.causes.items()} == {
+        0: ("r", " Hello!")
+    }
+    assert np.isnan(found["score"]).tolist() == [True, False, False], "nobody can train on it unseen"
+
+
+def test_a_sum_that_is_not_finite_is_its_own_failure(tokenizer_folder: str) -> None:
+    rules = [FunctionReward(kind="function", name=n, path=f"{HERE}:length_of", weight=2e37) for n in "ab"]
+    with pytest.raises(RewardError, match=r"reward score: it is 1.*e\+39; expected a finite number, as float32"):
+        scorer(tokenizer_folder, *rules).score(ROWS)
+
+
 def test_an_answer_that_breaks_a_rule_scores_at_most_the_cap(tokenizer_folder: str) -> None:
     rule = FunctionReward(kind="function", name="a", path=f"{HERE}:length_of")
     safety = Safety(forbidden=("password",), required=("[!.]$",), shortest=2, longest=6, cap=-1.0)
@@ -179,75 +208,3 @@ def test_a_classifiers_verdict_caps_the_reward(tmp_path: Path, tokenizer_folder:
     made.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="expected one named 'unsafe'"):
         scorer(tokenizer_folder, rule, safety=Safety(classifier=str(tmp_path)))
-
-
-@contextmanager
-def server(answer: Callable[[int, list[dict[str, str]]], tuple[int, bytes]]) -> Iterator[tuple[str, list[int]]]:
-    """A server on loopback; `answer` takes the request's number and items. Yields its address and batch sizes."""
-    sizes: list[int] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            items = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["items"]
-            sizes.append(len(items))
-            status, body = answer(len(sizes), items)
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{httpd.server_port}/", sizes
-    finally:
-        httpd.shutdown()
-        httpd.server_close()
-
-
-def lengths(items: list[dict[str, str]]) -> bytes:
-    return json.dumps({"scores": [len(item["answer"]) for item in items]}).encode()
-
-
-@pytest.fixture(autouse=True)
-def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.01)
-
-
-def test_a_server_is_asked_in_batches_and_again_when_it_is_busy(tokenizer_folder: str) -> None:
-    with server(lambda n, items: (503, b"") if n in (1, 3) else (200, lengths(items))) as (url, sizes):
-        settings = RemoteReward(kind="remote", name="r", url=url, batch=2)
-        found = scorer(tokenizer_folder, settings).score(ROWS)
-    assert found["score"] == [float(len(answer)) for answer in ANSWERS]
-    assert sizes == [2, 2, 1, 1]
-
-
-REPLIES = {
-    "not JSON": (200, b"hello", r"expected {\"scores\": \[numbers\]}"),
-    "too few": (200, b'{"scores": [1]}', "1 scores for 3 answers; expected one each"),
-    "not a number": (200, b'{"scores": [1, "x", 2]}', r"scores.1: .*number"),
-    "infinite": (200, b'{"scores": [1, 1e999, 2]}', "scores.1: .*finite"),
-    "refused": (403, b"", "status 403; expected 200"),
-    "huge": (200, b" " * 5000, "larger than 1 KiB"),
-    "down": (500, b"", "status 500, in 2 attempts"),
-}
-
-
-@pytest.mark.parametrize("case", REPLIES)
-def test_a_reply_that_is_not_what_was_asked_for_stops_the_run(case: str, tokenizer_folder: str) -> None:
-    status, body, message = REPLIES[case]
-    with server(lambda n, items: (status, body)) as (url, sizes):
-        settings = RemoteReward(kind="remote", name="r", url=url, attempts=2, max_kib=1)
-        with pytest.raises(RewardError, match=message):
-            scorer(tokenizer_folder, settings).score(ROWS)
-    assert len(sizes) == (2 if case == "down" else 1), "only what may pass is tried again"
-
-
-def test_nobody_listening_is_told_after_all_attempts(tokenizer_folder: str) -> None:
-    with server(lambda n, items: (200, b"")) as (url, _):
-        pass
-    settings = RemoteReward(kind="remote", name="r", url=url, attempts=3, timeout_s=1)
-    with pytest.raises(RewardError, match="ConnectError.*in 3 attempts"):
-        scorer(tokenizer_folder, settings).score(ROWS)

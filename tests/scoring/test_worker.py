@@ -5,16 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from rlhf_dist import progress
 from rlhf_dist.config import ModelReward, Safety
-from rlhf_dist.errors import RewardError
-from rlhf_dist.records import PromptTask, RowKey
+from rlhf_dist.errors import NumbersError, RewardError
+from rlhf_dist.records import Failure, PromptTask, RowKey, Sample
+from rlhf_dist.scoring.answers import Failures
 from rlhf_dist.scoring.reference import ReferenceScorer
 from rlhf_dist.scoring.reward import RewardScorer
-from rlhf_dist.scoring.worker import Scorer, _check_finite
+from rlhf_dist.scoring.worker import Scorer, ScoringWorker, _check_finite
 from rlhf_dist.store.experience import ExperienceIndex
-from rlhf_dist.store.row import Row, single_turn
+from rlhf_dist.store.row import Row, rollout_batch, rows_of, single_turn
 from tests.runs import Folders
 
 ROWS, CHUNK = 24, 5
@@ -68,12 +71,59 @@ def test_columns_are_bit_equal_whatever_the_order_of_arrival_and_the_number_of_w
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
-def test_what_is_no_number_in_the_column_is_refused(value: float) -> None:
+def test_what_is_no_number_in_the_column_is_refused_and_not_as_a_reward_where_it_is_none(value: float) -> None:
     key = RowKey(0, 0, 0)
-    _check_finite([key], {"score": [1e38], "score_parts": [[("r", 1e38)]], "ref_log_probs": [[-1.0]]}, "reward")
+    _check_finite([key], {"score": [1e38], "score_parts": [[("r", 1e38)]], "ref_log_probs": [[-1.0]]}, "reference")
     for column in ({"score": [value]}, {"score_parts": [[("r", value)]]}, {"ref_log_probs": [[-1.0, value]]}):
-        with pytest.raises(RewardError, match="for prompt 0, answer 0, iteration 0; expected finite numbers"):
-            _check_finite([key], column, "reward")
+        with pytest.raises(
+            NumbersError, match=r"reference gave .* for prompt 0, answer 0, iteration 0; expected fin"
+        ) as told:
+            _check_finite([key], column, "reference")
+        assert not isinstance(told.value, RewardError)
+
+
+class Stubborn:
+    """A scorer that fails for the first row, and can be told to."""
+
+    writer = "reward"
+
+    def __init__(self, device: str) -> None:
+        self.closed = False
+
+    def score(self, rows: Sequence[Row], failures: Failures) -> dict[str, list[Any]]:
+        progress.step()
+        failures.add(0, Failure("r", "raised", "p", "a"))
+        return {"score": [float("nan"), 1.0], "score_parts": [[("r", float("nan"))], [("r", 1.0)]]}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def worker(tmp_path: Path, quarantine: int) -> ScoringWorker:
+    made = ScoringWorker("reward-0", Stubborn, {}, quarantine, threads=1, log_dir=str(tmp_path))
+    made.start()
+    return made
+
+
+def chunk() -> pa.RecordBatch:
+    return rollout_batch([Sample(RowKey(2, n, 0), (1, 2), (3,), (-0.5,), "stop", ((0, 1),)) for n in range(2)])
+
+
+def test_a_scorer_hands_over_what_failed_and_its_steps_are_signs_of_life(tmp_path: Path) -> None:
+    made = worker(tmp_path, 1)
+    assert made.pulse().doing == ""
+    before, keys = made.pulse().steps, [RowKey(2, 0, 0), RowKey(2, 1, 0)]
+    failures = Failures(1, keys)
+    made._columns(keys, rows_of(chunk()), failures)
+    assert failures.causes[0].cause == "raised"
+    assert made.pulse().steps == before + 3, "begun, a piece, ended"
+    made.close()
+    assert made._scorer.closed
+
+
+def test_an_evaluation_needs_every_score(tmp_path: Path) -> None:
+    with pytest.raises(RewardError, match="reward r: raised, .*; it is answer 0 to prompt 0 in iteration 2"):
+        worker(tmp_path, 1).score(chunk())
 
 
 def test_company_does_change_the_last_bits(folders: Folders) -> None:

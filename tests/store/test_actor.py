@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from rlhf_dist.errors import StoreError
-from rlhf_dist.records import PromptTask, RowKey, Sample
+from rlhf_dist.records import Failure, PromptTask, RowKey, Sample
 from rlhf_dist.store.actor import Store
 from rlhf_dist.store.experience import ExperienceIndex
 from rlhf_dist.store.row import rollout_batch
@@ -74,6 +74,20 @@ def test_a_batch_goes_from_prompts_to_rows_to_columns_and_is_taken_whole_and_fre
         assert (await store.status())["rows"] == 0
 
     with_store(play)
+
+
+def test_rows_without_a_score_are_told_and_not_handed_out_until_they_are_consumed() -> None:
+    async def play(store: Store) -> None:
+        keys, why = await begun(store), Failure("r", "no", "p", "a")
+        await store.next_rows("s", "reward", False, 1)
+        await store.add_column("s", "reward", keys, rewards(4), {keys[3]: why})
+        assert [view.key for view in await store.take(0, 1)] == keys[:3]
+        assert await store.failures(0) == {keys[3]: why}
+        await store.consume(0)
+        assert await store.failures(0) == {}
+        assert (await store.status())["rows"] == 0
+
+    with_store(play, scorers={"reward": 1})
 
 
 def test_columns_that_are_not_the_writers_are_refused() -> None:

@@ -5,20 +5,22 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from rlhf_dist.errors import StoreError
-from rlhf_dist.records import PromptTask, RowKey
+from rlhf_dist.errors import RewardError, StoreError
+from rlhf_dist.records import Failure, PromptTask, RowKey
 from rlhf_dist.store.experience import ExperienceIndex
 
 PROMPTS, SAMPLES, CHUNK = 3, 2, 4
 SCORERS = ("reward", "reference", "process-reward")
+MAY_FAIL = {"reward": 2, "reference": 0, "process-reward": 2}
 WORKERS = st.sampled_from(["a", "b", "c"])
 
 
 class Life(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.index = ExperienceIndex(batch_rows=PROMPTS * SAMPLES, chunk_rows=CHUNK, scorers=SCORERS)
+        self.index = ExperienceIndex(batch_rows=PROMPTS * SAMPLES, chunk_rows=CHUNK, scorers=MAY_FAIL)
         self.iteration = 0
+        self.failed: dict[RowKey, Failure] = {}
         self.names = {worker: worker for worker in "abc"}
         """Who works in each place now."""
         self.held: dict[str, list[RowKey]] = {}
@@ -60,6 +62,18 @@ class Life(RuleBasedStateMachine):
         for keys in self.scoring.pop((worker, scorer), []):
             self.index.add_column(self.names[worker], scorer, object(), keys)
 
+    @rule(worker=WORKERS, scorer=st.sampled_from(SCORERS), number=st.integers(0, CHUNK - 1))
+    def score_all_but_one(self, worker: str, scorer: str, number: int) -> None:
+        for keys in self.scoring.pop((worker, scorer), []):
+            failed = {keys[number % len(keys)]: Failure(scorer, "no", "p", "a")}
+            if len(self.failed.keys() | failed.keys()) <= MAY_FAIL[scorer]:
+                self.index.add_column(self.names[worker], scorer, object(), keys, failed)
+                self.failed = failed | self.failed
+            else:
+                with pytest.raises(RewardError, match=r"reward .*: no, on prompt 'p' .*\(scoring.quarantine\)"):
+                    self.index.add_column(self.names[worker], scorer, object(), keys, failed)
+                self.scoring.setdefault((worker, scorer), []).append(keys)
+
     @rule(worker=WORKERS, scorer=st.sampled_from(SCORERS))
     def score_a_part(self, worker: str, scorer: str) -> None:
         for keys in self.scoring.get((worker, scorer), []):
@@ -85,7 +99,9 @@ class Life(RuleBasedStateMachine):
     @rule()
     def take(self) -> None:
         views = self.index.take(self.iteration)
-        assert [view.key for view in views] == sorted(view.key for view in views)
+        everything = [RowKey(self.iteration, p, s) for p in range(PROMPTS) for s in range(SAMPLES)]
+        assert [view.key for view in views] == [key for key in everything if key not in self.failed]
+        assert self.index.failures(self.iteration) == self.failed
         assert all(set(view.slices) == {"rollout", *SCORERS} for view in views)
         with pytest.raises(StoreError):
             self.index.take(self.iteration)
@@ -96,7 +112,8 @@ class Life(RuleBasedStateMachine):
     def consume(self) -> None:
         self.consumed += [RowKey(self.iteration, p, s) for p in range(PROMPTS) for s in range(SAMPLES)]
         self.index.consume(self.iteration)
-        self.taken = False
+        assert self.index.failures(self.iteration) == {}
+        self.taken, self.failed = False, {}
         self.iteration += 1
         self._next()
 
@@ -115,7 +132,7 @@ class Life(RuleBasedStateMachine):
             while views := self.index.lease_rows("d", scorer, patient=True):  # waits for nothing that never comes
                 self.index.add_column("d", scorer, object(), [view.key for view in views])
         if not self.taken:
-            assert len(self.index.take(self.iteration)) == PROMPTS * SAMPLES
+            assert len(self.index.take(self.iteration)) == PROMPTS * SAMPLES - len(self.failed)
         self.index.consume(self.iteration)
         assert self.index.consumed == len(self.consumed) + PROMPTS * SAMPLES
         assert len(self.consumed) == len(set(self.consumed))
@@ -224,6 +241,47 @@ def test_patient_scorers_wait_as_long_as_rows_are_on_their_way() -> None:
     index.append("b", object(), list(second)[1:], [5])
     found = [[view.key for view in index.lease_rows("s", "reward", patient=True)] for _ in range(3)]
     assert found == [first, second, []], "nothing more will come"
+
+
+def failed_index(failed: list[RowKey], *, most: int = 4) -> ExperienceIndex:
+    """Two prompts with two samples each, all scored but some."""
+    index = ExperienceIndex(batch_rows=4, scorers={"reward": most})
+    index.submit([PromptTask(0, prompt, (1,), 2) for prompt in (3, 8)])
+    index.publish(0)
+    index.append("a", object(), [key for task in index.lease_prompts("a", 9) for key in task.row_keys()], [5] * 4)
+    keys = [view.key for view in index.lease_rows("s", "reward")]
+    index.add_column("s", "reward", object(), keys, {key: Failure("r", "no", "p", "a") for key in failed})
+    return index
+
+
+@pytest.mark.parametrize(("fewest", "left"), [(1, [(3, 0), (3, 1), (8, 0)]), (2, [(3, 0), (3, 1)])])
+def test_what_is_left_of_a_prompt_is_handed_out_if_it_is_enough(fewest: int, left: list[tuple[int, int]]) -> None:
+    index = failed_index([RowKey(0, 8, 1)])
+    assert [view.key[1:] for view in index.take(0, fewest)] == left
+    index.consume(0)
+    index.check_valid()
+    assert index.consumed == 4
+
+
+@pytest.mark.parametrize(("failed", "fewest"), [([(3, 0), (3, 1), (8, 0), (8, 1)], 1), ([(3, 0), (8, 1)], 2)])
+def test_a_batch_of_which_nothing_is_left_says_so_and_why(failed: list[tuple[int, int]], fewest: int) -> None:
+    index = failed_index([RowKey(0, *place) for place in failed])
+    message = (
+        f"none of its 4 samples is left .*, since {len(failed)} have no score; .* answer 0 to prompt 3: reward r: no"
+    )
+    with pytest.raises(RewardError, match=message):
+        index.take(0, fewest)
+
+
+def test_more_failures_than_may_be_end_the_run_by_name() -> None:
+    message = "answer 0 to prompt 3 in iteration 0, of which 2 samples failed; expected 1 at most"
+    with pytest.raises(RewardError, match=message):
+        failed_index([RowKey(0, 3, 0), RowKey(0, 8, 1)], most=1)
+
+
+def test_nobody_fails_rows_of_others() -> None:
+    with pytest.raises(StoreError, match="no chunk that is leased"):
+        failed_index([RowKey(0, 99, 0)])
 
 
 def test_a_check_that_always_passes_would_be_noticed() -> None:

@@ -1,0 +1,94 @@
+"""The process in which a user's function runs: `python -m rlhf_dist.scoring.function_host MODULE:FUNCTION SOCKET PARENT`.
+
+Whatever the function does to its process (it ends it, it never returns, it crashes), the scorer goes on. One line of JSON per
+message, over a socket of its own, so that what the function prints disturbs nothing: in come lists of [prompt, answer], out
+goes, when the function is imported, what was wrong with that, and then a line per answer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import numbers
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+LONGEST_CAUSE = 500
+"""Characters of what a function says went wrong."""
+PR_SET_PDEATHSIG = 1
+
+
+class NoNumber(Exception):
+    """What a function returned is no score."""
+
+
+def number(said: Any) -> float:
+    """What a function returned, as a score: a real number of Python's, NumPy's or torch's; no truth value, no text.
+
+    Raises:
+        NoNumber: it is none; says what it is.
+    """
+    if getattr(said, "shape", None) == ():
+        said = said.item()
+    if isinstance(said, bool) or not isinstance(said, numbers.Real):
+        shown = repr(said)
+        raise NoNumber(f"returned {type(said).__name__} {shown[:100]}{'...' * (len(shown) > 100)}; expected a number")
+    return float(said)
+
+
+def described(error: BaseException) -> str:
+    """An exception in one line."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - an exception of the user's may fail in being shown
+        text = "(it cannot be shown)"
+    return f"{type(error).__name__}: {text}"[:LONGEST_CAUSE]
+
+
+def main(path: str, handle: int, parent: int) -> None:
+    """Import the function, and answer until the scorer is gone."""
+    _die_with(parent)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Ray's driver ignores it, and then nobody learns how a child ended
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.set_inheritable(handle, False)
+    with socket.socket(fileno=handle) as connection, connection.makefile("rwb") as lines:
+
+        def tell(message: dict[str, Any]) -> None:
+            lines.write(json.dumps(message).encode() + b"\n")
+            lines.flush()
+
+        module, _, name = path.partition(":")
+        try:
+            rule: Callable[[str, str], Any] = getattr(importlib.import_module(module), name)
+            if not callable(rule):
+                raise TypeError(f"{name} is {type(rule).__name__}; expected a function")
+        except BaseException as error:  # noqa: BLE001 - a module may raise anything, SystemExit too
+            tell({"error": described(error)})
+            return
+        tell({})
+        for line in lines:
+            for prompt, answer in json.loads(line):
+                try:
+                    told: dict[str, Any] = {"value": number(rule(prompt, answer))}
+                except NoNumber as error:
+                    told = {"error": str(error)}
+                except BaseException as error:  # noqa: BLE001 - so may a function
+                    told = {"error": f"raised {described(error)}"}
+                tell(told)
+
+
+def _die_with(parent: int) -> None:
+    """Be killed when the scorer's process ends, in whatever way, also in the middle of a call."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
