@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -159,4 +159,4 @@ def _with_reference(learner: LearnerGroup, examples: ExampleSet) -> ExampleSet:
 
     said = predictions(learner, examples)[:, 0].astype(np.float32)
     table = examples.table.append_column(pa.field("reference", pa.float32(), nullable=False), pa.array(said))
-    return ExampleSet(table, examples.units, examples.weights)
+    return replace(examples, table=table)

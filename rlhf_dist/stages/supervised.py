@@ -155,7 +155,7 @@ def train(
                 )
                 metrics |= {f"eval/{key}": value for key, value in found.items()}
             folder.record(step, metrics | speed)
-            folder.console.advance(f"loss {facts['loss']:.3f}")
+            folder.console.advance(f"loss {facts['loss']:.3f}" if "loss" in facts else "step left out")
             step += 1
     return found
 
@@ -187,7 +187,7 @@ def shuffled(strata: Sequence[Hashable], batch_size: int, *, seed: int, epoch: i
 
 def batch_of(stored: Any, chosen: ExampleSet) -> SupervisedBatch:
     """Units whose table lies in shared memory, as the learner takes them."""
-    return SupervisedBatch(stored, chosen.units, chosen.lengths(), count=sum(chosen.weights))
+    return SupervisedBatch(stored, chosen.units, chosen.lengths(), count=sum(chosen.weights), where=chosen.where)
 
 
 def per_kind(facts: Mapping[str, float]) -> dict[str, float]:
