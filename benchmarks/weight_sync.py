@@ -51,7 +51,7 @@ class Publisher:
     def weight_bucket(self, bucket: int) -> tuple[pa.Table, dict[str, Any]]:
         names = self.buckets[bucket]
         table = encode_bucket([(name, self.tensors[name]) for name in names])
-        return table, {"names": names, "bytes": sum(self.tensors[name].nbytes for name in names)}
+        return table, {"names": names, "bytes": sum(self.tensors[name].nbytes for name in names), "odd": []}
 
     def put_state_dict(self) -> list[Any]:
         return [ray.put(dict(self.tensors))]

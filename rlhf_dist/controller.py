@@ -119,8 +119,8 @@ def train(
         if GOLD_MEAN in metrics:
             state.gold.append(metrics[GOLD_MEAN])
         report(iteration, metrics, batch)
-        if reason := left_band(config.ppo.stop_on, metrics, state.gold):
-            return reason
+        if left := left_band(config.ppo.stop_on, metrics, state.gold):
+            return left.reason
         for fleet in parts.scorers.values():
             fleet.forgive()
         balance(parts.rollouts, waited_s=timer.seconds["experience"], step_s=metrics["timing_s/step"])

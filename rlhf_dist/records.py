@@ -14,6 +14,10 @@ class RowKey(NamedTuple):
     prompt_id: int
     sample_index: int
 
+    def __str__(self) -> str:
+        """As people call it."""
+        return f"answer {self.sample_index} to prompt {self.prompt_id} in iteration {self.iteration}"
+
 
 class Failure(NamedTuple):
     """Why a sample has no score."""

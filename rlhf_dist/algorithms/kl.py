@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from rlhf_dist.algorithms.bounds import LEAST, MOST
+from rlhf_dist.algorithms.bounds import LEAST, MOST, MOST_NATS
 
 
 def k1(log_probs: torch.Tensor, ref_log_probs: torch.Tensor) -> torch.Tensor:
@@ -15,8 +15,11 @@ def k1(log_probs: torch.Tensor, ref_log_probs: torch.Tensor) -> torch.Tensor:
 
 
 def k3(log_probs: torch.Tensor, ref_log_probs: torch.Tensor) -> torch.Tensor:
-    """(r - 1) - log r with r = q / p on samples of p: unbiased, never negative, lower variance (same source)."""
-    log_ratio = ref_log_probs - log_probs
+    """(r - 1) - log r with r = q / p on samples of p: unbiased, never negative, lower variance (same source).
+
+    Log r is cut to ± `MOST_NATS`, beyond which it would soon be infinite.
+    """
+    log_ratio = (ref_log_probs - log_probs).clamp(-MOST_NATS, MOST_NATS)
     return torch.expm1(log_ratio) - log_ratio
 
 

@@ -15,8 +15,20 @@ from rlhf_dist.config.supervised import Demonstrations
 
 
 class StopOn(Section):
-    """Bands that end a run when an iteration leaves them; the policy is saved as it then is."""
+    """Bands that end a run, or undo what led out of them, when an iteration leaves them."""
 
+    then: Literal["stop", "roll_back"] = Field(
+        "stop",
+        description="stop: the run ends, and the policy is saved as it then is; roll_back: the learner goes back to where it was "
+        "before the update that led there, and on with the next prompts",
+    )
+    roll_backs: int = Field(3, ge=1, description="most roll-backs in a row; after them the run stops")
+    ratio_above: float | None = Field(
+        None, gt=1, description="largest ratio of a token's probabilities, new policy over old, in an update"
+    )
+    policy_kl_above: float | None = Field(
+        None, gt=0, description="KL of the old to the new policy over an update, nats per token"
+    )
     kl_above: float | None = Field(None, gt=0, description="KL to the reference, nats per answer")
     length_below: float | None = Field(None, gt=0, description="mean tokens per answer")
     length_above: float | None = Field(None, gt=0, description="mean tokens per answer")
@@ -24,6 +36,12 @@ class StopOn(Section):
         None, gt=0, description="the gold score's mean over `patience` iterations falls this far below its best"
     )
     patience: int = Field(5, ge=1, description="iterations over which the gold score is averaged")
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Names of the bands that are set."""
+        names = ("ratio_above", "policy_kl_above", "kl_above", "length_below", "length_above", "gold_drop")
+        return tuple(name for name in names if getattr(self, name) is not None)
 
 
 class PPO(Section):
@@ -133,6 +151,10 @@ class PPOJob(ScoringJob):
         critic, ppo = self.learner.critic, self.ppo
         head = "expected `learner.policy`, by which a head is trained too"
         none = "leave it out, since there is no critic"
+        one_step = ppo.epochs * ppo.mini_batches == 1
+        several = (
+            "expected it beside `ppo.epochs` or `ppo.mini_batches` above 1: the policy of an only step is the old one"
+        )
         idle = {
             "learner.value": (critic != "model", head if critic == "value_head" else none),
             "ppo.value_coef": (critic != "value_head", "expected it beside learner.critic value_head alone"),
@@ -142,6 +164,10 @@ class PPOJob(ScoringJob):
             "ppo.ptx_batch": (ppo.ptx_coef == 0, "expected it beside `ppo.ptx_coef` above 0"),
             "demonstrations": (ppo.ptx_coef == 0, "expected it beside `ppo.ptx_coef` above 0"),
             "ppo.stop_on.patience": (ppo.stop_on.gold_drop is None, "expected it beside `ppo.stop_on.gold_drop`"),
+            "ppo.stop_on.ratio_above": (one_step, several),
+            "ppo.stop_on.policy_kl_above": (one_step, several),
+            "ppo.stop_on.then": (not ppo.stop_on.bands, "expected it beside a band, e.g. `ppo.stop_on.kl_above`"),
+            "ppo.stop_on.roll_backs": (ppo.stop_on.then == "stop", "expected it beside `ppo.stop_on.then: roll_back`"),
         }
         return {key: instead for key, (is_idle, instead) in idle.items() if is_idle}
 

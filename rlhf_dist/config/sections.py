@@ -181,6 +181,11 @@ class Learner(Section):
         0, ge=0, description="samples are packed into rows of this many tokens; 0: the longest sample's length"
     )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="attention kernels")
+    on_bad_numbers: Literal["stop", "skip"] = Field(
+        "stop",
+        description="where a loss, log-prob, value or gradient is not finite: stop the run, or skip that optimiser step, five "
+        "in a row at most; no such step is ever taken",
+    )
     threads: int = Field(2, ge=1, description="CPU threads per rank, where there is no GPU")
     policy: Optimizer = Field(Optimizer(), description="the policy's optimiser")
     value: Optimizer = Field(Optimizer(lr=1e-5), description="the critic's optimiser")

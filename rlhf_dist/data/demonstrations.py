@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,8 @@ class Demonstration:
     tokens: list[int]
     selected: list[int]
     """Positions whose next token is the assistant's."""
+    where: str = ""
+    """File and line."""
 
 
 def read_demonstrations(
@@ -53,7 +55,7 @@ def read_demonstrations(
     lengths = Lengths(max_tokens, file.too_long, what="the row has", key="data")
     found = []
     for where, row in counted(read_table(file, path), f"tokenising {path}"):
-        made = _demonstration(_conversation(where, row, encoder, file))
+        made = _demonstration(where, _conversation(where, row, encoder, file))
         kept = lengths.fit(where, len(made.tokens), made, partial(_beginning, made, max_tokens))
         if kept is not None:
             found.append(kept)
@@ -75,14 +77,14 @@ def _conversation(where: str, row: dict[str, Any], encoder: Encoder, file: DataF
     raise missing(where, row, *names, expected="`prompt` and `completion`, or `messages`")
 
 
-def _demonstration(made: Conversation) -> Demonstration:
-    return Demonstration(made.key, made.tokens, made.selected)
+def _demonstration(where: str, made: Conversation) -> Demonstration:
+    return Demonstration(made.key, made.tokens, made.selected, where)
 
 
 def _beginning(made: Demonstration, most: int) -> Demonstration | None:
     """The beginning of a row that is too long; None: nothing is learnt of it."""
     left = [position for position in made.selected if position < most - 1]
-    return Demonstration(made.key, made.tokens[:most], left) if left else None
+    return replace(made, tokens=made.tokens[:most], selected=left) if left else None
 
 
 def split_demonstrations(
@@ -98,7 +100,8 @@ def split_demonstrations(
 def demonstration_set(rows: Sequence[Demonstration]) -> ExampleSet:
     """Rows as the learner reads them; each weighs as many as it has tokens to learn."""
     table = example_table([row.tokens for row in rows], [row.selected for row in rows])
-    return ExampleSet(table, [[number] for number in range(len(rows))], [float(len(row.selected)) for row in rows])
+    units = [[number] for number in range(len(rows))]
+    return ExampleSet(table, units, [float(len(row.selected)) for row in rows], [row.where for row in rows])
 
 
 def length_statistics(rows: Sequence[Demonstration]) -> dict[str, float]:

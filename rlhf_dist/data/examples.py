@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ class ExampleSet:
     """Rows that are trained on together, next to each other: one demonstration, both answers of a comparison."""
     weights: list[float]
     """What each unit adds to the number by which the summed loss is divided."""
+    where: list[str] = field(default_factory=list)
+    """File and line of each unit, where they are known."""
 
     @property
     def strata(self) -> list[float]:
@@ -45,7 +47,12 @@ class ExampleSet:
 
     def selected(self, units: Sequence[int]) -> ExampleSet:
         """The same table with some of the units."""
-        return ExampleSet(self.table, [self.units[unit] for unit in units], [self.weights[unit] for unit in units])
+        return replace(
+            self,
+            units=[self.units[unit] for unit in units],
+            weights=[self.weights[unit] for unit in units],
+            where=[self.where[unit] for unit in units] if self.where else [],
+        )
 
 
 def example_table(

@@ -137,7 +137,7 @@ def judged_set(
         rows += [{**shared, **_row(*tokens_of(one, answer), select)} for answer in one.answers]
     targets = {name: [row[name] for row in rows] for name in ("unit", "kind", "label", "margin", "weight")}
     table = example_table([row["tokens"] for row in rows], [row["selected"] for row in rows], targets)
-    return ExampleSet(table, units, [1.0] * len(units))
+    return ExampleSet(table, units, [1.0] * len(units), [one.where for one in wanted])
 
 
 def _row(tokens: list[int], start: int, select: str) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from rlhf_dist.errors import NumbersError
 from rlhf_dist.store.row import extents_of
 
 
@@ -58,9 +60,12 @@ def iteration_metrics(
         batch: `batch_metrics`.
         facts: of workers, weights and coefficients.
         times: seconds of each phase of the controller (`Timer.metrics`); `timing_s/experience` is told apart here.
+
+    Raises:
+        NumbersError: one of them is not finite; names it.
     """
     gathering = times["timing_s/experience"]
-    return {
+    found = {
         **stats,
         **batch,
         **facts,
@@ -71,3 +76,7 @@ def iteration_metrics(
         "perf/throughput": batch["perf/total_num_tokens"] / times["timing_s/step"],
         "perf/samples_per_second": batch["perf/num_samples"] / times["timing_s/step"],
     }
+    if odd := [name for name, value in found.items() if not math.isfinite(value)]:
+        told = ", ".join(f"{name} is {found[name]}" for name in odd[:3])
+        raise NumbersError(f"metrics of the iteration: {told}, {len(odd)} in all not finite; expected numbers")
+    return found

@@ -23,16 +23,24 @@ class ExampleBatch:
     """[examples], selected positions of each."""
     targets: dict[str, torch.Tensor]
     """The stage's own columns, float32 [examples] or [examples, k]."""
+    numbers: tuple[int, ...]
+    """Of the examples in the stage's table."""
 
     def to(self, device: torch.device | str) -> ExampleBatch:
         """The same on another device."""
         targets = {name: values.to(device) for name, values in self.targets.items()}
-        return ExampleBatch(self.packed.to(device), self.lengths.to(device), targets)
+        return ExampleBatch(self.packed.to(device), self.lengths.to(device), targets, self.numbers)
 
     def means(self, outputs: torch.Tensor) -> torch.Tensor:
         """Mean of the outputs at each example's selected positions: [selected, ...] to [examples, ...]."""
         sums = segment_sums(outputs, self.lengths)
         return sums / self.lengths.clamp(min=1).reshape(-1, *[1] * (outputs.ndim - 1))
+
+    def odd_ones(self) -> list[int]:
+        """Numbers of the examples whose targets are not finite, or of all where no example stands out."""
+        odd = [~values.reshape(len(self.numbers), -1).isfinite().all(1) for values in self.targets.values()]
+        found = torch.stack(odd).any(0).nonzero().flatten().tolist() if odd else []
+        return [self.numbers[index] for index in found] or list(self.numbers)
 
 
 def read_examples(table: pa.RecordBatch, micro: MicroBatch) -> ExampleBatch:
@@ -52,7 +60,7 @@ def read_examples(table: pa.RecordBatch, micro: MicroBatch) -> ExampleBatch:
     )
     lengths = torch.tensor([len(selected[index]) for index in order], dtype=torch.int64)
     names = [field.name for field in table.schema if field.name not in EXAMPLES.names]
-    return ExampleBatch(packed, lengths, {name: _column(table, name, order) for name in names})
+    return ExampleBatch(packed, lengths, {name: _column(table, name, order) for name in names}, tuple(order))
 
 
 def _column(table: pa.RecordBatch, name: str, order: list[int]) -> torch.Tensor:

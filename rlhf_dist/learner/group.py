@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,11 @@ from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import PPO, Learner, Timeouts
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.packing import Budget, MicroBatch, plan_micro_batches
-from rlhf_dist.errors import EnvironmentProblem
+from rlhf_dist.errors import EnvironmentProblem, NumbersError
+from rlhf_dist.learner.finite import check_metrics, found_in, told
 from rlhf_dist.learner.imitation import Imitation
 from rlhf_dist.learner.model_spec import ModelSpec
-from rlhf_dist.learner.ppo import Method
+from rlhf_dist.learner.ppo import Method, Updated
 from rlhf_dist.learner.rank import LearnerRank, Loaded, Loss, Now
 from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.models import read_config
@@ -28,6 +30,11 @@ from rlhf_dist.models.wrapped import RowLayout
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.weights import Probe
 from rlhf_dist.telemetry import logs
+
+log = logging.getLogger(__name__)
+
+MOST_LEFT_OUT = 5
+"""Optimiser steps in a row that may be left out (`learner.on_bad_numbers: skip`) before the run ends."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,13 @@ class SupervisedBatch:
     """What the summed loss is divided by: the weight of all units, over all ranks."""
     draws: int = 0
     """Seed of what is drawn in this step, as dropout is."""
+    where: Sequence[str] = ()
+    """File and line of each unit, where they are known."""
+
+    def name_of(self, example: int) -> str:
+        """What to call an example in messages."""
+        places = [place for unit, place in zip(self.units, self.where, strict=False) if example in unit]
+        return f"example {example}" + "".join(f" ({place})" for place in places)
 
 
 class LearnerGroup:
@@ -68,6 +82,8 @@ class LearnerGroup:
         self._num_buckets = 0
         self._demonstrations: tuple[Any, ExampleSet] | None = None
         self.num_parameters, self._layout = 0, RowLayout.PACKED
+        self._left_out = 0
+        """Optimiser steps that were left out, one after the other, up to now."""
 
     def meet(self, *, run_dir: Path, interface: str | None) -> None:
         """Let the ranks find each other.
@@ -139,6 +155,10 @@ class LearnerGroup:
             kl_coef: weight of the KL penalty now.
             ratio_is_one: see `learner.ppo.update`.
             seed: of the mini-batches.
+
+        Raises:
+            NumbersError: something is not finite, and `learner.on_bad_numbers` says stop, or too many steps in a row were left
+                out; names the samples.
         """
         shards = cut_into_shards(views, self._budget, mini_batches=ppo.mini_batches, seed=seed)
         calls = {}
@@ -146,7 +166,9 @@ class LearnerGroup:
             now = Now(kl_coef, ratio_is_one, views[0].key.iteration, shown)
             calls[f"learner-{rank}"] = self.ranks[rank].update.remote(shard, method, ppo, now)
         results = self._watch.wait(calls, timeout_s=self._timeouts.update, doing="updating policy and critic")
-        return dict(results["learner-0"])
+        steps = ppo.epochs * ppo.mini_batches
+        measured = "objective/kl" in results["learner-0"].facts
+        return self._judged(results, str, steps=steps, may_skip=measured)
 
     def imitate(self, demonstrations: ExampleSet) -> None:
         """From now on, PPO updates learn from demonstrations too, `ppo.ptx_batch` of them in each step (PPO-ptx)."""
@@ -172,23 +194,70 @@ class LearnerGroup:
         return [Imitation([stored], own, tokens) for own in steps]
 
     def train_step(self, name: str, batch: SupervisedBatch, loss: Loss, *, learn: bool = True) -> dict[str, float]:
-        """One supervised optimiser step (or, without `learn`, an evaluation): mean loss, and the loss's other means."""
+        """One supervised optimiser step (or, without `learn`, an evaluation): mean loss, and the loss's other means.
+
+        Of a step that was left out only `skipped_steps` is told.
+
+        Raises:
+            NumbersError: as in `update`; in an evaluation always.
+        """
         calls = {
             f"learner-{rank}": self.ranks[rank].train_step.remote(
                 name, batch.examples, micros, loss, batch.count, batch.draws if learn else None
             )
             for rank, micros in enumerate(self._example_plan(batch))
         }
-        return dict(self._watch.wait(calls, timeout_s=self._timeouts.update, doing="a training step")["learner-0"])
+        results = self._watch.wait(calls, timeout_s=self._timeouts.update, doing="a training step")
+        if not learn:
+            return self._judged(results, batch.name_of, steps=0, may_skip=False)
+        skipped = any(each.found for each in results.values())
+        if skipped:
+            results = {worker: Updated({}, each.found) for worker, each in results.items()}
+        return self._judged(results, batch.name_of, steps=1, may_skip=True) | {"skipped_steps": float(skipped)}
+
+    def _judged(
+        self, results: Mapping[str, Updated], name_of: Callable[[Any], str], *, steps: int, may_skip: bool
+    ) -> dict[str, float]:
+        """The ranks' facts, unless what they found ends the run.
+
+        Args:
+            results: of all ranks.
+            name_of: a sample's name.
+            steps: optimiser steps that were to be taken.
+            may_skip: without these steps the run can go on.
+        """
+        facts, found = results["learner-0"].facts, [each for result in results.values() for each in result.found]
+        left_out = len({each.step for each in found})
+        if steps:
+            self._left_out = self._left_out + left_out if left_out >= steps else 0
+        if found:
+            problem = told(found, name_of)
+            if self.settings.on_bad_numbers == "stop" or not may_skip:
+                raise NumbersError(f"{problem}. No step was taken on it: weights and optimiser state are as before")
+            if self._left_out >= MOST_LEFT_OUT:
+                raise NumbersError(
+                    f"{problem}. That makes {self._left_out} optimiser steps in a row that were left out"
+                )
+            log.warning("%s; the step was left out", problem, extra={"left_out": left_out})
+        check_metrics(facts, "the learner's metrics")
+        return dict(facts)
 
     def predict(self, name: str, batch: SupervisedBatch) -> dict[int, list[float]]:
-        """What a model says of examples, by example number; see `LearnerRank.predict`."""
+        """What a model says of examples, by example number; see `LearnerRank.predict`.
+
+        Raises:
+            NumbersError: it is not finite of some; names them.
+        """
         calls = {
             f"learner-{rank}": self.ranks[rank].predict.remote(name, batch.examples, micros)
             for rank, micros in enumerate(self._example_plan(batch))
         }
         found = self._watch.wait(calls, timeout_s=self._timeouts.update, doing="a forward pass")
-        return {number: values for part in found.values() for number, values in part.items()}
+        said = {number: values for part in found.values() for number, values in part.items()}
+        odd = sorted(number for number, values in said.items() if not np.isfinite(values).all())
+        if odd:
+            raise NumbersError(told([found_in(1, f"what {name} says is not finite", odd)], batch.name_of))
+        return said
 
     def plan_weights(self, *, bucket_bytes: int, wire_dtype: str) -> None:
         """Fix the buckets in which the policy is published."""

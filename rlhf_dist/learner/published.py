@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 
 from rlhf_dist.learner.adapters import ADAPTER, adapted_layers, is_adapter, own_name
+from rlhf_dist.learner.finite import odd_tensors
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models.file_names import Unit, in_file, persistent_buffers, units_of
 from rlhf_dist.store.weights import encode_bucket, plan_buckets
@@ -126,13 +127,17 @@ class Publication:
         return cls(weights, model.hugging_face, dtype, [[units[int(number)] for number in bucket] for bucket in cut])
 
     def table(self, number: int, *, mine: bool) -> tuple[pa.Table | None, dict[str, Any]]:
-        """One bucket and a report of what is in it, on the rank that owns it; all ranks must call."""
+        """One bucket and a report of what is in it, on the rank that owns it; all ranks must call.
+
+        The report names tensors that are not finite (`odd`): who publishes must refuse the version.
+        """
         names = [name for unit in self.buckets[number] for name in unit.own]
         with self.weights.bucket(names, self.dtype) as tensors:
             if not mine:
-                return None, {"names": [], "bytes": 0}
+                return None, {"names": [], "bytes": 0, "odd": []}
             sent = in_file(self.model, dict(tensors))
             report = {"names": [*sent], "bytes": sum(tensor.nbytes for tensor in sent.values())}
+            report["odd"] = odd_tensors(sent.items())
             return encode_bucket(sent.items()), report
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.imports import import_deepspeed, import_transformers
 from rlhf_dist.learner.adapters import is_adapter, save_adapter
 from rlhf_dist.learner.example_batch import ExampleBatch, read_examples
+from rlhf_dist.learner.finite import NotFinite, check_tensors, found_in
 from rlhf_dist.learner.imitation import Imitation, imitate
 from rlhf_dist.learner.model_spec import ModelSpec
-from rlhf_dist.learner.ppo import Method, Models, Ranks, update
+from rlhf_dist.learner.ppo import Method, Models, Updated, update
 from rlhf_dist.learner.published import Publication, Whole, collected, published
+from rlhf_dist.learner.recorder import Ranks
 from rlhf_dist.learner.rows import read_rows, to_experience
 from rlhf_dist.learner.saving import save_model
 from rlhf_dist.learner.shards import Shard
@@ -151,7 +154,7 @@ class LearnerRank:
             lora=spec.lora,
         )
 
-    def update(self, shard: Shard, method: Method, ppo: PPO, now: Now) -> dict[str, float]:
+    def update(self, shard: Shard, method: Method, ppo: PPO, now: Now) -> Updated:
         """One PPO update on this rank's part of a batch.
 
         Args:
@@ -165,6 +168,7 @@ class LearnerRank:
         refs = blocks_of(shard.views)
         data = read_rows(dict(zip(refs, ray.get(refs), strict=True)), shard.views, shard.groups, ppo)
         models = Models(self.models["policy"], self.models.get("critic"))
+        models.stop_on_bad = self.settings.on_bad_numbers == "stop"
         if now.imitation is not None:
             table = ray.get(now.imitation.table)[0]
             models.also = partial(
@@ -174,19 +178,19 @@ class LearnerRank:
         experience = [[to_experience(data, micro, device) for micro in mini] for mini in shard.mini_batches]
         logs.CONTEXT.update(iteration=now.iteration, version=now.iteration)
         with tracing.span("update", iteration=now.iteration, rows=len(shard.views)):
-            facts = update(
+            updated = update(
                 models,
                 experience,
                 method,
                 ppo,
                 kl_coef=now.kl_coef,
                 reuse_rollout_log_probs=now.ratio_is_one,
-                ranks=Ranks(self.ranks, self._sum_over_ranks),
+                ranks=Ranks(self.ranks, self._sum_over_ranks, self._largest_over_ranks),
             )
         if device.type == "cuda":
             torch.cuda.empty_cache()  # an engine that shares the GPU wakes next
-        log.info("updated", extra={"rows": len(shard.views), "pg_loss": facts["actor/pg_loss"]})
-        return facts
+        log.info("updated", extra={"rows": len(shard.views), "pg_loss": updated.facts.get("actor/pg_loss")})
+        return updated
 
     def train_step(
         self,
@@ -196,8 +200,10 @@ class LearnerRank:
         loss: Loss,
         denominator: float,
         draws: int | None,
-    ) -> dict[str, float]:
+    ) -> Updated:
         """One optimiser step of a supervised stage, or the same without learning.
+
+        Where a loss is not finite, on any rank, the step is left out.
 
         Args:
             name: which model.
@@ -212,17 +218,26 @@ class LearnerRank:
         if draws is not None:
             torch.manual_seed(draws + self.rank)  # so a resumed stage draws what it would have drawn
         sums: dict[str, float] = {"loss": 0.0}
+        found: list[NotFinite] = []
         for micro in micros:
+            batch = read_examples(examples, micro).to(model.device)
             with torch.set_grad_enabled(learn):
-                total, extra = loss(model, read_examples(examples, micro).to(model.device))
+                total, extra = loss(model, batch)
             if learn:
                 model.backward(total * (self.ranks / denominator))
-            for key, value in {"loss": float(total.detach()), **extra}.items():
+            told = {"loss": float(total.detach()), **extra}
+            if not math.isfinite(told["loss"]):
+                found.append(found_in(model.steps + 1, f"the loss is {told['loss']}", batch.odd_ones()))
+            for key, value in told.items():
                 sums[key] = sums.get(key, 0.0) + value
-        facts = model.step() if learn else {}
+        stepped = model.step() if learn else {}
+        if stepped is None:
+            own = [example for micro in micros for row in micro for example in row]
+            found.append(found_in(model.steps, "the norm of the gradient is not finite", own, vague=True))
         keys = sorted(sums)
         totals = self._sum_over_ranks(torch.tensor([sums[key] for key in keys], dtype=torch.float64))
-        return {**{key: float(value) / denominator for key, value in zip(keys, totals, strict=True)}, **facts}
+        facts = {key: float(value) / denominator for key, value in zip(keys, totals, strict=True)}
+        return Updated(facts | (stepped or {}), found)
 
     @torch.no_grad()
     def predict(self, name: str, examples: pa.RecordBatch, micros: list[MicroBatch]) -> dict[int, list[float]]:
@@ -271,6 +286,8 @@ class LearnerRank:
         own = [key for key, _ in model.shapes() if is_adapter(key) or model.is_trained_whole(key)]
         adapters = collected(Whole(model), own, dtype=dtype, keep=keep)
         if keep:
+            # Not sooner: the other ranks would wait for this one in the next gathering.
+            check_tensors([*state.items(), *adapters.items()], f"saving the weights of {name}")
             if model.lora is not None:
                 save_adapter(model.hugging_face, adapters, model.lora, folder / "adapter")
             save_model(model.hugging_face, state, folder)
@@ -292,9 +309,15 @@ class LearnerRank:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _sum_over_ranks(self, vector: torch.Tensor) -> torch.Tensor:
+        return self._reduced(vector, torch.distributed.ReduceOp.SUM)
+
+    def _largest_over_ranks(self, vector: torch.Tensor) -> torch.Tensor:
+        return self._reduced(vector, torch.distributed.ReduceOp.MAX)
+
+    def _reduced(self, vector: torch.Tensor, how: Any) -> torch.Tensor:
         if self.ranks > 1:
             device = next(iter(self.models.values())).device
             moved = vector.to(device)
-            torch.distributed.all_reduce(moved)
+            torch.distributed.all_reduce(moved, how)
             return moved.cpu()
         return vector

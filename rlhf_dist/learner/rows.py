@@ -15,6 +15,7 @@ from rlhf_dist.config import PPO
 from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.learner.ppo import PackedExperience
 from rlhf_dist.models import pack
+from rlhf_dist.records import RowKey
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.row import Row, row_of
 from rlhf_dist.store.schema import ROLLOUT_WRITER
@@ -33,6 +34,7 @@ class RankRows:
     ref_log_probs: list[Array]
     groups: Array
     """int64 [rows], equal for the samples of one prompt."""
+    keys: list[RowKey]
 
     @cached_property
     def predicting(self) -> list[Array]:
@@ -71,6 +73,7 @@ def read_rows(
         [cell(view, ROLLOUT_WRITER, "rollout_log_probs").values.to_numpy() for view in views],
         [cell(view, "reference", "ref_log_probs").values.to_numpy() for view in views],
         np.asarray(groups, dtype=np.int64),
+        [view.key for view in views],
     )
 
 
@@ -90,4 +93,5 @@ def to_experience(data: RankRows, micro: MicroBatch, device: torch.device) -> Pa
         rewards=flat(data.rewards),
         rollout_log_probs=flat(data.rollout_log_probs),
         ref_log_probs=flat(data.ref_log_probs),
+        keys=[data.keys[index] for index in order],
     )

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from rlhf_dist.config import Lora, Optimizer
-from rlhf_dist.errors import RunError
 from rlhf_dist.learner import optimizer_state
 from rlhf_dist.learner.adapters import is_adapter
 from rlhf_dist.learner.schedule import move_to, schedule_of
@@ -81,39 +80,47 @@ class TrainedModel:
         """The module's forward pass."""
         return self.engine(*args, **kwargs)
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add gradients. DeepSpeed averages over ranks, so the loss must be the rank's sum times ranks over the count."""
-        self.engine.backward(loss, scale_wrt_gas=False)
+    @property
+    def steps(self) -> int:
+        """Optimiser steps up to now, those that were left out among them."""
+        return int(self.lr.last_epoch)
 
-    def step(self) -> dict[str, float]:
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add gradients. DeepSpeed averages over ranks, so the loss must be the rank's sum times ranks over the count.
+
+        A loss that is not finite makes all of them NaN, and so the next step one that every rank leaves out.
+        """
+        self.engine.backward(loss * finite_or_nan(loss), scale_wrt_gas=False)
+
+    def step(self) -> dict[str, float] | None:
         """Clip, update, advance the schedule; returns the gradient norm before clipping and the learning rate used.
 
-        Raises:
-            RunError: the norm is not finite, so that the weights no longer are or, under ZeRO, the step was left out.
+        None where the norm, which is that of all ranks together, is not finite: then weights and moments are as before, and
+        only the schedule went on.
         """
-        lr, number = self.engine.optimizer.param_groups[0]["lr"], self.lr.last_epoch + 1
+        lr, number = self.engine.optimizer.param_groups[0]["lr"], self.steps + 1
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         if norm is None:
             norm = self._clipped_norm
         if not 0.0 <= float(norm) < math.inf:  # DeepSpeed says -1 for NaN and infinity, in some of its stages
-            raise RunError(
-                f"the gradient of optimiser step {number} has the norm {float(norm):g}; expected a finite number. A "
-                "loss was NaN or infinite: look for it in the samples' log-probs and scores, or lower the learning rate"
-            )
+            move_to(self.lr, number)
+            return None
         return {"grad_norm": float(norm), "lr": float(lr)}
 
     def skip(self, steps: int) -> None:
         """Leave optimiser steps out: the schedule goes on where they would have brought it."""
-        move_to(self.lr, self.lr.last_epoch + steps)
+        move_to(self.lr, self.steps + steps)
 
     def _clip(self) -> None:
-        """What DeepSpeed calls without ZeRO in fp32, where it forgets the norm."""
+        """What DeepSpeed calls without ZeRO in fp32, where it forgets the norm, and would take a step on one that is NaN."""
         from deepspeed.runtime.utils import clip_grad_norm_
 
         self._clipped_norm = float(
             clip_grad_norm_(parameters=self.module.parameters(), max_norm=self.engine.gradient_clipping())
         )
+        if not math.isfinite(self._clipped_norm):
+            self.engine.zero_grad()  # AdamW leaves alone what has no gradient
 
     def free(self) -> None:
         """Take DeepSpeed's hooks off the module, whose memory is then given back with the last reference."""
@@ -158,6 +165,11 @@ class TrainedModel:
         for name, parameter in self.module.named_parameters():
             if name.startswith(self.prefix):
                 yield name.removeprefix(self.prefix), parameter
+
+
+def finite_or_nan(value: torch.Tensor) -> torch.Tensor:
+    """1 where a number is finite, else NaN: what is multiplied by it has gradients NaN even where a mask would make them 0."""
+    return torch.where(value.detach().isfinite(), 1.0, math.nan).to(value.dtype)
 
 
 def _settings(zero_stage: int, dtype: str, *, clip: float, cpu_offload: bool) -> dict[str, Any]:

@@ -188,4 +188,4 @@ def _with_reference(learner: LearnerGroup, examples: ExampleSet) -> ExampleSet:
 
     said = predictions(learner, examples)[:, 0].astype(np.float32)
     table = examples.table.append_column(pa.field("reference", pa.float32(), nullable=False), pa.array(said))
-    return ExampleSet(table, examples.units, examples.weights)
+    return replace(examples, table=table)

@@ -189,7 +189,7 @@ def train(
             metrics |= {f"eval/{key}": value for key, value in found.items()}
         folder.record(step, metrics | speed)
         keep(step + 1, found)
-        folder.console.advance(f"loss {facts['loss']:.3f}")
+        folder.console.advance(f"loss {facts['loss']:.3f}" if "loss" in facts else "step left out")
     return found
 
 
@@ -228,7 +228,8 @@ def shuffled(strata: Sequence[Hashable], batch_size: int, *, seed: int, epoch: i
 
 def batch_of(stored: Any, chosen: ExampleSet, *, draws: int = 0) -> SupervisedBatch:
     """Units whose table lies in shared memory, as the learner takes them; `draws` is the seed of what their step draws."""
-    return SupervisedBatch(stored, chosen.units, chosen.lengths(), count=sum(chosen.weights), draws=draws)
+    count = sum(chosen.weights)
+    return SupervisedBatch(stored, chosen.units, chosen.lengths(), count=count, draws=draws, where=chosen.where)
 
 
 def per_kind(facts: Mapping[str, float]) -> dict[str, float]:

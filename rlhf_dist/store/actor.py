@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from rlhf_dist.cluster.pulse import Beat
-from rlhf_dist.errors import StoreError
+from rlhf_dist.errors import NumbersError, StoreError
 from rlhf_dist.records import Failure, PromptTask, RowKey
 from rlhf_dist.store.experience import ExperienceIndex, RowView
+from rlhf_dist.store.finite import check_finite
 from rlhf_dist.store.schema import ROLLOUT_WRITER, keys_of, lengths_of, written_by
 from rlhf_dist.store.weights import Manifest, Probe, WeightIndex
 from rlhf_dist.telemetry import logs, tracing
@@ -75,11 +76,13 @@ class Store:
 
         Raises:
             StoreError: the columns are not the rollout's, or a row is not leased to this worker.
+            NumbersError: a log-prob or reward is not finite; names the sample.
         """
         _check_columns(batch, ROLLOUT_WRITER)
         import ray
 
         keys = keys_of(batch)
+        check_finite(batch, worker, keys)
         self._experience.append(worker, ray.put(batch), keys, lengths_of(batch))
         self._bytes[keys[0].iteration] += batch.nbytes
         await self._notify()
@@ -108,8 +111,10 @@ class Store:
         Raises:
             StoreError: wrong columns, or rows that are not leased to this worker.
             RewardError: more rows failed than may.
+            NumbersError: a score or log-prob is not finite; names the sample.
         """
         _check_columns(batch, scorer)
+        check_finite(batch, worker, keys)
         import ray
 
         self._experience.add_column(worker, scorer, ray.put(batch), [RowKey(*key) for key in keys], failed)
@@ -154,6 +159,9 @@ class Store:
 
         Returns:
             Bytes of the version.
+
+        Raises:
+            NumbersError: a weight is not finite; names tensors. The version is not visible then.
         """
         tables, reports = [], []
         for bucket in range(num_buckets):
@@ -162,12 +170,18 @@ class Store:
                 reports.append(report)
                 if number == bucket % len(ranks):
                     tables.append(table)
-        names: list[str] = []
+        names, odd = list[str](), list[str]()
         num_bytes = 0
         with tracing.span("publish weights", version=version, buckets=num_buckets):
             for report in await asyncio.gather(*reports):
                 names += report["names"]
                 num_bytes += report["bytes"]
+                odd += report["odd"]
+        if odd:
+            raise NumbersError(
+                f"weight version {version}: {len(odd)} tensors are not finite, e.g. {odd[0]}; expected finite weights. "
+                "It was not published"
+            )
         self._weights.add(Manifest(version, tuple(names), num_bytes, tuple(tables), probe))
         logs.CONTEXT["version"] = version
         log.info("published weights", extra={"bytes": num_bytes, "buckets": num_buckets})

@@ -14,9 +14,12 @@ from rlhf_dist.algorithms.surrogates import ClippedSurrogate
 from rlhf_dist.algorithms.value_losses import explained_variance_sums
 from rlhf_dist.config import PPO
 from rlhf_dist.data.packing import Budget, MicroBatch, plan_micro_batches
-from rlhf_dist.learner.ppo import Method, Models, PackedExperience, Ranks, _explained, update
+from rlhf_dist.learner.ppo import Method, Models, PackedExperience, Updated, update
+from rlhf_dist.learner.recorder import Ranks, explained
 from rlhf_dist.learner.rows import RankRows, to_experience
+from rlhf_dist.learner.trained_model import finite_or_nan
 from rlhf_dist.models import PolicyModel, ValueModel
+from rlhf_dist.records import RowKey
 from rlhf_dist.store.row import single_turn
 
 SHAPE: dict[str, Any] = {
@@ -47,10 +50,18 @@ class PlainTrained:
         return self.module(*arguments, **options)
 
     def backward(self, loss: torch.Tensor) -> None:
-        loss.backward()
+        (loss * finite_or_nan(loss)).backward()
 
-    def step(self) -> dict[str, float]:
+    @property
+    def steps(self) -> int:
+        return len(self.norms) + self.skipped
+
+    def step(self) -> dict[str, float] | None:
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1e9)
+        if not math.isfinite(norm):
+            self.optimizer.zero_grad()
+            self.skipped += 1
+            return None
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.norms.append(float(norm))
@@ -81,6 +92,7 @@ def data(count: int = 8) -> RankRows:
         [rng.normal(-4, 0.1, size=n).astype(np.float32) for n in lengths],
         [rng.normal(-4, 0.1, size=n).astype(np.float32) for n in lengths],
         np.arange(count) // 2,
+        [RowKey(3, number // 2, number % 2) for number in range(count)],
     )
 
 
@@ -110,7 +122,9 @@ def run(
 ) -> tuple[Models, dict[str, float]]:
     trained = models(critic)
     batch = packed(data(), tokens, row_tokens)
-    facts = update(trained, batch, method, settings, kl_coef=KL_COEF, reuse_rollout_log_probs=reuse, ranks=Ranks())
+    facts = update(
+        trained, batch, method, settings, kl_coef=KL_COEF, reuse_rollout_log_probs=reuse, ranks=Ranks()
+    ).facts
     return trained, facts
 
 
@@ -198,7 +212,7 @@ def test_the_update_is_ppo_written_out_plainly(critic: str) -> None:
         kl_coef=KL_COEF,
         reuse_rollout_log_probs=False,
         ranks=Ranks(),
-    )
+    ).facts
     expected = plain_ppo(plain, rows, [[0, 1, 2, 3], [4, 5, 6, 7]], settings)
     for name, model in (("actor", plain.policy), ("critic", plain.critic)):
         if model is not None:
@@ -237,7 +251,7 @@ def test_a_method_without_values_needs_no_critic_and_finds_its_groups_across_mic
         kl_coef=KL_COEF,
         reuse_rollout_log_probs=True,
         ranks=Ranks(),
-    )
+    ).facts
     totals = [
         float((reward - KL_COEF * (own - ref)).sum())
         for reward, own, ref in zip(rows.rewards, rows.rollout_log_probs, rows.ref_log_probs, strict=True)
@@ -261,7 +275,7 @@ def test_advantages_returns_and_kl_are_those_of_the_formulas_on_the_whole_batch(
     rows = data()
     (mini,) = packed(rows, 40)
     trained = models()
-    facts = update(trained, [mini], METHOD, PPO(), kl_coef=KL_COEF, reuse_rollout_log_probs=True, ranks=Ranks())
+    facts = update(trained, [mini], METHOD, PPO(), kl_coef=KL_COEF, reuse_rollout_log_probs=True, ranks=Ranks()).facts
     raw = []
     for micro in mini:
         rewards = micro.rewards - KL_COEF * (micro.rollout_log_probs - micro.ref_log_probs)
@@ -282,16 +296,16 @@ def test_the_engines_probabilities_are_compared_over_the_whole_batch(reuse: bool
     rows, trained = data(), models()
     old = {i: plain_outputs(trained, row.tokens, 4)[0].detach() for i, row in enumerate(rows.rows)}
     batch = packed(rows, 40, minis=1 if reuse else 4)
-    facts = update(trained, batch, METHOD, PPO(), kl_coef=0.1, reuse_rollout_log_probs=reuse, ranks=Ranks())
+    facts = update(trained, batch, METHOD, PPO(), kl_coef=0.1, reuse_rollout_log_probs=reuse, ranks=Ranks()).facts
     assert facts["training/rollout_probs_diff_mean"] == pytest.approx(difference_before(rows, old), abs=1e-6)
 
 
-def test_where_all_returns_are_alike_nothing_is_explained() -> None:
+def test_where_all_returns_are_alike_nothing_isexplained() -> None:
     torch.manual_seed(0)
     values, returns = torch.randn(400) * 0.3, torch.full((400,), 0.7) + torch.randn(400) * 3e-8
-    assert math.isnan(_explained(explained_variance_sums(values, returns)))
+    assert math.isnan(explained(explained_variance_sums(values, returns)))
     spread = 1e4 + torch.randn(400)
-    assert _explained(explained_variance_sums(spread, spread)) == pytest.approx(1.0)
+    assert explained(explained_variance_sums(spread, spread)) == pytest.approx(1.0)
 
 
 def test_epochs_stop_early_once_the_policy_has_moved_too_far() -> None:
@@ -326,3 +340,132 @@ def test_good_answers_become_likelier_and_bad_ones_less_likely() -> None:
         moved = trained.policy(before.packed)[0] - old
     sign = torch.repeat_interleave(torch.tensor(scores), before.lengths)
     assert float((moved * sign).sum()) > 0
+
+
+def weights_of(trained: Models) -> list[torch.Tensor]:
+    both = [model for model in (trained.policy, trained.critic) if model is not None]
+    return [each.detach().clone() for model in both for each in model.module.parameters()]
+
+
+def learnt(rows: RankRows, *, trained: Models, settings: PPO, minis: int, stop: bool = False) -> Updated:
+    trained.stop_on_bad = stop
+    batch = packed(rows, 10_000, minis=minis)
+    return update(trained, batch, METHOD, settings, kl_coef=KL_COEF, reuse_rollout_log_probs=False, ranks=Ranks())
+
+
+COLUMNS = {
+    "rewards": "scores",
+    "rollout_log_probs": "the engine's log-probs",
+    "ref_log_probs": "the reference's log-probs",
+}
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("critic", ["model", "value_head"])
+def test_a_row_that_is_not_finite_costs_its_mini_batch_alone_and_is_named(
+    column: str, number: float, critic: str
+) -> None:
+    rows, clean, trained, other = data(), data(), models(critic), models(critic)
+    getattr(rows, column)[1][-1] = number
+    facts, found = learnt(rows, trained=trained, settings=PPO(mini_batches=2, whiten_advantages=False), minis=2)
+    assert [(each.what, each.samples, each.count) for each in found] == [
+        (f"{COLUMNS[column]} are not finite", (rows.keys[1],), 1)
+    ]
+    assert facts["actor/skipped_steps"] == 1.0
+    assert facts.get("critic/skipped_steps", 1.0) == 1.0
+    assert all(math.isfinite(value) for value in facts.values())
+    second = RankRows(
+        *(part[4:] for part in (clean.rows, clean.rewards, clean.rollout_log_probs, clean.ref_log_probs)),
+        clean.groups[4:],
+        clean.keys[4:],
+    )
+    learnt(second, trained=other, settings=PPO(whiten_advantages=False), minis=1)
+    for a, b in zip(weights_of(trained), weights_of(other), strict=True):
+        assert torch.equal(a, b), "what is left is learnt as if the others had never been there"
+    assert trained.policy.steps == 2, "the schedule goes on"
+
+
+def test_one_bad_row_is_not_in_the_others_advantages() -> None:
+    rows, trained = data(), models()
+    rows.ref_log_probs[1][-1] = math.nan
+    (first, second) = batch = packed(rows, 10_000, minis=2)
+    update(trained, batch, METHOD, PPO(mini_batches=2), kl_coef=KL_COEF, reuse_rollout_log_probs=False, ranks=Ranks())
+    assert bool(second[0].advantages.isfinite().all())
+    assert int(first[0].advantages.isnan().sum()) == int(first[0].lengths[first[0].keys.index(rows.keys[1])])
+
+
+@pytest.mark.parametrize("stop", [True, False])
+@pytest.mark.parametrize(
+    ("broken", "what"), [("critic", "the critic's values are"), ("policy", "the policy's log-probs before")]
+)
+def test_a_model_that_is_not_finite_moves_nothing(broken: str, what: str, stop: bool) -> None:
+    trained = models()
+    next(iter(getattr(trained, broken).module.parameters())).data[:] = math.nan
+    before = weights_of(trained)
+    facts, found = learnt(data(), trained=trained, settings=PPO(epochs=2, mini_batches=2), minis=2, stop=stop)
+    assert all(
+        torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(weights_of(trained), before, strict=True)
+    )
+    assert found[0].what.startswith(what)
+    assert found[0].count == 4, "all samples of the mini-batch"
+    assert facts["actor/skipped_steps"] == facts["critic/skipped_steps"] == (1.0 if stop else 4.0)
+    assert all(math.isfinite(value) for value in facts.values())
+
+
+class Explodes(ClippedSurrogate):
+    """The first loss is no number."""
+
+    calls = 0
+
+    def __call__(self, new: Any, old: Any, advantages: Any, lengths: Any) -> Any:
+        loss, sums = super().__call__(new, old, advantages, lengths)
+        type(self).calls += 1
+        return (loss * math.inf if self.calls == 1 else loss), sums
+
+
+@pytest.mark.parametrize("critic", ["model", "value_head"])
+def test_a_loss_that_is_not_finite_leaves_both_models_as_they_were(critic: str) -> None:
+    Explodes.calls = 0
+    trained = models(critic)
+    before, batch = weights_of(trained), packed(data(), 10_000)
+    told = update(
+        trained,
+        batch,
+        Method(METHOD.estimator, Explodes(CLIP)),
+        PPO(),
+        kl_coef=KL_COEF,
+        reuse_rollout_log_probs=True,
+        ranks=Ranks(),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(trained), before, strict=True))
+    assert [each.what for each in told.found if not each.vague] in (
+        ["the policy's loss is inf"],
+        ["the policy's loss is -inf"],
+    )
+    assert told.facts["actor/skipped_steps"] == 1.0
+    assert "actor/pg_loss" not in told.facts
+    assert all(math.isfinite(value) for value in told.facts.values())
+    after = update(trained, batch, METHOD, PPO(), kl_coef=KL_COEF, reuse_rollout_log_probs=True, ranks=Ranks())
+    assert after.facts["actor/skipped_steps"] == 0.0
+    plain = models(critic)
+    update(plain, packed(data(), 10_000), METHOD, PPO(), kl_coef=KL_COEF, reuse_rollout_log_probs=True, ranks=Ranks())
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(trained), weights_of(plain), strict=True))
+
+
+def test_where_the_critics_loss_explodes_the_policy_waits() -> None:
+    trained = models()
+    before, batch = weights_of(trained), packed(data(), 10_000)
+    critic: Any = trained.critic
+    plain = critic.backward
+    critic.backward = lambda loss: plain(loss * math.inf)
+    told = update(trained, batch, METHOD, PPO(), kl_coef=KL_COEF, reuse_rollout_log_probs=True, ranks=Ranks())
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(trained), before, strict=True))
+    assert [(each.what, each.count) for each in told.found] == [("the norm of the critic's gradient is not finite", 8)]
+
+
+def test_the_largest_ratio_is_told_and_finite() -> None:
+    _, one = run(PPO(), tokens=10_000)
+    assert one["actor/ratio_max"] == 1.0
+    _, moved = run(PPO(epochs=3), tokens=10_000)
+    assert moved["actor/ratio_max"] > 1.0

@@ -108,7 +108,7 @@ def test_a_publication_has_every_weight_once_in_the_wires_dtype_on_the_rank_that
     assert len(publication.buckets) > 1
     found = {}
     for number in range(len(publication.buckets)):
-        assert publication.table(number, mine=False) == (None, {"names": [], "bytes": 0})
+        assert publication.table(number, mine=False) == (None, {"names": [], "bytes": 0, "odd": []})
         table, report = publication.table(number, mine=True)
         tensors = dict(decode_bucket(table))
         assert list(tensors) == report["names"]

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf_dist.config import Optimizer
-from rlhf_dist.errors import RunError
+from rlhf_dist.config import Learner, Optimizer
+from rlhf_dist.data.examples import example_table
 from rlhf_dist.imports import import_deepspeed
+from rlhf_dist.learner.example_batch import ExampleBatch
+from rlhf_dist.learner.optimizer_state import TENSORS
+from rlhf_dist.learner.rank import LearnerRank
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PackedBatch, PolicyModel, pack
 from tests.learner.test_ppo import SHAPE
@@ -74,7 +78,9 @@ def weights(model: TrainedModel) -> dict[str, torch.Tensor]:
 
 def go(model: TrainedModel) -> dict[str, float]:
     model.backward(loss_of(model(batch())))
-    return model.step()
+    told = model.step()
+    assert told is not None
+    return told
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -152,7 +158,9 @@ def test_gradients_in_bf16_add_up_in_fp32(stage: tuple[int, str]) -> None:
         for total, gradient in zip(summed, each, strict=True):
             total += gradient
     expected, halves = MICROS * _norm(each), _norm(summed)
-    assert model.step()["grad_norm"] == pytest.approx(expected, rel=1e-4)
+    told = model.step()
+    assert told is not None
+    assert told["grad_norm"] == pytest.approx(expected, rel=1e-4)
     assert abs(halves - expected) > 0.05 * expected, "in bf16 they would not"
     model.free()
 
@@ -174,9 +182,64 @@ def test_float_buffers_keep_their_numbers(stage: tuple[int, str]) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_gradient_that_is_no_number_ends_the_run(stage: tuple[int, str]) -> None:
+def test_no_step_is_taken_on_a_gradient_that_is_no_number(stage: tuple[int, str], tmp_path: Path) -> None:
+    model, other = trained(stage), trained(stage)
+    for each in (model, other):
+        go(each)
+    model.save_state(tmp_path / "before")
+    before = weights(model)
+    model.backward(loss_of(model(batch())))
+    model.backward(loss_of(model(batch())) * math.inf)
+    assert model.step() is None
+    other.skip(1)
+    model.save_state(tmp_path / "after")
+    for name, found in weights(model).items():
+        assert torch.equal(found, before[name]), name
+    kept, left = (load_file(tmp_path / which / TENSORS) for which in ("before", "after"))
+    assert any("exp_avg" in key for key in kept)
+    assert kept.keys() == left.keys()
+    assert all(torch.equal(kept[key], left[key]) for key in kept), "master weights and moments"
+    assert model.steps == other.steps == 2
+    assert [go(model) for _ in range(2)] == [go(other) for _ in range(2)], (
+        "no gradient was left over; the schedule went on"
+    )
+    for name, found in weights(model).items():
+        assert torch.equal(found, weights(other)[name]), name
+    model.free()
+    other.free()
+
+
+def test_a_loss_that_a_mask_would_hide_from_the_gradient_is_noticed() -> None:
+    model = trained((0, "float32"))
+    model.backward(torch.where(torch.tensor(False), loss_of(model(batch())), torch.tensor(math.nan)))
+    assert model.step() is None
+    model.free()
+
+
+class Several(LearnerRank):
+    """The only rank of a group, in this process."""
+
+    def __init__(self, model: TrainedModel) -> None:
+        super().__init__(0, 1, Learner(ranks=1))
+        self.models["model"] = model
+
+
+def nan_loss(model: TrainedModel, examples: ExampleBatch) -> tuple[torch.Tensor, dict[str, float]]:
+    log_probs = model(examples.packed)[0]
+    return -log_probs.sum() * examples.targets["weight"].sum(), {"entropy": 1.0}
+
+
+@pytest.mark.parametrize("stage", [(0, "float32"), (3, "bfloat16")])
+def test_a_supervised_step_names_the_examples_that_are_not_finite(stage: tuple[int, str]) -> None:
     model = trained(stage)
-    model.backward(loss_of(model(batch())) * math.nan)
-    with pytest.raises(RunError, match="the gradient of optimiser step 1 has the norm .*expected a finite number"):
-        model.step()
+    rank, before = Several(model), weights(model)
+    tokens = [np.arange(1 + n, 9 + n).astype(np.int32) for n in range(4)]
+    table = example_table(tokens, [range(7)] * 4, {"weight": [1.0, 1.0, math.nan, 1.0]})
+    facts, found = rank.train_step("model", table, [[[0], [1]], [[2], [3]]], nan_loss, 28.0, learn=True)
+    assert [(each.step, each.what, each.samples) for each in found if not each.vague] == [(1, "the loss is nan", (2,))]
+    assert all(torch.equal(each, before[name]) for name, each in weights(model).items())
+    facts, found = rank.train_step("model", table, [[[0], [1]], [[3]]], nan_loss, 21.0, learn=True)
+    assert (found, model.steps) == ([], 2)
+    assert math.isfinite(facts["loss"])
+    assert not torch.equal(weights(model)["value_head.weight"], before["value_head.weight"]) or facts["grad_norm"] > 0
     model.free()

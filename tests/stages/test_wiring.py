@@ -43,7 +43,9 @@ def by_reference(config: PPOConfig, samples: list[Sample]) -> list[np.ndarray]:
 def by_learner(config: PPOConfig, samples: list[Sample]) -> list[np.ndarray]:
     policy = model_specs(config, Begin())["policy"].build(config.learner)
     rows, zeros = rows_of(rollout_batch(samples)), [np.zeros(len(sample.log_probs)) for sample in samples]
-    data = RankRows(rows, zeros, zeros, zeros, np.zeros(len(rows), dtype=np.int64))
+    data = RankRows(
+        rows, zeros, zeros, zeros, np.zeros(len(rows), dtype=np.int64), [RowKey(0, 0, i) for i in range(len(rows))]
+    )
     micro = to_experience(data, [[n] for n in range(len(rows))], torch.device("cpu"))
     with torch.no_grad():
         return [part.numpy() for part in policy(micro.packed)[0].split(micro.lengths.tolist())]

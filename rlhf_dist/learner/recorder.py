@@ -1,0 +1,80 @@
+"""Metrics of an update: what ranks see, added up over all of them."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+RATIO_MAX = "actor/ratio_max"
+"""Largest ratio of a token's probabilities, new over old, in any mini-batch of the update; 5e8 at most."""
+ROUNDING = 1e-12
+"""Variance over squared mean, up to which fp32 returns are all the same."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The data-parallel ranks, and how a float64 vector is summed over them, or its largest entries found."""
+
+    number: int = 1
+    sum: Callable[[torch.Tensor], torch.Tensor] = lambda vector: vector
+    largest: Callable[[torch.Tensor], torch.Tensor] = lambda vector: vector
+
+
+class Recorder:
+    """Sums and counts of this rank, added over ranks once at the end. What is not finite is told elsewhere, and not added."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        """Begin with nothing."""
+        self.ranks = ranks
+        self.sums: dict[str, float] = defaultdict(float)
+        self.counts: dict[str, float] = defaultdict(float)
+        self.metrics: dict[str, float] = {}
+        self.variance = torch.zeros(6, dtype=torch.float64)
+        self.log_ratio = torch.full((1,), -math.inf, dtype=torch.float64)
+
+    def means(self, count: float, sums: Mapping[str, torch.Tensor]) -> None:
+        """Add sums over `count` tokens, samples or steps, by metric."""
+        for name, value in sums.items():
+            number = float(value.detach())
+            finite = math.isfinite(number)
+            self.sums[name] += number if finite else 0.0
+            self.counts[name] += count if finite else 0.0
+
+    def ratio(self, log_ratio: torch.Tensor) -> None:
+        """Take [tokens] log-ratios, of which the largest is told."""
+        finite = log_ratio[log_ratio.isfinite()]
+        if len(finite):
+            self.log_ratio = torch.maximum(self.log_ratio, finite.max().double().cpu())
+
+    def step(self, model: str, facts: dict[str, float]) -> None:
+        """Take what an optimiser step says: the gradient's norm is a mean over the steps, the learning rate the last one's."""
+        self.means(1.0, {f"{model}/grad_norm": torch.tensor(facts["grad_norm"], dtype=torch.float64)})
+        self.metrics[f"{model}/lr"] = facts["lr"]
+
+    def sum_of(self, name: str) -> torch.Tensor:
+        """This rank's sum so far, and its count, float64 [2]."""
+        return torch.tensor([self.sums.get(name, 0.0), self.counts.get(name, 0.0)], dtype=torch.float64)
+
+    def result(self) -> dict[str, float]:
+        """All metrics, the same on every rank; without those of which nothing finite was seen."""
+        names = sorted(self.sums)
+        vector = [self.sums[name] for name in names] + [self.counts[name] for name in names]
+        total = self.ranks.sum(torch.cat([torch.tensor(vector, dtype=torch.float64), self.variance]))
+        sums, counts, variance = total.split([len(names), len(names), 6])
+        means = {name: float(a / b) for name, a, b in zip(names, sums, counts, strict=True) if b}
+        ratio = float(self.ranks.largest(self.log_ratio).exp())
+        told = {**means, **self.metrics, "critic/vf_explained_var": explained(variance.view(2, 3))}
+        told |= {RATIO_MAX: ratio} if ratio else {}
+        return {name: value for name, value in told.items() if math.isfinite(value)}
+
+
+def explained(moments_of: torch.Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns); NaN where there are none, or they vary by rounding alone."""
+    (n, error, error2), (_, returns, returns2) = moments_of
+    mean = returns / n
+    variance = returns2 / n - mean**2
+    return float(1.0 - (error2 / n - (error / n) ** 2) / variance) if variance > ROUNDING * mean**2 else math.nan
