@@ -114,7 +114,8 @@ class Store:
             NumbersError: a score or log-prob is not finite; names the sample.
         """
         _check_columns(batch, scorer)
-        check_finite(batch, worker, keys)
+        sound = [number for number, key in enumerate(keys) if RowKey(*key) not in failed]
+        check_finite(batch.take(pa.array(sound, pa.int64())), worker, [keys[number] for number in sound])
         import ray
 
         self._experience.add_column(worker, scorer, ray.put(batch), [RowKey(*key) for key in keys], failed)
