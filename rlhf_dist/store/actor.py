@@ -114,7 +114,7 @@ class Store:
             NumbersError: a score or log-prob is not finite; names the sample.
         """
         _check_columns(batch, scorer)
-        sound = [number for number, key in enumerate(keys) if RowKey(*key) not in failed]
+        sound = [number for number, key in enumerate(keys) if RowKey(*key) not in (failed or {})]
         check_finite(batch.take(pa.array(sound, pa.int64())), worker, [keys[number] for number in sound])
         import ray
 
