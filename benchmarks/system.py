@@ -14,7 +14,7 @@ def run_system(tree: dict[str, Any], run_dir: Path, report: Callable[[int, Any, 
     from rlhf_dist.config import PPOConfig
     from rlhf_dist.controller import train
     from rlhf_dist.data.prompts import PromptSampler
-    from rlhf_dist.stages.ppo import prepare, probe_sequence
+    from rlhf_dist.stages.ppo import memory_of, prepare, probe_sequence
     from rlhf_dist.stages.wiring import engines, placed, wired
 
     config = PPOConfig.model_validate(tree)
@@ -26,7 +26,7 @@ def run_system(tree: dict[str, Any], run_dir: Path, report: Callable[[int, Any, 
         with (
             placed(config, layout, run_dir) as where,
             engines(config, where, prepared.eos_token_ids) as rollouts,
-            wired(config, where, rollouts, prepared.begin) as parts,
+            wired(config, where, rollouts, prepared.begin, memory_of(config)) as parts,
         ):
             probe = probe_sequence(prepared)
             parts.learner.publish(parts.store, 0, probe_tokens=probe)
@@ -36,5 +36,10 @@ def run_system(tree: dict[str, Any], run_dir: Path, report: Callable[[int, Any, 
                 samples=config.rollout.samples_per_prompt,
                 seed=0,
             )
-            train(parts, prompts, config, probe_tokens=probe, report=report, state=prepared.state)
+
+            def told(iteration: int, metrics: Any, batch: Any, failures: Any) -> None:
+                parts.memory.keep(parts.learner, prepared.state.copy())
+                report(iteration, metrics, batch)
+
+            train(parts, prompts, config, probe_tokens=probe, report=told, state=prepared.state)
             return parts.learner.num_parameters, parts.learner.peak_memory()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -22,18 +22,37 @@ from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import PPOConfig
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
-from rlhf_dist.evaluation.bands import GOLD_MEAN, left_band
+from rlhf_dist.evaluation.bands import GOLD_MEAN, Left, left_band
 from rlhf_dist.evaluation.metrics import batch_metrics, iteration_metrics
 from rlhf_dist.learner.group import LearnerGroup
+from rlhf_dist.learner.memory import Memory
 from rlhf_dist.learner.ppo import Method
+from rlhf_dist.records import Failure, RowKey
 from rlhf_dist.rollout.elasticity import balance
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.reader import blocks_of, read_batch
 from rlhf_dist.telemetry import logs
 from rlhf_dist.telemetry.timing import Timer
 
-Report = Callable[[int, Mapping[str, float], Any], None]
-"""Takes iteration, metrics, and the batch (`store.schema.EXPERIENCE`)."""
+Report = Callable[[int, Mapping[str, float], Any, Mapping[RowKey, Failure]], None]
+"""Takes iteration, metrics, the batch (`store.schema.EXPERIENCE`), and which samples have no score, and why."""
+
+
+@dataclass
+class State:
+    """Where a run is: what it needs, beside the models, to go on."""
+
+    iteration: int
+    """The next one."""
+    kl_coef: float
+    gold: list[float] = field(default_factory=list)
+    """Mean gold score of every iteration so far, where one is watched."""
+    rolled_back: int = 0
+    """Roll-backs in a row up to now."""
+
+    def copy(self) -> State:
+        """The same, whatever becomes of this one."""
+        return replace(self, gold=[*self.gold])
 
 
 @dataclass(frozen=True)
@@ -48,17 +67,8 @@ class Parts:
     watch: Watch
     lent: Callable[[], AbstractContextManager[None]]
     """Around an update: devices that engines share with the learner are the learner's."""
-
-
-@dataclass
-class State:
-    """Where a run is: what it needs, beside the models, to go on."""
-
-    iteration: int
-    """The next one."""
-    kl_coef: float
-    gold: list[float] = field(default_factory=list)
-    """Mean gold score of every iteration so far, where one is watched."""
+    memory: Memory[State]
+    """The learner as it was after its last iterations."""
 
 
 def train(
@@ -90,7 +100,7 @@ def train(
         timer = Timer()
         _tell(parts, parts.store.submit.remote(prompts.batch(iteration)), config, "queueing prompts")
         with timer.phase("experience"):
-            rows = take(parts, iteration, timeout_s=config.timeouts.batch)
+            rows = take(parts, iteration, config)
         with timer.phase("update"), parts.lent():
             stats = parts.learner.update(
                 rows,
@@ -100,11 +110,14 @@ def train(
                 ratio_is_one=config.ratio_is_one,
                 seed=config.seed + iteration,
             )
+        batch = read(parts, rows, timeout_s=config.timeouts.call)
+        told = batch_metrics(batch)
+        left = leave_or_undo(parts, config, state, {**stats, **told})
         with timer.phase("update_weights"):
             version = iteration + 1
             probe = probe_tokens if version % config.weights.probe_every == 0 else None
             num_bytes = parts.learner.publish(parts.store, version, probe_tokens=probe)
-        batch = read(parts, rows, timeout_s=config.timeouts.call)
+        failures = failed_rewards(parts, iteration, config)
         _tell(parts, parts.store.consume.remote(iteration), config, "freeing a batch")
         facts = {
             **worker_facts(parts, timeout_s=config.timeouts.call),
@@ -112,14 +125,15 @@ def train(
             "weights/version": float(version),
             "weights/bytes": float(num_bytes),
             "actor/reward_kl_penalty_coeff": kl.coefficient,
+            **({"reward/quarantined": float(len(failures))} if config.scoring.quarantine else {}),
+            **({"actor/rolled_back": float(state.rolled_back > 0)} if config.ppo.stop_on.then == "roll_back" else {}),
         }
-        metrics = iteration_metrics(stats, batch_metrics(batch), facts, timer.metrics())
-        kl.update(stats["objective/kl"], samples=len(rows))
+        metrics = iteration_metrics(stats, told, facts, timer.metrics())
+        if "objective/kl" in stats:  # else nothing finite was found
+            kl.update(stats["objective/kl"], samples=len(rows))
         state.iteration, state.kl_coef = version, kl.coefficient
-        if GOLD_MEAN in metrics:
-            state.gold.append(metrics[GOLD_MEAN])
-        report(iteration, metrics, batch)
-        if left := left_band(config.ppo.stop_on, metrics, state.gold):
+        report(iteration, metrics, batch, failures)
+        if left and not left.undo:
             return left.reason
         for fleet in parts.scorers.values():
             fleet.forgive()
@@ -127,13 +141,37 @@ def train(
     return None
 
 
-def take(parts: Parts, iteration: int, *, timeout_s: float) -> list[RowView]:
+def leave_or_undo(parts: Parts, config: PPOConfig, state: State, metrics: Mapping[str, float]) -> Left | None:
+    """Which band the iteration left, if it did; undoes the updates that led there, if `ppo.stop_on.then` says so."""
+    if GOLD_MEAN in metrics:
+        state.gold.append(metrics[GOLD_MEAN])
+    left = left_band(config.ppo.stop_on, metrics, state.gold, rolled_back=state.rolled_back)
+    if left is None or not left.undo:
+        state.rolled_back = 0
+        return left
+    state.rolled_back += 1
+    parts.memory.back(parts.learner, left.undo)
+    parts.watch.say(f"{left.reason}: the update is undone, roll-back {state.rolled_back} in a row")
+    return left
+
+
+def failed_rewards(parts: Parts, iteration: int, config: PPOConfig) -> Mapping[RowKey, Failure]:
+    """Rows of an iteration that have no score, and why; they were not trained on."""
+    if not config.scoring.quarantine:
+        return {}
+    ref, doing = parts.store.failures.remote(iteration), "telling which rewards failed"
+    found: Mapping[RowKey, Failure] = parts.watch.one("store", ref, timeout_s=config.timeouts.call, doing=doing)
+    return found
+
+
+def take(parts: Parts, iteration: int, config: PPOConfig) -> list[RowView]:
     """Wait for the whole scored batch of an iteration.
 
     Raises:
         WaitTimeout: it is not whole in time; says how many rows are where.
     """
-    ref = parts.store.take.remote(iteration, timeout_s)
+    timeout_s = config.timeouts.batch
+    ref = parts.store.take.remote(iteration, timeout_s, config.advantage.fewest_samples)
     doing = f"collecting the batch of iteration {iteration}"
     rows: list[RowView] | None = parts.watch.one("store", ref, timeout_s=timeout_s + 10.0, doing=doing)
     if rows is None:

@@ -56,6 +56,8 @@ class World:
         self.restarts, self.wanted = 0, 1
         self.size = type("Size", (), {"fewest": 1, "most": 1})
         self.tasks: list[Any] = []
+        self.told: list[str] = []
+        self.say = self.told.append
 
     # store
     def __getattr__(self, method: str) -> Any:
@@ -100,7 +102,11 @@ class World:
         self.calls.append(("returned",))
 
     def parts(self) -> Parts:
-        return Parts(self, self, {}, self, self, self.lent)
+        return Parts(self, self, {}, self, self, self.lent, self)
+
+    # memory
+    def back(self, learner: Any, updates: int) -> None:
+        self.calls.append(("back", updates))
 
 
 def run(world: World, settings: PPOConfig, monkeypatch: pytest.MonkeyPatch, state: State | None = None) -> Any:
@@ -118,7 +124,7 @@ def run(world: World, settings: PPOConfig, monkeypatch: pytest.MonkeyPatch, stat
         sampler,
         settings,
         probe_tokens=[1, 2],
-        report=lambda iteration, metrics, batch: reports.append(
+        report=lambda iteration, metrics, batch, failures: reports.append(
             (iteration, dict(metrics), batch.num_rows, state.iteration)
         ),
         state=state,

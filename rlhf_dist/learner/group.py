@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.ppo import Method, Updated
 from rlhf_dist.learner.rank import LearnerRank, Loaded, Loss, Now
 from rlhf_dist.learner.shards import cut_into_shards
+from rlhf_dist.learner.snapshot import Snapshot
 from rlhf_dist.models import read_config
 from rlhf_dist.models.fits import positions_of
 from rlhf_dist.models.wrapped import RowLayout
@@ -286,6 +288,17 @@ class LearnerGroup:
     def save_state(self, name: str, folder: Path) -> None:
         """Write what each rank needs to go on training a model."""
         self._call("save_state", name, folder, timeout_s=self._timeouts.publish, doing=f"saving the state of {name}")
+
+    def snapshot(self) -> Snapshot:
+        """Have every rank keep what its models are now, behind what it was asked before; nobody waits for it."""
+        calls = [rank.snapshot.options(num_returns=2).remote() for rank in self.ranks]
+        return Snapshot([table for table, _ in calls], [report for _, report in calls], time.monotonic())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Be as a snapshot of a group of the same layout says, which has the same models loaded."""
+        pairs = zip(self.ranks, snapshot.tables, strict=True)
+        calls = {f"learner-{number}": rank.restore.remote(table) for number, (rank, table) in enumerate(pairs)}
+        self._watch.wait(calls, timeout_s=self._timeouts.publish, doing="going back to a snapshot")
 
     def peak_memory(self) -> int:
         """Largest peak memory of a rank, in bytes."""

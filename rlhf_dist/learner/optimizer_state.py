@@ -7,6 +7,7 @@ the module's own weights are filled after each step. In all of them torch's Adam
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,26 @@ FLAT_PARTITIONS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_gro
 """DeepSpeed's names of its master weights: ZeRO 3, ZeRO 1 and 2, ZeRO 1 in bf16."""
 
 
+def held(engine: Any) -> dict[str, torch.Tensor]:
+    """This rank's optimised tensors with what AdamW knows of each, as they lie in memory."""
+    tensors, base = _optimised(engine)
+    found = {f"{number}/weight": tensor.detach() for number, tensor in enumerate(tensors)}
+    for number, tensor in enumerate(tensors):
+        found |= {f"{number}/{key}": value for key, value in base.state[tensor].items()}
+    return found
+
+
+def take(engine: Any, found: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `held` gave, of the same layout; all ranks must call."""
+    tensors, base = _optimised(engine)
+    with torch.no_grad():
+        for number, tensor in enumerate(tensors):
+            tensor.copy_(found[f"{number}/weight"])
+            keys = [key for key in found if key.startswith(f"{number}/") and key != f"{number}/weight"]
+            base.state[tensor] = {key.partition("/")[2]: found[key].to(tensor.device, copy=True) for key in keys}
+    _fill_module(engine.optimizer)
+
+
 def save(engine: Any, schedule: Any, folder: Path) -> None:
     """Write the state, and how many steps the schedule has made.
 
@@ -32,12 +53,7 @@ def save(engine: Any, schedule: Any, folder: Path) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
-    tensors, base = _optimised(engine)
-    found = {}
-    for number, tensor in enumerate(tensors):
-        found[f"{number}/weight"] = tensor.detach()
-        found |= {f"{number}/{key}": value for key, value in base.state[tensor].items()}
-    save_file({key: value.cpu().contiguous().clone() for key, value in found.items()}, folder / TENSORS)
+    save_file({key: value.cpu().contiguous().clone() for key, value in held(engine).items()}, folder / TENSORS)
     (folder / SCHEDULE).write_text(as_exact_json({"last_epoch": schedule.last_epoch}, SCHEDULE))
 
 
@@ -49,7 +65,7 @@ def load(engine: Any, schedule: Any, folder: Path) -> None:
     """
     from safetensors.torch import load_file
 
-    tensors, base = _optimised(engine)
+    tensors, _ = _optimised(engine)
     try:
         found = load_file(folder / TENSORS)
     except FileNotFoundError as error:
@@ -57,12 +73,7 @@ def load(engine: Any, schedule: Any, folder: Path) -> None:
     fits = all(f"{n}/weight" in found and found[f"{n}/weight"].shape == t.shape for n, t in enumerate(tensors))
     if not fits or f"{len(tensors)}/weight" in found:
         raise ModelError(f"{folder}: the state does not fit; it was saved with another learner.zero_stage or model")
-    with torch.no_grad():
-        for number, tensor in enumerate(tensors):
-            tensor.copy_(found[f"{number}/weight"])
-            keys = [key for key in found if key.startswith(f"{number}/") and key != f"{number}/weight"]
-            base.state[tensor] = {key.partition("/")[2]: found[key].to(tensor.device) for key in keys}
-    _fill_module(engine.optimizer)
+    take(engine, found)
     move_to(schedule, json.loads((folder / SCHEDULE).read_text())["last_epoch"])
 
 

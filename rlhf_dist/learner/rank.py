@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,6 +38,7 @@ from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PolicyModel, at_temperature, pack
 from rlhf_dist.models.wrapped import RowLayout
 from rlhf_dist.store.reader import blocks_of
+from rlhf_dist.store.weights import decode_bucket, encode_bucket
 from rlhf_dist.telemetry import logs, tracing
 
 log = logging.getLogger(__name__)
@@ -295,6 +297,25 @@ class LearnerRank:
     def save_state(self, name: str, folder: Path) -> None:
         """Write what this rank needs to go on training the model: its share of the optimiser's state."""
         self.models[name].save_state(folder / f"rank-{self.rank}")
+
+    def snapshot(self) -> tuple[pa.Table, dict[str, float]]:
+        """All that changes while this rank trains its models, and what it cost: `seconds`, `bytes`, and when, `taken`."""
+        began = time.perf_counter()
+        with tracing.span("snapshot"):
+            states = {name: model.state() for name, model in self.models.items()}
+            table = encode_bucket(
+                (f"{name}/{key}", value) for name, state in states.items() for key, value in state.items()
+            )
+        return table, {"seconds": time.perf_counter() - began, "bytes": float(table.nbytes)}
+
+    def restore(self, table: pa.Table) -> None:
+        """Be as `snapshot` told, with the same models in the same layout; all ranks must call."""
+        states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self.models}
+        for key, value in decode_bucket(table):
+            name, _, rest = key.partition("/")
+            states[name][rest] = value
+        for name, model in self.models.items():
+            model.take_state(states[name])
 
     def take_spans(self) -> list[tracing.Span]:
         """Spans recorded since the last call."""

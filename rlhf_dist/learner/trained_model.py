@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,19 @@ class TrainedModel:
         """The named parameters' data; under ZeRO-3 only inside `gathered`."""
         chosen = dict(self._named())
         return [(name, chosen[name].data) for name in names]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that changes while this rank trains: what is optimised, its moments, other buffers, and the schedule's place."""
+        buffers = {f"buffer/{name}": tensor for name, tensor in self.module.named_buffers()}
+        return {**optimizer_state.held(self.engine), **buffers, "steps": torch.tensor(self.steps)}
+
+    def take_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Be as `state` told, of a model of the same layout; all ranks must call."""
+        for name, tensor in self.module.named_buffers():
+            tensor.copy_(state[f"buffer/{name}"])
+        optimizer_state.take(self.engine, state)
+        self.engine.zero_grad()
+        move_to(self.lr, int(state["steps"]))
 
     def save_state(self, folder: Path) -> None:
         """Write this rank's share of the optimiser's state, and where the schedule is."""

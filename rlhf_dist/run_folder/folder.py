@@ -122,6 +122,7 @@ class RunFolder:
             restart: its number, from 1.
             most: times that a run may go on (`restarts`).
         """
+        self.listeners.clear()  # whoever they are, they may be what failed
         cause = str(error).splitlines()[0]
         self.tell("restarting", cause=cause, restarts=restart)
         self.console.say(escape(f"{cause}. Going on after iteration {iteration}, restart {restart} of {most}"))

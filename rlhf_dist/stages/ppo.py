@@ -21,19 +21,24 @@ from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.example_view import view
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.prompts import PromptSampler, read_prompts
-from rlhf_dist.errors import ClusterLost, ConfigError, WaitTimeout, WorkerLost
+from rlhf_dist.errors import ConfigError
+from rlhf_dist.evaluation.bands import LAST_AND_THIS as MOST_UNDONE
 from rlhf_dist.evaluation.before_after import compare
 from rlhf_dist.learner.group import LearnerGroup
+from rlhf_dist.learner.memory import Memory, object_store_bytes
+from rlhf_dist.learner.snapshot import Snapshot
 from rlhf_dist.models import check_same_tokenizer, write_ends
 from rlhf_dist.planning.memory import ModelSize
 from rlhf_dist.planning.roles import model_folders, sizes_of
-from rlhf_dist.records import Prompt
+from rlhf_dist.records import Failure, Prompt, RowKey
 from rlhf_dist.rollout.held_out import held_out_answers
 from rlhf_dist.run_folder.names import POLICY
 from rlhf_dist.run_folder.ppo_folder import PPOFolder
+from rlhf_dist.run_folder.quarantine import Quarantine, warning
 from rlhf_dist.scoring.functions import load_gold_judge
 from rlhf_dist.stages.fitting import check_stage
 from rlhf_dist.stages.hub import resolved
+from rlhf_dist.stages.restarting import restarting
 from rlhf_dist.stages.resume import newest, save_checkpoint
 from rlhf_dist.stages.scoring import check_functions
 from rlhf_dist.stages.supervised import encoder_of
@@ -165,54 +170,71 @@ def run(config: PPOConfig, prepared: PreparedPPO, folder: PPOFolder) -> None:
             engines(config, where, prepared.eos_token_ids) as rollouts,
         ):
             where.watch.say = lambda told: folder.console.say(escape(told))
-            stopped, after = _through_losses(_Run(config, prepared, folder, where, rollouts))
+            going = _Going(config, prepared, folder, where, rollouts, memory_of(config))
+            first = _Start(prepared.state.copy(), prepared.begin)
+            stopped, after = restarting(config, folder, going.once, first, going.again)
     before = folder.answers_before()
     verdict = compare(prepared.held_out, before, after, prepared.tokenizer, load_gold_judge(config.gold_judge))
     folder.close(config, verdict, parameters=prepared.sizes["policy"].parameters, stopped=stopped)
 
 
+def memory_of(config: PPOConfig) -> Memory[State]:
+    """What a run remembers to go on from, and to go back to."""
+    return Memory(object_store_bytes(), every=MOST_UNDONE if config.ppo.stop_on.then == "roll_back" else 0)
+
+
 @dataclass(frozen=True)
-class _Run:
-    """What stays when a run is wired anew."""
+class _Start:
+    """Where a run is wired to begin, or to go on."""
+
+    state: State
+    begin: Begin
+    snapshot: Snapshot | None = None
+
+    @property
+    def step(self) -> int:
+        """Iterations that are done."""
+        return self.state.iteration
+
+
+@dataclass(frozen=True)
+class _Going:
+    """A run, and what stays of it when it is wired anew: rollout workers, and the last moments of the learner."""
 
     config: PPOConfig
     prepared: PreparedPPO
     folder: PPOFolder
     where: Where
     rollouts: Fleet
+    memory: Memory[State]
 
+    def once(self, start: _Start) -> tuple[str | None, Any]:
+        """Train until the end or a loss; returns why it ended early, if it did, and the answers to the held-out prompts."""
+        config, folder = self.config, self.folder
+        folder.rewind(start.step)
+        with wired(config, self.where, self.rollouts, start.begin, self.memory) as parts:
+            if start.snapshot is not None:
+                parts.learner.restore(start.snapshot)
+            self.memory.clear()
+            folder.listeners.append(parts.store.note.remote)
+            stopped = _train(parts, self.prepared, config, folder, start.state)
+            folder.tell("evaluating")
+            after = held_out_answers(parts.rollouts, self.prepared.held_out, timeout_s=config.timeouts.batch)
+            save_policy(parts.learner, self.prepared.encoder, folder.path / OUTPUT)
+            folder.listeners.clear()
+        return stopped, after
 
-def _through_losses(run: _Run) -> tuple[str | None, Any]:
-    """Train to the end; after the loss of what nobody else can replace, from the newest checkpoint on, wired anew."""
-    state, begin = replace(run.prepared.state), run.prepared.begin
-    for restart in range(run.config.restarts + 1):
-        try:
-            return _wired_once(run, state, begin)
-        except ClusterLost as error:
-            run.folder.listeners.clear()
-            run.folder.tell("failed", error=f"ClusterLost: {error}")  # at once: what follows takes Ray its time
-            raise
-        except (WorkerLost, WaitTimeout) as error:
-            run.folder.listeners.clear()
-            if restart == run.config.restarts:
-                raise
-            state, begin = newest(run.config, run.folder.path)
-            run.folder.going_on(error, iteration=state.iteration, restart=restart + 1, most=run.config.restarts)
-    raise AssertionError("the last restart returns or raises")
+    def again(self) -> _Start:
+        """Where to go on after a loss: the newest checkpoint, or the last moment that is remembered, if that is later.
 
-
-def _wired_once(run: _Run, state: State, begin: Begin) -> tuple[str | None, Any]:
-    """Train until the end or a loss; returns why it ended early, if it did, and the answers to the held-out prompts."""
-    config, prepared, folder = run.config, run.prepared, run.folder
-    folder.rewind(state.iteration)
-    with wired(config, run.where, run.rollouts, begin) as parts:
-        folder.listeners.append(parts.store.note.remote)
-        stopped = _train(parts, prepared, config, folder, state)
-        folder.tell("evaluating")
-        after = held_out_answers(parts.rollouts, prepared.held_out, timeout_s=config.timeouts.batch)
-        save_policy(parts.learner, prepared.encoder, folder.path / OUTPUT)
-        folder.listeners.clear()
-    return stopped, after
+        What is remembered serves once: if it is lost with a node that held it, the checkpoint comes next.
+        """
+        kept = self.memory.newest()
+        self.memory.clear()
+        state, begin = newest(self.config, self.folder.path)
+        if kept is None or kept.state.iteration <= state.iteration:
+            return _Start(state, begin)
+        return _Start(kept.state.copy(), replace(begin, iteration=kept.state.iteration, state=""), kept.snapshot)
 
 
 def _train(parts: Parts, prepared: PreparedPPO, config: PPOConfig, folder: PPOFolder, state: State) -> str | None:
@@ -231,9 +253,15 @@ def _train(parts: Parts, prepared: PreparedPPO, config: PPOConfig, folder: PPOFo
         samples=config.rollout.samples_per_prompt,
         seed=config.seed,
     )
+    quarantine = Quarantine(folder.path)
+    quarantine.rewind(state.iteration)
     trace = Trace(folder.path / "trace.json", config.telemetry.trace_iterations)
 
-    def report(iteration: int, metrics: Mapping[str, float], batch: Any) -> None:
+    def report(iteration: int, metrics: Mapping[str, float], batch: Any, failures: Mapping[RowKey, Failure]) -> None:
+        parts.memory.keep(parts.learner, state.copy())  # first, since the ranks copy while the rest is written
+        if failures:
+            quarantine.add(failures)
+            folder.console.say(escape(warning(failures, config.batch_samples - batch.num_rows - len(failures))))
         folder.record(iteration, metrics, fleet=parts.rollouts.states())
         if config.experience.keep:
             folder.keep(iteration, batch)
@@ -244,6 +272,7 @@ def _train(parts: Parts, prepared: PreparedPPO, config: PPOConfig, folder: PPOFo
 
     if prepared.demonstrations is not None:
         parts.learner.imitate(prepared.demonstrations)
+    parts.memory.keep(parts.learner, state.copy())
     with folder.console.progress("PPO", config.ppo.iterations, done=state.iteration):
         return train(parts, prompts, config, probe_tokens=probe, report=report, state=state)
 

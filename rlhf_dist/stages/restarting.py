@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from rlhf_dist.config import Job
-from rlhf_dist.errors import WaitTimeout, WorkerLost
+from rlhf_dist.errors import ClusterLost, WaitTimeout, WorkerLost
 from rlhf_dist.run_folder.folder import RunFolder
 
 T = TypeVar("T")
@@ -36,10 +36,15 @@ def restarting(config: Job, folder: RunFolder, attempt: Callable[[B], T], begin:
     Raises:
         WorkerLost: once more than there are restarts.
         WaitTimeout: likewise.
+        ClusterLost: Ray itself is gone; this is said at once, since ending takes it its time.
     """
     for restart in range(config.restarts + 1):
         try:
             return attempt(begin)
+        except ClusterLost as error:
+            folder.listeners.clear()
+            folder.tell("failed", error=f"ClusterLost: {error}")
+            raise
         except (WorkerLost, WaitTimeout) as error:
             if restart == config.restarts:
                 raise

@@ -17,8 +17,9 @@ from rlhf_dist.cluster.session import namespace_of
 from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import Watch, watch_of
 from rlhf_dist.config import PPOConfig
-from rlhf_dist.controller import Parts
+from rlhf_dist.controller import Parts, State
 from rlhf_dist.learner.group import GroupPlace, start_group
+from rlhf_dist.learner.memory import Memory
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.planning.roles import model_folders
 from rlhf_dist.rollout.colocation import asleep
@@ -101,7 +102,7 @@ def engines(config: PPOConfig, where: Where, eos_token_ids: tuple[int, ...]) -> 
 
 
 @contextmanager
-def wired(config: PPOConfig, where: Where, rollouts: Fleet, begin: Begin) -> Iterator[Parts]:
+def wired(config: PPOConfig, where: Where, rollouts: Fleet, begin: Begin, memory: Memory[State]) -> Iterator[Parts]:
     """Start every actor that is not there yet, connect them, and begin the workers' loops.
 
     Args:
@@ -109,6 +110,7 @@ def wired(config: PPOConfig, where: Where, rollouts: Fleet, begin: Begin) -> Ite
         where: where the actors go.
         rollouts: the rollout workers, those of an earlier wiring or none yet.
         begin: where the run begins.
+        memory: of the learner.
     """
     watch, start_s, ends = where.watch, config.timeouts.start, ExitStack()
     ready(where.group, where.layout, timeout_s=start_s)
@@ -135,7 +137,7 @@ def wired(config: PPOConfig, where: Where, rollouts: Fleet, begin: Begin) -> Ite
         learner.plan_weights(bucket_bytes=config.weights.bucket_mib * 2**20, wire_dtype=config.wire_dtype)
         colocated = config.cluster.placement == "colocated"
         lent = partial(asleep, rollouts, timeout_s=config.timeouts.call) if colocated else nullcontext
-        yield Parts(store, rollouts, scorers, learner, watch, lent)
+        yield Parts(store, rollouts, scorers, learner, watch, lent, memory)
 
 
 def _store(config: PPOConfig, where: Where, begin: Begin, *, scorers: tuple[str, ...]) -> Any:
