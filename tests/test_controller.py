@@ -212,7 +212,7 @@ def test_a_batch_that_is_not_whole_in_time_says_where_its_rows_are() -> None:
     with pytest.raises(
         WaitTimeout, match=r"no whole batch of iteration 3 within 7 s; rows are: {'queued': 2}; rollout"
     ):
-        take(World(whole=False).parts(), 3, timeout_s=7)
+        take(World(whole=False).parts(), 3, config(timeouts={"batch": 7}))
 
 
 @pytest.mark.parametrize(

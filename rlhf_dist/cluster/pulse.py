@@ -20,7 +20,7 @@ class Beat(NamedTuple):
     """What is worked at; empty: nothing that must go forward, it waits for others."""
 
 
-class Progress:
+class Pulse:
     """Counts the steps of an actor's work; read from another thread."""
 
     def __init__(self) -> None:

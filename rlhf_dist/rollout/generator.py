@@ -12,7 +12,7 @@ import pyarrow as pa
 from rlhf_dist.cluster.dealing import deal
 from rlhf_dist.cluster.fleet import Fleet
 from rlhf_dist.cluster.one_thread import OneThread
-from rlhf_dist.cluster.pulse import Beat, Progress
+from rlhf_dist.cluster.pulse import Beat, Pulse
 from rlhf_dist.records import PromptTask, Sample, SampleRequest, Sampling, sample_seed
 from rlhf_dist.rollout.engine import RolloutEngine
 from rlhf_dist.rollout.spec import EngineSpec
@@ -31,7 +31,7 @@ class Generator:
         self.name = name
         self._spec, self._sampling, self._seed = spec, sampling, seed
         self._alone = OneThread()
-        self._progress = Progress()
+        self._progress = Pulse()
         self._built: RolloutEngine | None = None
 
     def __repr__(self) -> str:

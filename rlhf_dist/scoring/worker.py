@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from rlhf_dist import progress
 from rlhf_dist.cluster.one_thread import OneThread
-from rlhf_dist.cluster.pulse import Beat, Progress
+from rlhf_dist.cluster.pulse import Beat, Pulse
 from rlhf_dist.cluster.threads import device_of_this_process
 from rlhf_dist.cluster.watch import POLL_S, fetch
 from rlhf_dist.errors import NumbersError
@@ -74,7 +74,7 @@ class ScoringWorker:
         keep(secrets or {})
         self._alone = OneThread()
         self._loaded: Scorer | None = None
-        self.progress = Progress()
+        self.progress = Pulse()
         progress.STEPS.append(self.progress.step)
 
     def __repr__(self) -> str:

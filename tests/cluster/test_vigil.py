@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_dist.cluster.pulse import Beat, Progress
+from rlhf_dist.cluster.pulse import Beat, Pulse
 from rlhf_dist.cluster.vigil import LOADING, SLEPT_S, Patience, Vigil
 from rlhf_dist.errors import ClusterLost, WorkerLost
 
@@ -162,7 +162,7 @@ def test_a_large_cluster_is_asked_less_often(world: World) -> None:
 
 
 def test_progress_counts_steps_and_says_what_is_worked_at() -> None:
-    progress = Progress()
+    progress = Pulse()
     assert progress.beat() == Beat(0, "")
     with progress.working("generating"):
         progress.step()
