@@ -225,9 +225,8 @@ class VLLMEngine:
         if self._can_sleep and not self._asleep:
             self._weights.forget()
             with self._losses_told():
-                self._llm.sleep(
-                    level=2
-                )  # 2: the weights are not kept in host memory, since the next version replaces them
+                # 2: the weights are not kept in host memory, since the next version replaces them.
+                self._llm.sleep(level=2)
             self._asleep = True
 
     def wake(self) -> None:
