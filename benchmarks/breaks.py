@@ -480,7 +480,7 @@ BREAKS = (
     Break(
         "the other processes of an engine outlive the first that died",
         "rollout/children.py",
-        "            self._lost.set()\n        self._kill()\n",
+        "            self._lost.set()\n        self.kill()\n",
         "            self._lost.set()\n",
         "rollout/test_children.py",
     ),

@@ -51,10 +51,12 @@ class Ledger:
             return
         self._looks.update(new)
         mapped = set().union(*(_mapped_by(process, self._folder) for process in processes))
-        for name in mapped.intersection(new) - self._named.keys():
+        for name in sorted(set(new) - self._named.keys()):
             with contextlib.suppress(FileNotFoundError):
-                self._named[name] = (self._folder / name).stat().st_ino
-                os.write(self._file, f"{self._named[name]} {name}\n".encode())
+                inode = (self._folder / name).stat().st_ino
+                if inode in mapped:
+                    self._named[name] = inode
+                    os.write(self._file, f"{inode} {name}\n".encode())
 
     def close(self) -> None:
         """Unlink what is left of it all, and the ledger."""
@@ -95,11 +97,10 @@ def _unlink(folder: Path, named: dict[str, int]) -> list[str]:
     return gone
 
 
-def _mapped_by(process: int, folder: Path) -> set[str]:
-    """Names in the folder that a process maps; none when it is gone."""
+def _mapped_by(process: int, folder: Path) -> set[int]:
+    """Inodes in the folder that a process maps; none when it is gone. Semaphores are mapped before they get their names."""
     try:
         lines = Path(f"/proc/{process}/maps").read_text().splitlines()
     except OSError:
         return set()
-    places = [line.split(maxsplit=5)[-1] for line in lines if f" {folder}/" in line]
-    return {place.removeprefix(f"{folder}/") for place in places if not place.endswith(" (deleted)")}
+    return {int(line.split(maxsplit=5)[4]) for line in lines if f" {folder}/" in line}

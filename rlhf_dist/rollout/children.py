@@ -55,7 +55,7 @@ class Children:
         if not self._lost.is_set():
             self._cause = cause
             self._lost.set()
-        self._kill()
+        self.kill()
 
     def expect_end(self) -> None:
         """From now on a death is no loss."""
@@ -65,9 +65,14 @@ class Children:
         """Kill who is left, and unlink what they shared."""
         self.expect_end()
         self._over.set()
-        self._kill()
+        self.kill()
         self._thread.join(END_S)
         self._ledger.close()
+
+    def kill(self) -> None:
+        """All that live, also those that hang."""
+        for process in [*self._living.values()]:
+            process.kill()
 
     def _watch(self) -> None:
         while not self._over.is_set() or self._living:
@@ -92,14 +97,10 @@ class Children:
         del self._living[process.pid or 0]
         if self._poll_s == STARTING_POLL_S and code is not None and code >= 0:
             self.expect_end()
-            self._kill()
+            self.kill()
         if not self._ending.is_set():
             known = "" if code is None else f", exit code {code}"
             self.give_up(f"the engine's process {process.name} (pid {process.pid}) died{known}")
-
-    def _kill(self) -> None:
-        for process in [*self._living.values()]:
-            process.kill()
 
 
 def _exit_code(process: BaseProcess) -> int | None:

@@ -76,7 +76,7 @@ class VLLMEngine:
         self._can_sleep = bool(options.get("enable_sleep_mode"))
         self._asleep = False
         self._llm: Any = None
-        self._closed, self._closing = False, threading.Lock()
+        self._busy, self._closed, self._closing = False, False, threading.Lock()
         atexit.register(self.close)  # Ray's actors exit on SIGTERM
         shared_memory.sweep()
         self._children = Children() if tensor_parallel > 1 else None
@@ -225,9 +225,8 @@ class VLLMEngine:
         if self._can_sleep and not self._asleep:
             self._weights.forget()
             with self._losses_told():
-                self._llm.sleep(
-                    level=2
-                )  # 2: the weights are not kept in host memory, since the next version replaces them
+                # 2: the weights are not kept in host memory, since the next version replaces them.
+                self._llm.sleep(level=2)
             self._asleep = True
 
     def wake(self) -> None:
@@ -253,6 +252,8 @@ class VLLMEngine:
             atexit.unregister(self.close)
             if self._children is not None:
                 self._children.expect_end()
+                if self._busy:  # then they may hang
+                    self._children.kill()
             if self._llm is not None:
                 # It asks its processes to end, terminates them after 5 s, and kills them after 4 more.
                 self._llm.llm_engine.engine_core.shutdown()
@@ -270,6 +271,7 @@ class VLLMEngine:
     def _losses_told(self) -> Iterator[None]:
         """What a call into vLLM raises because one of its processes is gone, or does not answer, becomes `WorkerLost`."""
         self.check()
+        self._busy = True
         try:
             yield
         except RlhfDistError:
@@ -283,6 +285,8 @@ class VLLMEngine:
             self._check_news()
             self.check()
             raise
+        finally:
+            self._busy = False
 
     @contextmanager
     def _closed_after_errors(self) -> Iterator[None]:

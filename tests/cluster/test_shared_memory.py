@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 from rlhf_dist.cluster import shared_memory
 from rlhf_dist.cluster.shared_memory import LOOKS, Ledger, sweep
+
+pytestmark = pytest.mark.skipif(not shared_memory.FOLDER.is_dir(), reason="no shared memory with names")
 
 OWNER = """
 import mmap, os, sys, time
@@ -28,6 +31,12 @@ ledger.note([os.getpid()])
 print(ledger.path.name, flush=True)
 time.sleep(600)
 """
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=shared_memory.FOLDER) as made:
+        yield Path(made)
 
 
 @contextmanager
@@ -56,76 +65,86 @@ def names(folder: Path) -> set[str]:
 
 
 def test_segments_of_a_killed_process_are_swept_and_those_of_a_living_one_and_of_nobody_known_stay(
-    tmp_path: Path,
+    folder: Path,
 ) -> None:
-    (tmp_path / "psm_of_somebody").write_bytes(b"1")
-    with owner(tmp_path) as process:
-        before = names(tmp_path)
+    (folder / "psm_of_somebody").write_bytes(b"1")
+    with owner(folder) as process:
+        before = names(folder)
         assert "psm_owned" in before
-        assert sweep(tmp_path) == []
-        assert names(tmp_path) == before
+        assert sweep(folder) == []
+        assert names(folder) == before
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert sweep(tmp_path) == ["psm_owned"]
-        assert names(tmp_path) == {"psm_of_somebody"}
-        assert sweep(tmp_path) == []
+        assert sweep(folder) == ["psm_owned"]
+        assert names(folder) == {"psm_of_somebody"}
+        assert sweep(folder) == []
 
 
-def test_a_name_that_another_took_since_stays(tmp_path: Path) -> None:
-    with owner(tmp_path) as process:
+def test_a_name_that_another_took_since_stays(folder: Path) -> None:
+    with owner(folder) as process:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        (tmp_path / "psm_other").write_bytes(b"another inode")
-        (tmp_path / "psm_other").replace(tmp_path / "psm_owned")
-        assert sweep(tmp_path) == []
-        assert names(tmp_path) == {"psm_owned"}
+        (folder / "psm_other").write_bytes(b"another inode")
+        (folder / "psm_other").replace(folder / "psm_owned")
+        assert sweep(folder) == []
+        assert names(folder) == {"psm_owned"}
 
 
-def test_a_ledger_of_another_user_is_nobodys_business(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with owner(tmp_path) as process:
+def test_a_ledger_of_another_user_is_nobodys_business(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with owner(folder) as process:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         monkeypatch.setattr(os, "getuid", lambda: 12345)
-        assert sweep(tmp_path) == []
-        assert "psm_owned" in names(tmp_path)
+        assert sweep(folder) == []
+        assert "psm_owned" in names(folder)
 
 
-def test_closing_unlinks_what_our_processes_map_and_nothing_else(tmp_path: Path) -> None:
-    with mapped(tmp_path / "before"):
-        ledger = Ledger(tmp_path)
-        (tmp_path / "unmapped").write_bytes(b"1")
-        with mapped(tmp_path / "ours"), mapped(tmp_path / "unlinked already"):
+def test_closing_unlinks_what_our_processes_map_and_nothing_else(folder: Path) -> None:
+    with mapped(folder / "before"):
+        ledger = Ledger(folder)
+        (folder / "unmapped").write_bytes(b"1")
+        with mapped(folder / "ours"), mapped(folder / "unlinked already"):
             ledger.note([os.getpid()])
-            (tmp_path / "unlinked already").unlink()
+            (folder / "unlinked already").unlink()
             ledger.close()
-    assert names(tmp_path) == {"before", "unmapped"}
+    assert names(folder) == {"before", "unmapped"}
 
 
-def test_a_segment_may_be_mapped_some_looks_after_it_was_made(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
-    (tmp_path / "late").write_bytes(bytes(4096))
+def test_a_segment_may_be_mapped_some_looks_after_it_was_made(folder: Path) -> None:
+    ledger = Ledger(folder)
+    (folder / "late").write_bytes(bytes(4096))
     for _ in range(LOOKS - 1):
         ledger.note([os.getpid()])
-    with mapped(tmp_path / "late"):
+    with mapped(folder / "late"):
         ledger.note([os.getpid()])
     ledger.close()
-    assert names(tmp_path) == set()
+    assert names(folder) == set()
 
 
-def test_processes_are_looked_at_only_while_something_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = Ledger(tmp_path)
-    (tmp_path / "of_others").write_bytes(b"1")
+def test_a_semaphore_gets_its_name_after_it_was_mapped(folder: Path) -> None:
+    ledger = Ledger(folder)
+    with mapped(folder / "sem.xY1"):
+        (folder / "sem.mp-1").hardlink_to(folder / "sem.xY1")
+        (folder / "sem.xY1").unlink()
+        ledger.note([os.getpid()])
+    ledger.close()
+    assert names(folder) == set()
+
+
+def test_processes_are_looked_at_only_while_something_is_new(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(folder)
+    (folder / "of_others").write_bytes(b"1")
     for _ in range(LOOKS):
         ledger.note([os.getpid()])
     monkeypatch.setattr(shared_memory, "_mapped_by", lambda *_: pytest.fail("nothing is new"))
     ledger.note([os.getpid()])
 
 
-def test_a_torn_last_line_and_a_process_that_is_gone_do_no_harm(tmp_path: Path) -> None:
-    (tmp_path / "psm_torn").write_bytes(b"1")
-    (tmp_path / "rlhf_dist-1-abcdef00.names").write_text(f"{(tmp_path / 'psm_torn').stat().st_ino} psm_to")
-    assert sweep(tmp_path) == []
-    assert names(tmp_path) == {"psm_torn"}
-    ledger = Ledger(tmp_path)
-    (tmp_path / "new").write_bytes(b"1")
+def test_a_torn_last_line_and_a_process_that_is_gone_do_no_harm(folder: Path) -> None:
+    (folder / "psm_torn").write_bytes(b"1")
+    (folder / "rlhf_dist-1-abcdef00.names").write_text(f"{(folder / 'psm_torn').stat().st_ino} psm_to")
+    assert sweep(folder) == []
+    assert names(folder) == {"psm_torn"}
+    ledger = Ledger(folder)
+    (folder / "new").write_bytes(b"1")
     ledger.note([2**22 + 1])
