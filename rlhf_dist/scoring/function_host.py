@@ -3,6 +3,9 @@
 Whatever the function does to its process (it ends it, it never returns, it crashes), the scorer goes on. One line of JSON per
 message, over a socket of its own, so that what the function prints disturbs nothing: in come lists of [prompt, answer], out
 goes, when the function is imported, what was wrong with that, and then a line per answer.
+
+It is two processes: one calls the function, and the other only waits for its end, to tell how it ended: in Ray's processes, which
+ignore SIGCHLD, nobody learns that of a child.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 LONGEST_CAUSE = 500
@@ -53,9 +57,19 @@ def described(error: BaseException) -> str:
 def main(path: str, handle: int, parent: int) -> None:
     """Import the function, and answer until the scorer is gone."""
     _die_with(parent)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Ray's driver ignores it, and then nobody learns how a child ended
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.set_inheritable(handle, False)
+    here = os.getpid()
+    if child := os.fork():
+        _, status = os.waitpid(child, 0)
+        with suppress(OSError):
+            os.write(handle, json.dumps({"ended": os.waitstatus_to_exitcode(status)}).encode() + b"\n")
+    else:
+        _die_with(here)
+        _serve(path, handle)
+
+
+def _serve(path: str, handle: int) -> None:
     with socket.socket(fileno=handle) as connection, connection.makefile("rwb") as lines:
 
         def tell(message: dict[str, Any]) -> None:

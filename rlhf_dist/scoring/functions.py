@@ -115,7 +115,7 @@ class GuardedRule:
         """A process that is there: where the last one is gone, between two answers too, another is started."""
         if self._closed:
             raise RunError(f"{self._path} was called after its end")
-        if self._process.poll() is None and not self._owed:
+        if self._process.poll() is None and not self._owed and self._is_quiet():
             return
         self._end()
         self._process, self._connection = self._started()
@@ -127,13 +127,24 @@ class GuardedRule:
         if said:
             raise RewardError(f"{self._path}: {said['error']}")
 
+    def _is_quiet(self) -> bool:
+        """Whether it says nothing unasked: that would be that it has ended."""
+        self._connection.settimeout(0)
+        try:
+            self._connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def _send(self, texts: Sequence[tuple[str, str]]) -> None:
         self._connection.settimeout(self._timeout_s)
         self._owed = len(texts)
         try:
             self._connection.sendall(json.dumps(list(texts)).encode() + b"\n")
         except OSError:
-            raise _Silent(self._how_it_ended()) from None
+            raise _Silent("ended its process") from None
 
     def _line(self, limit_s: float) -> dict[str, float | str]:
         """The next message."""
@@ -146,29 +157,20 @@ class GuardedRule:
             try:
                 piece = self._connection.recv(65_536)
             except TimeoutError:
-                # A child of the function's may hold the socket open after it is gone.
-                if self._process.poll() is not None:
-                    raise _Silent(self._how_it_ended()) from None
                 step()
                 continue
             except OSError:
                 piece = b""
             if not piece:
-                raise _Silent(self._how_it_ended())
+                raise _Silent("ended its process")
             self._buffer += piece
         line, _, self._buffer = self._buffer.partition(b"\n")
         told: dict[str, float | str] = json.loads(line)
+        if "ended" in told:
+            code = int(told["ended"])
+            by = f" by {signal.Signals(-code).name}" if code < 0 else f", exit code {code}"
+            raise _Silent(f"ended its process{by}")
         return told
-
-    def _how_it_ended(self) -> str:
-        try:
-            code = self._process.wait(LOOK_S)
-        except subprocess.TimeoutExpired:
-            return "closed its connection"
-        if code < 0:
-            return f"ended its process by {signal.Signals(-code).name}"
-        # Where SIGCHLD is ignored, as in Ray's driver, nobody learns the code, and it reads 0.
-        return f"ended its process, exit code {code}" if code else "ended its process"
 
     def _end(self) -> None:
         """Kill the process and all that it started."""

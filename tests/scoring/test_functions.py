@@ -53,6 +53,17 @@ def test_whatever_a_function_does_to_its_process_is_one_answers_failure(what: st
         does("Hi", what)
 
 
+def test_how_a_process_ended_is_known_where_nobody_learns_it_of_a_child(does: GuardedRule) -> None:
+    """As in Ray's processes, whose children also begin with this."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with closing(GuardedRule(f"{HERE}:does", 5.0)) as rule:
+            assert asked(rule, "die", "") == [f"{HERE}:does ended its process, exit code 9", 1.0]
+            assert asked(rule, "ask another") == [3.0]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_what_a_function_prints_is_no_answer_of_its(does: GuardedRule, capfd: pytest.CaptureFixture[str]) -> None:
     assert asked(does, "print", "") == [1.0, 1.0]
 
