@@ -43,6 +43,7 @@ class EvaluateConfig(ScoringJob):
             "learner.policy": untrained,
             "learner.value": untrained,
             "learner.critic": untrained,
+            "learner.on_bad_numbers": untrained,
             "telemetry.trace_iterations": "leave it out, since only PPO is traced",
             "rollout.samples_per_prompt": "expected `samples`",
             "prompts.held_out": "expected `prompts.path`, the prompts that are answered",

@@ -168,7 +168,7 @@ class TrainedModel:
 
 
 def finite_or_nan(value: torch.Tensor) -> torch.Tensor:
-    """1 where a number is finite, else NaN: a loss times it has NaN gradients even where its own would be finite, as an overflow's."""
+    """1 where a number is finite, else NaN: a loss times it has NaN gradients, even one that overflowed and whose own are not."""
     return torch.where(value.detach().isfinite(), 1.0, math.nan).to(value.dtype)
 
 
