@@ -135,6 +135,10 @@ IDLE = {
         "ppo.ptx_batch=3": "expected it beside `ppo.ptx_coef`",
         "demonstrations={path: d}": "`demonstrations.path` is 'd', .*; expected it beside `ppo.ptx_coef`",
         "ppo.stop_on.patience=2": "expected it beside `ppo.stop_on.gold_drop`",
+        "ppo.stop_on.ratio_above=2": "the policy of an only step is the old one",
+        "ppo.stop_on.policy_kl_above=2": "the policy of an only step is the old one",
+        "ppo.stop_on.then=roll_back": "expected it beside a band",
+        "ppo.stop_on.kl_above=2 + ppo.stop_on.roll_backs=2": "expected it beside `ppo.stop_on.then: roll_back`",
         "ppo.clip_value=1 + learner.critic=none + advantage={kind: leave_one_out} + rollout.samples_per_prompt=2": "no critic",
     },
     SFTConfig: {

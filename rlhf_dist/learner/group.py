@@ -270,11 +270,19 @@ class LearnerGroup:
         self._num_buckets = counts[0]
 
     def publish(self, store: Any, version: int, *, probe_tokens: Sequence[int] | None) -> int:
-        """Make the policy's weights version `version` of the store; returns its bytes."""
+        """Make the policy's weights version `version` of the store; returns its bytes.
+
+        Raises:
+            NumbersError: a weight, or what the policy says of the probe, is not finite.
+        """
         publish = self._timeouts.publish
         probe = None
         if probe_tokens is not None:
             log_probs = self._call("probe", list(probe_tokens), timeout_s=publish, doing="computing the probe")[0]
+            if not np.isfinite(log_probs).all():
+                raise NumbersError(
+                    f"weight version {version}: the policy's log-probs of the probe are not finite; not published"
+                )
             probe = Probe(tuple(probe_tokens), tuple(log_probs))
         ref = store.publish.remote(version, self.ranks, self._num_buckets, probe)
         doing = f"publishing weight version {version}"

@@ -181,7 +181,7 @@ class TrainedModel:
 
 
 def finite_or_nan(value: torch.Tensor) -> torch.Tensor:
-    """1 where a number is finite, else NaN: what is multiplied by it has gradients NaN even where a mask would make them 0."""
+    """1 where a number is finite, else NaN: a loss times it has NaN gradients, even one that overflowed and whose own are not."""
     return torch.where(value.detach().isfinite(), 1.0, math.nan).to(value.dtype)
 
 

@@ -116,7 +116,7 @@ def wired(config: PPOConfig, where: Where, rollouts: Fleet, begin: Begin, memory
     ready(where.group, where.layout, timeout_s=start_s)
     kinds = scorer_kinds(config, policy=config.policy, reference=model_folders(config)["reference"][0])
     with ends:
-        store = _store(config, where, begin, scorers=tuple(kinds))
+        store = _store(config, where, begin, scorers={role: kind.quarantine for role, kind in kinds.items()})
         ends.callback(head.kill, store)
         ends.callback(watch.forget, "store")
         service = Service(run=lambda worker: worker.run.remote(store), lost=store.release.remote)
@@ -140,7 +140,7 @@ def wired(config: PPOConfig, where: Where, rollouts: Fleet, begin: Begin, memory
         yield Parts(store, rollouts, scorers, learner, watch, lent, memory)
 
 
-def _store(config: PPOConfig, where: Where, begin: Begin, *, scorers: tuple[str, ...]) -> Any:
+def _store(config: PPOConfig, where: Where, begin: Begin, *, scorers: dict[str, int]) -> Any:
     import ray
 
     (place,) = where.layout.of("store")

@@ -3,9 +3,7 @@ import random
 
 import pytest
 
-from rlhf_dist.config import StopOn
 from rlhf_dist.data.feedback import Judged
-from rlhf_dist.evaluation.bands import left_band
 from rlhf_dist.evaluation.calibration import expected_calibration_error, reliability_bins
 from rlhf_dist.evaluation.reward_quality import quality, quality_by
 
@@ -56,23 +54,3 @@ def test_sources_are_told_apart() -> None:
     judged = [pair(1.0), pair(1.0), pair(0.0)]
     found = quality_by(["good", "good", "bad"], judged, [[1, 0]] * 3, compare_scale=1.0)
     assert (found["good"].accuracy, found["bad"].accuracy) == (1.0, 0.0)
-
-
-METRICS = {"objective/kl": 4.0, "response_length/mean": 20.0}
-
-
-def test_a_run_stops_on_the_band_that_it_leaves_and_on_no_other() -> None:
-    assert left_band(StopOn(), METRICS, [1.0, 0.0]) is None
-    assert left_band(StopOn(kl_above=4.0, length_below=20, length_above=20), METRICS, []) is None
-    assert left_band(StopOn(kl_above=3.5), METRICS, []) == "objective/kl is 4, above ppo.stop_on.kl_above = 3.5"
-    assert "below ppo.stop_on.length_below" in (left_band(StopOn(length_below=21), METRICS, []) or "")
-    assert "above ppo.stop_on.length_above" in (left_band(StopOn(length_above=19), METRICS, []) or "")
-
-
-def test_a_falling_gold_score_stops_a_run_when_its_mean_has_fallen_far_enough() -> None:
-    bands = StopOn(gold_drop=0.1, patience=2)
-    rise = [0.2, 0.4, 0.6, 0.6]
-    assert left_band(bands, METRICS, rise) is None
-    assert left_band(bands, METRICS, [*rise, 0.45]) is None, "one bad iteration is noise"
-    assert "fell by 0.125" in (left_band(bands, METRICS, [*rise, 0.45, 0.5]) or "")
-    assert left_band(bands, METRICS, [0.9]) is None

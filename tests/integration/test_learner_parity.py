@@ -1,5 +1,6 @@
 """DeepSpeed ZeRO 0 to 3 on one and two ranks against plain torch: the same losses and weights after five steps."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,23 @@ from rlhf_dist.cluster import pulse
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Learner, Optimizer, Timeouts
 from rlhf_dist.data.examples import example_table
+from rlhf_dist.errors import NumbersError
+from rlhf_dist.learner.example_batch import ExampleBatch
 from rlhf_dist.learner.group import LearnerGroup, SupervisedBatch
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.rank import LearnerRank
+from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PolicyModel, load_policy, pack
 from rlhf_dist.stages.sft import sft_loss
 from tests.runs import Folders
 
 STEPS = 5
 OPTIMIZER = Optimizer(lr=1e-3, warmup=0.4, max_grad_norm=0.5, weight_decay=0.01)
+
+
+def loss_that_is_nan_on_one_rank(model: TrainedModel, batch: ExampleBatch) -> tuple[torch.Tensor, dict[str, float]]:
+    total, facts = sft_loss(model, batch)
+    return (total * math.nan if 0 in batch.numbers else total), facts
 
 
 class AnyStage(LearnerRank):
@@ -104,7 +113,14 @@ def test_zero_equals_plain_torch(
     settings = group.settings.model_copy(update={"zero_stage": stage})
     ray.get([rank.choose.remote(settings) for rank in group.ranks])
     group.load({"model": ModelSpec(str(folders.policy), "policy", OPTIMIZER, STEPS)}, run_dir=tmp_path, seed=0)
-    losses = [group.train_step("model", batch, sft_loss)["loss"] for batch in batches(sequences)]
+    every = batches(sequences)
+    losses = [group.train_step("model", batch, sft_loss)["loss"] for batch in every]
+    reached = group.train_step("model", every[0], sft_loss, learn=False)["loss"]
+    with pytest.raises(
+        NumbersError, match=rf"^the loss is nan in optimiser step {STEPS + 1}, with example [0-9]+.* more\. No step"
+    ):
+        group.train_step("model", every[0], loss_that_is_nan_on_one_rank)
+    assert group.train_step("model", every[0], sft_loss, learn=False)["loss"] == reached
     group.save("model", tmp_path / "saved")
     weights = load_file(tmp_path / "saved" / "model.safetensors")
     assert losses == pytest.approx(plain[0], abs=1e-4)

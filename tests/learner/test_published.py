@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlhf_dist.config import Lora
 from rlhf_dist.learner import published as room
 from rlhf_dist.learner.adapters import adapt
+from rlhf_dist.learner.finite import odd_tensors
 from rlhf_dist.learner.published import Merged, Publication, Whole, collected, published
 from rlhf_dist.store.weights import decode_bucket
 from tests.learner.test_ppo import SHAPE
@@ -117,3 +118,16 @@ def test_a_publication_has_every_weight_once_in_the_wires_dtype_on_the_rank_that
     expected = everything(published(model))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name].bfloat16()) for name in expected)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 3.4e38])
+def test_a_publication_names_what_is_not_finite_in_the_wires_dtype(number: float) -> None:
+    model = Sharded(llama())
+    name, parameter = next(iter(model.hugging_face.named_parameters()))
+    parameter.data[0, 0] = number
+    publication = Publication.plan(model, dtype=torch.bfloat16, bucket_bytes=2**30)
+    assert publication.table(0, mine=True)[1]["odd"] == [name]
+
+
+def test_large_weights_are_finite_though_their_sum_is_not() -> None:
+    assert odd_tensors([("large", torch.full((4,), 3e38)), ("whole", torch.ones(2, dtype=torch.int64))]) == []

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from rlhf_dist.errors import StoreError
+from rlhf_dist.errors import NumbersError, StoreError
 from rlhf_dist.records import Failure, PromptTask, RowKey, Sample
 from rlhf_dist.store.actor import Store
 from rlhf_dist.store.experience import ExperienceIndex
@@ -186,3 +187,61 @@ def test_scorers_are_given_and_a_row_is_whole_when_all_of_them_have_written() ->
         assert [set(view.slices) for view in await store.take(0, 1)] == [{"rollout", "reward"}] * 4
 
     with_store(play, scorers=("reward",))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_do_not_enter_and_their_row_is_named(number: float) -> None:
+    bad = {
+        "score": {"score": [1.0, number], "score_parts": [[("reward", 1.0)]] * 2},
+        "score_parts": {"score": [1.0] * 2, "score_parts": [[("reward", 1.0)], [("reward", 1.0), ("length", number)]]},
+    }
+
+    async def play(store: Store) -> None:
+        await store.submit(TASKS)
+        await store.publish(0, [], 0, None)
+        keys = [key for task in await store.next_prompts("a", 10, 1) for key in task.row_keys()]
+        samples = [Sample(key, (1, 2), (3, 4), (-0.5, -0.5), "stop", ((0, 2),)) for key in keys]
+        spoilt = rollout_batch([*samples[:2], spoil(samples[2]), samples[3]])
+        with pytest.raises(
+            NumbersError, match="a wrote a rollout_log_probs .*answer 0 to prompt 1 in iteration 0; exp"
+        ):
+            await store.append("a", spoilt)
+        assert (await store.status())["generating"] == 4, "nothing of it was accepted"
+        await store.append("a", rollout_batch(samples))
+        views = await store.next_rows("b", "reward", False, 1)
+        own = [view.key for view in views][:2]
+        for name, columns in bad.items():
+            batch = pa.RecordBatch.from_pydict(columns, schema=written_by("reward"))
+            with pytest.raises(NumbersError, match=f"b wrote a {name} that is not finite, of answer 1 to prompt 0"):
+                await store.add_column("b", "reward", own, batch)
+
+    def spoil(sample: Sample) -> Sample:
+        return replace(sample, log_probs=(-0.5, number))
+
+    with_store(play)
+
+
+class _Remote:
+    """A learner rank's `weight_bucket`, one of whose tensors is not finite."""
+
+    weight_bucket: Any
+
+    def __init__(self) -> None:
+        self.weight_bucket = self
+
+    def options(self, **_: Any) -> "_Remote":
+        return self
+
+    def remote(self, bucket: int) -> tuple[Any, Any]:
+        told: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        told.set_result({"names": ["lm_head.weight"], "bytes": 4, "odd": ["lm_head.weight"] if bucket else []})
+        return None, told
+
+
+def test_a_version_whose_weights_are_not_finite_is_not_published() -> None:
+    async def play(store: Store) -> None:
+        with pytest.raises(NumbersError, match="weight version 3: 1 tensors are not finite, e.g. lm_head.weight"):
+            await store.publish(3, [_Remote()], 2, None)
+        assert await store.newest_version() == -1
+
+    with_store(play)
