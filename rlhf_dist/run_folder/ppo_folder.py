@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_dist.checkpoint import forget_after
 from rlhf_dist.config import PPOConfig
+from rlhf_dist.errors import DataError
 from rlhf_dist.evaluation.bands import GOLD_MEAN
 from rlhf_dist.evaluation.before_after import Verdict
 from rlhf_dist.files import write_json_lines
@@ -37,15 +39,24 @@ class PPOFolder(RunFolder):
         self.console.iteration(iteration, metrics)
         log.info("iteration done", extra={name: metrics[key] for name, (key, _) in COLUMNS.items()})
 
+    def rewind(self, iteration: int) -> None:
+        """Forget iterations, and the checkpoints after them: they are damaged, or the run would have gone on from them."""
+        forget_after(self.path, iteration)
+        super().rewind(iteration)
+
     def keep_answers_before(self, answers: Any) -> None:
         """Keep the untrained policy's answers to the held-out prompts, for a run that is resumed."""
         if answers is not None:
             keep(self.path / "before.arrow", answers)
 
     def answers_before(self) -> Any:
-        """What `keep_answers_before` kept; None if there were no held-out prompts."""
+        """What `keep_answers_before` kept; None if there were no held-out prompts, or the file is damaged, which is noted."""
         kept = self.path / "before.arrow"
-        return read_kept(kept).combine_chunks().to_batches()[0] if kept.exists() else None
+        try:
+            return read_kept(kept).combine_chunks().to_batches()[0] if kept.exists() else None
+        except DataError as error:
+            self.note(f"the answers before training are lost, so there is nothing to compare with: {error}")
+            return None
 
     def keep(self, iteration: int, batch: Any) -> None:
         """Write an iteration's samples as an Arrow file: `experience/iteration=N/batch.arrow`."""
@@ -60,8 +71,11 @@ class PPOFolder(RunFolder):
             parameters: of the policy.
             stopped: why the run ended before its last iteration, if it did.
         """
-        write_json_lines(self.path / SAMPLES, map(dataclasses.asdict, verdict.comparisons))
-        self.write_passages(over_optimisation(self._rows))
+        if verdict.problem:
+            self.note(verdict.problem)
+        with self.told_of_failure():
+            write_json_lines(self.path / SAMPLES, map(dataclasses.asdict, verdict.comparisons))
+            self.write_passages(over_optimisation(self._rows))
         return self.finish(self._facts(config, verdict, parameters) | {"stopped": stopped})
 
     def _facts(self, config: PPOConfig, verdict: Verdict, parameters: int) -> dict[str, Any]:

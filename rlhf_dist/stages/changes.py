@@ -68,5 +68,10 @@ def _same(old: Any, new: Any) -> bool:
     if isinstance(old, list) and isinstance(new, list):
         return len(old) == len(new) and all(map(_same, old, new))
     if isinstance(old, str) and isinstance(new, str):
-        return old == new or os.path.abspath(old) == os.path.abspath(new)
+        return old == new or _place(old) == _place(new)
     return bool(old == new)
+
+
+def _place(path: str) -> str:
+    """What a path leads to, however it is spelt."""
+    return os.path.realpath(os.path.expanduser(path))

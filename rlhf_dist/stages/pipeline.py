@@ -55,7 +55,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
     path.mkdir(parents=True, exist_ok=True)
     given = config
     if config.task is not None:
-        _check_unchanged(path / "pipeline.yaml", config, of=("task.", "model."))
+        _check_unchanged(path / "pipeline.yaml", config, of=("task.", "model.", "seed", "prompts.held_out_limit"))
         config = with_task(config, path, console)
     ppo = ppo_config(config, path)
     supervised = supervised_stages(config, path)
