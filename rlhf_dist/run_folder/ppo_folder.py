@@ -29,9 +29,11 @@ log = logging.getLogger(__name__)
 class PPOFolder(RunFolder):
     """A `RunFolder` with what only PPO leaves behind."""
 
-    def __init__(self, path: Path, config: PPOConfig, *, console: Console) -> None:
-        """Create the folder and write the resolved config."""
+    def __init__(self, path: Path, config: PPOConfig, *, console: Console, notes: Sequence[str] = ()) -> None:
+        """Create the folder and write the resolved config; `notes` are what is known already (`note`)."""
         super().__init__(path, config, console=console, stage="ppo", steps=config.ppo.iterations)
+        for sentence in notes:
+            self.note(sentence)
 
     def record(self, iteration: int, metrics: Mapping[str, float], **facts: Any) -> None:
         """Take one iteration's metrics to all trackers and to the screen."""

@@ -28,6 +28,7 @@ from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.models import write_ends
 from rlhf_dist.run_folder.names import CONFIG, METRICS
 from rlhf_dist.stages.changes import changes, check_changes
+from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.wiring import Begin
 
 STATE, SETTINGS = "state.json", "run.yaml"
@@ -73,10 +74,11 @@ def check_settings(config: PPOConfig, run_dir: Path) -> None:
 
 def told_of_resume(config: PPOConfig, run_dir: Path, begin: Begin) -> list[str]:
     """What people should know about going on with a run: from where, what is damaged, what has changed; a sentence each."""
+    config = resolved(config)
     if not begin.policy:
         rows, _ = readable_rows(run_dir / METRICS)
         lost = f", and what {len(rows)} iterations recorded is thrown away" if rows else ""
-        return [f"{run_dir}/checkpoints: no checkpoint to go on from, so the run starts from the beginning{lost}"]
+        return [f"{run_dir}/checkpoints: no checkpoint to go on from, so PPO starts from the beginning{lost}"]
     folder = Path(begin.policy)
     told = [f"{damage}; going on from {folder.name}, the newest that is whole" for damage in begin.passed_over]
     changed = [f"{key} {old!r} -> {new!r}" for key, old, new in changes(_settings(folder), config) if key != "run_dir"]
