@@ -204,6 +204,7 @@ def ppo(
     from rlhf_dist.run_folder.folder import claimed
     from rlhf_dist.run_folder.ppo_folder import PPOFolder
     from rlhf_dist.stages import ppo as stage
+    from rlhf_dist.stages.hub import resolved
     from rlhf_dist.stages.resume import told_of_resume
 
     with Console() as console:
@@ -219,7 +220,7 @@ def ppo(
         with claim as path, _stoppable(path):
             prepared = stage.prepare(config, resume=path if resume else None)
             console.say(escape(prepared.describe()))
-            notes = told_of_resume(config, path, prepared.begin) if resume else []
+            notes = told_of_resume(resolved(config), path, prepared.begin) if resume else []
             stage.run(config, prepared, PPOFolder(path, config, console=console, notes=notes))
     from rlhf_dist.run_folder.outcome import tell_ppo
 

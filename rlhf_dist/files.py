@@ -19,6 +19,8 @@ DEEPEST = 100
 """Levels of nesting in a line of JSON; no data set has as many, and what is deeper exhausts Python's stack."""
 ASIDE = ".partial"
 """How the names of what is not whole end; they begin with a dot."""
+TRIAL = 65_536
+"""Bytes, of more than the files that a run writes before it starts anything."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO)
 """What disks say that take nothing."""
 CLOSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTCONN)
@@ -49,7 +51,7 @@ def storing(target: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path, hint: str) -> None:
-    """Make a folder if need be, and write and remove a few bytes in it, before anything expensive starts.
+    """Make a folder if need be, and write and remove some bytes in it, before anything expensive starts.
 
     Args:
         folder: where something will be written.
@@ -61,7 +63,7 @@ def check_writable(folder: Path, hint: str) -> None:
     trial = folder / f".trial{ASIDE}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        trial.write_bytes(b"0" * 4096)
+        trial.write_bytes(b"0" * TRIAL)
         trial.unlink()
     except OSError as error:
         with suppress(OSError):

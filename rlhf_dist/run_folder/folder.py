@@ -56,7 +56,7 @@ def claimed(path: str, *, explicit: bool, resume: bool = False, again: bool = Fa
 
 def _free(path: str, *, explicit: bool) -> Path:
     wanted = Path(path)
-    if not (wanted / CONFIG).exists() and (explicit or not is_held(wanted)):
+    if not os.path.exists(wanted / CONFIG) and (explicit or not is_held(wanted)):
         return wanted
     if explicit:
         raise ConfigError(f"{wanted}: already holds a run; name another folder, or go on with it by --resume")
@@ -69,7 +69,7 @@ def _free(path: str, *, explicit: bool) -> Path:
 def _check_holds_run(folder: Path) -> None:
     """Jobs of a queue ask to go on from their first start, so a folder that is empty or not there will do."""
     try:
-        there = {each.name for each in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
+        there = {each.name for each in folder.iterdir()} - {LOCK} if os.path.isdir(folder) else set()
     except OSError:
         return  # what is wrong with it is said when it is locked
     if there and not there & {CONFIG, "pipeline.yaml", "checkpoints", "stages", STATUS}:
@@ -189,15 +189,12 @@ class RunFolder:
                 raise
 
     def _tell_in_place(self, state: str, error: str) -> None:
-        """On a full disk nothing new can be written, but what is there can be written over with something shorter."""
+        """On a full disk nothing new can be written, but the blocks that the file has can be written over."""
         kept = {key: value for key, value in self._status.items() if key not in ("metrics", "fleet", "notes")}
         with suppress(OSError), (self.path / STATUS).open("r+b") as file:
-            room = len(file.read())
-            text = as_json(kept | {"state": state, "error": error}).encode()
-            if len(text) > room:
-                text = as_json(kept | {"state": state, "error": error[:100]}).encode()
-            file.seek(0)
-            file.write(text)
+            found = os.fstat(file.fileno())
+            room = max(found.st_size, 512 * found.st_blocks) - len(as_json(kept | {"state": state, "error": ""}))
+            file.write(as_json(kept | {"state": state, "error": error[: max(0, room - 200)]}).encode())
             file.truncate()
 
     def write_passages(self, passages: Sequence[Passage]) -> None:

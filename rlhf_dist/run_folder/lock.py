@@ -52,7 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
         finally:
             _held[run] -= 1
         return
-    new = not run.exists()
+    new = not os.path.exists(run)
     check_writable(run, HINT)
     handle = _taken(run)
     _held[run] += 1
@@ -87,7 +87,7 @@ def _run_of(folder: Path) -> Path:
     """The folder itself, or the run that it is a stage of."""
     above = folder.absolute().parent
     part = above.name == "stages" and any(
-        (above.parent / name).exists() for name in (LOCK, "config.yaml", "pipeline.yaml")
+        os.path.exists(above.parent / name) for name in (LOCK, "config.yaml", "pipeline.yaml")
     )
     return above.parent if part else folder
 

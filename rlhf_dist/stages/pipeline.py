@@ -33,6 +33,7 @@ from rlhf_dist.run_folder.ppo_folder import PPOFolder
 from rlhf_dist.stages import ppo as rl
 from rlhf_dist.stages import reward, sft
 from rlhf_dist.stages.changes import changes
+from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.resume import check_settings, told_of_resume
 from rlhf_dist.stages.stage import SharingStage
 from rlhf_dist.stages.supervised import encoder_of, learner_of
@@ -78,7 +79,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
             return
         prepared = rl.prepare(ppo, resume=path if resume else None, inputs=inputs)
         console.say(f"[bold]ppo:[/] {escape(prepared.describe())}")
-        notes = told_of_resume(ppo, path, prepared.begin) if resume else []
+        notes = told_of_resume(resolved(ppo), path, prepared.begin) if resume else []
         rl.run(ppo, prepared, PPOFolder(path, ppo, console=console, notes=notes))
 
 

@@ -28,7 +28,6 @@ from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.models import write_ends
 from rlhf_dist.run_folder.names import CONFIG, METRICS
 from rlhf_dist.stages.changes import changes, check_changes
-from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.wiring import Begin
 
 STATE, SETTINGS = "state.json", "run.yaml"
@@ -74,7 +73,6 @@ def check_settings(config: PPOConfig, run_dir: Path) -> None:
 
 def told_of_resume(config: PPOConfig, run_dir: Path, begin: Begin) -> list[str]:
     """What people should know about going on with a run: from where, what is damaged, what has changed; a sentence each."""
-    config = resolved(config)
     if not begin.policy:
         rows, _ = readable_rows(run_dir / METRICS)
         lost = f", and what {len(rows)} iterations recorded is thrown away" if rows else ""
