@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf_dist.errors import ModelError
-from rlhf_dist.files import as_json, written_aside
+from rlhf_dist.files import as_json, remove_folder, write_text, written_aside
 
 DIGESTS = "digests.json"
+LEARNER = "learner"
+"""What only going on needs: optimiser states and schedules."""
 
 
 @contextmanager
@@ -24,9 +26,15 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
         (aside / DIGESTS).write_text(as_json(digests, indent=1))
 
 
+def steps(run_dir: Path) -> dict[int, Path]:
+    """All checkpoints of a run by the iterations that they have behind them, newest first."""
+    found = {int(each.name.removeprefix("step-")): each for each in (run_dir / "checkpoints").glob("step-[0-9]*")}
+    return dict(sorted(found.items(), reverse=True))
+
+
 def checkpoints(run_dir: Path) -> list[Path]:
     """Checkpoints of a run from which training could go on, newest first."""
-    return sorted((folder.parent for folder in (run_dir / "checkpoints").glob("step-*/learner")), reverse=True)
+    return [folder for folder in steps(run_dir).values() if (folder / LEARNER).is_dir()]
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
@@ -40,17 +48,73 @@ def verify(folder: Path) -> None:
     Raises:
         ModelError: names the file that is missing or has changed.
     """
+    for name, expected in _digests(folder).items():
+        file = folder / name
+        try:
+            whole = file.is_file() and _digest(file) == expected
+        except OSError as error:
+            raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from None
+        if not whole:
+            raise ModelError(f"{file}: missing or changed since it was written; expected BLAKE2b {expected}")
+
+
+def prune(run_dir: Path, newest: int, *, last: int, best: int, values: Mapping[int, float]) -> None:
+    """Delete what need not be kept: the newest `last` stay as they are, of the others the best policies, without `learner/`.
+
+    A checkpoint that lacks a file counts for nothing and is deleted.
+
+    Args:
+        run_dir: the run folder.
+        newest: iterations behind the checkpoint that was just written, which always stays.
+        last: checkpoints that stay whole, at least 1.
+        best: policies of older ones that stay.
+        values: what makes a policy good, by iterations behind it; higher is better, one without a value is worst.
+    """
+    found = {step: folder for step, folder in steps(run_dir).items() if step <= newest}
+    whole = [step for step, folder in found.items() if step == newest or _has_all(folder)]
+    going_on = [step for step in whole if (found[step] / LEARNER).is_dir()][:last]
+    others = [step for step in whole if step not in going_on and step in values]
+    kept = sorted(others, key=lambda step: (values[step], step), reverse=True)[:best]
+    for step, folder in found.items():
+        if step in kept:
+            _forget_learner(folder)
+        elif step not in going_on:
+            remove_folder(folder)
+
+
+def forget_after(run_dir: Path, iteration: int) -> None:
+    """Delete the checkpoints of iterations that a resumed run does again: damaged ones, or it would go on from them."""
+    for step, folder in steps(run_dir).items():
+        if step > iteration:
+            remove_folder(folder)
+
+
+def _forget_learner(folder: Path) -> None:
+    """Keep the policy only. In this order, whatever stops it leaves a folder whose digests are true."""
+    if (folder / LEARNER).is_dir():
+        kept = {name: digest for name, digest in _digests(folder).items() if Path(name).parts[0] != LEARNER}
+        write_text(folder / DIGESTS, as_json(kept, indent=1))
+        remove_folder(folder / LEARNER)
+
+
+def _has_all(folder: Path) -> bool:
+    """Whether all files are there; whether they are what they were, only `verify` knows, by reading all of them."""
+    try:
+        return all((folder / name).is_file() for name in _digests(folder))
+    except ModelError:
+        return False
+
+
+def _digests(folder: Path) -> dict[str, str]:
     listing = folder / DIGESTS
     if not listing.is_file():
         raise ModelError(f"{folder}: no {DIGESTS}; expected a complete checkpoint")
     try:
-        digests = json.loads(listing.read_text())
-    except ValueError as error:
+        return {str(name): str(digest) for name, digest in json.loads(listing.read_bytes()).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{listing}: changed since it was written: {error}") from None
-    for name, expected in digests.items():
-        file = folder / name
-        if not file.is_file() or _digest(file) != expected:
-            raise ModelError(f"{file}: missing or changed since it was written; expected BLAKE2b {expected}")
+    except OSError as error:
+        raise ModelError(f"{listing}: cannot be read: {error.strerror or error}") from None
 
 
 def _digest(file: Path) -> str:

@@ -123,10 +123,10 @@ def pipeline(
 def _run_pipeline(config: PipelineConfig, run_dir: Path | None, *, resume: bool, anew: bool) -> None:
     """Run all stages; `anew`: in a folder that holds no run yet, unless that run is resumed."""
     from rlhf_dist.run_folder.console import Console
-    from rlhf_dist.run_folder.folder import choose
+    from rlhf_dist.run_folder.folder import claimed
 
-    path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume or not anew)
-    with Console() as console, _ending_in_words(path):
+    claim = claimed(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume, again=not anew)
+    with Console() as console, claim as path, _ending_in_words(path):
         from rlhf_dist.stages.pipeline import run
 
         run(config, path, console, resume=resume)
@@ -190,16 +190,16 @@ def _run_stage(
     from rich.markup import escape
 
     from rlhf_dist.run_folder.console import Console
-    from rlhf_dist.run_folder.folder import RunFolder, choose
+    from rlhf_dist.run_folder.folder import RunFolder, claimed
 
     with Console() as console:
-        prepared = stage.prepare(config, resume=Path(run_dir or config.run_dir)) if resume else stage.prepare(config)
         if dry_run:
-            _show_dry_run(console, config, prepared)
+            _show_dry_run(console, config, stage.prepare(config))
             return None
-        console.say(escape(prepared.describe()))
-        path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=again or resume)
-        with _ending_in_words(path):
+        claim = claimed(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume, again=again)
+        with claim as path, _ending_in_words(path):
+            prepared = stage.prepare(config, resume=path) if resume else stage.prepare(config)
+            console.say(escape(prepared.describe()))
             stage.run(config, prepared, RunFolder(path, config, console=console, stage=name))
     return path
 
@@ -227,9 +227,11 @@ def ppo(
     from rich.markup import escape
 
     from rlhf_dist.run_folder.console import Console
-    from rlhf_dist.run_folder.folder import choose
+    from rlhf_dist.run_folder.folder import claimed
     from rlhf_dist.run_folder.ppo_folder import PPOFolder
     from rlhf_dist.stages import ppo as stage
+    from rlhf_dist.stages.hub import resolved
+    from rlhf_dist.stages.resume import told_of_resume
 
     with Console() as console:
         if dry_run:
@@ -240,11 +242,12 @@ def ppo(
             _show_dry_run(console, config, prepared)
             show_plan(console.rich, here(config, prepared.sizes))
             return
-        prepared = stage.prepare(config, resume=Path(run_dir or config.run_dir) if resume else None)
-        console.say(escape(prepared.describe()))
-        path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume)
-        with _ending_in_words(path):
-            stage.run(config, prepared, PPOFolder(path, config, console=console))
+        claim = claimed(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume)
+        with claim as path, _ending_in_words(path):
+            prepared = stage.prepare(config, resume=path if resume else None)
+            console.say(escape(prepared.describe()))
+            notes = told_of_resume(resolved(config), path, prepared.begin) if resume else []
+            stage.run(config, prepared, PPOFolder(path, config, console=console, notes=notes))
     from rlhf_dist.run_folder.outcome import tell_ppo
 
     tell_ppo(console, path)
@@ -274,6 +277,8 @@ def evaluate(
     if path is None:
         return
     from rlhf_dist.run_folder.console import Console
+    from rlhf_dist.run_folder.lock import locked
+    from rlhf_dist.run_folder.names import REPORT, SUMMARY
     from rlhf_dist.run_folder.outcome import show_results
     from rlhf_dist.run_folder.passages import read_passages
     from rlhf_dist.run_folder.report import write_report
@@ -281,9 +286,11 @@ def evaluate(
     console = Console()
     for passage in read_passages(path):
         show_results(console, passage.head, passage.rows)
-    if of_run:
-        write_report(config_or_run)  # with the evaluation in it
-    report = (config_or_run if of_run else path) / "report.html"
+    told_in_run = of_run and (config_or_run / SUMMARY).exists()
+    if told_in_run:
+        with locked(config_or_run):
+            write_report(config_or_run)  # with the evaluation in it
+    report = (config_or_run if told_in_run else path) / REPORT
     console.say(f"Report: [bold]{report}[/]   answers: {path / stage.OUTPUT}")
 
 

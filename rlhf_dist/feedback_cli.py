@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from rlhf_dist.files import check_writable
+
+HINT = "Expected a folder on a disk with room; name another file"
 
 app = typer.Typer(help="Collect people's judgements, and exchange them with other tools.", no_args_is_help=True)
 
@@ -33,15 +38,18 @@ def sample(
     """Let the run's policy, and what it is compared with, answer prompts; writes tasks for people."""
     from rlhf_dist.feedback.serve import TASKS
     from rlhf_dist.feedback.task_files import KINDS, read_gold, spread, write_tasks
+    from rlhf_dist.run_folder.lock import locked
     from rlhf_dist.stages.feedback_sample import Wanted
     from rlhf_dist.stages.feedback_sample import sample as make
 
     if kind not in KINDS:
         raise typer.BadParameter(f"{kind!r}; expected one of {', '.join(KINDS)}", param_hint="--kind")
     known = read_gold(str(gold), seed=seed) if gold else []
-    rows = spread(known, make(Wanted(run, against, kind, prompts, seed)))
     target = out or run / TASKS
-    write_tasks(target, rows)
+    check_writable(target.parent, HINT)
+    with locked(run) if out is None else nullcontext():
+        rows = spread(known, make(Wanted(run, against, kind, prompts, seed)))
+        write_tasks(target, rows)
     print(f"{len(rows)} tasks in {target}; show them to people with: rlhf-dist feedback serve {target if out else run}")
 
 
@@ -107,6 +115,7 @@ def export(
     from rlhf_dist.feedback.exchange import exported, write_rows
     from rlhf_dist.feedback.serve import database_url
 
+    check_writable(out.parent, HINT)
     with Session(open_database(database_url(run_or_file, database))) as session:
         rows = exported(session.query(Judgement).order_by(Judgement.id), form=form)
     write_rows(out, rows)
@@ -122,6 +131,7 @@ def import_(
     """Turn another tool's export into feedback that `rlhf-dist reward` reads."""
     from rlhf_dist.feedback.exchange import imported, write_rows
 
+    check_writable(out.parent, HINT)
     rows = imported(file, tool)
     write_rows(out, rows)
     print(f"{len(rows)} judgements in {out}")

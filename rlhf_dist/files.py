@@ -2,19 +2,113 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rlhf_dist.errors import DataError, RunError
+from rlhf_dist.errors import DataError, EnvironmentProblem, RunError, StorageError, UserError
 
 DEEPEST = 100
 """Levels of nesting in a line of JSON; no data set has as many, and what is deeper exhausts Python's stack."""
+ASIDE = ".partial"
+"""How the names of what is not whole end; they begin with a dot."""
+TRIAL = 65_536
+"""Bytes, of more than the files that a run writes before it starts anything."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO)
+"""What disks say that take nothing."""
+CLOSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTCONN)
+"""What paths say that nothing can be written at."""
+TOLD = re.compile(r"\b(?:os error |errno )(\d+)", re.IGNORECASE)
+"""An error's number in a text: safetensors (`os error 28`) and Arrow (`errno 28`) raise errors of their own, and so does Ray."""
+
+
+@contextmanager
+def storing(target: Path) -> Iterator[None]:
+    """What the disk refuses inside the block becomes one sentence.
+
+    Args:
+        target: what is being written.
+
+    Raises:
+        StorageError: names the path, what the disk said and how much of it is free.
+    """
+    try:
+        yield
+    except (UserError, StorageError):
+        raise
+    except Exception as error:
+        reason = _refusal(error, os.path.abspath(target.parent))
+        if reason is None:
+            raise
+        raise StorageError(f"{target}: cannot be written: {reason}; {free(target)}") from error
+
+
+def check_writable(folder: Path, hint: str) -> None:
+    """Make a folder if need be, and write and remove some bytes in it, before anything expensive starts.
+
+    Args:
+        folder: where something will be written.
+        hint: what would be better, for the message.
+
+    Raises:
+        EnvironmentProblem: names the folder and what the disk said.
+    """
+    trial = folder / f".trial{ASIDE}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.write_bytes(b"0" * TRIAL)
+        trial.unlink()
+    except OSError as error:
+        with suppress(OSError):
+            trial.unlink()
+        raise unwritable(folder, error, hint) from error
+
+
+def unwritable(path: Path, error: OSError, hint: str) -> EnvironmentProblem:
+    """The sentence about a folder or file that cannot be written, said before anything starts."""
+    return EnvironmentProblem(f"{path}: cannot be written: {error.strerror or error}; {free(path)}. {hint}")
+
+
+def free(path: Path) -> str:
+    """How much the disk that a path is on has left, or would be on."""
+    try:
+        return f"{shutil.disk_usage(_nearest(path)).free / 2**20:,.0f} MiB are free on its disk"
+    except OSError as error:
+        return f"its disk does not answer ({error.strerror or error})"
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return next((each for each in [path, *path.absolute().parents] if os.path.exists(each)), Path("/"))
+
+
+def _refusal(error: BaseException | None, folder: str) -> str | None:
+    """What the disk said of a folder, by the number of an error or of what caused it, else by what its text says; or None."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            ours = error.filename is None or os.path.abspath(os.fsdecode(error.filename)).startswith(folder)
+            if ours and error.errno in (*FULL, *CLOSED):
+                return os.strerror(error.errno)
+            if ours and error.errno == errno.ENOENT and not os.path.isdir(folder):
+                return "its folder is gone"
+        elif found := [int(number) for number in TOLD.findall(str(error)) if int(number) in FULL]:
+            return os.strerror(found[-1])
+        error = error.__cause__
+    return None
+
+
+def sweep(folder: Path) -> None:
+    """Delete what writers that were killed left half done, below a folder that nobody else writes into."""
+    for path in [*folder.rglob(f".*{ASIDE}")]:
+        with suppress(OSError):
+            _remove(path)
 
 
 @contextmanager
@@ -22,24 +116,33 @@ def written_aside(target: Path, *, durable: bool = True) -> Iterator[Path]:
     """A path beside `target` for a new file or folder, which takes the target's name when the block ends without error.
 
     So nobody reads half of it, whatever dies when. The order is: contents, fsync of all, rename, fsync of the parent (Pillai et
-    al., OSDI 2014).
+    al., OSDI 2014). A block that fails leaves nothing beside the target.
 
     Args:
         target: what is made, or replaced.
         durable: whether a power cut right afterwards must not lose it; False for what is written again every second.
+
+    Raises:
+        StorageError: the disk is full, read-only or gone.
     """
     aside = target.with_name(f".{target.name}.partial")
-    _remove(aside)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    yield aside
-    if durable:
-        for path in [*aside.rglob("*"), aside]:
-            _sync(path)
-    if aside.is_dir():
-        _remove(target)
-    aside.replace(target)
-    if durable:
-        _sync(target.parent)
+    try:
+        with storing(target):
+            _remove(aside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield aside
+            if durable:
+                for path in [*aside.rglob("*"), aside]:
+                    _sync(path)
+            if aside.is_dir():
+                remove_folder(target)
+            aside.replace(target)
+            if durable:
+                _sync(target.parent)
+    except BaseException:
+        with suppress(OSError):
+            _remove(aside)
+        raise
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
@@ -95,6 +198,20 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected one JSON object per line")
     return [parsed(line, f"{path}:{number}") for number, line in enumerate(path.read_bytes().splitlines(), start=1)]
+
+
+def readable_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of a JSON-lines file that a run has written, and what is wrong with the lines that cannot be read.
+
+    A last line that does not end was being written when the machine stopped: it is no row, and nothing is wrong with it.
+    """
+    rows, wrong = [], []
+    for number, line in enumerate(whole_lines(path.read_bytes()) if path.exists() else [], start=1):
+        try:
+            rows.append(parsed(line, f"{path}:{number}"))
+        except DataError as error:
+            wrong.append(str(error))
+    return rows, wrong
 
 
 def lines_of(data: bytes) -> list[bytes]:
@@ -159,8 +276,19 @@ def _check_unicode(row: dict[str, Any], where: str) -> None:
         ) from None
 
 
+def remove_folder(folder: Path) -> None:
+    """Delete a folder (or a file) so that nobody ever finds a part of it under its name."""
+    if folder.is_dir():
+        doomed = folder.with_name(f".{folder.name}.old{ASIDE}")
+        _remove(doomed)
+        folder.replace(doomed)
+        _remove(doomed)
+    else:
+        _remove(folder)
+
+
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -2,6 +2,9 @@
 
 import json
 import random
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +98,14 @@ def metrics(path: Path) -> list[dict[str, float]]:
     """What a run recorded, without what depends on the clock."""
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith(("timing_s/", "perf/"))} for row in rows]
+
+
+@contextmanager
+def small_disk(at: Path, *, kib: int) -> Iterator[None]:
+    """A file system of its own, as CI's root may mount it."""
+    at.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(at)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(at)], check=True)

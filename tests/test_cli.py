@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
+from rlhf_dist.checkpoint import complete_or_absent
 from rlhf_dist.cli import main
-from rlhf_dist.config import dump
+from rlhf_dist.config import DPOConfig, EvaluateConfig, PipelineConfig, RewardConfig, SFTConfig, dump, override
 from tests.runs import Folders
 
 
@@ -164,3 +165,64 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(
     assert done.returncode == 2
     assert "already holds a run" in done.stderr
     assert (held / "config.yaml").read_text() == "seed: 1\n"
+
+
+EVERY = ("sft", "reward", "dpo", "ppo", "pipeline", "demo", "evaluate")
+
+
+@pytest.mark.parametrize("command", EVERY)
+def test_a_folder_that_cannot_be_written_is_one_message_before_anything_is_read(
+    cli: Callable[..., Done], command: str, folders: Folders, config_file: Path, tmp_path: Path
+) -> None:
+    made = {
+        "sft": SFTConfig(model="a"),
+        "reward": RewardConfig(model="a"),
+        "dpo": DPOConfig(model="a"),
+        "evaluate": EvaluateConfig(policies={"a": "a", "b": "b"}, reward="r", prompts={"path": "p"}),
+        "pipeline": PipelineConfig.model_validate(pipeline_tree(folders)),
+    }
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(made[command]) if command in made else config_file.read_text())
+    done = cli(command, *([] if command == "demo" else [file]), "--run-dir", "/proc/nowhere/run")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("error: /proc/nowhere/run: cannot be written: No such file or directory; ")
+
+
+@pytest.mark.parametrize("command", [["ppo"], ["pipeline"]])
+def test_a_resume_that_is_refused_leaves_every_byte_as_it_was(
+    cli: Callable[..., Done], command: list[str], folders: Folders, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    folder = run / "checkpoints" / "step-000002"
+    config = folders.config(policy=str(run / "stages/sft/model")) if command == ["pipeline"] else folders.config()
+    with complete_or_absent(folder) as aside:
+        (aside / "learner").mkdir(parents=True)
+        (aside / "state.json").write_text('{"iteration": 2, "kl_coef": 0.1}')
+        (aside / "run.yaml").write_text(dump(override(config, ["seed=3", f"run_dir={run}"])))
+    (run / "config.yaml").write_text(dump(config))
+    (run / "status.json").write_text('{"state": "failed"}')
+    (run / "metrics.jsonl").write_text('{"iteration": 0}\n{"iter')
+    (run / "checkpoints" / ".step-000003.partial").write_text("left")
+    file = tmp_path / "config.yaml"
+    tree = config if command == ["ppo"] else PipelineConfig.model_validate(pipeline_tree(folders))
+    file.write_text(dump(tree))
+    before = snapshot(run)
+    done = cli(*command, file, "--run-dir", run, "--resume")
+    assert done.returncode == 2
+    assert "seed was 3 and is now 0" in done.stderr
+    assert snapshot(run) == before
+
+
+def pipeline_tree(folders: Folders) -> dict[str, object]:
+    config = folders.config().model_dump(mode="json")
+    data = str(folders.prompts)
+    return {
+        **{key: config[key] for key in ("prompts", "ppo", "rollout", "learner")},
+        "policy": str(folders.policy),
+        "sft": {"data": {"path": data}},
+        "reward_model": {"data": [{"path": data}]},
+    }
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}

@@ -1,12 +1,15 @@
+import errno
 import json
 import math
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from rlhf_dist.errors import DataError, RunError
+from rlhf_dist.errors import DataError, ModelError, RunError, StorageError
 from rlhf_dist.files import (
     as_exact_json,
     as_json,
@@ -109,3 +112,109 @@ def test_json_is_written_in_one_place_only() -> None:
     writes = re.compile(r"json\.dumps?\(|model_dump_json\(")
     found = [str(file.relative_to(package)) for file in package.rglob("*.py") if writes.search(file.read_text())]
     assert sorted(found) == ["files.py", "models/tokenizers.py"], "tokenizers.py only makes a digest of it"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "x"), "No space left on device"),
+        (OSError(errno.EROFS, "x"), "Read-only file system"),
+        (OSError(errno.EDQUOT, "x"), "Disk quota exceeded"),
+        (OSError(errno.EIO, "x"), "Input/output error"),
+        (RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)"), "No space left on device"),
+        (
+            RuntimeError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space"),
+            "No space left on device",
+        ),
+    ],
+)
+def test_whatever_says_that_the_disk_takes_nothing_is_one_sentence(
+    error: Exception, reason: str, tmp_path: Path
+) -> None:
+    def write() -> None:
+        with written_aside(tmp_path / "model") as aside:
+            aside.mkdir()
+            (aside / "half").write_text("x")
+            raise error
+
+    with pytest.raises(StorageError, match=rf"/model: cannot be written: {reason}; [\d,]+ MiB are free on its disk$"):
+        write()
+    assert [*tmp_path.iterdir()] == [], "nothing half written stays on a full disk"
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("step 28"), PermissionError(errno.EACCES, "x", "/elsewhere"), ModelError("(os error 28)")]
+)
+def test_other_errors_stay_what_they_are(error: Exception, tmp_path: Path) -> None:
+    def write() -> None:
+        with written_aside(tmp_path / "model"):
+            raise error
+
+    with pytest.raises(type(error)) as told:
+        write()
+    assert told.value is error
+
+
+def test_a_file_limit_is_a_full_disk(tmp_path: Path) -> None:
+    code = f"""
+import resource, signal
+from pathlib import Path
+from rlhf_dist.files import write_text
+from rlhf_dist.telemetry.trackers import JsonlTracker
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+for write in (
+    lambda: write_text(Path({str(tmp_path)!r}) / "a", "x" * 20_000),
+    lambda: [JsonlTracker(Path({str(tmp_path)!r}) / "metrics.jsonl").log(n, {{"x": 0.5}}) for n in range(1000)],
+):
+    try:
+        write()
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [line.split(";")[0] for line in done.stdout.splitlines()] == [
+        f"StorageError {tmp_path}/a: cannot be written: File too large",
+        f"StorageError {tmp_path}/metrics.jsonl: cannot be written: File too large",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    rows = read_json_lines(tmp_path / "metrics.jsonl")
+    assert [row["iteration"] for row in rows] == [*range(len(rows))]
+    assert len(rows) > 300
+
+
+WRITES = re.compile(
+    r"write_text\(|write_bytes\(|\.open\([^)]*[\"'](?:[wax]|r\+)|save_pretrained\(|save_file\(|save_model\(|OSFile\("
+)
+ASIDE = {
+    "checkpoint.py": "the digests of a folder that is aside",
+    "feedback/exchange.py": "aside",
+    "learner/adapters.py": "into a model's folder that is aside",
+    "learner/optimizer_state.py": "into a checkpoint's folder that is aside",
+    "learner/rank.py": "into a model's folder that is aside",
+    "learner/saving.py": "into a model's folder that is aside",
+    "models/ends.py": "into a model's folder that is aside",
+    "rollout/vllm_engine.py": "weights in shared memory, for one engine",
+    "run_folder/folder.py": "over the status on a full disk, where nothing else is possible",
+    "scoring/reward_file.py": "into a model's folder that is aside",
+    "stages/ppo.py": "aside",
+    "stages/resume.py": "aside",
+    "stages/supervised.py": "aside",
+    "store/kept.py": "aside",
+    "tasks/helpdesk/__init__.py": "aside",
+    "tasks/start_model.py": "aside",
+    "telemetry/logs.py": "logs only grow",
+    "telemetry/trackers.py": "metrics.jsonl only grows, by whole lines",
+}
+
+
+def test_whatever_is_read_later_is_written_aside() -> None:
+    """Who writes in another way than by `files.write_text`, and why that is right."""
+    package = Path(__file__).parent.parent / "rlhf_dist"
+    own = re.compile(r"(?<![.\w])write_text\(")  # `files.write_text`, which writes aside
+    found = {
+        str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        if file.name != "files.py" and WRITES.search(own.sub("", file.read_text()))
+    }
+    assert found == ASIDE.keys()

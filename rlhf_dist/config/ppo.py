@@ -88,6 +88,20 @@ class Experience(Section):
     )
 
 
+class CheckpointsKept(Section):
+    """Which checkpoints stay; older ones are deleted when a newer one is whole."""
+
+    last: int = Field(2, ge=1, description="newest checkpoints that stay with all that --resume needs")
+    best: int = Field(
+        1, ge=0, description="of older ones, the policies (and critics) that stay: those with the highest `by`"
+    )
+    by: str = Field(
+        "critic/rewards/mean",
+        description="metric of the iteration before the checkpoint: critic/rewards/mean (scores less the KL penalty), "
+        "critic/score/mean, or reward/NAME/mean of one of the rewards",
+    )
+
+
 class PPOJob(ScoringJob):
     """What a PPO run has, by itself or at the end of a pipeline."""
 
@@ -104,6 +118,7 @@ class PPOJob(ScoringJob):
         ge=0,
         description="iterations between checkpoints, from which --resume goes on; 0: only the policy, at the end",
     )
+    checkpoints_kept: CheckpointsKept = CheckpointsKept()
     ppo: PPO = PPO()
     advantage: Advantage = Field(Gae(), description="how advantages are estimated: a kind, and its numbers")
     surrogate: Surrogate = Field(Clip(), description="what the policy minimises: a kind, and its numbers")
@@ -163,6 +178,11 @@ class PPOJob(ScoringJob):
             "ppo.kl_horizon": (ppo.kl_target is None, "expected it beside `ppo.kl_target`"),
             "ppo.ptx_batch": (ppo.ptx_coef == 0, "expected it beside `ppo.ptx_coef` above 0"),
             "demonstrations": (ppo.ptx_coef == 0, "expected it beside `ppo.ptx_coef` above 0"),
+            "checkpoints_kept": (self.checkpoint_every == 0, "expected it beside `checkpoint_every`"),
+            "checkpoints_kept.by": (
+                self.checkpoints_kept.best == 0,
+                "expected it beside `checkpoints_kept.best` above 0",
+            ),
             "ppo.stop_on.patience": (ppo.stop_on.gold_drop is None, "expected it beside `ppo.stop_on.gold_drop`"),
             "ppo.stop_on.ratio_above": (one_step, several),
             "ppo.stop_on.policy_kl_above": (one_step, several),
@@ -234,6 +254,21 @@ class PPOJob(ScoringJob):
             raise ValueError(
                 f"advantage.kind {estimator.kind} compares the samples of a prompt; rollout.samples_per_prompt is "
                 f"{self.rollout.samples_per_prompt}, expected at least {estimator.fewest_samples}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> Self:
+        rewards = [reward.name for reward in self.reward] + ([GOLD] if self.watches_gold else [])
+        known = [
+            "critic/rewards/mean",
+            "critic/score/mean",
+            *(f"reward/{name}/mean" for name in dict.fromkeys(rewards)),
+        ]
+        if self.checkpoints_kept.by not in known:
+            raise ValueError(
+                f"checkpoints_kept.by is {self.checkpoints_kept.by!r}, which this run does not measure; expected one of "
+                f"{', '.join(known)}"
             )
         return self
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rlhf_dist.files import shown
 from rlhf_dist.records import Prompt
 from rlhf_dist.store.row import rows_of
 
@@ -34,6 +35,8 @@ class Verdict:
     tie_rate: float | None
     gold_before: float | None
     gold_after: float | None
+    problem: str | None = None
+    """On how many answers the judge failed, and how on the first of them."""
 
 
 def compare(
@@ -43,19 +46,25 @@ def compare(
     tokenizer: Any,
     judge: Callable[[str, str], float] | None,
 ) -> Verdict:
-    """Decode both policies' answers and let the judge, if any, score them."""
+    """Decode both policies' answers and let the judge, if any, score them; where it fails, there is no score, and it is said."""
     if before is None or after is None:
         return Verdict([], None, None, None, None)
-    comparisons = []
+    comparisons: list[Comparison] = []
+    failures: list[str] = []
     for prompt, first, second in zip(prompts, rows_of(before), rows_of(after), strict=True):
         texts = [tokenizer.decode(row.answer, skip_special_tokens=True) for row in (first, second)]
-        gold = [_judged(judge, prompt.text, text) for text in texts]
+        gold = [_judged(judge, prompt.text, text, failures) for text in texts]
         comparisons.append(Comparison(prompt.text, texts[0], texts[1], gold[0], gold[1]))
     pairs = [
         (c.gold_before, c.gold_after) for c in comparisons if c.gold_before is not None and c.gold_after is not None
     ]
+    problem = (
+        f"the gold judge failed on {len(failures)} of {2 * len(comparisons)} answers, which have no gold score: {failures[0]}"
+        if failures
+        else None
+    )
     if not pairs:
-        return Verdict(comparisons, None, None, None, None)
+        return Verdict(comparisons, None, None, None, None, problem)
     count = len(pairs)
     return Verdict(
         comparisons,
@@ -63,10 +72,21 @@ def compare(
         tie_rate=sum(a == b for a, b in pairs) / count,
         gold_before=sum(a for a, _ in pairs) / count,
         gold_after=sum(b for _, b in pairs) / count,
+        problem=problem,
     )
 
 
-def _judged(judge: Callable[[str, str], float] | None, prompt: str, answer: str) -> float | None:
-    """What the judge says, None where it says no finite number: that is neither better nor worse than another answer."""
-    said = None if judge is None else float(judge(prompt, answer))
-    return said if said is not None and math.isfinite(said) else None
+def _judged(judge: Callable[[str, str], float] | None, prompt: str, answer: str, failures: list[str]) -> float | None:
+    """What the judge says, None where it says no finite number: that is neither better nor worse than another answer.
+
+    A judge that fails, or ends the process, does so after hours of training, none of which it may cost: the failure is added to
+    the others.
+    """
+    if judge is None:
+        return None
+    try:
+        said = float(judge(prompt, answer))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - other people's code may fail in any way
+        failures.append(f"{type(error).__name__}: {error}, on prompt {shown(prompt)} and answer {shown(answer)}")
+        return None
+    return said if math.isfinite(said) else None

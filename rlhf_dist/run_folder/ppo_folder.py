@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_dist.checkpoint import forget_after
 from rlhf_dist.config import PPOConfig
+from rlhf_dist.errors import DataError
 from rlhf_dist.evaluation.bands import GOLD_MEAN
 from rlhf_dist.evaluation.before_after import Verdict
 from rlhf_dist.files import write_json_lines
@@ -27,9 +29,11 @@ log = logging.getLogger(__name__)
 class PPOFolder(RunFolder):
     """A `RunFolder` with what only PPO leaves behind."""
 
-    def __init__(self, path: Path, config: PPOConfig, *, console: Console) -> None:
-        """Create the folder and write the resolved config."""
+    def __init__(self, path: Path, config: PPOConfig, *, console: Console, notes: Sequence[str] = ()) -> None:
+        """Create the folder and write the resolved config; `notes` are what is known already (`note`)."""
         super().__init__(path, config, console=console, stage="ppo", steps=config.ppo.iterations)
+        for sentence in notes:
+            self.note(sentence)
 
     def record(self, iteration: int, metrics: Mapping[str, float], **facts: Any) -> None:
         """Take one iteration's metrics to all trackers and to the screen."""
@@ -37,15 +41,24 @@ class PPOFolder(RunFolder):
         self.console.iteration(iteration, metrics)
         log.info("iteration done", extra={name: metrics[key] for name, (key, _) in COLUMNS.items()})
 
+    def rewind(self, iteration: int) -> None:
+        """Forget iterations, and the checkpoints after them: they are damaged, or the run would have gone on from them."""
+        forget_after(self.path, iteration)
+        super().rewind(iteration)
+
     def keep_answers_before(self, answers: Any) -> None:
         """Keep the untrained policy's answers to the held-out prompts, for a run that is resumed."""
         if answers is not None:
             keep(self.path / "before.arrow", answers)
 
     def answers_before(self) -> Any:
-        """What `keep_answers_before` kept; None if there were no held-out prompts."""
+        """What `keep_answers_before` kept; None if there were no held-out prompts, or the file is damaged, which is noted."""
         kept = self.path / "before.arrow"
-        return read_kept(kept).combine_chunks().to_batches()[0] if kept.exists() else None
+        try:
+            return read_kept(kept).combine_chunks().to_batches()[0] if kept.exists() else None
+        except DataError as error:
+            self.note(f"the answers before training are lost, so there is nothing to compare with: {error}")
+            return None
 
     def keep(self, iteration: int, batch: Any) -> None:
         """Write an iteration's samples as an Arrow file: `experience/iteration=N/batch.arrow`."""
@@ -60,8 +73,11 @@ class PPOFolder(RunFolder):
             parameters: of the policy.
             stopped: why the run ended before its last iteration, if it did.
         """
-        write_json_lines(self.path / SAMPLES, map(dataclasses.asdict, verdict.comparisons))
-        self.write_passages(over_optimisation(self._rows))
+        if verdict.problem:
+            self.note(verdict.problem)
+        with self.told_of_failure():
+            write_json_lines(self.path / SAMPLES, map(dataclasses.asdict, verdict.comparisons))
+            self.write_passages(over_optimisation(self._rows))
         return self.finish(self._facts(config, verdict, parameters) | {"stopped": stopped})
 
     def _facts(self, config: PPOConfig, verdict: Verdict, parameters: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from rlhf_dist.run_folder.charts import legend, line_chart, stacked_bars
 from rlhf_dist.run_folder.console import shown
 from rlhf_dist.run_folder.names import CONFIG, METRICS, REPORT, SAMPLES, SUMMARY, experience_files
 from rlhf_dist.run_folder.passages import Passage, read_passages
+
+log = logging.getLogger(__name__)
 
 TITLES = {
     "ppo": "PPO against a learned reward",
@@ -87,15 +90,19 @@ class Chart:
     legend: str = ""
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, summary: dict[str, Any] | None = None) -> Path:
     """Read a run folder's files and write `report.html` beside them.
+
+    Args:
+        run_dir: the folder.
+        summary: what `summary.json` will be; None: it is there.
 
     Raises:
         DataError: a file is missing or malformed; names file and line.
     """
     from jinja2 import Environment, PackageLoader
 
-    summary = _read_json(run_dir / SUMMARY)
+    summary = _read_json(run_dir / SUMMARY) if summary is None else summary
     rows, samples = (_lines_if_there(run_dir / name) for name in (METRICS, SAMPLES))
     config = run_dir / CONFIG
     page = Environment(loader=PackageLoader("rlhf_dist.run_folder", "."), autoescape=True).get_template(
@@ -109,8 +116,8 @@ def write_report(run_dir: Path) -> Path:
         tiles=tiles(summary) if summary["stage"] == "ppo" else stage_tiles(summary),
         charts=charts(rows),
         samples=_telling(samples)[:SHOWN_SAMPLES],
-        stages=[_Earlier.read(run_dir / "stages" / name) for name in STAGES if _is_done(run_dir / "stages" / name)],
-        passages=read_passages(run_dir),
+        stages=_earlier(run_dir / "stages"),
+        passages=[*_notes(summary), *read_passages(run_dir)],
         run=str(run_dir),
         kept=_kept(run_dir),
         config=config.read_text() if config.exists() else "",
@@ -134,8 +141,21 @@ class _Earlier:
         return cls(folder.name, TITLES.get(summary["stage"], folder.name), stage_tiles(summary), read_passages(folder))
 
 
-def _is_done(folder: Path) -> bool:
-    return (folder / SUMMARY).exists()
+def _earlier(folder: Path) -> list[_Earlier]:
+    """Stages that are done; one whose files are damaged is left out, since this report is not about it."""
+    found = []
+    for name in STAGES:
+        try:
+            found += [_Earlier.read(folder / name)] if (folder / name / SUMMARY).exists() else []
+        except (DataError, LookupError, TypeError) as error:
+            log.warning("the report leaves stage %s out: %s", name, error)
+    return found
+
+
+def _notes(summary: dict[str, Any]) -> list[Passage]:
+    """What happened to the run that people should know."""
+    notes = summary.get("notes")
+    return [Passage("Notes", "", ("What happened",), tuple((note,) for note in notes))] if notes else []
 
 
 def _facts(summary: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rich.text import Text
 from rlhf_dist.errors import EnvironmentProblem
 from rlhf_dist.run_folder.console import COLUMNS, shown
 from rlhf_dist.run_folder.folder import OVER
+from rlhf_dist.run_folder.lock import is_held
 from rlhf_dist.run_folder.names import STATUS
 
 REFRESH_S = 1.0
@@ -43,15 +45,29 @@ def follow(run: str, *, address: str, once: bool) -> None:
         live.update(render(status), refresh=True)
 
 
+def read_status(run: Path) -> dict[str, Any]:
+    """What the run's process told last; `gone` if that process ended without a word, as far as this machine knows."""
+    alive = is_held(run)  # asked first: what ends afterwards has told so before
+    status = {"run": run.name, "iteration": 0, "iterations": 0, "updated": (run / STATUS).stat().st_mtime}
+    try:
+        status |= json.loads((run / STATUS).read_bytes())
+        over, here = status["state"] in OVER, status["host"] == socket.gethostname()
+    except (ValueError, TypeError, KeyError):  # a power cut may leave an empty file
+        return status | {"state": GONE, "error": f"{run / STATUS} is damaged; expected JSON with a state"}
+    if over or alive or not here:
+        return status
+    told = f"process {status.get('pid')} ended without a word while the run was {status['state']}"
+    return status | {"state": GONE, "error": told}
+
+
 class _Folder:
     """What the controller wrote last."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path / STATUS
+        self._path = path
 
     def read(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._file.read_text())
-        return found
+        return read_status(self._path)
 
 
 class _Actors:
@@ -99,7 +115,7 @@ def render(status: dict[str, Any]) -> Group:
         (status["state"], style),
         f"  iteration {status['iteration']} of {status['iterations']}",
     )
-    if status["state"] not in (*OVER, GONE):
+    if status["state"] not in OVER:
         head.append(
             f"  told {ago:.0f} s ago" + (f" by {status['host']}, process {status['pid']}" if "host" in status else "")
         )
@@ -107,6 +123,7 @@ def render(status: dict[str, Any]) -> Group:
     parts: list[Any] = [head, Text.assemble(("━" * done, "green"), ("━" * (BAR - done), "dim"))]
     if "error" in status:
         parts.append(Text(status["error"], style="red"))
+    parts += [Text(f"note: {note}", style="yellow") for note in status.get("notes", ())]
     if "metrics" in status:
         cells = {name: shown(form, status["metrics"].get(key)) for name, (key, form) in COLUMNS.items()}
         parts.append(_table(cells))

@@ -96,6 +96,10 @@ def _same(old: Any, new: Any, started_in: str) -> bool:
     if isinstance(old, list) and isinstance(new, list):
         return len(old) == len(new) and all(_same(one, other, started_in) for one, other in zip(old, new, strict=True))
     if isinstance(old, str) and isinstance(new, str) and "\0" not in old + new:
-        spelt = (old, os.path.join(started_in, old))
-        return old == new or os.path.realpath(new) in map(os.path.realpath, spelt)
+        return old == new or _place(new) in (_place(old), _place(os.path.join(started_in, old)))
     return bool(old == new)
+
+
+def _place(path: str) -> str:
+    """What a path leads to, however it is spelt."""
+    return os.path.realpath(os.path.expanduser(path))

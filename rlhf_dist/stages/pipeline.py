@@ -36,8 +36,9 @@ from rlhf_dist.run_folder.ppo_folder import PPOFolder
 from rlhf_dist.stages import ppo as rl
 from rlhf_dist.stages import reward, sft
 from rlhf_dist.stages.changes import changes
+from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.inputs import keep_inputs
-from rlhf_dist.stages.resume import check_settings
+from rlhf_dist.stages.resume import check_settings, told_of_resume
 from rlhf_dist.stages.stage import SharingStage
 from rlhf_dist.stages.standing import Standing, finished, set_aside, standing
 from rlhf_dist.stages.supervised import SharedLearner, encoder_of
@@ -60,7 +61,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
     path.mkdir(parents=True, exist_ok=True)
     given = config
     if config.task is not None:
-        _check_unchanged(path / "pipeline.yaml", config, of=("task.", "model."))
+        _check_unchanged(path / "pipeline.yaml", config, of=("task.", "model.", "seed", "prompts.held_out_limit"))
         config = with_task(config, path, console)
     ppo = ppo_config(config, path)
     supervised = supervised_stages(config, path)
@@ -91,7 +92,8 @@ def _reinforce(ppo: PPOConfig, inputs: rl.Inputs | None, path: Path, console: Co
     prepared = rl.prepare(ppo, resume=path if found.goes_on else None, inputs=inputs)
     console.say(f"[bold]ppo:[/] {escape(prepared.describe())}")
     _make_room(found, path, console)
-    folder = PPOFolder(path, ppo, console=console)
+    notes = told_of_resume(resolved(ppo), path, prepared.begin) if found.goes_on else []
+    folder = PPOFolder(path, ppo, console=console, notes=notes)
     keep_inputs(ppo, path)
     rl.run(ppo, prepared, folder)
 

@@ -6,33 +6,30 @@
     state.json                                     iteration, KL coefficient, gold scores so far
     run.yaml                                       the settings that the run then had
 
-All weights are in the learner's precision of storage; optimiser states carry the fp32 master weights. The newest two checkpoints
-keep `learner/`; of older ones the policy stays.
+All weights are in the learner's precision of storage; optimiser states carry the fp32 master weights. The newest checkpoints
+stay whole, of older ones the best policies do, as `checkpoints_kept` says.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_dist.checkpoint import checkpoints, complete_or_absent, newest_checkpoint, verify
+from rlhf_dist.checkpoint import checkpoints, complete_or_absent, prune, verify
 from rlhf_dist.config import PPOConfig, dump, load
 from rlhf_dist.controller import State
 from rlhf_dist.errors import ConfigError, ModelError
-from rlhf_dist.files import as_exact_json
+from rlhf_dist.files import as_exact_json, readable_rows
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.models import write_ends
-from rlhf_dist.run_folder.names import CONFIG
-from rlhf_dist.stages.changes import check_changes
+from rlhf_dist.run_folder.names import CONFIG, METRICS
+from rlhf_dist.stages.changes import changes, check_changes
 from rlhf_dist.stages.wiring import Begin
 
-KEPT_LEARNER_STATES = 2
-"""The newest, and the one before it for when the newest is damaged."""
 STATE, SETTINGS = "state.json", "run.yaml"
 
 
@@ -53,20 +50,37 @@ def save_checkpoint(
             learner.save_state(model, here / "learner" / model)
         (aside / STATE).write_text(as_exact_json(dataclasses.asdict(state), STATE))
         (aside / SETTINGS).write_text(dump(config))
-    for old in checkpoints(run_dir)[KEPT_LEARNER_STATES:]:
-        shutil.rmtree(old / "learner")
+    kept = config.checkpoints_kept
+    values = _measured(run_dir, kept.by) if kept.best else {}
+    prune(run_dir, state.iteration, last=kept.last, best=kept.best, values=values)
     return folder
 
 
+def _measured(run_dir: Path, metric: str) -> dict[int, float]:
+    """A metric by the iterations that were done after it was measured, as metrics.jsonl has it."""
+    rows, _ = readable_rows(run_dir / METRICS)
+    return {int(row["iteration"]) + 1: row[metric] for row in rows if isinstance(row.get(metric), (int, float))}
+
+
 def check_settings(config: PPOConfig, run_dir: Path) -> None:
-    """Refuse settings that a run keeps, before anything is written into its folder or started; reads no weights.
+    """Refuse what cannot be gone on from, before anything is written into a run's folder or started.
 
     Raises:
-        ConfigError: names the key, what it was and what it is now.
+        UserError: see `newest`.
     """
-    folder = newest_checkpoint(run_dir)
-    if folder is not None:
-        check_changes(_settings(folder), config, where=str(folder))
+    newest(config, run_dir)
+
+
+def told_of_resume(config: PPOConfig, run_dir: Path, begin: Begin) -> list[str]:
+    """What people should know about going on with a run: from where, what is damaged, what has changed; a sentence each."""
+    if not begin.policy:
+        rows, _ = readable_rows(run_dir / METRICS)
+        lost = f", and what {len(rows)} iterations recorded is thrown away" if rows else ""
+        return [f"{run_dir}/checkpoints: no checkpoint to go on from, so PPO starts from the beginning{lost}"]
+    folder = Path(begin.policy)
+    told = [f"{damage}; going on from {folder.name}, the newest that is whole" for damage in begin.passed_over]
+    changed = [f"{key} {old!r} -> {new!r}" for key, old, new in changes(_settings(folder), config) if key != "run_dir"]
+    return [*told, *([f"settings that changed since {folder.name}: {', '.join(changed)}"] if changed else [])]
 
 
 def newest(config: PPOConfig, run_dir: Path) -> tuple[State, Begin]:
@@ -91,7 +105,10 @@ def newest(config: PPOConfig, run_dir: Path) -> tuple[State, Begin]:
 
 
 def _read(config: PPOConfig, folder: Path) -> tuple[State, Begin]:
-    state = State(**json.loads((folder / STATE).read_text()))
+    try:
+        state = State(**json.loads((folder / STATE).read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{folder / STATE}: not what this version writes: {error}") from None
     if state.iteration > config.ppo.iterations:
         raise ConfigError(
             f"{folder}: saved after iteration {state.iteration}; ppo.iterations is {config.ppo.iterations}, "

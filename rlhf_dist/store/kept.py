@@ -30,7 +30,7 @@ def read_kept(path: Path) -> pa.Table:
     try:
         with pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
-    except (pa.ArrowInvalid, FileNotFoundError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Arrow file: {error}") from error
     return _upgraded(table, path)
 

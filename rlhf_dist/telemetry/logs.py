@@ -6,10 +6,12 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rlhf_dist.errors import DataError
 from rlhf_dist.files import as_json, parsed, whole_lines
 from rlhf_dist.secrets import masked
 
@@ -63,10 +65,11 @@ def to_file(folder: str, actor: str) -> None:
     root, ours = logging.getLogger(), logging.getLogger("rlhf_dist")
     for old in [handler for handler in root.handlers if isinstance(handler.formatter, JsonLines)]:
         root.removeHandler(old)
-        old.close()
+        with suppress(OSError):
+            old.close()
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(Path(folder) / f"{actor}.jsonl")
+        handler = _LogFile(Path(folder) / f"{actor}.jsonl")
     except OSError as error:
         ours.warning("no log file: %s", error)
         return
@@ -75,11 +78,42 @@ def to_file(folder: str, actor: str) -> None:
     ours.setLevel(logging.INFO)
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that a full or lost disk silences: a log stops no run, and says nothing of its own trouble between the lines."""
+
+    def __init__(self, file: Path) -> None:
+        """Append to a file, on a line of its own though the last one was torn."""
+        if _is_torn(file):
+            with file.open("a") as stream:
+                stream.write("\n")
+        super().__init__(file)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """The line is lost."""
+
+
+def _is_torn(file: Path) -> bool:
+    if not file.exists():
+        return False
+    with file.open("rb") as stream:
+        stream.seek(-min(1, file.stat().st_size), os.SEEK_END)
+        return stream.read(1) not in (b"", b"\n")
+
+
 def _node() -> str:
     """This machine's address in the Ray cluster, else its name."""
     import ray
 
     return str(ray.util.get_node_ip_address()) if ray.is_initialized() else socket.gethostname()
+
+
+def _line_of(file: Path, line: bytes) -> dict[str, Any]:
+    """A line as it was logged; one that was torn, as text."""
+    try:
+        found = parsed(line, str(file))
+    except DataError:
+        found = {"message": f"(a torn line) {line.decode(errors='replace')}"}
+    return {"time": "", "actor": file.stem, "level": "WARNING", "message": "", **found}
 
 
 def read_new(folder: Path, offsets: dict[Path, int]) -> Iterator[dict[str, Any]]:
@@ -90,5 +124,5 @@ def read_new(folder: Path, offsets: dict[Path, int]) -> Iterator[dict[str, Any]]
             stream.seek(offsets.get(file, 0))
             chunk = stream.read()
         offsets[file] = offsets.get(file, 0) + chunk.rfind(b"\n") + 1
-        lines += [parsed(line, str(file)) for line in whole_lines(chunk)]
+        lines += [_line_of(file, line) for line in whole_lines(chunk)]
     yield from sorted(lines, key=lambda line: str(line["time"]))

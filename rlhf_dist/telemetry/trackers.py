@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf_dist.config import flat
-from rlhf_dist.files import as_json
+from rlhf_dist.files import as_json, storing
 from rlhf_dist.secrets import masked
 from rlhf_dist.telemetry.ray_metrics import RayMetricsTracker
 
@@ -31,20 +31,31 @@ class Tracker(Protocol):
 
 
 class JsonlTracker:
-    """One JSON object per line and iteration, written through at once."""
+    """One JSON object per line and iteration, on the disk before a checkpoint counts on it, and never a part of one."""
 
     def __init__(self, path: Path) -> None:
-        """Append to `path`."""
-        self._file = path.open("a")
+        """Append to `path`, in a folder that is there."""
+        self._path = path
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Record one iteration."""
-        self._file.write(as_json({"iteration": iteration, **metrics}) + "\n")
-        self._file.flush()
+        """Record one iteration.
+
+        Raises:
+            StorageError: the disk is full, read-only or gone.
+        """
+        line = (as_json({"iteration": iteration, **metrics}) + "\n").encode()
+        with storing(self._path), self._path.open("ab", buffering=0) as file:
+            whole = file.tell()
+            try:
+                while line:
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(whole)
+                raise
 
     def finish(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Nothing is left to write."""
 
 
 class WandbTracker:

@@ -1,6 +1,7 @@
 import math
 
 import pyarrow as pa
+import pytest
 
 from rlhf_dist.evaluation.before_after import compare
 from rlhf_dist.records import Prompt, RowKey, Sample
@@ -42,5 +43,29 @@ def test_what_the_judge_has_no_number_for_is_neither_won_nor_lost() -> None:
     verdict = compare(PROMPTS, answers("a", "a", "b", "a"), answers("aa", "b", "aa", "a"), Letters(), judge)
     assert (verdict.win_rate, verdict.tie_rate, verdict.gold_after) == (0.5, 0.5, 1.5)
     assert [(each.gold_before, each.gold_after) for each in verdict.comparisons[1:3]] == [(1.0, None), (None, 2.0)]
+    assert verdict.problem is None, "it said what it thinks"
     nothing = compare(PROMPTS, *[answers("b", "b", "b", "b")] * 2, Letters(), judge)
     assert (nothing.win_rate, nothing.gold_before) == (None, None)
+
+
+@pytest.mark.parametrize("failure", [ValueError("no such word"), SystemExit(3), OSError(), "text", None, "raise"])
+def test_a_judge_that_fails_costs_its_own_scores_only_and_it_is_said(failure: object) -> None:
+    def judge(prompt: str, answer: str) -> object:
+        if prompt == "p1" and isinstance(failure, BaseException):
+            raise failure
+        return failure if prompt == "p1" else len(answer)
+
+    verdict = compare(PROMPTS, answers("a", "a", "a", "a"), answers("aa", "aa", "aa", "a"), Letters(), judge)
+    assert (verdict.win_rate, verdict.tie_rate) == (2 / 3, 1 / 3)
+    assert verdict.problem is not None
+    assert verdict.problem.startswith("the gold judge failed on 2 of 8 answers, which have no gold score: ")
+    assert "on prompt 'p1' and answer 'a'" in verdict.problem
+
+
+def test_a_judge_that_always_fails_leaves_the_answers() -> None:
+    def judge(prompt: str, answer: str) -> float:
+        raise KeyError(prompt)
+
+    verdict = compare(PROMPTS, *[answers("a", "a", "a", "a")] * 2, Letters(), judge)
+    assert (verdict.win_rate, verdict.gold_after, len(verdict.comparisons)) == (None, None, 4)
+    assert "failed on 8 of 8 answers" in str(verdict.problem)

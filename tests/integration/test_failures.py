@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,9 @@ from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Cluster, Safety, dump
 from rlhf_dist.errors import EnvironmentProblem, RewardError, WorkerDied
 from rlhf_dist.records import PromptTask, RowKey, Sample
+from rlhf_dist.run_folder.folder import claimed
+from rlhf_dist.run_folder.lock import LOCK
+from rlhf_dist.run_folder.status import read_status
 from rlhf_dist.scoring.reward import RewardScorer
 from rlhf_dist.scoring.worker import ScoringWorker
 from rlhf_dist.store.actor import Store
@@ -92,6 +96,16 @@ def runs(pid: int) -> bool:
         return False
 
 
+def holders(file: Path) -> set[int]:
+    """Processes that have a file open."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(link) == str(file):
+                found.add(int(link.parts[2]))
+    return found
+
+
 def test_sigterm_ends_a_run_in_order_and_says_how_to_go_on(folders: Folders, tmp_path: Path) -> None:
     """A method without a critic on the way."""
     config = folders.config(
@@ -111,6 +125,13 @@ def test_sigterm_ends_a_run_in_order_and_says_how_to_go_on(folders: Folders, tmp
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    assert read_status(run)["state"] == "training"
+    with (
+        pytest.raises(EnvironmentProblem, match=f"{run}: process {process.pid} on "),
+        claimed(str(run), explicit=True, resume=True),
+    ):
+        pass
+    assert holders(run / LOCK) == {process.pid}, "Ray's processes would keep it after the driver was killed"
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 143, said

@@ -14,8 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_dist.checkpoint import verify
+from rlhf_dist.errors import StorageError
+from rlhf_dist.run_folder.status import read_status
 from rlhf_dist.store.schema import EXPERIENCE
-from tests.runs import Folders, log_lines, metrics, train
+from tests.runs import Folders, log_lines, metrics, small_disk, train
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -165,7 +167,19 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does(folders: Folders, 
     shutil.rmtree(broken / "checkpoints" / "step-000004")
     (broken / "checkpoints" / ".step-000004.partial").mkdir()
     shutil.rmtree(broken / "policy")
-    train(folders.config(**changes), broken, resume=True)
+    config = folders.config(**changes)
+    with small_disk(tmp_path / "disk", kib=2048):
+        small = shutil.copytree(broken, tmp_path / "disk" / "small")
+        with pytest.raises(
+            StorageError, match="step-000004: cannot be written: No space left on device; [0-9] MiB are free"
+        ):
+            train(config, small, resume=True)
+        found = read_status(small)
+        assert (found["state"], found["iteration"]) == ("failed", 4)
+        assert [each.name for each in (small / "checkpoints").iterdir()] == ["step-000002"], "whole or absent"
+        shutil.rmtree(broken)
+        shutil.copytree(small, broken)
+    train(config, broken, resume=True)
     assert metrics(broken) == metrics(whole)
     assert (broken / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
     one, other = (AutoModelForCausalLM.from_pretrained(path / "policy") for path in (whole, broken))

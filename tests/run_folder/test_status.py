@@ -1,5 +1,7 @@
 """A status as text; a run's own actors are asked in tests/integration."""
 
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,9 +9,12 @@ import ray
 from ray.exceptions import RayActorError
 from rich.console import Console
 
+from rlhf_dist.files import as_json, write_text
 from rlhf_dist.run_folder import status as room
 from rlhf_dist.run_folder.console import COLUMNS
-from rlhf_dist.run_folder.status import render
+from rlhf_dist.run_folder.lock import locked
+from rlhf_dist.run_folder.log_view import show_logs
+from rlhf_dist.run_folder.status import read_status, render
 
 
 def as_text(status: dict[str, Any]) -> str:
@@ -39,3 +44,30 @@ def test_a_run_whose_actors_are_gone_is_not_said_to_have_finished(monkeypatch: p
     assert "gone" in text
     assert "finished" not in text
     assert "iteration 7 of 9" in text
+
+
+def test_a_run_whose_process_is_gone_is_not_said_to_go_on(tmp_path: Path) -> None:
+    told = {"run": "r", "state": "training", "host": socket.gethostname(), "pid": 7, "iteration": 3, "iterations": 9}
+    write_text(tmp_path / "status.json", as_json(told))
+    found = read_status(tmp_path)
+    assert (found["state"], found["error"]) == ("gone", "process 7 ended without a word while the run was training")
+    assert "gone" in as_text(found)
+    with locked(tmp_path):
+        assert read_status(tmp_path)["state"] == "training"
+    for state in ("finished", "failed", "stopped"):
+        write_text(tmp_path / "status.json", as_json(told | {"state": state}))
+        assert read_status(tmp_path)["state"] == state
+    write_text(tmp_path / "status.json", as_json(told | {"host": "elsewhere"}))
+    away = read_status(tmp_path)
+    assert away["state"] == "training", "only that machine knows"
+    assert "ago by elsewhere, process 7" in as_text(away)
+
+
+@pytest.mark.parametrize("damaged", ["", "\x00\x00", "[]", '{"state": "tr'])
+def test_a_status_that_a_power_cut_damaged_is_that_of_a_run_that_is_gone(damaged: str, tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text(damaged)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "store.jsonl").write_text('{"time": "", "actor": "store", "message": "x"}\ntorn{"time\n')
+    assert read_status(tmp_path)["state"] == "gone"
+    assert "damaged" in as_text(read_status(tmp_path))
+    show_logs(tmp_path, follow=True, actor=None, as_json=False)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_dist.checkpoint import complete_or_absent
+from rlhf_dist.checkpoint import complete_or_absent, forget_after, verify
 from rlhf_dist.config import PPOConfig, dump, keys, override
 from rlhf_dist.controller import State
-from rlhf_dist.errors import ConfigError, ModelError
+from rlhf_dist.errors import ConfigError, ModelError, StorageError, WorkerDied
+from rlhf_dist.files import write_json_lines
 from rlhf_dist.stages.changes import FIXED
-from rlhf_dist.stages.resume import check_settings, newest, save_checkpoint
+from rlhf_dist.stages.resume import check_settings, newest, save_checkpoint, told_of_resume
+from rlhf_dist.telemetry.trackers import JsonlTracker
 
 CONFIG = PPOConfig.model_validate(
     {"policy": "a", "reward": "b", "prompts": {"path": "p"}, "ppo": {"iterations": 9, "kl_target": 6.0}}
@@ -100,7 +102,8 @@ def test_every_other_setting_may_change_and_paths_may_be_spelt_anew(tmp_path: Pa
         "ppo.iterations=20",
         "rollout.temperature=0.7",
     ]
-    changes += [f"policy={os.path.abspath('a')}", f"prompts.path={os.path.abspath('p')}", "run_dir=elsewhere"]
+    (tmp_path / "link").symlink_to(os.path.abspath("."))
+    changes += [f"policy={os.path.abspath('a')}/", f"prompts.path={tmp_path}/link/./p", "run_dir=elsewhere"]
     assert newest(override(CONFIG, [*changes, "ppo.clip_value=0.1", "timeouts.batch=5"]), tmp_path)[0].iteration == 4
 
 
@@ -149,11 +152,102 @@ class Tokenizer:
         (folder / "tokenizer.json").write_text("{}")
 
 
-def test_two_checkpoints_keep_what_learners_need_and_older_ones_their_policy(tmp_path: Path) -> None:
-    for step in (1, 2, 3):
-        save_checkpoint(Learner(), Tokenizer(), tmp_path, State(step, 0.1), CONFIG)
-    kept = {folder.name: (folder / "learner").exists() for folder in (tmp_path / "checkpoints").iterdir()}
-    assert kept == {"step-000001": False, "step-000002": True, "step-000003": True}
+def save(run: Path, step: int, score: float | None = None, **kept: object) -> None:
+    config = override(
+        CONFIG, ["checkpoint_every=1", *[f"checkpoints_kept.{key}={value}" for key, value in kept.items()]]
+    )
+    if score is not None:
+        JsonlTracker(run / "metrics.jsonl").log(step - 1, {"critic/rewards/mean": score})
+    save_checkpoint(Learner(), Tokenizer(), run, State(step, 0.1), config)
+
+
+def there(run: Path) -> dict[int, bool]:
+    """Steps of the checkpoints that are there, and whether a run could go on from them."""
+    found = {int(folder.name[-6:]): (folder / "learner").exists() for folder in (run / "checkpoints").iterdir()}
+    return dict(sorted(found.items()))
+
+
+def test_the_newest_checkpoints_stay_whole_of_older_ones_the_best_policies_and_all_are_true(tmp_path: Path) -> None:
+    for step, score in enumerate([0.1, 0.5, 0.3, 0.9, 0.2, 0.4], start=1):
+        save(tmp_path, step, score)
+    assert there(tmp_path) == {4: False, 5: True, 6: True}, "2 newest, 1 best by default"
+    for folder in (tmp_path / "checkpoints").iterdir():
+        verify(folder)
     for file in ("model.safetensors", "tokenizer.json", "critic/model.safetensors"):
-        assert (tmp_path / "checkpoints" / "step-000001" / file).exists(), file
+        assert (tmp_path / "checkpoints" / "step-000004" / file).exists(), file
+    save(tmp_path, 7, 0.0, last=1, best=2)
+    assert there(tmp_path) == {4: False, 6: False, 7: True}
+    save(tmp_path, 8, 0.0, last=1, best=0)
+    assert there(tmp_path) == {8: True}
+
+
+def test_a_damaged_checkpoint_is_not_counted_and_what_was_not_measured_is_not_best(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    (tmp_path / "checkpoints" / "step-000003" / "state.json").unlink()
+    save(tmp_path, 4)
+    assert there(tmp_path) == {2: True, 4: True}
+
+
+def test_checkpoints_of_iterations_that_are_done_again_do_not_count(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        checkpoint(tmp_path, step)
+    (tmp_path / "checkpoints" / "step-000006" / "state.json").write_text("{}")
+    assert newest(CONFIG, tmp_path)[0].iteration == 4
+    forget_after(tmp_path, 4)
+    save(tmp_path, 5, last=1)
+    assert there(tmp_path) == {5: True}
+
+
+@pytest.mark.parametrize("moment", ["write_text", "remove_folder"])
+def test_a_crash_while_a_checkpoint_is_pruned_leaves_it_true(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, 1.0)
+    save(tmp_path, 2, 0.0)
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"rlhf_dist.checkpoint.{moment}", crash)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 3, 0.0)
+    for folder in (tmp_path / "checkpoints").iterdir():
+        verify(folder)
     assert newest(CONFIG, tmp_path)[0].iteration == 3
+
+
+def test_people_are_told_from_where_a_run_goes_on_and_what_has_changed(tmp_path: Path) -> None:
+    def told(*changes: str) -> list[str]:
+        config = override(CONFIG, [*changes])
+        return told_of_resume(config, tmp_path, newest(config, tmp_path)[1])
+
+    assert told() == [f"{tmp_path}/checkpoints: no checkpoint to go on from, so PPO starts from the beginning"]
+    write_json_lines(tmp_path / "metrics.jsonl", [{"iteration": 0}])
+    assert told()[0].endswith("from the beginning, and what 1 iterations recorded is thrown away")
+    checkpoint(tmp_path, 2)
+    assert told() == []
+    assert told("rollout.temperature=0.5", "run_dir=elsewhere", "ppo.kl_coef=0.2") == [
+        "settings that changed since step-000002: rollout.temperature 1.0 -> 0.5, ppo.kl_coef 0.05 -> 0.2"
+    ]
+    (checkpoint(tmp_path, 4) / "state.json").write_text("{}")
+    (note,) = told()
+    assert "step-000004/state.json: missing or changed" in note
+    assert note.endswith("going on from step-000002, the newest that is whole")
+
+
+def test_a_disk_that_is_full_when_a_checkpoint_is_written_leaves_the_one_before(tmp_path: Path) -> None:
+    class Full(Learner):
+        def save_state(self, name: str, folder: Path) -> None:
+            super().save_state(name, folder)
+            raise WorkerDied(
+                "learner-0 raised while saving the state:\nSafetensorError: I/O error: No space left (os error 28)"
+            )
+
+    save(tmp_path, 1)
+    with pytest.raises(
+        StorageError, match=r"step-000002: cannot be written: No space left on device; [\d,]+ MiB are free"
+    ) as told:
+        save_checkpoint(Full(), Tokenizer(), tmp_path, State(2, 0.1), CONFIG)
+    assert "\n" not in str(told.value)
+    assert [each.name for each in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]

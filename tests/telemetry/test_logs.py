@@ -79,3 +79,21 @@ def test_an_unknown_actor_is_answered_with_those_there_are(folder: Path) -> None
         show_logs(folder, follow=False, actor="rollout-7", as_json=False)
     with pytest.raises(DataError, match="no logs; expected a run folder"):
         show_logs(folder / "logs", follow=False, actor=None, as_json=False)
+
+
+def test_a_line_that_was_torn_is_shown_and_the_next_one_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"time": "1", "message": "who')
+    logs.to_file(str(tmp_path), "a")
+    logging.getLogger("rlhf_dist").warning("back again")
+    torn, whole = logs.read_new(tmp_path, {})
+    assert torn["message"] == '(a torn line) {"time": "1", "message": "who'
+    assert whole["message"] == "back again"
+    assert "torn" in as_text({**torn, "time": whole["time"]}).plain
+
+
+def test_a_full_disk_silences_the_log_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").symlink_to("/dev/full")
+    logs.to_file(str(tmp_path), "a")
+    logging.getLogger("rlhf_dist").warning("lost")
+    logs.to_file(str(tmp_path / "elsewhere"), "a")
+    assert "Traceback" not in capsys.readouterr().err

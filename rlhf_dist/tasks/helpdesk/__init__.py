@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_dist.errors import DataError
-from rlhf_dist.files import write_json_lines
+from rlhf_dist.files import write_json_lines, written_aside
 from rlhf_dist.tasks.helpdesk.annotators import demonstrations, preferences
 from rlhf_dist.tasks.helpdesk.gold import explain, gold_score
 from rlhf_dist.tasks.helpdesk.grammar import held_out_prompts, split, train_prompts
@@ -99,5 +99,6 @@ def write(folder: Path, *, sizes: Sizes, seed: int) -> Paths:
     write_json_lines(paths.scores, scores(sizes.scores, seed))
     write_json_lines(paths.comments, comments(sizes.comments, seed))
     write_json_lines(paths.ratings, ratings(RATINGS_PER_COMMENT * sizes.comments, seed))
-    build_tokenizer().save_pretrained(paths.tokenizer)
+    with written_aside(paths.tokenizer) as aside:
+        build_tokenizer().save_pretrained(aside)
     return paths
