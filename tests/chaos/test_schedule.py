@@ -1,6 +1,7 @@
 """Schedules of faults: from the seed alone, all kinds alike, never on top of each other."""
 
 from collections import Counter
+from itertools import pairwise
 from typing import get_args
 
 from rlhf_dist.chaos.schedule import FIRST, SETTLED, iterations, schedule
@@ -21,7 +22,7 @@ def test_the_seed_decides_and_every_kind_comes_as_often_as_the_others() -> None:
 def test_a_run_gets_over_one_fault_before_the_next() -> None:
     faults = schedule(KINDS, 50, gap=3, seed=0)
     assert faults[0].iteration >= FIRST
-    assert all(later.iteration - earlier.iteration >= 1 for earlier, later in zip(faults, faults[1:], strict=False))
+    assert all(later.iteration - earlier.iteration >= 1 for earlier, later in pairwise(faults))
     assert faults[-1].iteration + SETTLED < iterations(50, gap=3)
 
 

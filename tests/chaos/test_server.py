@@ -1,5 +1,6 @@
 """The server lies as told, as often as told, and then tells the truth."""
 
+import http.client
 import json
 import math
 import urllib.error
@@ -31,7 +32,7 @@ def test_lies_end() -> None:
             with pytest.raises(urllib.error.HTTPError, match=str(status)):
                 ask(server)
         server.lie("closing", 1)
-        with pytest.raises(OSError):
+        with pytest.raises(http.client.RemoteDisconnected):
             ask(server)
         assert server.honest
         assert len(ask(server)) == 2
