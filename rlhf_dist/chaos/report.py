@@ -15,7 +15,7 @@ from rich.table import Table
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Aftermath:
     """How a run took one fault."""
 
     fault: str
@@ -38,7 +38,7 @@ class Report:
     seed: int
     iterations: int
     seconds: float = 0.0
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[Aftermath] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rlhf_dist.chaos import invariants
 from rlhf_dist.chaos.faults import Grounds, Hit, inject
 from rlhf_dist.chaos.made import run_config
-from rlhf_dist.chaos.report import Outcome, Report
+from rlhf_dist.chaos.report import Aftermath, Report
 from rlhf_dist.chaos.schedule import SETTLED, Fault, schedule
 from rlhf_dist.chaos.server import LyingServer, serving
 from rlhf_dist.chaos.sight import POLL_S, Sight, lives
@@ -157,7 +157,7 @@ class Storm:
             if sight.exit_code is not None:
                 self._go_on_after_end(fault)
             over = len(sight.rows()) >= high + SETTLED and self._is_over(fault, hit)
-        outcome = Outcome(
+        outcome = Aftermath(
             fault=fault.kind,
             iteration=high,
             moment=fault.moment,
