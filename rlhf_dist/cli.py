@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlhf_dist.config import (
+    ChaosConfig,
     DPOConfig,
     EvaluateConfig,
     Job,
@@ -251,6 +252,28 @@ def ppo(
     from rlhf_dist.run_folder.outcome import tell_ppo
 
     tell_ppo(console, path)
+
+
+@app.command()
+def chaos(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    seed: Annotated[int, typer.Option(help="of the schedule of faults")] = 0,
+    faults: Annotated[int, typer.Option(min=1, help="how many")] = 20,
+) -> None:
+    """Put a run through kills, hangs, damaged files and a lying reward server; fail where it does not get over them."""
+    config = load(ChaosConfig, config_file, overrides)
+    from rich.console import Console as RichConsole
+
+    from rlhf_dist.chaos.run import chaos as run
+    from rlhf_dist.run_folder.folder import choose
+
+    console = RichConsole()
+    path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None)
+    report = run(config, path, seed=seed, faults=faults, tell=lambda line: console.print(line, markup=False))
+    report.show(console)
+    raise typer.Exit(1 if report.broken else 0)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from rlhf_dist.config import (
+    ChaosConfig,
     DPOConfig,
     EvaluateConfig,
     Job,
@@ -30,6 +31,7 @@ KINDS = {
     "reward": RewardConfig,
     "dpo": DPOConfig,
     "evaluate": EvaluateConfig,
+    "chaos": ChaosConfig,
 }
 MINIMAL = "policy: a\nreward: b\nprompts: {path: p.jsonl}\n"
 

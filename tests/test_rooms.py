@@ -12,6 +12,7 @@ PACKAGE = ROOT / "rlhf_dist"
 FLOORS = (
     {"cli"},
     {"feedback_cli"},
+    {"chaos"},
     {"stages", "doctor"},
     {"controller"},
     {"learner", "rollout"},

@@ -3,6 +3,7 @@
 Imports neither torch, ray nor vllm, so that `--help` and validation answer at once.
 """
 
+from rlhf_dist.config.chaos import Chaos, ChaosConfig
 from rlhf_dist.config.evaluation import EvaluateConfig
 from rlhf_dist.config.files import dump, flat, keys, load, override
 from rlhf_dist.config.job import Job, ScoringJob
@@ -55,6 +56,8 @@ __all__ = [
     "PPO",
     "SFT",
     "UNSAFE",
+    "Chaos",
+    "ChaosConfig",
     "Clip",
     "Cluster",
     "CommentJudge",
