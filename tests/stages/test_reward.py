@@ -72,6 +72,7 @@ class Learner:
 
     def __init__(self, fails_at: int) -> None:
         self.model, self.steps, self.fails_at = 0.0, 0, fails_at
+        self.seen: list[Any] = []
 
     def load(self, specs: dict[str, Any], *, run_dir: Path, seed: int) -> None:
         state = specs["model"].state
@@ -82,6 +83,7 @@ class Learner:
             self.steps += 1
             if self.steps == self.fails_at:
                 raise WorkerLost("learner-0 died")
+            self.seen.append(batch.units)
             self.model += batch.draws / 2**32 + sum(unit[0] for unit in batch.units) / 7
         return {"loss": self.model}
 
@@ -124,10 +126,10 @@ def test_an_ensemble_that_goes_on_is_the_one_that_was_never_interrupted(
         saved = [file.read_text() for file in sorted((folder.path / "reward_model").rglob("model.safetensors"))]
         return made, metrics(folder.path), repr(saved)
 
-    (whole, rows, models), (again, rows_again, models_again) = (
-        trained("whole", Learner(0)),
-        trained("interrupted", Learner(fails_at)),
-    )
+    plain = Learner(0)
+    whole, rows, models = trained("whole", plain)
+    again, rows_again, models_again = trained("interrupted", Learner(fails_at))
+    assert plain.seen[:9] != plain.seen[9:], "each member has an order of its own"
     assert whole.facts() == again.facts()
     assert rows == rows_again
     assert [row["iteration"] for row in rows] == [*range(18)]
