@@ -267,11 +267,11 @@ def chaos(
     from rich.console import Console as RichConsole
 
     from rlhf_dist.chaos.run import chaos as run
-    from rlhf_dist.run_folder.folder import choose
+    from rlhf_dist.run_folder.folder import claimed
 
     console = RichConsole()
-    path = choose(str(run_dir or config.run_dir), explicit=run_dir is not None)
-    report = run(config, path, seed=seed, faults=faults, tell=lambda line: console.print(line, markup=False))
+    with claimed(str(run_dir or config.run_dir), explicit=run_dir is not None) as path:
+        report = run(config, path, seed=seed, faults=faults, tell=lambda line: console.print(line, markup=False))
     report.show(console)
     raise typer.Exit(1 if report.broken else 0)
 

@@ -42,7 +42,9 @@ def result_of(ref: Any, name: str, doing: str) -> Any:
     try:
         return ray.get(ref)
     except RayTaskError as error:
-        cause = error.cause
+        cause: Any = error.cause
+        while isinstance(cause, RayTaskError):  # it raised what another actor raised
+            cause = cause.cause
         if isinstance(cause, RlhfDistError):
             raise type(cause)(f"{name}, while {doing}: {cause}") from error
         if isinstance(cause, RayError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -179,33 +178,6 @@ class GuardedRule:
         self._process.wait()
         self._connection.close()
         self._owed = 0
-
-
-def load_function(path: str, *, key: str) -> Rule:
-    """Import `package.module:function` into this process.
-
-    Args:
-        path: what to import.
-        key: the setting that names it, for the message.
-
-    Raises:
-        ConfigError: there is no such module or function.
-    """
-    module, _, name = path.partition(":")
-    try:
-        rule: Rule = getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"{key} is {path!r}: {error}; expected package.module:function") from error
-    return rule
-
-
-def load_gold_judge(path: str | None) -> Rule | None:
-    """The rule that judges and never trains, if there is one.
-
-    Raises:
-        ConfigError: there is no such module or function.
-    """
-    return None if path is None else load_function(path, key="gold_judge")
 
 
 class RuleReward:

@@ -37,7 +37,6 @@ from rlhf_dist.stages import ppo as rl
 from rlhf_dist.stages import reward, sft
 from rlhf_dist.stages.changes import changes
 from rlhf_dist.stages.hub import resolved
-from rlhf_dist.stages.inputs import keep_inputs
 from rlhf_dist.stages.resume import check_settings, told_of_resume
 from rlhf_dist.stages.stage import SharingStage
 from rlhf_dist.stages.standing import Standing, finished, set_aside, standing
@@ -94,7 +93,6 @@ def _reinforce(ppo: PPOConfig, inputs: rl.Inputs | None, path: Path, console: Co
     _make_room(found, path, console)
     notes = told_of_resume(resolved(ppo), path, prepared.begin) if found.goes_on else []
     folder = PPOFolder(path, ppo, console=console, notes=notes)
-    keep_inputs(ppo, path)
     rl.run(ppo, prepared, folder)
 
 

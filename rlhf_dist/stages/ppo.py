@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.example_view import view
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.prompts import PromptSampler, read_prompts
-from rlhf_dist.errors import ConfigError
+from rlhf_dist.errors import ConfigError, DataError
 from rlhf_dist.evaluation.bands import LAST_AND_THIS as MOST_UNDONE
-from rlhf_dist.evaluation.before_after import compare
+from rlhf_dist.evaluation.before_after import Verdict, compare
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.memory import Memory, object_store_bytes
 from rlhf_dist.learner.snapshot import Snapshot
@@ -35,9 +36,10 @@ from rlhf_dist.rollout.held_out import held_out_answers
 from rlhf_dist.run_folder.names import POLICY
 from rlhf_dist.run_folder.ppo_folder import PPOFolder
 from rlhf_dist.run_folder.quarantine import Quarantine, warning
-from rlhf_dist.scoring.functions import load_gold_judge
+from rlhf_dist.scoring.functions import GuardedRule
 from rlhf_dist.stages.fitting import check_stage
 from rlhf_dist.stages.hub import resolved
+from rlhf_dist.stages.inputs import changed, keep_inputs, kept_inputs
 from rlhf_dist.stages.restarting import restarting
 from rlhf_dist.stages.resume import newest, save_checkpoint
 from rlhf_dist.stages.scoring import check_functions
@@ -51,6 +53,8 @@ OUTPUT = POLICY
 Inputs = tuple[list[Prompt], list[Prompt]]
 """Prompts to train on, and held-out ones."""
 PROBE_TOKENS = 64
+JUDGE_S = 60.0
+"""Granted to the gold judge for one answer."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,8 @@ def prepare(config: PPOConfig, resume: Path | None = None, inputs: Inputs | None
     check_stage(config, folders, encoder, config.max_sequence)
     prompts, held_out = inputs or read_inputs(config, encoder)
     state, begin = newest(config, resume) if resume else (State(0, config.ppo.kl_coef), Begin())
+    if resume and state.iteration and (why := changed(config, kept_inputs(resume))):
+        raise DataError(f"{why}; a resumed run keeps what it has learnt from. Expected the same, or a new run")
     return PreparedPPO(
         prompts=prompts,
         held_out=held_out,
@@ -162,6 +168,7 @@ def run(config: PPOConfig, prepared: PreparedPPO, folder: PPOFolder) -> None:
     asked = cpus if config.cluster.address else cpus + spare
     with folder.told_of_failure(), session(config.cluster, cpus=asked, gpus=gpus, namespace=namespace_of(folder.path)):
         logs.to_file(logs.log_dir(folder.path), "controller")
+        keep_inputs(config, folder.path)
         folder.tell("starting")
         layout = lay_out(config, gpus=has_gpus())
         check_size(*layout.totals())
@@ -173,9 +180,16 @@ def run(config: PPOConfig, prepared: PreparedPPO, folder: PPOFolder) -> None:
             going = _Going(config, prepared, folder, where, rollouts, memory_of(config))
             first = _Start(prepared.state.copy(), prepared.begin)
             stopped, after = restarting(config, folder, going.once, first, going.again)
-    before = folder.answers_before()
-    verdict = compare(prepared.held_out, before, after, prepared.tokenizer, load_gold_judge(config.gold_judge))
+    verdict = _verdict(config, prepared, folder.answers_before(), after)
     folder.close(config, verdict, parameters=prepared.sizes["policy"].parameters, stopped=stopped)
+
+
+def _verdict(config: PPOConfig, prepared: PreparedPPO, before: Any, after: Any) -> Verdict:
+    """The gold judge's, if there is one, on the answers before and after."""
+    if config.gold_judge is None:
+        return compare(prepared.held_out, before, after, prepared.tokenizer, None)
+    with closing(GuardedRule(config.gold_judge, JUDGE_S)) as judge:
+        return compare(prepared.held_out, before, after, prepared.tokenizer, judge)
 
 
 def memory_of(config: PPOConfig) -> Memory[State]:

@@ -23,7 +23,7 @@ from rlhf_dist.data.tables import held_out
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.feedback.aggregate import Aggregated, aggregate
 from rlhf_dist.feedback.comments import rate_comments, rating_tokens
-from rlhf_dist.files import write_json_lines
+from rlhf_dist.files import remove_folder, write_json_lines
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.models import check_same_tokenizer, load_tokenizer
@@ -158,7 +158,7 @@ def run(config: RewardConfig, prepared: PreparedReward, folder: RunFolder, share
     outcome = _outcome(lessons, members, folder.path / OUTPUT)
     folder.write_passages(passages(outcome, prepared.aggregated))
     folder.finish(outcome.facts() | {"steps": outcome.steps, "model": outcome.size})
-    shutil.rmtree(folder.path / MEMBERS)
+    remove_folder(folder.path / MEMBERS)
 
 
 def _read_comments(config: RewardConfig, prepared: PreparedReward, folder: RunFolder) -> list[Judged]:

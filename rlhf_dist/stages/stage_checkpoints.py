@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_dist.checkpoint import checkpoints, complete_or_absent, verify
+from rlhf_dist.checkpoint import checkpoints, complete_or_absent, forget_after, prune, verify
 from rlhf_dist.config import DPOConfig, Job, RewardConfig, SFTConfig, dump, load
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.errors import ConfigError, ModelError
-from rlhf_dist.files import as_exact_json
+from rlhf_dist.files import as_exact_json, remove_folder
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.models import write_ends
 from rlhf_dist.run_folder.folder import RunFolder
@@ -89,12 +89,10 @@ def newest(config: Job, run_dir: Path) -> Reached:
 def rewind(folder: RunFolder, begin: Reached) -> None:
     """Forget what was recorded and kept after the step from which a stage goes on, because it does it again."""
     folder.rewind(begin.step)
-    for each in checkpoints(folder.path):
-        if int(each.name.partition("-")[2]) > begin.step:
-            shutil.rmtree(each)
+    forget_after(folder.path, begin.step)
     for each in (folder.path / MEMBERS).glob("*"):
         if each.absolute() not in begin.members:
-            shutil.rmtree(each)
+            remove_folder(each)
 
 
 @dataclass(frozen=True)
@@ -125,8 +123,7 @@ class Keeper:
             write_model(self.learner, self.encoder.tokenizer, aside, self.ends)
             self.learner.save_state("model", aside.absolute() / "learner" / "model")
             self._sign(aside, {"step": step, "member": self.member, "found": dict(found)})
-        for old in checkpoints(self.run_dir)[KEPT:]:
-            shutil.rmtree(old)
+        prune(self.run_dir, step, last=KEPT, best=0, values={})
 
     def keep_member(self, step: int, said: Mapping[str, Array]) -> Path:
         """Write the member of the ensemble that is trained now.

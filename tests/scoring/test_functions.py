@@ -16,8 +16,7 @@ import torch
 from rlhf_dist import progress
 from rlhf_dist.errors import ConfigError, RewardError, RunError
 from rlhf_dist.scoring.function_host import NoNumber, number
-from rlhf_dist.scoring.functions import GuardedRule, load_gold_judge
-from rlhf_dist.tasks.helpdesk import gold_score
+from rlhf_dist.scoring.functions import GuardedRule
 
 HERE = "tests.scoring.rules"
 
@@ -153,10 +152,3 @@ def test_the_process_ends_with_the_one_that_started_it_in_whatever_way(busy: str
 def test_what_cannot_be_imported_is_a_setting_to_mend(path: str, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"reward r is '{path}': {message}.*; expected package.module:function"):
         GuardedRule(path, 1.0, key="reward r")
-
-
-def test_a_gold_judge_is_imported_by_path_or_refused_by_name() -> None:
-    assert load_gold_judge(None) is None
-    assert load_gold_judge("rlhf_dist.tasks.helpdesk:gold_score") is gold_score
-    with pytest.raises(ConfigError, match=r"gold_judge is 'rlhf_dist.tasks.helpdesk:nothing'"):
-        load_gold_judge("rlhf_dist.tasks.helpdesk:nothing")

@@ -1,11 +1,11 @@
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from rlhf_dist.config import EmbeddedTask
 from rlhf_dist.errors import ConfigError, DataError
-from rlhf_dist.scoring.functions import load_function
 from rlhf_dist.tasks.scenarios import SCENARIOS
 from rlhf_dist.tasks.scenarios.scenario import nearness, word_distance
 from rlhf_dist.tasks.task_data import write_task
@@ -45,7 +45,8 @@ def test_a_task_writes_equal_files_for_equal_seeds_and_is_said_in_few_tokens(nam
     for file in ("prompts", "held_out", "demonstrations", "preferences"):
         assert (tmp_path / "a" / f"{file}.jsonl").read_text() == (tmp_path / "b" / f"{file}.jsonl").read_text()
     assert len(second.tokenizer) <= 512
-    judge = load_function(first.gold_judge, key="gold_judge")
+    module, _, function = first.gold_judge.partition(":")
+    judge = getattr(import_module(module), function)
     rows = [json.loads(line) for line in Path(first.demonstrations).read_text().splitlines()]
     for row in rows:
         assert 0.0 <= judge(row["prompt"], row["completion"]) <= 1.0
