@@ -40,7 +40,7 @@ FaultKind = Literal[
 ]
 """What is done, and to what: kill is SIGKILL, stop SIGSTOP, pause SIGSTOP and SIGCONT, end SIGTERM; files are damaged after a
 SIGKILL of the driver, and the server's lies last a few requests."""
-OWN_SERVER = "http://127.0.0.1:0/"
+OWN_SERVER = "http://127.0.0.1:1/"
 """A reward of this URL is the server that chaos brings; it gets the port that is free."""
 
 
