@@ -273,7 +273,7 @@ def test_no_setting_is_declared_twice() -> None:
 
 def test_every_command_has_a_run_folder_of_its_own_name() -> None:
     found = {kind.folder: kind for kind in everybody() if "folder" in kind.__dict__}
-    assert sorted(found) == ["dpo", "evaluation", "ppo", "reward", "sft"]
+    assert sorted(found) == ["chaos", "dpo", "evaluation", "ppo", "reward", "sft"]
     assert SFTConfig(model="a").run_dir == "runs/sft"
     assert SFTConfig(model="a", run_dir="here").run_dir == "here"
     assert all(issubclass(kind, Job) for kind in (PPOConfig, PipelineConfig, EvaluateConfig, RewardConfig, DPOConfig))

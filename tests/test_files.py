@@ -111,7 +111,12 @@ def test_json_is_written_in_one_place_only() -> None:
     package = Path(__file__).parent.parent / "rlhf_dist"
     writes = re.compile(r"json\.dumps?\(|model_dump_json\(")
     found = [str(file.relative_to(package)) for file in package.rglob("*.py") if writes.search(file.read_text())]
-    assert sorted(found) == ["files.py", "models/tokenizers.py"], "tokenizers.py only makes a digest of it"
+    assert sorted(found) == [
+        "chaos/server.py",  # lies on purpose
+        "files.py",
+        "models/tokenizers.py",  # only makes a digest of it
+        "scoring/function_host.py",  # its numbers are read as they are, NaN too
+    ]
 
 
 @pytest.mark.parametrize(
@@ -187,6 +192,8 @@ WRITES = re.compile(
     r"write_text\(|write_bytes\(|\.open\([^)]*[\"'](?:[wax]|r\+)|save_pretrained\(|save_file\(|save_model\(|OSFile\("
 )
 ASIDE = {
+    "chaos/faults.py": "damages on purpose",
+    "chaos/sight.py": "what a driver says, as it says it",
     "checkpoint.py": "the digests of a folder that is aside",
     "feedback/exchange.py": "aside",
     "learner/adapters.py": "into a model's folder that is aside",
@@ -196,10 +203,11 @@ ASIDE = {
     "models/ends.py": "into a model's folder that is aside",
     "rollout/vllm_engine.py": "weights in shared memory, for one engine",
     "run_folder/folder.py": "over the status on a full disk, where nothing else is possible",
+    "run_folder/quarantine.py": "only grows, by whole lines",
     "scoring/reward_file.py": "into a model's folder that is aside",
     "stages/ppo.py": "aside",
     "stages/resume.py": "aside",
-    "stages/supervised.py": "aside",
+    "stages/stage_checkpoints.py": "into a checkpoint's folder that is aside",
     "store/kept.py": "aside",
     "tasks/helpdesk/__init__.py": "aside",
     "tasks/start_model.py": "aside",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, lie: str, scores: list[float]) -> None:
         if lie == "closing":
-            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
         elif lie == "broken":
             self._reply(b"out of order", status=500)
         elif lie == "busy":

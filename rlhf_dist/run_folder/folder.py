@@ -145,8 +145,6 @@ class RunFolder:
 
     def note(self, sentence: str) -> None:
         """Say what people should know of the run: on the console, in the log, the status, the summary and the report."""
-        from rich.markup import escape
-
         self._notes.append(sentence)
         self.console.say(f"[yellow]note:[/] {escape(sentence)}")
         log.warning("%s", sentence)
@@ -183,7 +181,7 @@ class RunFolder:
         self.listeners.clear()  # whoever they are, they may be what failed
         cause = str(error).splitlines()[0]
         self.tell("restarting", cause=cause, restarts=restart)
-        self.console.say(escape(f"{cause}. Going on after iteration {iteration}, restart {restart} of {most}"))
+        self.note(f"{cause}. Going on after iteration {iteration}, restart {restart} of {most}")
 
     @contextmanager
     def told_of_failure(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_dist.files import as_json, parsed, whole_lines, write_json_lines
+from rlhf_dist.files import as_json, parsed, storing, whole_lines, write_json_lines
 from rlhf_dist.records import Failure, RowKey
 from rlhf_dist.run_folder.names import QUARANTINE
 
@@ -35,7 +35,7 @@ class Quarantine:
         lines = [as_json({**key._asdict(), **failure._asdict()}) + "\n" for key, failure in failures.items()]
         lines = lines[: max(0, MOST - self._told)]
         if lines:
-            with self._file.open("a") as stream:
+            with storing(self._file), self._file.open("a") as stream:
                 stream.write("".join(lines))
             self._told += len(lines)
 

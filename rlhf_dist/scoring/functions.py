@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from rlhf_dist.config import FunctionReward
 from rlhf_dist.errors import ConfigError, RewardError, RunError
+from rlhf_dist.files import as_json
 from rlhf_dist.progress import step
 from rlhf_dist.scoring.answers import Answers, passage
 
@@ -141,7 +142,7 @@ class GuardedRule:
         self._connection.settimeout(self._timeout_s)
         self._owed = len(texts)
         try:
-            self._connection.sendall(json.dumps(list(texts)).encode() + b"\n")
+            self._connection.sendall(as_json(list(texts)).encode() + b"\n")
         except OSError:
             raise _Silent("ended its process") from None
 

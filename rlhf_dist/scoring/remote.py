@@ -14,6 +14,7 @@ import httpx
 
 from rlhf_dist.config import RemoteReward
 from rlhf_dist.errors import RewardError
+from rlhf_dist.files import as_json
 from rlhf_dist.progress import step
 from rlhf_dist.scoring.answers import Answers
 from rlhf_dist.secrets import masked, secret
@@ -183,7 +184,7 @@ def read_scores(body: bytes, expected: int) -> list[float | str]:
 
 
 def _no_number(number: int, said: Any) -> str:
-    text = json.dumps(said)
+    text = as_json(said)
     return f"scores.{number} is {text[:100]}{'...' * (len(text) > 100)}; expected a number"
 
 

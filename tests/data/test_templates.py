@@ -1,6 +1,7 @@
 """Messages that a template does not know are refused in a sentence, and what a row says of its template reaches it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def test_fields_that_parquet_fills_with_nulls_are_not_there(tmp_path: Path) -> N
     (same,) = read_demonstrations(
         write(tmp_path / "m.jsonl", {"messages": said}), chat_tokenizer(TOOLS), max_tokens=200
     )
-    assert found == same
+    assert found == replace(same, where=found.where)
 
 
 def test_thinking_can_be_switched_off_for_a_file(tmp_path: Path) -> None:

@@ -104,7 +104,9 @@ def test_a_rank_without_a_row_takes_part_in_an_update(critic: str) -> None:
         batch = [to_experience(rows, micro, torch.device("cpu")) for micro in micros]
         ranks = Ranks(2, partial(summed, rank))
         models = test_ppo.models(critic)
-        return update(models, [batch], test_ppo.METHOD, PPO(), kl_coef=0.1, reuse_rollout_log_probs=False, ranks=ranks)
+        return update(
+            models, [batch], test_ppo.METHOD, PPO(), kl_coef=0.1, reuse_rollout_log_probs=False, ranks=ranks
+        ).facts
 
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(learn, range(2))

@@ -235,10 +235,10 @@ def test_a_supervised_step_names_the_examples_that_are_not_finite(stage: tuple[i
     rank, before = Several(model), weights(model)
     tokens = [np.arange(1 + n, 9 + n).astype(np.int32) for n in range(4)]
     table = example_table(tokens, [range(7)] * 4, {"weight": [1.0, 1.0, math.nan, 1.0]})
-    facts, found = rank.train_step("model", table, [[[0], [1]], [[2], [3]]], nan_loss, 28.0, learn=True)
+    facts, found = rank.train_step("model", table, [[[0], [1]], [[2], [3]]], nan_loss, 28.0, draws=0)
     assert [(each.step, each.what, each.samples) for each in found if not each.vague] == [(1, "the loss is nan", (2,))]
     assert all(torch.equal(each, before[name]) for name, each in weights(model).items())
-    facts, found = rank.train_step("model", table, [[[0], [1]], [[3]]], nan_loss, 21.0, learn=True)
+    facts, found = rank.train_step("model", table, [[[0], [1]], [[3]]], nan_loss, 21.0, draws=1)
     assert (found, model.steps) == ([], 2)
     assert math.isfinite(facts["loss"])
     assert not torch.equal(weights(model)["value_head.weight"], before["value_head.weight"]) or facts["grad_norm"] > 0
