@@ -1,6 +1,7 @@
 import math
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -91,10 +92,10 @@ def test_a_rank_without_a_row_takes_part_in_an_update(critic: str) -> None:
     """Where samples failed, fewer prompts than ranks may be left for a mini-batch."""
     total, meeting = [torch.zeros(0)] * 2, threading.Barrier(2)
 
-    def summed(rank: int, vector: torch.Tensor) -> torch.Tensor:
+    def joined(rank: int, how: Callable[..., torch.Tensor], vector: torch.Tensor) -> torch.Tensor:
         total[rank] = vector
         meeting.wait(20)
-        both = total[0] + total[1]
+        both = how(total[0], total[1])
         meeting.wait(20)
         return both
 
@@ -102,7 +103,7 @@ def test_a_rank_without_a_row_takes_part_in_an_update(critic: str) -> None:
         rows = test_ppo.data(1)
         micros = [[[0]]] if rank == 0 else [[]]
         batch = [to_experience(rows, micro, torch.device("cpu")) for micro in micros]
-        ranks = Ranks(2, partial(summed, rank))
+        ranks = Ranks(2, partial(joined, rank, torch.add), partial(joined, rank, torch.maximum))
         models = test_ppo.models(critic)
         return update(
             models, [batch], test_ppo.METHOD, PPO(), kl_coef=0.1, reuse_rollout_log_probs=False, ranks=ranks
