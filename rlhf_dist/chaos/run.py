@@ -19,6 +19,7 @@ from rlhf_dist.config.chaos import ChaosConfig
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.files import as_json, write_text
+from rlhf_dist.run_folder.lock import LOCK
 from rlhf_dist.run_folder.names import CONFIG
 
 REPORT = "chaos.json"
@@ -47,7 +48,7 @@ def chaos(config: ChaosConfig, folder: Path, *, seed: int, faults: int, tell: Te
     """
     from rlhf_dist.stages.ppo import prepare
 
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and {each.name for each in folder.iterdir()} - {LOCK}:
         raise ConfigError(f"{folder}: is not empty; expected a folder of its own for each chaos")
     with serving() as server:
         ppo = run_config(config, folder, url=server.url, faults=faults, seed=seed)
