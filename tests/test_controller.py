@@ -13,7 +13,7 @@ from rlhf_dist.config import PPOConfig
 from rlhf_dist.controller import Parts, State, take, train, worker_facts
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
-from rlhf_dist.records import Prompt, RowKey, Sample
+from rlhf_dist.records import Failure, Prompt, RowKey, Sample
 from rlhf_dist.store.row import rollout_batch
 from rlhf_dist.store.schema import EXPERIENCE
 
@@ -76,6 +76,7 @@ class World:
         return {
             "take_facts": {"rollout-0": {"gen_s": 1.0, "pull_s": 0.5, "probe_diff": 1e-5}},
             "status": {"queued": 2},
+            "failures": {RowKey(0, 1, 0): Failure("r", "why", "prompt", "answer")},
         }.get(ref[0])
 
     # fleet
@@ -230,3 +231,42 @@ def test_the_ratio_is_one_where_one_step_sees_the_policy_that_generated(
     changes: dict[str, Any], expected: bool
 ) -> None:
     assert config(**changes).ratio_is_one == expected
+
+
+def test_an_update_that_leaves_a_band_is_undone_before_it_is_published_so_often_in_a_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(kl=4.0)
+    bands = {"then": "roll_back", "kl_above": 3.5, "roll_backs": 2}
+    settings = config(ppo={"iterations": 9, "prompts_per_iteration": 2, "stop_on": bands})
+    stopped, reports, state = run(world, settings, monkeypatch)
+    undone = [call[:2] for call in world.calls if call[0] in ("back", "publish")]
+    assert undone == [("back", 2), ("publish", 1), ("back", 2), ("publish", 2), ("publish", 3)]
+    assert (
+        stopped
+        == "objective/kl is 4, above ppo.stop_on.kl_above = 3.5, after 2 roll-backs in a row (ppo.stop_on.roll_backs)"
+    )
+    assert [metrics["actor/rolled_back"] for _, metrics, *_ in reports] == [1.0, 1.0, 0.0]
+    assert world.told[0].endswith("the update is undone, roll-back 1 in a row")
+    assert state.iteration == 3, "it goes on with the next prompts"
+
+
+def test_an_iteration_within_its_bands_ends_the_count_of_roll_backs(monkeypatch: pytest.MonkeyPatch) -> None:
+    bands = {"then": "roll_back", "kl_above": 3.5, "roll_backs": 2}
+    settings = config(ppo={"iterations": 4, "prompts_per_iteration": 2, "stop_on": bands})
+    state = State(0, 0.1, rolled_back=2)
+    stopped, _, _ = run(World(kl=1.0), settings, monkeypatch, state)
+    assert stopped is None
+    assert state.rolled_back == 0
+
+
+def test_samples_without_a_score_are_counted_and_told_before_they_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    settings = config(scoring={"quarantine": 3})
+    _, reports, _ = run(world, settings, monkeypatch)
+    asked = [call[:2] for call in world.calls if call[0] in ("failures", "consume")]
+    assert asked == [(name, iteration) for iteration in range(3) for name in ("failures", "consume")]
+    assert [metrics["reward/quarantined"] for _, metrics, *_ in reports] == [1.0] * 3
+    assert "reward/quarantined" not in run(World(), config(), monkeypatch)[1][0][1]
