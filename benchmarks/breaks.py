@@ -333,8 +333,8 @@ BREAKS = (
     Break(
         "a loaded state that stays in the master weights",
         "learner/optimizer_state.py",
-        "    _fill_module(engine.optimizer)\n",
-        "",
+        "    _fill_module(engine.optimizer)\n    schedules",
+        "    schedules",
         "learner/test_trained_model.py",
     ),
     Break(

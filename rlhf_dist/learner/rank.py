@@ -139,7 +139,7 @@ class LearnerRank:
         for name, spec in specs.items():
             self.models[name] = self._load(spec)
             if spec.state:
-                self.models[name].load_state(Path(spec.state) / f"rank-{self.rank}")
+                self.models[name].load_state(Path(spec.state))
         first = next(iter(self.models.values()))
         layouts = {model.module.layout for model in self.models.values()}
         return Loaded(sum(int(np.prod(shape)) for _, shape in first.shapes()), max(layouts, key=[*RowLayout].index))
@@ -296,7 +296,7 @@ class LearnerRank:
 
     def save_state(self, name: str, folder: Path) -> None:
         """Write what this rank needs to go on training the model: its share of the optimiser's state."""
-        self.models[name].save_state(folder / f"rank-{self.rank}")
+        self.models[name].save_state(folder / f"rank-{self.rank}", share=(self.rank, self.ranks))
 
     def snapshot(self) -> tuple[pa.Table, dict[str, float]]:
         """All that changes while this rank trains its models, and what it cost: `seconds`, `bytes`, and when, `taken`."""

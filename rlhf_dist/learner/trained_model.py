@@ -162,15 +162,15 @@ class TrainedModel:
         self.engine.zero_grad()
         move_to(self.lr, int(state["steps"]))
 
-    def save_state(self, folder: Path) -> None:
-        """Write this rank's share of the optimiser's state, and where the schedule is."""
-        optimizer_state.save(self.engine, self.lr, folder)
+    def save_state(self, folder: Path, *, share: tuple[int, int] = (0, 1)) -> None:
+        """Write this rank's share of the optimiser's state, and where the schedule is; `share`: this rank and their number."""
+        optimizer_state.save(self.engine, self.lr, folder, share=share)
 
     def load_state(self, folder: Path) -> None:
-        """Go on from what `save_state` wrote.
+        """Go on from what `save_state` wrote into folders `rank-N` of this one, by however many ranks.
 
         Raises:
-            ModelError: it is of another model, ZeRO stage or number of ranks.
+            ModelError: it is of another model.
         """
         optimizer_state.load(self.engine, self.lr, folder)
 

@@ -12,7 +12,7 @@ from rlhf_dist.errors import ConfigError
 LEARNT_FROM = "what the checkpoint has learnt from"
 ORDER = "the order of prompts and samples follows from it"
 STEPS = "the learning rate's schedule counts optimiser steps by it"
-LAYOUT = "the optimiser's state is laid out by it"
+LAYOUT = "the optimiser's state is of those parameters"
 FIXED = {
     "policy": LEARNT_FROM,
     "critic": LEARNT_FROM,
@@ -26,15 +26,11 @@ FIXED = {
     "ppo.epochs": STEPS,
     "ppo.mini_batches": STEPS,
     "learner.critic": LAYOUT,
-    "learner.ranks": LAYOUT,
-    "learner.zero_stage": LAYOUT,
-    "learner.precision": LAYOUT,
-    "learner.cpu_offload": LAYOUT,
 }
 """Keys, each with all below it, that a PPO run keeps, and why."""
 MEMBERS = "the members of an ensemble are alike"
 SUPERVISED = {
-    **{key: why for key, why in FIXED.items() if key == "seed" or key.startswith("learner.")},
+    "seed": ORDER,
     "model": LEARNT_FROM,
     "reference": LEARNT_FROM,
     "data": LEARNT_FROM,

@@ -1,6 +1,7 @@
 """DeepSpeed ZeRO 0 to 3 on one and two ranks against plain torch: the same losses and weights after five steps."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from rlhf_dist.errors import NumbersError
 from rlhf_dist.learner.example_batch import ExampleBatch
 from rlhf_dist.learner.group import LearnerGroup, SupervisedBatch
 from rlhf_dist.learner.model_spec import ModelSpec
+from rlhf_dist.learner.optimizer_state import PIECES
 from rlhf_dist.learner.rank import LearnerRank
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PolicyModel, load_policy, pack
@@ -52,6 +54,12 @@ def group(
     made.meet(run_dir=tmp_path_factory.mktemp("parity"), interface=None)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def one_rank() -> dict[int, Path]:
+    """States that one rank has saved, by ZeRO stage; the group of one comes first."""
+    return {}
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +114,7 @@ def test_zero_equals_plain_torch(
     folders: Folders,
     sequences: list[np.ndarray],
     plain: tuple[list[float], dict[str, torch.Tensor]],
+    one_rank: dict[int, Path],
     tmp_path: Path,
 ) -> None:
     import ray
@@ -126,6 +135,33 @@ def test_zero_equals_plain_torch(
     assert losses == pytest.approx(plain[0], abs=1e-4)
     for name, expected in plain[1].items():
         torch.testing.assert_close(weights[name], expected, atol=1e-4, rtol=0, msg=name)
+    # Each element of the state goes on as it was, moments too, in another stage, and on two ranks what one rank had saved.
+    group.save_state("model", tmp_path / "state")
+    one_rank.setdefault(stage, tmp_path / "state")
+    other = group.settings.model_copy(update={"zero_stage": (stage + 1) % 4})
+    ray.get([rank.choose.remote(other) for rank in group.ranks])
+    for number, folder in enumerate({tmp_path / "state", one_rank[stage]}):
+        spec = ModelSpec(str(folders.policy), "policy", OPTIMIZER, STEPS, state=str(folder))
+        group.load({"model": spec}, run_dir=tmp_path, seed=0)
+        group.save_state("model", tmp_path / f"again-{number}")
+        before, after = whole_state(folder), whole_state(tmp_path / f"again-{number}")
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    for (what, name), value in before.items():
+        if what == "weight" and folder == tmp_path / "state":
+            assert torch.equal(value, weights[name.partition(".")[2]].view(-1)), name
+
+
+def whole_state(folder: Path) -> dict[tuple[str, str], torch.Tensor]:
+    """What all ranks have saved, put together, by what it is and the parameter's name."""
+    parts: dict[tuple[str, str], dict[int, torch.Tensor]] = defaultdict(dict)
+    for file in folder.glob(f"rank-*/{PIECES}"):
+        for key, value in load_file(file).items():
+            offset, what, name = key.split("/", 2)
+            parts[what, name][int(offset)] = value
+    return {
+        key: torch.cat([found[offset] for offset in sorted(found)]) for key, found in parts.items() if key[0] != "step"
+    }
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(2, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")])

@@ -15,7 +15,7 @@ from rlhf_dist.config import Learner, Optimizer
 from rlhf_dist.data.examples import example_table
 from rlhf_dist.imports import import_deepspeed
 from rlhf_dist.learner.example_batch import ExampleBatch
-from rlhf_dist.learner.optimizer_state import TENSORS
+from rlhf_dist.learner.optimizer_state import PIECES
 from rlhf_dist.learner.rank import LearnerRank
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PackedBatch, PolicyModel, pack
@@ -104,7 +104,7 @@ def test_after_steps_that_were_skipped_the_schedule_is_where_they_would_have_bro
     model.save_state(tmp_path / "rank-0")
     model.free()
     again = trained((2, "float32"), warmup=0.0, schedule="linear")
-    again.load_state(tmp_path / "rank-0")
+    again.load_state(tmp_path)
     assert go(again)["lr"] == pytest.approx(0.25e-2)
     again.free()
 
@@ -118,7 +118,7 @@ def test_a_loaded_state_is_in_the_modules_weights_before_the_first_step(stage: t
     saved = weights(model)
     assert saved["value_head.weight"].abs().max() > 0
     again = trained(stage)
-    again.load_state(tmp_path / "rank-0")
+    again.load_state(tmp_path)
     for name, found in weights(again).items():
         assert torch.equal(found, saved[name]), name
     with torch.no_grad():
@@ -137,7 +137,7 @@ def test_settings_of_a_resumed_run_are_those_that_it_is_given_now(tmp_path: Path
     model.free()
     given = {"lr": 1e-4, "schedule": "linear", "betas": (0.5, 0.6), "weight_decay": 0.3, "warmup": 0.0}
     again = trained((2, "float32"), steps=5, **given)
-    again.load_state(tmp_path / "rank-0")
+    again.load_state(tmp_path)
     assert [go(again)["lr"] for _ in range(4)] == pytest.approx([0.8e-4, 0.6e-4, 0.4e-4, 0.2e-4])
     group = again.engine.optimizer.param_groups[0]
     assert (group["betas"], group["weight_decay"]) == ((0.5, 0.6), 0.3)
@@ -195,7 +195,7 @@ def test_no_step_is_taken_on_a_gradient_that_is_no_number(stage: tuple[int, str]
     model.save_state(tmp_path / "after")
     for name, found in weights(model).items():
         assert torch.equal(found, before[name]), name
-    kept, left = (load_file(tmp_path / which / TENSORS) for which in ("before", "after"))
+    kept, left = (load_file(tmp_path / which / PIECES) for which in ("before", "after"))
     assert any("exp_avg" in key for key in kept)
     assert kept.keys() == left.keys()
     assert all(torch.equal(kept[key], left[key]) for key in kept), "master weights and moments"
@@ -243,3 +243,26 @@ def test_a_supervised_step_names_the_examples_that_are_not_finite(stage: tuple[i
     assert math.isfinite(facts["loss"])
     assert not torch.equal(weights(model)["value_head.weight"], before["value_head.weight"]) or facts["grad_norm"] > 0
     model.free()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(STAGES[n], STAGES[(n + step) % len(STAGES)]) for step in (1, 3) for n in range(len(STAGES))]
+)
+def test_a_state_goes_on_in_any_layout_and_precision(
+    before: tuple[int, str], after: tuple[int, str], tmp_path: Path
+) -> None:
+    model = trained(before)
+    for _ in range(3):
+        go(model)
+    model.save_state(tmp_path / "one" / "rank-0")
+    again = trained(after)
+    again.load_state(tmp_path / "one")
+    again.save_state(tmp_path / "other" / "rank-0")
+    one, other = (load_file(tmp_path / name / "rank-0" / PIECES) for name in ("one", "other"))
+    assert one.keys() == other.keys()
+    assert {key.split("/")[1] for key in one} == {"weight", "step", "exp_avg", "exp_avg_sq"}
+    for key, value in one.items():
+        assert torch.equal(value, other[key]), key
+    assert again.steps == 3
+    model.free()
+    again.free()
