@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rlhf_dist.cluster import head
 from rlhf_dist.cluster.rendezvous import knock
+from rlhf_dist.cluster.token import keep_token
 from rlhf_dist.config import Cluster
 from rlhf_dist.errors import EnvironmentProblem
 from rlhf_dist.stopping import handlers_kept
@@ -87,6 +88,7 @@ def _start_local(settings: Cluster, cpus: float, namespace: str) -> None:
 
     if settings.dashboard:
         check_port_free(settings.dashboard_port)
+    keep_token()
     ray.init(
         address="local",  # not another cluster that happens to run on this machine
         num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
