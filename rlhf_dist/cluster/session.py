@@ -6,18 +6,17 @@ import logging
 import math
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf_dist.cluster import head
+from rlhf_dist.cluster import head, preflight
 from rlhf_dist.cluster.rendezvous import knock
 from rlhf_dist.cluster.token import keep_token
 from rlhf_dist.config import Cluster
 from rlhf_dist.errors import EnvironmentProblem
-from rlhf_dist.stopping import handlers_kept
+from rlhf_dist.stopping import handlers_kept, held
 
 NAMESPACE = "rlhf/"
 """What namespaces of runs begin with."""
@@ -29,17 +28,18 @@ def namespace_of(run: Path) -> str:
 
 
 @contextmanager
-def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str) -> Iterator[None]:
+def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str, processes: int = 0) -> Iterator[None]:
     """Be connected to Ray inside the block; within another session, that one serves.
 
     Args:
         settings: which cluster.
         cpus: CPU slots that the run's actors ask for.
-        gpus: GPUs that they ask for.
+        gpus: GPUs that they ask for, where the cluster has any.
         namespace: of the run's named actors.
+        processes: of these actors, their children included; 0: unknown.
 
     Raises:
-        EnvironmentProblem: the dashboard's port is taken, Python's path has a space, no cluster answers, or it is too small.
+        EnvironmentProblem: a port is taken, Python's path has a space, Ray does not start, no cluster answers, or it is small.
     """
     if " " in sys.executable:
         raise EnvironmentProblem(
@@ -52,21 +52,26 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str) -> I
     # Ray starts workers at niceness 15: anything else on the machine would starve them.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # What a lost actor leaves unanswered, our own errors tell.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     import ray
 
     if ray.is_initialized():  # a stage of a pipeline, whose session goes on after it
-        check_size(cpus, gpus)
+        check_size(cpus, gpus if has_gpus() else 0)
         yield
         return
-    with handlers_kept():
-        if settings.address is None:
-            _start_local(settings, cpus, namespace)
-        else:
-            attach(settings.address, namespace)
-    # Ray's reaping makes this process ignore SIGCHLD, and then the exit code of every child of ours would read 0.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        check_size(cpus, gpus)
+        if settings.address is None:
+            preflight.check(settings, processes)
+            keep_token()
+            with held():  # a half-started Ray would not be ended by anybody
+                _start_local(settings, cpus, namespace)
+        else:
+            with handlers_kept():
+                attach(settings.address, namespace)
+        # Ray's reaping makes this process ignore SIGCHLD, and then the exit code of every child of ours would read 0.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        check_size(cpus, gpus if has_gpus() else 0)
         yield
     finally:
         head.shut_down()
@@ -86,22 +91,23 @@ def has_gpus() -> bool:
 def _start_local(settings: Cluster, cpus: float, namespace: str) -> None:
     import ray
 
-    if settings.dashboard:
-        check_port_free(settings.dashboard_port)
-    keep_token()
-    ray.init(
-        address="local",  # not another cluster that happens to run on this machine
-        num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
-        object_store_memory=settings.object_store_mib * 2**20,
-        include_dashboard=settings.dashboard,
-        dashboard_host="127.0.0.1",
-        dashboard_port=settings.dashboard_port if settings.dashboard else None,
-        namespace=namespace,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=False,
-        _metrics_export_port=settings.metrics_port,
-    )
+    try:
+        ray.init(
+            address="local",  # not another cluster that happens to run on this machine
+            num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
+            object_store_memory=settings.object_store_mib * 2**20,
+            include_dashboard=settings.dashboard,
+            dashboard_host="127.0.0.1",
+            dashboard_port=settings.dashboard_port if settings.dashboard else None,
+            namespace=namespace,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            _metrics_export_port=settings.metrics_port,
+        )
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise EnvironmentProblem(f"Ray did not start on this machine: {reason}") from error
 
 
 def attach(address: str, namespace: str) -> None:
@@ -138,22 +144,6 @@ def _no_cluster(address: str, problem: str) -> EnvironmentProblem:
         f"cluster.address is {address!r}, but no Ray cluster answers there: {problem}. Start one with `ray start --head`, "
         "or leave the address out to start one here"
     )
-
-
-def check_port_free(port: int) -> None:
-    """Refuse a port that someone listens on.
-
-    Raises:
-        EnvironmentProblem: names the key to change.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise EnvironmentProblem(
-                f"cluster.dashboard_port {port} is busy ({error.strerror}); choose another, or stop what listens there"
-            ) from error
 
 
 def check_size(cpus: float, gpus: float) -> None:

@@ -134,7 +134,7 @@ def test_sigterm_ends_a_run_in_order_and_says_how_to_go_on(folders: Folders, tmp
 
 OWN_SESSION = """
 import socket, subprocess
-from rlhf_dist.cluster.session import check_port_free, session
+from rlhf_dist.cluster.session import session
 from rlhf_dist.config import Cluster
 from rlhf_dist.errors import EnvironmentProblem
 
@@ -148,7 +148,6 @@ with socket.socket() as taken:
     except EnvironmentProblem as error:
         assert f"cluster.dashboard_port {port} is busy" in str(error), error
         print("refused")
-check_port_free(port)
 with session(Cluster(), cpus=1, gpus=0, namespace="test"):
     print(subprocess.run(["false"], check=False).returncode)
 print(subprocess.run(["false"], check=False).returncode)
@@ -167,13 +166,5 @@ def test_a_space_in_pythons_path_is_named_before_ray_starts(monkeypatch: pytest.
     with (
         pytest.raises(EnvironmentProblem, match="/some where/python: there is a space"),
         session(Cluster(), cpus=1, gpus=0, namespace="test"),
-    ):
-        pass
-
-
-def test_a_cluster_that_is_too_small_says_what_is_missing() -> None:
-    with (
-        pytest.raises(EnvironmentProblem, match=r"has 0 GPUs; this run's actors ask for 3"),
-        session(Cluster(), cpus=1, gpus=3, namespace="test"),
     ):
         pass
