@@ -23,7 +23,7 @@ CGROUPS = (
 """Where a container's limit and use are told, of either version, and what of the use is a cache that gives way."""
 
 
-def check(settings: Cluster, processes: int) -> None:
+def check(settings: Cluster, processes: float) -> None:
     """Refuse what a Ray that is started here would fail of.
 
     Args:
@@ -99,7 +99,7 @@ def available_bytes() -> int:
     return max(found, 0)
 
 
-def check_memory(processes: int) -> None:
+def check_memory(processes: float) -> None:
     """Refuse more processes than this machine has memory for.
 
     Args:
@@ -111,7 +111,7 @@ def check_memory(processes: int) -> None:
     free = available_bytes()
     if processes * PROCESS_MIB * MIB > free:
         raise EnvironmentProblem(
-            f"this run starts {processes} processes, each of which takes some {PROCESS_MIB} MiB before it loads a model, and "
+            f"this run starts {processes:g} processes, each of which takes some {PROCESS_MIB} MiB before it loads a model, and "
             f"{free / MIB:.0f} MiB of memory are available here. Lower learner.ranks, rollout.workers or scoring.*_workers, or "
             "stop what else runs here"
         )

@@ -28,7 +28,7 @@ def namespace_of(run: Path) -> str:
 
 
 @contextmanager
-def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str, processes: int = 0) -> Iterator[None]:
+def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str, processes: float = 0) -> Iterator[None]:
     """Be connected to Ray inside the block; within another session, that one serves.
 
     Args:
