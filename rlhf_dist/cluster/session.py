@@ -6,9 +6,12 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 
 from rlhf_dist.cluster import head, preflight
@@ -20,11 +23,25 @@ from rlhf_dist.stopping import handlers_kept, held
 
 NAMESPACE = "rlhf/"
 """What namespaces of runs begin with."""
+FIRST_ACTORS = ("store", "learner-0")
+"""One of these every run has that trains."""
+ENDING_S = 10.0
+"""So long the actors of a run that has just been killed may take to end."""
 
 
 def namespace_of(run: Path) -> str:
-    """The Ray namespace of a run's named actors."""
-    return f"{NAMESPACE}{run.resolve().name}"
+    """The Ray namespace of a run's named actors: its folder's name, which others may have, and a digest of where that lies."""
+    path = run.resolve()
+    where = blake2b(f"{socket.gethostname()}:{path}".encode(errors="surrogateescape"), digest_size=3).hexdigest()
+    return f"{NAMESPACE}{path.name}-{where}"
+
+
+def runs_on_cluster(*having: str) -> list[str]:
+    """Namespaces, less what all begin with, of runs that have an actor of one of these names on our cluster."""
+    from ray.util import list_named_actors
+
+    actors = list_named_actors(all_namespaces=True)
+    return sorted({each["namespace"].removeprefix(NAMESPACE) for each in actors if each["name"] in having})
 
 
 @contextmanager
@@ -56,6 +73,7 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str, proc
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     import ray
 
+    _quiet()
     if ray.is_initialized():  # a stage of a pipeline, whose session goes on after it
         check_size(cpus, gpus if has_gpus() else 0)
         yield
@@ -69,12 +87,25 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str, proc
         else:
             with handlers_kept():
                 attach(settings.address, namespace)
+                check_alone(namespace)
         # Ray's reaping makes this process ignore SIGCHLD, and then the exit code of every child of ours would read 0.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         check_size(cpus, gpus if has_gpus() else 0)
         yield
     finally:
         head.shut_down()
+
+
+def _quiet() -> None:
+    """Keep what Ray tells of lost actors and of itself out of the terminal: it is in Ray's own logs, and our errors say it.
+
+    Ray offers a log level for what it logs. What its processes publish as errors it prints, whatever the level, unless a
+    debugger has taken the terminal.
+    """
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    ray._private.worker._worker_logs_enabled = False
 
 
 def has_gpus() -> bool:
@@ -144,6 +175,23 @@ def _no_cluster(address: str, problem: str) -> EnvironmentProblem:
         f"cluster.address is {address!r}, but no Ray cluster answers there: {problem}. Start one with `ray start --head`, "
         "or leave the address out to start one here"
     )
+
+
+def check_alone(namespace: str) -> None:
+    """Refuse a run whose actors already live on the cluster: theirs would be its own.
+
+    Raises:
+        EnvironmentProblem: names the run.
+    """
+    name = namespace.removeprefix(NAMESPACE)
+    deadline = time.monotonic() + ENDING_S
+    while name in runs_on_cluster(*FIRST_ACTORS):
+        if time.monotonic() > deadline:
+            raise EnvironmentProblem(
+                f"the run {name} is going on at this Ray cluster, and its folder can have one run at a time; stop it, wait for "
+                "its end, or choose another run_dir"
+            )
+        time.sleep(0.5)
 
 
 def check_size(cpus: float, gpus: float) -> None:

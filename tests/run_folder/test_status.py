@@ -7,6 +7,7 @@ import ray
 from ray.exceptions import RayActorError
 from rich.console import Console
 
+from rlhf_dist.errors import EnvironmentProblem
 from rlhf_dist.run_folder import status as room
 from rlhf_dist.run_folder.console import COLUMNS
 from rlhf_dist.run_folder.status import render
@@ -39,3 +40,13 @@ def test_a_run_whose_actors_are_gone_is_not_said_to_have_finished(monkeypatch: p
     assert "gone" in text
     assert "finished" not in text
     assert "iteration 7 of 9" in text
+
+
+def test_a_run_on_a_cluster_is_found_by_its_name_alone_unless_others_have_it() -> None:
+    runs = ["demo-012abc", "demo-2-fff000", "mine-111111", "mine-222222"]
+    assert room.one_of("demo", runs) == "demo-012abc"
+    assert room.one_of("mine-222222", runs) == "mine-222222"
+    with pytest.raises(EnvironmentProblem, match=r"mine: the Ray cluster has \['mine-111111', 'mine-222222'\]"):
+        room.one_of("mine", runs)
+    with pytest.raises(EnvironmentProblem, match=r"other: no such run .* which has \['demo-012abc', "):
+        room.one_of("other", runs)
