@@ -73,7 +73,6 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str, proc
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     import ray
 
-    _quiet()
     if ray.is_initialized():  # a stage of a pipeline, whose session goes on after it
         check_size(cpus, gpus if has_gpus() else 0)
         yield
@@ -122,6 +121,7 @@ def has_gpus() -> bool:
 def _start_local(settings: Cluster, cpus: float, namespace: str) -> None:
     import ray
 
+    _quiet()
     try:
         ray.init(
             address="local",  # not another cluster that happens to run on this machine
@@ -153,6 +153,7 @@ def attach(address: str, namespace: str) -> None:
     host, _, port = address.rpartition(":")
     if port.isdigit() and (problem := knock((host, int(port)))):  # Ray itself would try for minutes
         raise _no_cluster(address, problem)
+    _quiet()
     try:
         ray.init(
             address=address,
