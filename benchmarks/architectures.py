@@ -56,7 +56,8 @@ class Learner:
         self.logs = root / "logs"
         self.logs.mkdir()
         self.rank = LearnerRank(0, 1, Settings(threads=1, zero_stage=0))
-        host, port = self.rank.open()
+        host, port = self.rank.open("127.0.0.1")
+        self.rank.shut()
         self.rank.join(host, port, 60, None)
 
     def trained(self, folder: Path, sequences: list[Any]) -> Any:

@@ -38,25 +38,37 @@ export PATH=$dir/.venv/bin:\$PATH
 source launch/cluster_env.sh && share_token
 REMOTE
 }
-stop_all() {
+stop_on() {
     local host
-    for host in "${hosts[@]}"; do
+    for host in "$@"; do
         { prelude; echo 'ray stop --grace-period 10'; } | run_on "$host" >/dev/null || say "could not stop Ray on $host"
     done
 }
 
 if [[ "${1:-}" == --stop ]]; then
-    stop_all
+    stop_on "${hosts[@]}"
     exit
 fi
 # Where our connection arrived: /etc/hosts may know the host by a loopback address.
 read -r _ _ address _ < <(echo 'printenv SSH_CONNECTION' | run_on "${hosts[0]}") || fail "cannot reach ${hosts[0]} by ssh"
 [[ "$address" != 127.* && "$address" != ::1 ]] || ((${#hosts[@]} == 1)) ||
     fail "${hosts[0]} leads to this machine's loopback; name it in the list as the other hosts know it"
-(($#)) && trap stop_all EXIT
+# Only what this call starts is stopped with it. `ray stop` stops every Ray of ours on a host, so none may be there before.
+alone() {
+    cat <<REMOTE
+if pgrep -u "\$(id -u)" -x 'raylet|gcs_server' >/dev/null; then
+    echo "error: a Ray of yours is running on \$(hostname) already; stop it (bash launch/ssh.sh hosts.txt --stop), or use it: --address" >&2
+    exit 1
+fi
+REMOTE
+}
+started=()
+(($#)) && trap 'stop_on "${started[@]}"' EXIT
 for host in "${hosts[@]}"; do
     role="--address=$address:$port"
     [[ "$host" == "${hosts[0]}" ]] && role="--head --port=$port --node-ip-address=$address --dashboard-host=127.0.0.1"
+    { prelude; alone; } | run_on "$host" >/dev/null || fail "Ray was not started on $host"
+    started+=("$host")
     { prelude; echo "ray start $role"; } | run_on "$host" >/dev/null || fail "Ray did not start on $host"
     say "$host has joined"
 done

@@ -69,7 +69,7 @@ def serve(
     from rlhf_dist.feedback import serve as page
 
     opened = page.open_feedback(run_or_file, database, overlap=overlap, annotators=annotator or [])
-    base = (base_url or f"http://{host}:{port}").rstrip("/")
+    base = (base_url or f"http://{page.name_of(host)}:{port}").rstrip("/")
     print(f"{opened.new_tasks} new tasks; database {opened.place}")
     for name, token in opened.invitations.items():
         print(f"{name}: {base}/join/{token}")

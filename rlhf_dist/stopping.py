@@ -51,3 +51,15 @@ def handlers_kept() -> Iterator[None]:
         for each, handler in before.items():
             if handler is not None:  # None: it was not set from Python, so Python cannot set it again
                 signal.signal(each, handler)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """A signal that comes inside the block takes effect at its end; the handlers that were there are kept."""
+    came: list[int] = []
+    with handlers_kept():
+        for each in SIGNALS:
+            signal.signal(each, lambda number, _: came.append(number))
+        yield
+    if came:
+        signal.raise_signal(came[0])

@@ -14,6 +14,7 @@ DOCUMENTS = [
     for name in (
         "README.md",
         "CONTRIBUTING.md",
+        "SECURITY.md",
         "launch/README.md",
         "benchmarks/README.md",
         "configs/README.md",

@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from rlhf_dist.stopping import SIGNALS, Stopped, handlers_kept, stoppable
+from rlhf_dist.stopping import SIGNALS, Stopped, handlers_kept, held, stoppable
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,17 @@ def test_handlers_outlive_a_library_that_sets_its_own() -> None:
         with handlers_kept():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         assert signal.getsignal(signal.SIGTERM) is ours
+
+
+def test_a_signal_that_is_held_takes_effect_afterwards() -> None:
+    done = []
+
+    def run() -> None:
+        with held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("all of it")
+        done.append("more")
+
+    with pytest.raises(Stopped, match="stopped by SIGTERM"), stoppable():
+        run()
+    assert done == ["all of it"]

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_dist.config import PPOJob
+from rlhf_dist.config import PPOJob, Rollout
 from rlhf_dist.errors import EnvironmentProblem
 
 ENGINE_SHARE = 0.4
@@ -54,6 +54,18 @@ class Layout:
         needs = [*self.bundles, *loose]
         cpus, gpus = (math.fsum(need.get(kind, 0.0) for need in needs) for kind in ("CPU", "GPU"))
         return cpus, gpus
+
+    def needs(self, rollout: Rollout) -> dict[str, float]:
+        """What a run with these actors asks of a session."""
+        cpus, gpus = self.totals()
+        others = len(self.places) - len(self.of("rollout"))
+        return {"cpus": cpus, "gpus": gpus, "processes": others + engines_of(rollout)["processes"]}
+
+
+def engines_of(rollout: Rollout) -> dict[str, float]:
+    """What the fewest engines ask of a session; one that is spread over devices has a child process for each."""
+    engines, devices = rollout.workers.min, rollout.tensor_parallel
+    return {"cpus": engines, "gpus": engines * devices, "processes": engines * (1 + devices * (devices > 1))}
 
 
 def lay_out(config: PPOJob, *, gpus: bool) -> Layout:

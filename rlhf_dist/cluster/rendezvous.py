@@ -9,42 +9,70 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+LOOPBACK = "127.0.0.1"
 
 KNOCK_S = 10.0
 """Seconds granted to one attempt to connect."""
 
 
 class Door:
-    """A listening socket on this node's address; its port is free for the rendezvous once the door is closed."""
+    """A listening socket on one address of this node, which becomes that of the rendezvous."""
 
-    def __init__(self) -> None:
-        """Listen, and answer everyone who knocks."""
-        import ray
-
-        self._socket = socket.create_server((ray.util.get_node_ip_address(), 0), backlog=1024)
-        host, port = self._socket.getsockname()[:2]
+    def __init__(self, host: str) -> None:
+        """Listen on a free port, and answer everyone who knocks."""
+        self.socket = socket.create_server((host, 0), backlog=1024)
+        host, port = self.socket.getsockname()[:2]
         self.address: tuple[str, int] = (host, port)
+        self._over = False
         self._doorman = threading.Thread(target=self._answer, daemon=True)
         self._doorman.start()
 
-    def close(self) -> None:
-        """Stop listening; the port is free when this returns."""
-        self._socket.shutdown(socket.SHUT_RDWR)
+    def shut(self) -> None:
+        """Answer nobody any more. The socket goes on listening: whoever connects from now on waits for the rendezvous."""
+        self._over = True
+        knock(self.address)  # wakes the doorman
         self._doorman.join()
-        self._socket.close()
+        self.socket.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:  # who knocked while he was busy
+                self.socket.accept()[0].close()
+        self.socket.setblocking(True)
 
     def _answer(self) -> None:
-        while True:
-            try:
-                visitor, _ = self._socket.accept()
-            except OSError:
-                return
+        while not self._over:
+            visitor, _ = self.socket.accept()
             with visitor:
                 visitor.settimeout(KNOCK_S)
                 # Who closes first keeps the port in TIME_WAIT: let it be the visitor.
                 with suppress(OSError):
                     visitor.recv(1)
+
+
+def key_store(door: Door, host: str, port: int, *, rank: int, ranks: int, timeout_s: float) -> Any:
+    """Torch's store of keys, at which the ranks of a group meet: the first one's serves, on the address of its door alone.
+
+    Torch would have it listen on all interfaces, where whoever reaches the port reads and writes keys.
+    """
+    from torch import distributed
+
+    kind: Any = vars(distributed)["TCPStore"]  # its stubs do not name it
+    timeout = timedelta(seconds=timeout_s)
+    if rank > 0:
+        door.socket.close()
+        return kind(host, port, ranks, is_master=False, timeout=timeout)
+    return kind(
+        host, port, ranks, is_master=True, timeout=timeout, master_listen_fd=door.socket.detach(), use_libuv=True
+    )
+
+
+def host_for(addresses: Sequence[str]) -> str | None:
+    """The address for processes on these nodes to listen on: loopback where all are on one; None: each node's own."""
+    return LOOPBACK if len(set(addresses)) == 1 else None
 
 
 def knock(door: tuple[str, int], *, timeout_s: float = KNOCK_S) -> str | None:

@@ -8,37 +8,55 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 
-from rlhf_dist.cluster import head
+from rlhf_dist.cluster import head, preflight
 from rlhf_dist.cluster.rendezvous import knock
+from rlhf_dist.cluster.token import keep_token
 from rlhf_dist.config import Cluster
 from rlhf_dist.errors import EnvironmentProblem
-from rlhf_dist.stopping import handlers_kept
+from rlhf_dist.stopping import handlers_kept, held
 
 NAMESPACE = "rlhf/"
 """What namespaces of runs begin with."""
+FIRST_ACTORS = ("store", "learner-0")
+"""One of these every run has that trains."""
+ENDING_S = 10.0
+"""So long the actors of a run that has just been killed may take to end."""
 
 
 def namespace_of(run: Path) -> str:
-    """The Ray namespace of a run's named actors."""
-    return f"{NAMESPACE}{run.resolve().name}"
+    """The Ray namespace of a run's named actors: its folder's name, which others may have, and a digest of where that lies."""
+    path = run.resolve()
+    where = blake2b(f"{socket.gethostname()}:{path}".encode(errors="surrogateescape"), digest_size=3).hexdigest()
+    return f"{NAMESPACE}{path.name}-{where}"
+
+
+def runs_on_cluster(*having: str) -> list[str]:
+    """Namespaces, less what all begin with, of runs that have an actor of one of these names on our cluster."""
+    from ray.util import list_named_actors
+
+    actors = list_named_actors(all_namespaces=True)
+    return sorted({each["namespace"].removeprefix(NAMESPACE) for each in actors if each["name"] in having})
 
 
 @contextmanager
-def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str) -> Iterator[None]:
+def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str, processes: float = 0) -> Iterator[None]:
     """Be connected to Ray inside the block; within another session, that one serves.
 
     Args:
         settings: which cluster.
         cpus: CPU slots that the run's actors ask for.
-        gpus: GPUs that they ask for.
+        gpus: GPUs that they ask for, where the cluster has any.
         namespace: of the run's named actors.
+        processes: of these actors, their children included; 0: unknown.
 
     Raises:
-        EnvironmentProblem: the dashboard's port is taken, Python's path has a space, no cluster answers, or it is too small.
+        EnvironmentProblem: a port is taken, Python's path has a space, Ray does not start, no cluster answers, or it is small.
     """
     if " " in sys.executable:
         raise EnvironmentProblem(
@@ -51,24 +69,42 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str) -> I
     # Ray starts workers at niceness 15: anything else on the machine would starve them.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # What a lost actor leaves unanswered, our own errors tell.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     import ray
 
     if ray.is_initialized():  # a stage of a pipeline, whose session goes on after it
-        check_size(cpus, gpus)
+        check_size(cpus, gpus if has_gpus() else 0)
         yield
         return
-    with handlers_kept():
-        if settings.address is None:
-            _start_local(settings, cpus, namespace)
-        else:
-            attach(settings.address, namespace)
-    # Ray's reaping makes this process ignore SIGCHLD, and then the exit code of every child of ours would read 0.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        check_size(cpus, gpus)
+        if settings.address is None:
+            preflight.check(settings, processes)
+            keep_token()
+            with held():  # a half-started Ray would not be ended by anybody
+                _start_local(settings, cpus, namespace)
+        else:
+            with handlers_kept():
+                attach(settings.address, namespace)
+                check_alone(namespace)
+        # Ray's reaping makes this process ignore SIGCHLD, and then the exit code of every child of ours would read 0.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        check_size(cpus, gpus if has_gpus() else 0)
         yield
     finally:
         head.shut_down()
+
+
+def _quiet() -> None:
+    """Keep what Ray tells of lost actors and of itself out of the terminal: it is in Ray's own logs, and our errors say it.
+
+    Ray offers a log level for what it logs. What its processes publish as errors it prints, whatever the level, unless a
+    debugger has taken the terminal.
+    """
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    ray._private.worker._worker_logs_enabled = False
 
 
 def has_gpus() -> bool:
@@ -85,21 +121,24 @@ def has_gpus() -> bool:
 def _start_local(settings: Cluster, cpus: float, namespace: str) -> None:
     import ray
 
-    if settings.dashboard:
-        check_port_free(settings.dashboard_port)
-    ray.init(
-        address="local",  # not another cluster that happens to run on this machine
-        num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
-        object_store_memory=settings.object_store_mib * 2**20,
-        include_dashboard=settings.dashboard,
-        dashboard_host="127.0.0.1",
-        dashboard_port=settings.dashboard_port if settings.dashboard else None,
-        namespace=namespace,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=False,
-        _metrics_export_port=settings.metrics_port,
-    )
+    _quiet()
+    try:
+        ray.init(
+            address="local",  # not another cluster that happens to run on this machine
+            num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
+            object_store_memory=settings.object_store_mib * 2**20,
+            include_dashboard=settings.dashboard,
+            dashboard_host="127.0.0.1",
+            dashboard_port=settings.dashboard_port if settings.dashboard else None,
+            namespace=namespace,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            _metrics_export_port=settings.metrics_port,
+        )
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise EnvironmentProblem(f"Ray did not start on this machine: {reason}") from error
 
 
 def attach(address: str, namespace: str) -> None:
@@ -114,6 +153,7 @@ def attach(address: str, namespace: str) -> None:
     host, _, port = address.rpartition(":")
     if port.isdigit() and (problem := knock((host, int(port)))):  # Ray itself would try for minutes
         raise _no_cluster(address, problem)
+    _quiet()
     try:
         ray.init(
             address=address,
@@ -138,20 +178,21 @@ def _no_cluster(address: str, problem: str) -> EnvironmentProblem:
     )
 
 
-def check_port_free(port: int) -> None:
-    """Refuse a port that someone listens on.
+def check_alone(namespace: str) -> None:
+    """Refuse a run whose actors already live on the cluster: theirs would be its own.
 
     Raises:
-        EnvironmentProblem: names the key to change.
+        EnvironmentProblem: names the run.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
+    name = namespace.removeprefix(NAMESPACE)
+    deadline = time.monotonic() + ENDING_S
+    while name in runs_on_cluster(*FIRST_ACTORS):
+        if time.monotonic() > deadline:
             raise EnvironmentProblem(
-                f"cluster.dashboard_port {port} is busy ({error.strerror}); choose another, or stop what listens there"
-            ) from error
+                f"the run {name} is going on at this Ray cluster, and its folder can have one run at a time; stop it, wait for "
+                "its end, or choose another run_dir"
+            )
+        time.sleep(0.5)
 
 
 def check_size(cpus: float, gpus: float) -> None:

@@ -16,7 +16,7 @@ from rlhf_dist.feedback.task_files import load_tasks, read_tasks
 from rlhf_dist.secrets import masked
 
 TASKS = Path("feedback") / "tasks.jsonl"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ def open_feedback(run_or_file: Path, url: str | None, *, overlap: int, annotator
     return Opened(engine, masked(found), new, tokens)
 
 
+def name_of(host: str) -> str:
+    """A host as URLs have it: an address with colons in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def serve(engine: Engine, *, host: str, port: int, open_hosts: bool) -> None:
     """Serve until interrupted.
 
@@ -88,13 +93,14 @@ def serve(engine: Engine, *, host: str, port: int, open_hosts: bool) -> None:
 
     from rlhf_dist.feedback.app import make_app
 
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise EnvironmentProblem(
-                f"{host}:{port} cannot be listened on ({error.strerror}); choose another --port"
-            ) from error
-    hosts = None if open_hosts else [host, *LOOPBACK]
+    try:
+        (family, _, _, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{name_of(host)}:{port} cannot be listened on ({error.strerror}); choose another --port or --host"
+        ) from error
+    hosts = None if open_hosts else [name_of(host), *LOOPBACK]
     uvicorn.run(make_app(engine, hosts=hosts), host=host, port=port, log_level="warning", access_log=False)

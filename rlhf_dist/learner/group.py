@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_dist.cluster import head, pulse
+from rlhf_dist.cluster import head, pulse, rendezvous
 from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import PPO, Learner, Timeouts
@@ -95,8 +95,10 @@ class LearnerGroup:
         """
         self._guard(loading=True)
         start = self._timeouts.start
-        doors = self._call("open", timeout_s=start, doing="opening a port")
+        nodes = self._call("address", timeout_s=start, doing="telling where it is")
+        doors = self._call("open", rendezvous.host_for(nodes), timeout_s=start, doing="opening a port")
         self._check_reachable(doors, run_dir)
+        self._call("shut", timeout_s=start, doing="closing the port")
         self._call("join", *doors[0], start, interface, timeout_s=start, doing="meeting the other ranks")
 
     def load(self, specs: dict[str, ModelSpec], *, run_dir: Path, seed: int) -> None:

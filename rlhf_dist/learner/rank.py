@@ -89,9 +89,15 @@ class LearnerRank:
         """A sign of life; how long an update may take, its own deadline says."""
         return Beat(0, "")
 
-    def open(self) -> tuple[str, int]:
-        """Listen on a free port of this node's address until `join`; returns both."""
-        self._door = rendezvous.Door()
+    def address(self) -> str:
+        """This node's, as Ray knows it."""
+        import ray
+
+        return str(ray.util.get_node_ip_address())
+
+    def open(self, host: str | None) -> tuple[str, int]:
+        """Listen on a free port of an address, or of this node's, until `join`; returns both."""
+        self._door = rendezvous.Door(host or self.address())
         return self._door.address
 
     def unreachable(self, doors: Sequence[tuple[str, int]], run_dir: Path) -> list[str]:
@@ -101,11 +107,15 @@ class LearnerRank:
             found.append(f"{run_dir} is not there: the run folder must be on storage that every node sees")
         return found
 
+    def shut(self) -> None:
+        """Let nobody in any more who is not of the group; all ranks must have, before any joins."""
+        assert self._door is not None, "`open` comes first"
+        self._door.shut()
+
     def join(self, host: str, port: int, timeout_s: float, interface: str | None) -> None:
         """Meet the other ranks. Waits for all of them; fails after `timeout_s` seconds."""
         cuda = torch.cuda.is_available()
         assert self._door is not None, "`open` comes first"
-        self._door.close()
         rendezvous.choose_interface(self._door.address[0], interface)
         os.environ.update(
             RANK=str(self.rank),
@@ -122,12 +132,17 @@ class LearnerRank:
 
         # DeepSpeed's shared-memory collectives would be compiled here and now: they need g++ and ranks on one machine.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(
-            dist_backend="nccl" if cuda else "gloo",
-            auto_mpi_discovery=False,
-            timeout=timedelta(seconds=timeout_s),
-            verbose=False,
+        backend, timeout = "nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
+        store = rendezvous.key_store(self._door, host, port, rank=self.rank, ranks=self.ranks, timeout_s=timeout_s)
+        torch.distributed.init_process_group(
+            backend,
+            store=store,
+            rank=self.rank,
+            world_size=self.ranks,
+            timeout=timeout,
+            device_id=torch.device("cuda", 0) if cuda and self.ranks > 1 else None,
         )
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
 
     def load(self, specs: dict[str, ModelSpec], log_dir: str, seed: int) -> Loaded:
         """Load and shard models by name, in place of those that are here."""

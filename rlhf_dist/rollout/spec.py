@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,10 +119,13 @@ def environment(rollout: Rollout, *, on_gpu: bool) -> dict[str, str]:
         return environment_of(rollout.threads)
     from rlhf_dist.rollout.vllm_engine import ENVIRONMENT
 
+    # An engine is one actor, so its processes are on one machine: their collectives listen there only, unless the user says.
+    loopback = {name: os.environ.get(name, "lo") for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
     if on_gpu:
-        return dict(ENVIRONMENT)
+        return ENVIRONMENT | loopback
     return {
         **ENVIRONMENT,
+        **loopback,
         **environment_of(rollout.threads),
         # Binding would pin the engines of several workers to the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

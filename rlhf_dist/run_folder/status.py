@@ -76,20 +76,11 @@ class _Actors:
     def __init__(self, run: str, address: str) -> None:
         import ray
 
-        from rlhf_dist.cluster.session import NAMESPACE, attach
+        from rlhf_dist.cluster.session import NAMESPACE, attach, runs_on_cluster
 
         self._last = {"run": run, "state": "starting", "iteration": 0, "iterations": 0, "updated": time.time()}
-        attach(address, f"{NAMESPACE}{run}")
-        try:
-            self._store = ray.get_actor("store")
-        except ValueError as error:
-            from ray.util import list_named_actors
-
-            actors = list_named_actors(all_namespaces=True)
-            runs = {each["namespace"].removeprefix(NAMESPACE) for each in actors if each["name"] == "store"}
-            raise EnvironmentProblem(
-                f"{run}: no such run folder here, and no such run on the Ray cluster, which has {sorted(runs) or 'none'}"
-            ) from error
+        attach(address, f"{NAMESPACE}status")
+        self._store = ray.get_actor("store", f"{NAMESPACE}{one_of(run, runs_on_cluster('store'))}")
 
     def read(self) -> dict[str, Any]:
         import ray
@@ -101,6 +92,22 @@ class _Actors:
             found = {"state": GONE}
         self._last |= found
         return dict(self._last)
+
+
+def one_of(run: str, runs: list[str]) -> str:
+    """The run of this name, with the digest of its folder's place or without.
+
+    Raises:
+        EnvironmentProblem: there is none, or several; names those that there are.
+    """
+    found = [each for each in runs if run in (each, each.rpartition("-")[0])]
+    if not found:
+        raise EnvironmentProblem(
+            f"{run}: no such run folder here, and no such run on the Ray cluster, which has {runs or 'none'}"
+        )
+    if len(found) > 1:
+        raise EnvironmentProblem(f"{run}: the Ray cluster has {found}; say which")
+    return found[0]
 
 
 def render(status: dict[str, Any]) -> Group:

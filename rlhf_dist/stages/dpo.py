@@ -40,6 +40,7 @@ from rlhf_dist.stages.supervised import (
     example_of,
     learner_of,
     predictions,
+    ranks_of,
     train,
 )
 
@@ -136,7 +137,7 @@ def run(config: DPOConfig, prepared: PreparedDPO, folder: RunFolder) -> None:
 
     with (
         folder.told_of_failure(),
-        session(config.cluster, cpus=config.learner.ranks, gpus=0, namespace=namespace_of(folder.path)),
+        session(config.cluster, **ranks_of(config), namespace=namespace_of(folder.path)),
     ):
         keep_inputs(config, folder.path)
         found, parameters = restarting(config, folder, attempt, prepared.begin, lambda: newest(config, folder.path))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rlhf_dist.cluster.placement import engines_of
 from rlhf_dist.cluster.session import namespace_of, session
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import EvaluateConfig, PPOConfig, load
@@ -97,11 +98,8 @@ def run(config: EvaluateConfig, prepared: PreparedEvaluation, folder: RunFolder)
     """Generate, score, compare, and leave the folder complete: `answers.jsonl`, `summary.json`, a section of the report."""
     config = resolved(config)
     folder.expect(len(config.policies))
-    cpus = max(config.rollout.workers.min, 2)
-    with (
-        folder.told_of_failure(),
-        session(config.cluster, cpus=cpus, gpus=0, namespace=namespace_of(folder.path)),
-    ):
+    needs = {key: max(need, 1) for key, need in engines_of(config.rollout).items()}  # then the scorers, one by one
+    with folder.told_of_failure(), session(config.cluster, **needs, namespace=namespace_of(folder.path)):
         generated = {}
         for name, path in config.policies.items():
             folder.tell(f"sampling {name}")

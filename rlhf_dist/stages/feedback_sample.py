@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from rlhf_dist.cluster.placement import engines_of
 from rlhf_dist.cluster.session import namespace_of, session
 from rlhf_dist.config import PPOConfig, Prompts, load
 from rlhf_dist.data.encoder import Encoder
@@ -50,7 +51,7 @@ def sample(wanted: Wanted) -> list[TaskRow]:
     rival = resolve(rival)
     check_same_tokenizer(policy, {"against": rival})
     prompts = _prompts(config.prompts, encoder, wanted)
-    with session(config.cluster, cpus=config.rollout.workers.min, gpus=0, namespace=namespace_of(wanted.run)):
+    with session(config.cluster, **engines_of(config.rollout), namespace=namespace_of(wanted.run)):
         ours = _answers(config, wanted, policy, prompts, encoder.tokenizer, first_sample=0)
         theirs = None
         if wanted.kind == "comparison":

@@ -76,8 +76,8 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
     if resume and not finished(ppo):
         check_settings(ppo, path)
     write_text(path / "pipeline.yaml", dump(given))
-    needed, gpus = lay_out(config, gpus=has_gpus()).totals()
-    with session(config.cluster, cpus=needed, gpus=gpus, namespace=namespace_of(path)):
+    needs = lay_out(config, gpus=has_gpus()).needs(config.rollout)
+    with session(config.cluster, **needs, namespace=namespace_of(path)):
         _supervise(supervised, console, share=_room_for_both(config), resume=resume)
         _reinforce(ppo, inputs, path, console, resume=resume)
 

@@ -162,11 +162,10 @@ def _demonstrations(config: PPOConfig, encoder: Encoder) -> ExampleSet | None:
 def run(config: PPOConfig, prepared: PreparedPPO, folder: PPOFolder) -> None:
     """Train, and leave the run folder complete."""
     config = resolved(config)
-    local = lay_out(config, gpus=has_gpus())
-    cpus, gpus = local.totals()
-    spare = config.rollout.workers.max - config.rollout.workers.min
-    asked = cpus if config.cluster.address else cpus + spare
-    with folder.told_of_failure(), session(config.cluster, cpus=asked, gpus=gpus, namespace=namespace_of(folder.path)):
+    needs = lay_out(config, gpus=has_gpus()).needs(config.rollout)
+    if config.cluster.address is None:
+        needs["cpus"] += config.rollout.workers.max - config.rollout.workers.min
+    with folder.told_of_failure(), session(config.cluster, **needs, namespace=namespace_of(folder.path)):
         logs.to_file(logs.log_dir(folder.path), "controller")
         keep_inputs(config, folder.path)
         folder.tell("starting")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_dist.checkpoint import complete_or_absent
+from rlhf_dist.cluster.placement import engines_of
 from rlhf_dist.cluster.session import has_gpus, namespace_of, session
 from rlhf_dist.config import RewardConfig
 from rlhf_dist.data.encoder import Encoder
@@ -57,6 +58,7 @@ from rlhf_dist.stages.supervised import (
     example_of,
     learner_of,
     predictions,
+    ranks_of,
     train,
 )
 from rlhf_dist.store.row import rows_of
@@ -140,11 +142,10 @@ def run(config: RewardConfig, prepared: PreparedReward, folder: RunFolder, share
         shared: a pipeline's learner group; without, the stage has one of its own, once nobody generates any more.
     """
     asked, config = config, resolved(config)
-    cpus = max(config.learner.ranks, config.rollout.workers.min)
-    with (
-        folder.told_of_failure(),
-        session(config.cluster, cpus=cpus, gpus=0, namespace=namespace_of(folder.path)),
-    ):
+    ranks, engines = ranks_of(config), engines_of(config.rollout)  # one after the other
+    generates = config.comment_judge is not None or config.policy is not None
+    needs = {key: max(ranks[key], engines[key]) for key in ranks} if generates else ranks
+    with folder.told_of_failure(), session(config.cluster, **needs, namespace=namespace_of(folder.path)):
         keep_inputs(asked, folder.path)
         judged = _read_comments(config, prepared, folder)
         answers = _answers_of_policy(config, prepared, folder)

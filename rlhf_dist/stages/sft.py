@@ -37,6 +37,7 @@ from rlhf_dist.stages.supervised import (
     encoder_of,
     example_of,
     learner_of,
+    ranks_of,
     train,
 )
 
@@ -129,7 +130,7 @@ def run(config: SFTConfig, prepared: PreparedSFT, folder: RunFolder, shared: Sha
 
     with (
         folder.told_of_failure(),
-        session(config.cluster, cpus=config.learner.ranks, gpus=0, namespace=namespace_of(folder.path)),
+        session(config.cluster, **ranks_of(config), namespace=namespace_of(folder.path)),
     ):
         keep_inputs(config, folder.path)
         found, parameters = restarting(config, folder, attempt, prepared.begin, lambda: newest(config, folder.path))

@@ -136,6 +136,12 @@ def learner_of(config: Job, run_dir: Path, shared: SharedLearner | None = None) 
             own.close()
 
 
+def ranks_of(config: Job) -> dict[str, float]:
+    """What the stage's learner asks of a session."""
+    ranks = config.learner.ranks
+    return {"cpus": ranks, "gpus": ranks * config.cluster.gpu_share, "processes": ranks}
+
+
 def _started(config: Job, run_dir: Path) -> LearnerGroup:
     share = config.cluster.gpu_share if has_gpus() else 0.0
     options = [

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_dist.cluster.placement import lay_out
+from rlhf_dist.cluster.placement import engines_of, lay_out
 from rlhf_dist.config import PPOConfig
 
 
@@ -67,3 +67,11 @@ def test_the_store_goes_where_the_first_learner_is() -> None:
 def test_only_the_fewest_workers_are_needed_to_start() -> None:
     made = lay_out(config(rollout={"workers": {"min": 2, "max": 50}}), gpus=False)
     assert len(made.of("rollout")) == 2
+
+
+def test_a_session_is_asked_for_every_process_and_for_the_gpus_of_every_engine() -> None:
+    made = config(learner={"ranks": 3}, rollout={"workers": {"min": 2, "max": 9}, "tensor_parallel": 4})
+    assert engines_of(made.rollout) == {"cpus": 2, "gpus": 8, "processes": 10}
+    needs = lay_out(made, gpus=True).needs(made.rollout)
+    assert needs == {"cpus": 7.0, "gpus": 13.0, "processes": 1 + 3 + 2 + 10}
+    assert engines_of(config().rollout) == {"cpus": 1, "gpus": 1, "processes": 1}

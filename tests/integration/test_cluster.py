@@ -167,14 +167,14 @@ def test_a_submitted_run_shows_every_documented_metric_and_every_panel_has_data(
     assert "waiting_for_reward" in told.stdout
     unknown = head.bash(f"cd {tmp_path.parent} && rlhf-dist status other --once --address 127.0.0.1:{head.port}")
     assert unknown.returncode == 2
-    assert "which has ['submitted']" in unknown.stderr
+    assert "which has ['submitted-" in unknown.stderr
     output, _ = job.communicate(timeout=240)
     assert job.returncode == 0, output
     assert f"iteration {ITERATIONS}" in output, "the run's log is streamed"
 
     values = {name: query(prometheus, f"ray_{name}") for name in METRICS}
     assert not [name for name, found in values.items() if not found]
-    assert all(series["metric"]["run"] == "submitted" for found in values.values() for series in found)
+    assert all(series["metric"]["run"].startswith("submitted-") for found in values.values() for series in found)
     single = {name: float(found[0]["value"][1]) for name, found in values.items()}
     assert single["rlhf_staleness"] == 0
     assert single["rlhf_restarts"] == 0

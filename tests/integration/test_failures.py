@@ -57,7 +57,9 @@ def test_a_reward_that_is_not_finite_is_refused_and_names_the_sample(folders: Fo
     ray.get([store.submit.remote([task]), store.publish.remote(0, [], 0, None)])
     assert ray.get(store.next_prompts.remote("rollout-0", 4, 60)) == [task]
     ray.get(store.append.remote("rollout-0", rollout_batch([sample])))
-    with pytest.raises(RewardError, match=r"reward-0.*reward gave score -?inf for prompt 7, answer 0, iteration 0"):
+    with pytest.raises(
+        RewardError, match=r"reward-0.*reward reward: it is -?inf; .* it is answer 0 to prompt 7 in iteration 0"
+    ):
         watch.one("store", store.take.remote(0, 60), timeout_s=120, doing="waiting for scores")
 
 
@@ -155,7 +157,7 @@ def test_sigterm_ends_a_run_in_order_and_says_how_to_go_on(folders: Folders, tmp
 
 OWN_SESSION = """
 import socket, subprocess
-from rlhf_dist.cluster.session import check_port_free, session
+from rlhf_dist.cluster.session import session
 from rlhf_dist.config import Cluster
 from rlhf_dist.errors import EnvironmentProblem
 
@@ -169,7 +171,6 @@ with socket.socket() as taken:
     except EnvironmentProblem as error:
         assert f"cluster.dashboard_port {port} is busy" in str(error), error
         print("refused")
-check_port_free(port)
 with session(Cluster(), cpus=1, gpus=0, namespace="test"):
     print(subprocess.run(["false"], check=False).returncode)
 print(subprocess.run(["false"], check=False).returncode)
@@ -188,13 +189,5 @@ def test_a_space_in_pythons_path_is_named_before_ray_starts(monkeypatch: pytest.
     with (
         pytest.raises(EnvironmentProblem, match="/some where/python: there is a space"),
         session(Cluster(), cpus=1, gpus=0, namespace="test"),
-    ):
-        pass
-
-
-def test_a_cluster_that_is_too_small_says_what_is_missing() -> None:
-    with (
-        pytest.raises(EnvironmentProblem, match=r"has 0 GPUs; this run's actors ask for 3"),
-        session(Cluster(), cpus=1, gpus=3, namespace="test"),
     ):
         pass

@@ -112,7 +112,7 @@ def test_a_host_without_the_project_is_named(machines: Machines) -> None:
     done = machines.launch()
     assert done.returncode == 1
     assert "error: no folder /nowhere on" in done.stderr
-    assert "error: Ray did not start on one" in done.stderr
+    assert "error: Ray was not started on one" in done.stderr
 
 
 def test_a_host_that_does_not_answer_is_named(machines: Machines) -> None:

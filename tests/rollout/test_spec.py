@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_dist.config import Rollout
-from rlhf_dist.rollout.spec import sampling_of
+from rlhf_dist.rollout.spec import environment, sampling_of
 from tests.models.test_ends import model
 
 
@@ -22,3 +22,14 @@ def test_a_stop_string_that_is_one_of_the_tokenizers_own_tokens_is_an_end(
     folder = model(tmp_path / "m")
     made = sampling_of(Rollout(stop=stop), (2,), str(folder))
     assert (made.stop, made.eos_token_ids) == (strings, ids)
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_an_engines_processes_meet_on_loopback_unless_the_user_says_where(
+    on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vllm")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    made = environment(Rollout(engine="vllm"), on_gpu=on_gpu)
+    assert (made["GLOO_SOCKET_IFNAME"], made["NCCL_SOCKET_IFNAME"]) == ("lo", "ib0")

@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import RayActorError
 from rich.console import Console
 
+from rlhf_dist.errors import EnvironmentProblem
 from rlhf_dist.files import as_json, write_text
 from rlhf_dist.run_folder import status as room
 from rlhf_dist.run_folder.console import COLUMNS
@@ -71,3 +72,13 @@ def test_a_status_that_a_power_cut_damaged_is_that_of_a_run_that_is_gone(damaged
     assert read_status(tmp_path)["state"] == "gone"
     assert "damaged" in as_text(read_status(tmp_path))
     show_logs(tmp_path, follow=True, actor=None, as_json=False)
+
+
+def test_a_run_on_a_cluster_is_found_by_its_name_alone_unless_others_have_it() -> None:
+    runs = ["demo-012abc", "demo-2-fff000", "mine-111111", "mine-222222"]
+    assert room.one_of("demo", runs) == "demo-012abc"
+    assert room.one_of("mine-222222", runs) == "mine-222222"
+    with pytest.raises(EnvironmentProblem, match=r"mine: the Ray cluster has \['mine-111111', 'mine-222222'\]"):
+        room.one_of("mine", runs)
+    with pytest.raises(EnvironmentProblem, match=r"other: no such run .* which has \['demo-012abc', "):
+        room.one_of("other", runs)
