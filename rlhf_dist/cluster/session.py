@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
-from rlhf_dist.cluster import head, preflight
+from rlhf_dist.cluster import head, preflight, shared_memory
 from rlhf_dist.cluster.rendezvous import knock
 from rlhf_dist.cluster.token import keep_token
 from rlhf_dist.config import Cluster
@@ -93,6 +93,7 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str, proc
         yield
     finally:
         head.shut_down()
+        shared_memory.sweep()
 
 
 def _quiet() -> None:
