@@ -178,9 +178,9 @@ class RunFolder:
             restart: its number, from 1.
             most: times that a run may go on (`restarts`).
         """
-        self.listeners.clear()  # whoever they are, they may be what failed
         cause = str(error).splitlines()[0]
         self.tell("restarting", cause=cause, restarts=restart)
+        self.listeners.clear()  # what is wired anew brings its own
         self.note(f"{cause}. Going on after iteration {iteration}, restart {restart} of {most}")
 
     @contextmanager
