@@ -8,18 +8,15 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rlhf_dist.cluster import head
 from rlhf_dist.cluster.rendezvous import knock
 from rlhf_dist.config import Cluster
 from rlhf_dist.errors import EnvironmentProblem
 from rlhf_dist.stopping import handlers_kept
-
-log = logging.getLogger(__name__)
 
 NAMESPACE = "rlhf/"
 """What namespaces of runs begin with."""
@@ -54,8 +51,6 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str) -> I
     # Ray starts workers at niceness 15: anything else on the machine would starve them.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # What a call raised that nobody waits for any more, as when actors are stopped, is no news.
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     import ray
 
     if ray.is_initialized():  # a stage of a pipeline, whose session goes on after it
@@ -67,7 +62,6 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str) -> I
             _start_local(settings, cpus, namespace)
         else:
             attach(settings.address, namespace)
-    hush()
     # Ray's reaping makes this process ignore SIGCHLD, and then the exit code of every child of ours would read 0.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
@@ -75,16 +69,6 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str) -> I
         yield
     finally:
         head.shut_down()
-
-
-def hush() -> None:
-    """Have Ray's paragraphs on processes that died in the log only: what matters of them, a run says itself, in a sentence."""
-    import ray
-
-    def to_log(told: Mapping[str, Any], **_: Any) -> None:
-        log.info("Ray tells of an error", extra={"details": "\n".join(told["lines"])})
-
-    ray._private.worker.print_to_stdstream = to_log
 
 
 def has_gpus() -> bool:
