@@ -133,7 +133,7 @@ def train(
             kl.update(stats["objective/kl"], samples=len(rows))
         state.iteration, state.kl_coef = version, kl.coefficient
         report(iteration, metrics, batch, failures)
-        if left and not left.undo:
+        if left and left.stops:
             return left.reason
         for fleet in parts.scorers.values():
             fleet.forgive()

@@ -46,7 +46,7 @@ def deal(
             left = max(0.0, deadline - time.monotonic())
             found.append((share, fleet.watch.one(name, ref, timeout_s=left, doing=doing)))
         except WorkerLost as error:
-            if not _ended(ref):
+            if error is fleet.watch.vigil.ended_by:
                 raise  # somebody else is lost
             fleet.failed(name, error)
             if not fleet.watch.until(partial(_has_others_than, fleet, name), timeout_s=timeout_s):
@@ -78,7 +78,7 @@ def everyone(fleet: Fleet, call: Callable[[Any], Any], *, timeout_s: float, doin
         try:
             found[name] = fleet.watch.one(name, ref, timeout_s=timeout_s, doing=doing)
         except WorkerLost as error:
-            if not _ended(ref):
+            if error is fleet.watch.vigil.ended_by:
                 raise  # somebody else is lost
             fleet.failed(name, error)
     return found
@@ -88,12 +88,6 @@ def _asked(
     fleet: Fleet, name: str, share: Sequence[int], items: Sequence[Item], call: Callable[[Any, Sequence[Item]], Any]
 ) -> tuple[str, Sequence[int], Any]:
     return name, share, call(fleet.ready[name], [items[number] for number in share])
-
-
-def _ended(ref: Any) -> bool:
-    import ray
-
-    return bool(ray.wait([ref], timeout=0, fetch_local=False)[0])
 
 
 def _has_others_than(fleet: Fleet, name: str) -> bool:

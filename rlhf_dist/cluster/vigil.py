@@ -58,6 +58,8 @@ class Vigil:
         self._looked = time.monotonic()
         self.meanwhile = "the run was going on"
         """What is waited for now, for messages."""
+        self.ended_by: RlhfDistError | None = None
+        """The loss of somebody whom nobody can do without."""
 
     def guard(
         self,
@@ -166,5 +168,6 @@ class Vigil:
     def _give_up(self, each: _Guarded, error: RlhfDistError) -> None:
         self._guarded.pop(each.name, None)
         if each.lost is None:
+            self.ended_by = error
             raise error
         each.lost(error)

@@ -163,6 +163,8 @@ class Watch:
         try:
             result = self._result(ref, awaited.worker, awaited.doing)
         except RlhfDistError as error:
+            if error is self.vigil.ended_by:
+                raise  # the worker only was the first who noticed
             _failed(awaited, error)
         else:
             awaited.done(result)

@@ -22,7 +22,9 @@ class StopOn(Section):
         description="stop: the run ends, and the policy is saved as it then is; roll_back: the learner goes back to where it was "
         "before the update that led there, and on with the next prompts",
     )
-    roll_backs: int = Field(3, ge=1, description="most roll-backs in a row; after them the run stops")
+    roll_backs: int = Field(
+        3, ge=1, description="roll-backs in a row after which a run goes on; it stops with the next"
+    )
     ratio_above: float | None = Field(
         None, gt=1, description="largest ratio of a token's probabilities, new policy over old, in an update"
     )

@@ -18,7 +18,9 @@ class Left:
     reason: str
     """A sentence."""
     undo: int
-    """Updates to go back: 1, this iteration's; 2, that before it too, whose policy made this batch. 0: the run stops."""
+    """Updates to go back: 1, this iteration's; 2, that before it too, whose policy made this batch; 0: none."""
+    stops: bool
+    """The run ends; else it goes on with the next prompts."""
 
 
 def left_band(
@@ -57,10 +59,11 @@ def left_band(
 
 def _left(bands: StopOn, reason: str, updates: int, rolled_back: int) -> Left:
     if bands.then == "stop":
-        return Left(reason, 0)
+        return Left(reason, 0, stops=True)
     if rolled_back >= bands.roll_backs:
-        return Left(f"{reason}, after {rolled_back} roll-backs in a row (ppo.stop_on.roll_backs)", 0)
-    return Left(reason, updates)
+        told = f"{reason}, after {rolled_back} roll-backs in a row (ppo.stop_on.roll_backs)"
+        return Left(told, updates, stops=True)
+    return Left(reason, updates, stops=False)
 
 
 def _fallen(patience: int, gold: Sequence[float]) -> float:

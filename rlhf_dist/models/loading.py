@@ -147,6 +147,7 @@ def _load(kind: Any, path: str, *, own_head: str, attention: str, new_head: bool
                 "weights of one model"
             )
     _check_unused(path, unused, own_head)
+    _check_finite(path, model)
     return model
 
 
@@ -187,6 +188,17 @@ def _check_unused(path: str, unused: list[str], own_head: str) -> None:
         )
     if rest := [name for name in unused if not name.startswith((HEAD, TOKENS_HEAD))]:
         log.warning("weights in the file that the model has no place for", extra={"model": path, "names": rest[:5]})
+
+
+def _check_finite(path: str, model: nn.Module) -> None:
+    """Refuse weights from which only NaN can come; where a sum is finite, so is each number in it."""
+    odd = [
+        name for name, weight in model.named_parameters() if not weight.sum().isfinite() and not weight.isfinite().all()
+    ]
+    if odd:
+        raise ModelError(
+            f"{path}: {len(odd)} of its weights hold NaN or infinity, e.g. {odd[0]}; expected finite numbers"
+        )
 
 
 def _read(kind: Any, path: str, attention: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -136,6 +136,7 @@ def wired(config: PPOConfig, where: Where, rollouts: Fleet, begin: Begin, memory
             fleet.wait_for_fewest(timeout_s=start_s)
         learner.plan_weights(bucket_bytes=config.weights.bucket_mib * 2**20, wire_dtype=config.wire_dtype)
         colocated = config.cluster.placement == "colocated"
+        watch.vigil.guard("store", store.pulse.remote)
         lent = partial(asleep, rollouts, timeout_s=config.timeouts.call) if colocated else nullcontext
         yield Parts(store, rollouts, scorers, learner, watch, lent, memory)
 
@@ -155,7 +156,7 @@ def _store(config: PPOConfig, where: Where, begin: Begin, *, scorers: dict[str, 
         scorers=scorers,
     )
     store = kind.remote(experience, log_dir=where.log_dir)
-    where.watch.vigil.guard("store", store.pulse.remote)
+    where.watch.vigil.guard("store", store.pulse.remote, loading=True)
     return store
 
 

@@ -32,6 +32,7 @@ class Vigil:
     def __init__(self) -> None:
         self.guarded: dict[str, Callable[[RlhfDistError], None]] = {}
         self.loading: set[str] = set()
+        self.ended_by: RlhfDistError | None = None
 
     def guard(self, name: str, ask: Any, *, lost: Callable[[RlhfDistError], None], loading: bool = False) -> None:
         self.guarded[name] = lost
@@ -347,15 +348,14 @@ def test_work_of_the_last_worker_waits_for_its_replacement_and_says_so_when_none
         deal(world.fleet, "ab", ask, timeout_s=3, doing="answering")
 
 
-def test_the_loss_of_somebody_else_is_not_a_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
+def test_the_loss_of_somebody_else_is_not_a_workers() -> None:
     world = World(1, 1)
     world.start(1)
-    world.watch.others_death = WorkerLost("store died while answering")
-    monkeypatch.setattr(ray, "wait", lambda refs, **_: ([], refs))
+    world.watch.others_death = world.watch.vigil.ended_by = WorkerLost("store died while answering")
     with pytest.raises(WorkerLost, match="store died"):
         deal(world.fleet, "ab", ask, timeout_s=3, doing="answering")
+    with pytest.raises(WorkerLost, match="store died"):
+        everyone(world.fleet, lambda worker: worker.sleep.remote(), timeout_s=3, doing="going to sleep")
     assert world.fleet.states() == {"rollout-0": "ready"}
 
 

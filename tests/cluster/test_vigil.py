@@ -171,3 +171,11 @@ def test_progress_counts_steps_and_says_what_is_worked_at() -> None:
         assert progress.beat().doing == "generating"
     assert progress.beat().doing == ""
     assert progress.beat().steps >= 3
+
+
+def test_who_ended_the_run_is_known_by_his_error(world: World) -> None:
+    world.guard("rollout-0")
+    world.guard("store", needed=True)
+    with pytest.raises(WorkerLost, match="store hangs") as raised:
+        world.go_on(10)
+    assert world.vigil.ended_by is raised.value, "who is only the first to notice must be told from who is lost"

@@ -194,6 +194,13 @@ def test_who_only_lost_touch_with_another_is_not_blamed_for_it(hire: Any, steady
     guard(watch, "store", gone)
     with pytest.raises(WorkerLost, match=r"^store died while "):
         watch.one("reward-0", steady.ask.remote([gone]), timeout_s=30, doing="running its loop")
+    guard(watch, "store", gone)
+    blamed: list[RlhfDistError] = []
+    loop = steady.ask.remote([gone])
+    watch.then("reward-0", loop, blamed.append, doing="running its loop", failed=blamed.append)
+    with pytest.raises(WorkerLost, match=r"^store died while "):
+        watch.until(lambda: bool(blamed), timeout_s=30)
+    assert not blamed, "the worker would be replaced, and the store go unnoticed"
     alone = Watch()
     with pytest.raises(WorkerLost, match=r"^reward-0 lost touch with another actor while running its loop"):
         alone.one("reward-0", steady.ask.remote([gone]), timeout_s=30, doing="running its loop")

@@ -181,17 +181,6 @@ def test_adapted_experts_are_saved_and_published(family: str, tmp_path: Path) ->
     assert (plain(ids).logits - read(ids).logits).abs().max() > 1e-2
 
 
-def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
-    def broken(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return found | {"model.layers.1.mlp.up_proj.weight": torch.full((64, 64), float("nan"))}
-
-    lm = load_policy(changed(tmp_path, broken), dtype=torch.float32)
-    with pytest.raises(
-        ModelError, match=r"is not finite, and 1 of its weights are not either, e.g. model.layers.1.mlp.up"
-    ):
-        PolicyModel(lm)
-
-
 def test_an_adapter_beside_merged_weights_is_refused(tmp_path: Path) -> None:
     """transformers would put it on top of what has it already."""
     folder = tmp_path / "model"
@@ -314,3 +303,26 @@ def test_a_reward_model_that_pads_with_its_end_is_saved_to_be_read_at_its_end(tm
     ids = torch.tensor([[5, 6, 2]])
     whole = module.eval().classifier.score(module.classifier.model(ids).last_hidden_state)[0, -1]
     torch.testing.assert_close(module.classifier(ids).logits[0], whole)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_a_weight_that_is_not_finite_is_named_before_anything_is_computed_with_it(
+    number: float, tmp_path: Path
+) -> None:
+    def spoilt(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found["model.layers.1.mlp.up_proj.weight"][3, 4] = number
+        return found
+
+    with pytest.raises(
+        ModelError, match=r"1 of its weights hold NaN or infinity, e.g. model.layers.1.mlp.up_proj.weight"
+    ):
+        load_policy(changed(tmp_path, spoilt), dtype=torch.float32)
+
+
+def test_large_weights_are_finite_though_their_sum_and_all_that_comes_from_them_is_not(tmp_path: Path) -> None:
+    def enlarged(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return found | {"model.norm.weight": torch.full((64,), 3e38)}
+
+    lm = load_policy(changed(tmp_path, enlarged), dtype=torch.float32)
+    with pytest.raises(ModelError, match=r"says of a short text is not finite, though its weights are"):
+        PolicyModel(lm)

@@ -1,12 +1,16 @@
 """Settings on their way to those who compute with them."""
 
+import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 
+from rlhf_dist.cluster.placement import lay_out
+from rlhf_dist.cluster.watch import watch_of
 from rlhf_dist.config import EvaluateConfig, PPOConfig
 from rlhf_dist.learner.rows import RankRows, to_experience
 from rlhf_dist.planning.roles import model_folders, sizes_of
@@ -15,7 +19,7 @@ from rlhf_dist.rollout.spec import sampling_of
 from rlhf_dist.rollout.transformers_engine import TransformersEngine
 from rlhf_dist.scoring.reward_file import RewardFile
 from rlhf_dist.stages.scoring import scorer_kinds
-from rlhf_dist.stages.wiring import Begin, critic_units, model_specs
+from rlhf_dist.stages.wiring import Begin, Where, _store, critic_units, model_specs
 from rlhf_dist.store.row import rollout_batch, rows_of
 from rlhf_dist.store.weights import encode_bucket
 from tests.runs import Folders
@@ -103,3 +107,23 @@ def test_a_critic_that_starts_as_the_reward_model_says_what_the_weighted_normali
     second = folders.config(reward=[watched, {"path": str(tmp_path), "weight": 0.5}])
     assert critic_units(second) == (3.0, 0.25)
     assert model_folders(second)["critic"] == (str(tmp_path),)
+
+
+def test_a_store_may_take_its_time_to_start_before_its_silence_counts(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = folders.config()
+    where = Where(lay_out(config, gpus=False), None, tmp_path, watch_of(config.timeouts))
+    kind = MagicMock()
+    monkeypatch.setattr("ray.remote", lambda _: kind)
+    monkeypatch.setattr("rlhf_dist.stages.wiring.options", lambda place, group: {})
+    monkeypatch.setattr("rlhf_dist.cluster.head.fallen", lambda: None)
+    monkeypatch.setattr("ray.wait", lambda refs, **_: ([], refs))
+    _store(config, where, Begin(), scorers={})
+    where.watch.vigil.asked()
+    now = time.monotonic()
+    monkeypatch.setattr("time.monotonic", lambda: now + 1000.0)
+    where.watch.vigil.look()
+    where.watch.vigil.asked()
+    monkeypatch.setattr("time.monotonic", lambda: now + 1001.0)
+    assert not where.watch.vigil.look()
