@@ -50,7 +50,12 @@ def main() -> None:
     Vigil.asked, Memory.keep = asked_if_on, kept_if_on  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        shape = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4}
+        shape: dict[str, Any] = {
+            "hidden_size": 256,
+            "intermediate_size": 704,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+        }
         policy, reward = write(root, LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=128, **shape))
         prompts = write_prompts(root / "prompts.jsonl", count=256, tokens=SIZE["prompt"], vocabulary=VOCABULARY)
         tree = config_of(root, policy, reward, prompts, SIZE)

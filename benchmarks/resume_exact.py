@@ -40,7 +40,8 @@ def undisturbed(file: Path, run_dir: Path) -> None:
 
 def killed(file: Path, run_dir: Path, moments: int) -> list[int]:
     """Kill the driver so often, each time a random while after it got on; returns the iterations done then."""
-    draws, found = np.random.default_rng(0), []
+    draws = np.random.default_rng(0)
+    found: list[int] = []
     metrics = run_dir / "metrics.jsonl"
     for moment in range(moments + 1):
         child = started(file, run_dir, "--resume")

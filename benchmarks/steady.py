@@ -9,6 +9,7 @@ import json
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def watched(
     """Iteration, processes and MiB in /dev/shm at each look; and all processes ever seen."""
     child = started(file, run_dir)
     driver, metrics = psutil.Process(child.pid), run_dir / "metrics.jsonl"
-    looks, everybody = [], {driver}
+    looks: list[tuple[int, dict[str, tuple[float, int]], float]] = []
+    everybody = {driver}
     while child.poll() is None:
         done = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
         if done:
@@ -61,11 +63,13 @@ def slopes(looks: list[tuple[int, Any, float]]) -> dict[str, tuple[float, float]
     for iteration, processes, _ in half:
         for name, (rss, fds) in processes.items():
             series[name].append((iteration, rss, fds))
-    return {
-        name: tuple(100 * float(np.polyfit([x[0] for x in told], [x[k] for x in told], 1)[0]) for k in (1, 2))
-        for name, told in series.items()
-        if len(told) == len(half)
-    }
+    whole = {name: told for name, told in series.items() if len(told) == len(half)}
+    return {name: (slope([x[:2] for x in told]), slope([(x[0], x[2]) for x in told])) for name, told in whole.items()}
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Least squares, per hundred."""
+    return 100 * float(np.polyfit([x for x, _ in points], [y for _, y in points], 1)[0])
 
 
 def main() -> None:
@@ -88,7 +92,7 @@ def main() -> None:
         "rss_mib_per_100": max(rss for rss, _ in found.values()),
         "rss_mib_per_100_without_ray": max(rss for name, (rss, _) in found.items() if "gcs" not in name),
         "files_per_100": max(fds for _, fds in found.values()),
-        "shm_mib_per_100": 100 * float(np.polyfit([x for x, _ in shared], [y for _, y in shared], 1)[0]),
+        "shm_mib_per_100": slope(shared),
         "shm_mib_left": after - before,
         "processes_left": float(len(left)),
         "throughput_last_over_first": sum(steps[WARM : WARM + edge]) / sum(steps[-edge:]),

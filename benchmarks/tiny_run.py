@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 VOCABULARY = 512
 
 
