@@ -116,9 +116,8 @@ class Vigil:
         waiting = {each.ref: each for each in self._guarded.values() if each.ref is not None}
         ready = ray.wait([*waiting], num_returns=len(waiting), timeout=0)[0] if waiting else []
         found = [self._answered(waiting[ref], now) for ref in ready]
-        for each in [each for each in waiting.values() if each.ref is not None]:
-            if now >= self._limit(each):
-                found.append(self._silent(each, now - each.asked))
+        silent = [each for each in waiting.values() if each.ref is not None and now >= self._limit(each)]
+        found += [self._silent(each, now - each.asked) for each in silent]
         lost = [(each, error) for each, error in found if error is not None]
         for each, error in lost:
             self._give_up(each, error)
