@@ -1,9 +1,10 @@
 import os
 import signal
+from contextlib import suppress
 
 import pytest
 
-from rlhf_dist.stopping import SIGNALS, Stopped, handlers_kept, stoppable
+from rlhf_dist.stopping import SIGNALS, Stopped, handlers_kept, stop_of, stoppable
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,30 @@ def test_handlers_outlive_a_library_that_sets_its_own() -> None:
         with handlers_kept():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         assert signal.getsignal(signal.SIGTERM) is ours
+
+
+def test_a_library_that_swallows_what_the_handler_raised_does_not_hide_the_signal() -> None:
+    """Ray's waiting calls do: the caller gets a bare KeyboardInterrupt."""
+    told = []
+
+    def run() -> None:
+        with suppress(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            told.append(str(stop_of(error)))
+            raise
+
+    with pytest.raises(Stopped, match="stopped by SIGTERM") as caught, stoppable():
+        run()
+    assert caught.value.exit_code == 143
+    assert told == ["stopped by SIGTERM"]
+    assert stop_of(ValueError()) is None
+
+
+def test_a_keyboard_interrupt_that_no_signal_brought_stays_one() -> None:
+    with pytest.raises(KeyboardInterrupt) as caught, stoppable():
+        raise KeyboardInterrupt
+    assert type(caught.value) is KeyboardInterrupt
