@@ -24,6 +24,20 @@ class Stopped(KeyboardInterrupt):
         return 128 + self.number
 
 
+_came: list[int] = []
+"""The signal that `stoppable` has seen."""
+
+
+def stop_of(error: BaseException) -> Stopped | None:
+    """Who asked for the end, where that is why this was raised; None: nobody did.
+
+    Ray's calls raise a bare KeyboardInterrupt in the place of what a handler raised while they waited.
+    """
+    if isinstance(error, Stopped):
+        return error
+    return Stopped(_came[0]) if _came and isinstance(error, KeyboardInterrupt) else None
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Inside the block the first of the signals raises `Stopped`; further ones are ignored, since the end is under way."""
@@ -31,12 +45,16 @@ def stoppable() -> Iterator[None]:
     def stop(number: int, _: FrameType | None) -> None:
         for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)
+        _came.append(number)
         raise Stopped(number)
 
     before = {each: signal.signal(each, stop) for each in SIGNALS}
     try:
         yield
+    except KeyboardInterrupt as error:
+        raise stop_of(error) or error from None
     finally:
+        _came.clear()
         for each, handler in before.items():
             signal.signal(each, handler)
 

@@ -1,9 +1,10 @@
 import os
 import signal
+from contextlib import suppress
 
 import pytest
 
-from rlhf_dist.stopping import SIGNALS, Stopped, handlers_kept, held, stoppable
+from rlhf_dist.stopping import SIGNALS, Stopped, handlers_kept, held, stop_of, stoppable
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,30 @@ def test_a_signal_that_is_held_takes_effect_afterwards() -> None:
     with pytest.raises(Stopped, match="stopped by SIGTERM"), stoppable():
         run()
     assert done == ["all of it"]
+
+
+def test_a_library_that_swallows_what_the_handler_raised_does_not_hide_the_signal() -> None:
+    """Ray's waiting calls do: the caller gets a bare KeyboardInterrupt."""
+    told = []
+
+    def run() -> None:
+        with suppress(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            told.append(str(stop_of(error)))
+            raise
+
+    with pytest.raises(Stopped, match="stopped by SIGTERM") as caught, stoppable():
+        run()
+    assert caught.value.exit_code == 143
+    assert told == ["stopped by SIGTERM"]
+    assert stop_of(ValueError()) is None
+
+
+def test_a_keyboard_interrupt_that_no_signal_brought_stays_one() -> None:
+    with pytest.raises(KeyboardInterrupt) as caught, stoppable():
+        raise KeyboardInterrupt
+    assert type(caught.value) is KeyboardInterrupt

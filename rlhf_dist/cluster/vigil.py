@@ -110,14 +110,14 @@ class Vigil:
             raise ClusterLost(f"{gone} while {self.meanwhile}")
         now = time.monotonic()
         slept, self._looked = now - self._looked > SLEPT_S, now
+        if slept:
+            for each in self._guarded.values():
+                each.asked = each.stepped = now
         waiting = {each.ref: each for each in self._guarded.values() if each.ref is not None}
         ready = ray.wait([*waiting], num_returns=len(waiting), timeout=0)[0] if waiting else []
         found = [self._answered(waiting[ref], now) for ref in ready]
-        for each in [each for each in waiting.values() if each.ref is not None]:
-            if slept:
-                each.asked = each.stepped = now
-            elif now >= self._limit(each):
-                found.append(self._silent(each, now - each.asked))
+        silent = [each for each in waiting.values() if each.ref is not None and now >= self._limit(each)]
+        found += [self._silent(each, now - each.asked) for each in silent]
         lost = [(each, error) for each, error in found if error is not None]
         for each, error in lost:
             self._give_up(each, error)

@@ -23,7 +23,7 @@ from rlhf_dist.run_folder.lock import LOCK, is_held, locked
 from rlhf_dist.run_folder.names import CONFIG, METRICS, STATUS, SUMMARY
 from rlhf_dist.run_folder.passages import Passage, write_passages
 from rlhf_dist.secrets import masked
-from rlhf_dist.stopping import Stopped
+from rlhf_dist.stopping import stop_of
 from rlhf_dist.telemetry.trackers import Tracker, trackers
 
 log = logging.getLogger(__name__)
@@ -191,11 +191,8 @@ class RunFolder:
                 yield
             except BaseException as error:
                 self.listeners.clear()  # whoever they are, they may be what failed
-                state, told = (
-                    ("stopped", str(error))
-                    if isinstance(error, Stopped)
-                    else ("failed", f"{type(error).__name__}: {error}")
-                )
+                stop = stop_of(error)
+                state, told = ("stopped", str(stop)) if stop else ("failed", f"{type(error).__name__}: {error}")
                 try:
                     self.tell(state, error=masked(told))
                 except StorageError:

@@ -123,6 +123,15 @@ def test_our_own_sleep_is_nobodys_silence(world: World) -> None:
     assert world.go_on(1)
 
 
+def test_an_answer_that_waited_while_we_slept_tells_of_no_standstill(world: World) -> None:
+    world.guard("rollout-0")
+    world.answers["rollout-0"] = Beat(3, "generating")
+    world.go_on(2)
+    world.vigil.asked()
+    world.now += PATIENCE.stalled_s + 1
+    assert not world.vigil.look(), "it may have done a thousand steps since it said so"
+
+
 def test_who_is_forgotten_may_be_silent(world: World) -> None:
     world.guard("rollout-0")
     world.guard("store", needed=True)
