@@ -27,8 +27,12 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
 
 
 def steps(run_dir: Path) -> dict[int, Path]:
-    """All checkpoints of a run by the iterations that they have behind them, newest first."""
-    found = {int(each.name.removeprefix("step-")): each for each in (run_dir / "checkpoints").glob("step-[0-9]*")}
+    """All checkpoints of a run by the iterations that they have behind them, newest first.
+
+    What people put beside them (`step-000003.bak`, `step-000003.tar`) is none.
+    """
+    named = ((each.name.removeprefix("step-"), each) for each in (run_dir / "checkpoints").glob("step-*"))
+    found = {int(number): each for number, each in named if number.isdecimal() and each.is_dir()}
     return dict(sorted(found.items(), reverse=True))
 
 

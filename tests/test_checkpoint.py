@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_dist.checkpoint import complete_or_absent, verify
+from rlhf_dist.checkpoint import complete_or_absent, steps, verify
 from rlhf_dist.errors import ModelError
 
 
@@ -62,3 +62,11 @@ def test_any_changed_or_missing_file_is_found(name: str, tmp_path: Path) -> None
 def test_a_folder_without_digests_is_not_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="expected a complete checkpoint"):
         verify(tmp_path)
+
+
+def test_what_people_put_beside_checkpoints_is_none(tmp_path: Path) -> None:
+    here = tmp_path / "checkpoints"
+    for name in ("step-000003", "step-000003.bak", "step-4 (copy)", "step-", "step-1000000"):
+        write(here / name)
+    (here / "step-000009").write_text("a file")
+    assert steps(tmp_path) == {1000000: here / "step-1000000", 3: here / "step-000003"}

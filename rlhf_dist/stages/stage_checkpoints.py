@@ -23,7 +23,7 @@ from rlhf_dist.checkpoint import checkpoints, complete_or_absent, forget_after, 
 from rlhf_dist.config import DPOConfig, Job, RewardConfig, SFTConfig, dump, load
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.errors import ConfigError, ModelError
-from rlhf_dist.files import as_exact_json, remove_folder
+from rlhf_dist.files import as_exact_json, remove_folder, shown
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.models import write_ends
 from rlhf_dist.run_folder.folder import RunFolder
@@ -192,7 +192,11 @@ def _whole(folder: Path, damage: list[str]) -> bool:
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / STATE).read_text())
+    """What `_sign` wrote of a checkpoint, or of a member."""
+    found: Any = json.loads((folder / STATE).read_bytes())
+    expected = {"step", "parameters"} if folder.parent.name == MEMBERS else {"step", "member", "found"}
+    if not isinstance(found, dict) or found.keys() != expected:
+        raise ModelError(f"{folder / STATE}: not what this version writes: {shown(found)}; expected {sorted(expected)}")
     return found
 
 

@@ -59,7 +59,9 @@ def set_aside(run_dir: Path) -> Path:
     """
     left = [each for each in run_dir.glob("[!.]*") if each.name not in SHARED and not each.name.startswith(EARLIER)]
     left += (run_dir / "stages").glob("evaluation")  # of the policy that is trained anew
-    number = 1 + len([*run_dir.glob(f"{EARLIER}*")])
+    number = 1
+    while (run_dir / f"{EARLIER}{number}").exists():
+        number += 1
     aside = run_dir / f"{EARLIER}{number}"
     aside.mkdir()
     for each in sorted(left, key=lambda each: each.name != SUMMARY):

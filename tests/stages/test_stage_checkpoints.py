@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rlhf_dist.checkpoint import complete_or_absent
 from rlhf_dist.config import DPOConfig, RewardConfig, SFTConfig, keys, override
 from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.run_folder.console import Console
@@ -136,3 +137,13 @@ def test_data_that_have_changed_are_refused_by_file_and_rows(config: RewardConfi
 
 def test_every_setting_that_a_resumed_stage_keeps_is_a_setting() -> None:
     assert SUPERVISED.keys() <= {key for kind in (SFTConfig, RewardConfig, DPOConfig) for key in keys(kind)}
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_name(config: RewardConfig) -> None:
+    keeper(config).keep(2, {})
+    folder = Path(config.run_dir) / "checkpoints" / "step-000002"
+    with complete_or_absent(folder) as aside:
+        (aside / "learner").mkdir()
+        (aside / "state.json").write_text('{"steps": 2}')
+    with pytest.raises(ModelError, match=r"step-000002/state.json: not what this version writes: .*'steps': 2"):
+        newest(config, Path(config.run_dir))

@@ -83,3 +83,9 @@ def test_an_interrupted_move_leaves_no_finished_stage(config: SFTConfig, monkeyp
     monkeypatch.setattr(Path, "rename", rename)
     set_aside(run_dir)
     assert moved[0] == "summary.json"
+
+
+def test_an_earlier_folder_that_was_deleted_is_in_nobodys_way(config: SFTConfig) -> None:
+    run_dir = Path(config.run_dir)
+    (run_dir / "earlier-2").mkdir(parents=True)
+    assert [set_aside(run_dir).name for _ in range(2)] == ["earlier-1", "earlier-3"]
