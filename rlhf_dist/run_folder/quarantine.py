@@ -52,8 +52,8 @@ def warning(failures: Mapping[RowKey, Failure], left_out: int) -> str:
         left_out: further samples that were not trained on, since too few of their prompt's were left.
     """
     key, failure = next(iter(failures.items()))
-    also = f", nor are {left_out} whose prompts have too few left" if left_out else ""
+    also = f", nor {left_out} whose prompts have too few left" if left_out else ""
     return (
-        f"iteration {key.iteration + 1}: {len(failures)} samples have no score and are not trained on{also}; answer "
+        f"iteration {key.iteration + 1}: not trained on for lack of a score: {len(failures)} of its samples{also}; answer "
         f"{key.sample_index} to prompt {key.prompt_id}: reward {failure.reward}: {failure.cause} ({QUARANTINE})"
     )

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 from rlhf_dist.config import Job
 from rlhf_dist.errors import ClusterLost, WaitTimeout, WorkerLost
 from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.telemetry import logs
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ def restarting(config: Job, folder: RunFolder, attempt: Callable[[B], T], begin:
         WaitTimeout: likewise.
         ClusterLost: Ray itself is gone; this is said at once, since ending takes it its time.
     """
+    logs.to_file(logs.log_dir(folder.path), "controller")
     for restart in range(config.restarts + 1):
         try:
             return attempt(begin)

@@ -45,6 +45,6 @@ def test_so_many_are_told_and_no_more(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_screen_is_told_in_one_line() -> None:
     text = warning({RowKey(3, 5, 1): WHY, RowKey(3, 6, 0): WHY}, 1)
     assert text == (
-        "iteration 4: 2 samples have no score and are not trained on, nor are 1 whose prompts have too few left; answer 1 to "
+        "iteration 4: not trained on for lack of a score: 2 of its samples, nor 1 whose prompts have too few left; answer 1 to "
         "prompt 5: reward r: rules:f raised (quarantine.jsonl)"
     )
