@@ -73,6 +73,7 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 
 
 def main() -> None:
+    """The run, then slopes and what is left."""
     asked = arguments(__doc__ or "")
     iterations = QUICK if asked.quick else ITERATIONS
     with tempfile.TemporaryDirectory() as folder:
