@@ -11,6 +11,7 @@ import os
 import signal
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from contract import arguments, publish
 from tiny_run import config_file, started
 
 ITERATIONS, MOMENTS, QUICK = 24, 10, 1
-CLOCK = ("timing_s/", "perf/", "fleet/")
+CLOCK = ("timing_s/", "perf/", "fleet/restarts")
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
@@ -30,11 +31,13 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def samples(run_dir: Path) -> list[pa.Table]:
+    """Kept samples, by iteration."""
     files = sorted((run_dir / "experience").glob("*/batch.arrow"), key=lambda file: int(file.parent.name.split("=")[1]))
     return [pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files]
 
 
 def undisturbed(file: Path, run_dir: Path) -> None:
+    """A whole run."""
     assert started(file, run_dir).wait() == 0
 
 
@@ -60,6 +63,7 @@ def killed(file: Path, run_dir: Path, moments: int) -> list[int]:
 
 
 def main() -> None:
+    """Both runs, then what differs."""
     asked = arguments(__doc__ or "")
     moments = QUICK if asked.quick else MOMENTS
     with tempfile.TemporaryDirectory() as folder:
@@ -70,6 +74,7 @@ def main() -> None:
         pairs = [*zip(rows(root / "whole"), rows(root / "killed"), strict=True)]
         kept = [*zip(samples(root / "whole"), samples(root / "killed"), strict=True)]
         equal = [one == other for one, other in pairs]
+        differ = Counter(key for one, other in pairs for key in one.keys() | other if one.get(key) != other.get(key))
         same = [one.equals(other) for one, other in kept]
     figures = {
         "kills": float(len(at)),
@@ -78,7 +83,8 @@ def main() -> None:
         "samples_equal": float(sum(same)),
         "samples_different": float(len(same) - sum(same)),
     }
-    told = [{"kill": number + 1, "after iteration": done} for number, done in enumerate(at)]
+    told: list[dict[str, Any]] = [{"kill": number + 1, "after iteration": done} for number, done in enumerate(at)]
+    told += [{"kill": f"{key} differs", "after iteration": count} for key, count in sorted(differ.items())]
     publish("resume_exact", figures, told, asked.json)
 
 

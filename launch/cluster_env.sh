@@ -31,3 +31,5 @@ export RAY_worker_niceness=0
 # Not set here: RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper. With it Ray's processes ignore SIGCHLD, and then
 # the supervisor of `ray job submit` takes every job that fails for one that succeeded (Ray 2.60).
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
+# By default Ray's head remembers 100,000 calls, and the names of a million before them: it would grow for hours.
+export RAY_task_events_max_num_task_in_gcs=1000 RAY_task_events_max_dropped_task_attempts_tracked_per_job_in_gcs=1000

@@ -71,6 +71,9 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str, proc
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # What a lost actor leaves unanswered, our own errors tell.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    # By default Ray's head remembers 100,000 calls, and the names of a million before them: it would grow for hours.
+    os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "1000")
+    os.environ.setdefault("RAY_task_events_max_dropped_task_attempts_tracked_per_job_in_gcs", "1000")
     import ray
 
     if ray.is_initialized():  # a stage of a pipeline, whose session goes on after it

@@ -18,6 +18,9 @@ NAMES = (
     "reward_models",
     "ensembles",
     "architectures",
+    "steady",
+    "faults",
+    "resume_exact",
 )
 SHAPE = {"name", "when", "machine", "figures", "rows"}
 
