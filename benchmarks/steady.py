@@ -47,7 +47,7 @@ class Look(NamedTuple):
 
 def kind_of(process: psutil.Process) -> str:
     """What it is: Ray names a worker after the call that it is at, and its daemons in Python after their file."""
-    line = process.cmdline() or [process.name()]
+    line: list[str] = process.cmdline() or [process.name()]
     if line[0].startswith("ray::"):
         return line[0].split(".")[0].split()[0]
     scripts = [word for word in line if word.endswith(".py")]
