@@ -143,6 +143,7 @@ def load(engine: Any, schedule: Any, folder: Path) -> None:
     tensors, base = _optimised(engine)
     with ExitStack() as files, torch.no_grad():
         saved = _Saved(folder, files)
+        saved.check(engine.module)
         for tensor in tensors:
             base.state[tensor] = {}
         for piece in pieces_of(engine):
@@ -151,7 +152,8 @@ def load(engine: Any, schedule: Any, folder: Path) -> None:
             tensor.view(-1)[place] = saved.read(piece, WEIGHT).to(tensor.device)
             for key in saved.keys_of(piece.name):
                 if key == STEP:
-                    state[key] = torch.maximum(saved.step(piece.name), state.get(key, torch.tensor(0.0)))
+                    steps = saved.step(piece.name).to(tensor.device)  # fused AdamW counts where the tensor is
+                    state[key] = torch.maximum(steps, state.get(key, steps))
                 else:
                     state.setdefault(key, torch.zeros_like(tensor, memory_format=torch.contiguous_format))
                     state[key].view(-1)[place] = saved.read(piece, key).to(tensor.device)
@@ -176,6 +178,24 @@ class _Saved:
                 self._parts[name][what].append((int(offset), opened, key))
         if not self._parts:
             raise ModelError(f"{folder}: no state of an optimiser that this version reads; expected rank-0/{PIECES}")
+
+    def check(self, module: Any) -> None:
+        """Refuse a state of other parameters, or of parameters of other sizes, than those of a module that are trained.
+
+        Raises:
+            ModelError: names the first.
+        """
+        trained = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
+        expected = {name: getattr(each, "ds_numel", each.numel()) for name, each in trained}
+        found = {
+            name: sum(opened.get_slice(key).get_shape()[0] for _, opened, key in parts[WEIGHT])
+            for name, parts in self._parts.items()
+        }
+        for name in sorted(expected.keys() | found.keys()):
+            if (has := found.get(name, 0)) != (wants := expected.get(name, 0)):
+                raise ModelError(
+                    f"{self._folder}: the state has {has} elements of {name}, expected {wants}; it is of another model"
+                )
 
     def keys_of(self, name: str) -> list[str]:
         """What AdamW knows of a parameter; nothing of one that never had a gradient."""

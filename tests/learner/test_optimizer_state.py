@@ -49,8 +49,15 @@ def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
 def test_a_state_of_another_model_or_of_none_is_refused(tmp_path: Path) -> None:
     engine, schedule, _ = trained(1)
     optimizer_state.save(engine, schedule, tmp_path / "rank-0")
-    with pytest.raises(ModelError, match=r"the state has 6 of 8 elements of weight from 0 on; it is of another model"):
-        optimizer_state.load(*trained(0, width=4)[:2], tmp_path)
+    for width in (2, 4):
+        with pytest.raises(
+            ModelError, match=rf"the state has 6 elements of weight, expected {2 * width}; it is of another"
+        ):
+            optimizer_state.load(*trained(0, width=width)[:2], tmp_path)
+    fewer, _, module = trained(0)
+    module.bias = None
+    with pytest.raises(ModelError, match=r"the state has 2 elements of bias, expected 0; it is of another model"):
+        optimizer_state.load(fewer, schedule, tmp_path)
     with pytest.raises(ModelError, match=r"elsewhere: no state of an optimiser that this version reads"):
         optimizer_state.load(engine, schedule, tmp_path / "elsewhere")
 
@@ -77,6 +84,16 @@ def test_a_parameter_that_never_had_a_gradient_has_weights_only(tmp_path: Path) 
     assert torch.equal(resumed.bias, module.bias)
     assert not again.optimizer.state[resumed.bias]
     assert again.optimizer.state[resumed.weight]["step"] == 2
+
+
+def test_steps_are_counted_where_the_parameter_is_as_fused_adamw_demands(tmp_path: Path) -> None:
+    engine, schedule, _ = trained(2)
+    optimizer_state.save(engine, schedule, tmp_path / "rank-0")
+    module = torch.nn.Linear(3, 2, device="meta")
+    adamw = torch.optim.AdamW(module.parameters())
+    its_schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: 1.0)
+    optimizer_state.load(SimpleNamespace(optimizer=adamw, module=module), its_schedule, tmp_path)
+    assert {value.device.type for state in adamw.state.values() for value in state.values()} == {"meta"}
 
 
 @given(data=strategies.data(), length=strategies.integers(1, 40))
