@@ -129,6 +129,20 @@ def save(engine: Any, schedule: Any, folder: Path, *, share: tuple[int, int] = (
     (folder / SCHEDULE).write_text(as_exact_json({"last_epoch": schedule.last_epoch}, SCHEDULE))
 
 
+def check_readable(folder: Path) -> None:
+    """Refuse states that this version cannot go on from, before a process is started.
+
+    Args:
+        folder: of all models' states.
+
+    Raises:
+        ModelError: names a model's folder that holds none.
+    """
+    for model in sorted(each for each in folder.iterdir() if each.is_dir()):
+        if not [*model.glob(f"rank-*/{PIECES}")]:
+            raise ModelError(f"{model}: no state of an optimiser that this version reads; expected rank-0/{PIECES}")
+
+
 def load(engine: Any, schedule: Any, folder: Path) -> None:
     """Take over the state, and go on in the schedule after as many steps; rates and decays are those of the settings now.
 

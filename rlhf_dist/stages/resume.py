@@ -25,6 +25,7 @@ from rlhf_dist.controller import State
 from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.files import as_exact_json, readable_rows
 from rlhf_dist.learner.group import LearnerGroup
+from rlhf_dist.learner.optimizer_state import check_readable
 from rlhf_dist.models import write_ends
 from rlhf_dist.run_folder.names import CONFIG, METRICS
 from rlhf_dist.stages.changes import changes, check_changes
@@ -114,6 +115,7 @@ def _read(config: PPOConfig, folder: Path) -> tuple[State, Begin]:
             f"{folder}: saved after iteration {state.iteration}; ppo.iterations is {config.ppo.iterations}, "
             "expected as many at least"
         )
+    check_readable(folder / "learner")
     before = _settings(folder)
     check_changes(before, config, where=str(folder))
     if config.ppo.kl_target is None or config.ppo.kl_coef != before.ppo.kl_coef:

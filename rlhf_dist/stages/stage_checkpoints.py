@@ -25,6 +25,7 @@ from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.files import as_exact_json, remove_folder, shown
 from rlhf_dist.learner.group import LearnerGroup
+from rlhf_dist.learner.optimizer_state import check_readable
 from rlhf_dist.models import write_ends
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.stages.changes import SUPERVISED, check_changes
@@ -76,6 +77,7 @@ def newest(config: Job, run_dir: Path) -> Reached:
         state = _state(folder)
         if state["member"] != len(members):
             continue  # of a member that is trained, or of one after a member that is to be trained again
+        check_readable(folder / "learner")
         _check_origin(config, folder)
         going_on = f"going on after step {state['step']}"
         learner = str(folder.absolute() / "learner" / "model")

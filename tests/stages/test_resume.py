@@ -24,7 +24,7 @@ def checkpoint(run: Path, step: int) -> Path:
     folder = run / "checkpoints" / f"step-{step:06d}"
     with complete_or_absent(folder) as aside:
         (aside / "learner" / "policy" / "rank-0").mkdir(parents=True)
-        (aside / "learner" / "policy" / "rank-0" / "optimizer.safetensors").write_text(f"state of {step}")
+        (aside / "learner" / "policy" / "rank-0" / "pieces.safetensors").write_text(f"state of {step}")
         (aside / "critic").mkdir()
         (aside / "critic" / "model.safetensors").write_text("critic")
         (aside / "state.json").write_text(json.dumps({"iteration": step, "kl_coef": 0.3, "gold": [0.5]}))
@@ -145,7 +145,7 @@ class Learner:
 
     def save_state(self, name: str, folder: Path) -> None:
         (folder / "rank-0").mkdir(parents=True)
-        (folder / "rank-0" / "optimizer.safetensors").write_text(name)
+        (folder / "rank-0" / "pieces.safetensors").write_text(name)
 
 
 class Tokenizer:
@@ -252,3 +252,12 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written_leaves_the_one_before(
         save_checkpoint(Full(), Tokenizer(), tmp_path, State(2, 0.1), CONFIG)
     assert "\n" not in str(told.value)
     assert [each.name for each in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_a_state_of_an_earlier_version_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    rank = checkpoint(tmp_path, 4) / "learner" / "policy" / "rank-0"
+    (rank / "pieces.safetensors").rename(rank / "optimizer.safetensors")
+    digests = rank.parents[2] / "digests.json"
+    digests.write_text(digests.read_text().replace("pieces.", "optimizer."))
+    with pytest.raises(ModelError, match=r"learner/policy: no state of an optimiser that this version reads"):
+        newest(CONFIG, tmp_path)

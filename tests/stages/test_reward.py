@@ -15,6 +15,7 @@ from rlhf_dist.data.feedback import Judged
 from rlhf_dist.data.judgements import JudgedTokens
 from rlhf_dist.errors import WorkerLost
 from rlhf_dist.feedback.aggregate import Aggregated
+from rlhf_dist.learner.optimizer_state import PIECES
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.scoring.reward_file import RewardFile
@@ -95,7 +96,8 @@ class Learner:
         (folder / "model.safetensors").write_text(repr(self.model))
 
     def save_state(self, name: str, folder: Path) -> None:
-        folder.mkdir(parents=True)
+        (folder / "rank-0").mkdir(parents=True)
+        (folder / "rank-0" / PIECES).touch()
         (folder / "state.json").write_text(json.dumps(self.model))
 
 

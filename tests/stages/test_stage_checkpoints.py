@@ -28,7 +28,7 @@ class Learner:
 
     def save_state(self, name: str, folder: Path) -> None:
         (folder / "rank-0").mkdir(parents=True)
-        (folder / "rank-0" / "optimizer.safetensors").write_text(name)
+        (folder / "rank-0" / "pieces.safetensors").write_text(name)
 
 
 @pytest.fixture
