@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.runs import Folders
 
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 SLOWEST = 10
 SECONDS: dict[str, float] = defaultdict(float)
 """Of each test, setup and teardown in."""
