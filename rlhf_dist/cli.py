@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +23,7 @@ from rlhf_dist.config import (
     load,
     override,
 )
+from rlhf_dist.ending import ending_in_words
 from rlhf_dist.errors import RunError, UserError
 from rlhf_dist.feedback_cli import app as feedback_app
 
@@ -127,44 +125,13 @@ def _run_pipeline(config: PipelineConfig, run_dir: Path | None, *, resume: bool,
     from rlhf_dist.run_folder.folder import claimed
 
     claim = claimed(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume, again=not anew)
-    with Console() as console, claim as path, _ending_in_words(path):
+    with Console() as console, claim as path, ending_in_words(path):
         from rlhf_dist.stages.pipeline import run
 
         run(config, path, console, resume=resume)
     from rlhf_dist.run_folder.outcome import tell_ppo
 
     tell_ppo(console, path)
-
-
-@contextmanager
-def _ending_in_words(path: Path) -> Iterator[None]:
-    """If the block is ended by a signal or fails, say so in one sentence, with how to go on with the run in `path`."""
-    from rlhf_dist.stopping import Stopped, stoppable
-
-    try:
-        with stoppable():
-            yield
-    except Stopped as stop:
-        print(f"{stop}; {_how_to_go_on(path)}", file=sys.stderr)
-        raise typer.Exit(stop.exit_code) from None
-    except RunError as error:
-        first, _, details = str(error).partition("\n")
-        print(f"the run failed: {first}; {_how_to_go_on(path)}", *filter(None, [details]), sep="\n", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
-
-
-def _how_to_go_on(path: Path) -> str:
-    from rlhf_dist.checkpoint import newest_checkpoint
-
-    command = [word for word in sys.argv[1:] if word != "--resume"]
-    named = any(word.partition("=")[0] == "--run-dir" for word in command)
-    again = shlex.join(["rlhf-dist", *command, *([] if named else ["--run-dir", str(path)])])
-    checkpoint = newest_checkpoint(path)
-    if command[0] != "evaluate":
-        of = " of PPO" if command[0] in ("demo", "pipeline") else ""
-        kept = f"the newest checkpoint is {checkpoint}" if checkpoint else f"there is no checkpoint{of} yet"
-        return f"{kept}. To go on: {again} --resume"
-    return f"this stage keeps no checkpoints. To begin again, delete {path} and run: {again}"
 
 
 def _run_stage(
@@ -198,7 +165,7 @@ def _run_stage(
             _show_dry_run(console, config, stage.prepare(config))
             return None
         claim = claimed(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume, again=again)
-        with claim as path, _ending_in_words(path):
+        with claim as path, ending_in_words(path):
             prepared = stage.prepare(config, resume=path) if resume else stage.prepare(config)
             console.say(escape(prepared.describe()))
             stage.run(config, prepared, RunFolder(path, config, console=console, stage=name))
@@ -244,7 +211,7 @@ def ppo(
             show_plan(console.rich, here(config, prepared.sizes))
             return
         claim = claimed(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume)
-        with claim as path, _ending_in_words(path):
+        with claim as path, ending_in_words(path):
             prepared = stage.prepare(config, resume=path if resume else None)
             console.say(escape(prepared.describe()))
             notes = told_of_resume(resolved(config), path, prepared.begin) if resume else []

@@ -13,7 +13,7 @@ FLOORS = (
     {"cli"},
     {"feedback_cli"},
     {"chaos"},
-    {"stages", "doctor"},
+    {"stages", "doctor", "ending"},
     {"controller"},
     {"learner", "rollout"},
     {"planning"},
