@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+from pydantic import FiniteFloat
 
 from rlhf_dist.algorithms.kl import AdaptiveKL
 from rlhf_dist.cluster.fleet import Fleet
@@ -44,8 +45,8 @@ class State:
 
     iteration: int
     """The next one."""
-    kl_coef: float
-    gold: list[float] = field(default_factory=list)
+    kl_coef: FiniteFloat
+    gold: list[FiniteFloat] = field(default_factory=list)
     """Mean gold score of every iteration so far, where one is watched."""
     rolled_back: int = 0
     """Roll-backs in a row up to now."""

@@ -11,10 +11,13 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from rlhf_dist.errors import DataError, EnvironmentProblem, RunError, StorageError, UserError
 
+T = TypeVar("T")
 DEEPEST = 100
 """Levels of nesting in a line of JSON; no data set has as many, and what is deeper exhausts Python's stack."""
 ASIDE = ".partial"
@@ -248,6 +251,24 @@ def parsed(line: bytes, where: str) -> dict[str, Any]:
     if b"\\u" in line or b"\xed" in line:
         _check_unicode(row, where)
     return row
+
+
+def read_as(kind: type[T], file: Path) -> T:
+    """A JSON file that a run has written, as what it holds, a dataclass or a list of them; nothing is left over.
+
+    Raises:
+        DataError: the file is missing, or not of this shape; names the first place, what was found and what was expected.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(file.read_bytes(), strict=True, extra="forbid")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        raise DataError(
+            f"{file}: not what this version writes: {place} is {shown(first['input'])}: {first['msg']}"
+        ) from None
 
 
 def shown(value: Any, *, most: int = 200) -> str:

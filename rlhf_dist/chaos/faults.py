@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -17,8 +18,8 @@ from rlhf_dist.chaos.sight import Sight, lives, until
 from rlhf_dist.checkpoint import newest_checkpoint
 from rlhf_dist.run_folder.names import METRICS
 
-GONE_S = 180.0
-"""Within which Ray's last daemons have noticed that their driver was killed."""
+GONE_S = 60.0
+"""Within which the actors have noticed that their driver was killed."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,16 @@ def _engines(sight: Sight) -> list[psutil.Process]:
     return [child for worker in sight.actors("rollout") for child in worker.children(recursive=True) if lives(child)]
 
 
-def _raylets(sight: Sight) -> list[psutil.Process]:
+def _daemons(name: str, sight: Sight) -> list[psutil.Process]:
     children = psutil.Process(sight.driver.pid).children()
-    return [child for child in children if child.name() == "raylet"]
+    return [child for child in children if child.name() == name and lives(child)]
 
 
-_VICTIMS: dict[str, Callable[[Sight], list[psutil.Process]]] = {"engine": _engines, "raylet": _raylets}
+_VICTIMS: dict[str, Callable[[Sight], list[psutil.Process]]] = {
+    "engine": _engines,
+    "raylet": partial(_daemons, "raylet"),
+    "gcs": partial(_daemons, "gcs_server"),
+}
 """How processes are found that do not log under their role."""
 
 
@@ -86,9 +91,9 @@ def _to_driver(fault: Fault, grounds: Grounds) -> Hit:
 
 
 def _damage(fault: Fault, sight: Sight) -> Hit:
-    """Kill the driver, and when all has ended damage what it left, as a failing disk or a power cut would."""
+    """Kill the driver, and when nobody writes any more damage what was left, as a failing disk or a power cut would."""
     sight.driver.kill()
-    until(lambda: not sight.left(), timeout_s=GONE_S)
+    until(lambda: not sight.writing(), timeout_s=GONE_S)
     if fault.does == "tear":
         file = sight.path / METRICS
         with file.open("ab") as stream:

@@ -23,7 +23,7 @@ class Aftermath:
     moment: str
     what: str
     noticed_s: float | None
-    """Until a warning in a log or the driver's end; None: the run said nothing."""
+    """Until a warning in a log or the driver's end; None: the driver was killed, or the run said nothing."""
     said: str
     went_on: str
     """By itself, or resumed after the driver's end with a code."""

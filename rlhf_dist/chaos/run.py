@@ -129,7 +129,7 @@ class Storm:
         """Wait for the fault's moment, and for somebody to do it to; False if the run ends before."""
         sight = self._sight
         self._wait(
-            lambda: len(sight.rows()) >= fault.iteration or sight.exit_code is not None,
+            lambda: sight.recorded() >= fault.iteration or sight.exit_code is not None,
             f"fault {fault.number} ({fault.kind})",
         )
         since = len(sight.lines)
@@ -141,7 +141,7 @@ class Storm:
 
     def _do(self, fault: Fault) -> None:
         sight = self._sight
-        high, at, since = len(sight.rows()), time.monotonic(), len(sight.lines)
+        high, at, since = sight.recorded(), time.monotonic(), len(sight.lines)
         hit = inject(fault, self._grounds)
         if hit is None:
             self._broken(f"fault {fault.number}, {fault.kind}: no such process")
@@ -152,12 +152,12 @@ class Storm:
         while not over:
             self._look(f"fault {fault.number} ({fault.kind}: {hit.what}) in iteration {high}")
             warned = [line for line in sight.lines[since:] if line["level"] in ("WARNING", "ERROR", "CRITICAL")]
-            if noticed is None and (warned or sight.exit_code is not None):
-                noticed = time.monotonic() - at
+            if not said and (warned or (sight.exit_code is not None and not fault.ends_driver)):
+                noticed = None if fault.ends_driver else time.monotonic() - at
                 said = str(warned[0]["message"]).splitlines()[0] if warned else self._last_words()
             if sight.exit_code is not None:
                 self._go_on_after_end(fault)
-            over = len(sight.rows()) >= high + SETTLED and self._is_over(fault, hit)
+            over = sight.recorded() >= high + SETTLED and self._is_over(fault, hit)
         outcome = Aftermath(
             fault=fault.kind,
             iteration=high,
@@ -184,6 +184,7 @@ class Storm:
             self._broken(f"fault {fault.number}, {fault.kind}: the run ended with code {code}: {last}")
         if code == 0 or self._resumed:
             raise Hangs(f"fault {fault.number}, {fault.kind}: the run ended again, with code {code}: {last}")
+        self._server.be_honest()  # one lie was enough
         self._resumed = f"resumed after code {code}"
         self._start(resume=True)
 

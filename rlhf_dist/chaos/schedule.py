@@ -43,14 +43,15 @@ class Fault:
         return self.kind.split(" ")[1]
 
     @property
+    def ends_driver(self) -> bool:
+        """Whether the driver is what it is done to, or is killed first."""
+        return self.does in ("flip", "cut", "tear") or self.kind in ("kill driver", "end driver")
+
+    @property
     def may_end(self) -> frozenset[int]:
         """Exit codes with which the run may end, to be resumed; empty: it has to go on by itself."""
-        if self.does in ("flip", "cut", "tear") or self.kind == "kill driver":
-            return frozenset({-9})
-        if self.kind == "end driver":
-            return frozenset({143})
-        if self.kind == "kill raylet":
-            return frozenset({4})
+        if self.ends_driver:
+            return frozenset({143 if self.does == "end" else -9})
         return frozenset({3}) if self.kind in ("server nan", "server short", "server huge") else frozenset()
 
 

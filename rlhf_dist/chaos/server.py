@@ -41,6 +41,11 @@ class LyingServer(ThreadingHTTPServer):
         with self._lock:
             self._lies = [how] * times
 
+    def be_honest(self) -> None:
+        """Forget the lies that are not told yet."""
+        with self._lock:
+            self._lies.clear()
+
     @property
     def honest(self) -> bool:
         """Whether every lie has been told."""

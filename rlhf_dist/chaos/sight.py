@@ -114,6 +114,11 @@ class Sight:
         data = file.read_bytes() if file.exists() else b""
         return [parsed(line, str(file)) for line in whole_lines(data) if line.strip()]
 
+    def recorded(self) -> int:
+        """How many iterations are recorded; asked often, so it reads no line."""
+        file = self.path / METRICS
+        return file.read_bytes().count(b"\n") if file.exists() else 0
+
     def actors(self, role: str) -> list[psutil.Process]:
         """Living processes of a role, of the oldest first: those that have logged under its name."""
         pids = {str(line["actor"]): int(line["pid"]) for line in self.lines if role_of(line) == role}
@@ -133,6 +138,11 @@ class Sight:
     def left(self) -> list[psutil.Process]:
         """Processes of the run that live."""
         return [process for process in self.seen if lives(process)]
+
+    def writing(self) -> list[psutil.Process]:
+        """Those of them that write into the run's folder; Ray's agents, which outlive a killed driver for a while, do not."""
+        pids = {int(line["pid"]) for line in self.lines}
+        return [process for process in self.left() if process.pid in pids]
 
     def end(self) -> None:
         """Kill whatever lives."""

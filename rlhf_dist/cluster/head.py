@@ -5,7 +5,11 @@ Whatever asks Ray's GCS for something when it is gone blocks for a minute, after
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from typing import Any
+
+import psutil
 
 from rlhf_dist.cluster.rendezvous import knock
 
@@ -44,7 +48,22 @@ def shut_down() -> None:
     if fallen() is not None:
         node: Any = ray._private.worker._global_node
         node.kill_all_processes(check_alive=False, allow_graceful=False)
+        if node.is_head():
+            _end_orphans(node.get_session_dir_path())
     ray.shutdown()
+
+
+def _end_orphans(session: str) -> None:
+    """Kill what a killed raylet leaves behind: its agents live on for a minute and keep their ports, who is stopped for ever.
+
+    Args:
+        session: the folder in which Ray's processes keep their logs.
+    """
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            ours = process.name().startswith("ray::") and process.uids().real == os.getuid()
+            if ours and any(file.path.startswith(session) for file in process.open_files()):
+                process.kill()
 
 
 def _answers(address: str) -> str | None:

@@ -9,8 +9,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -27,6 +28,8 @@ FIRST_ACTORS = ("store", "learner-0")
 """One of these every run has that trains."""
 ENDING_S = 10.0
 """So long the actors of a run that has just been killed may take to end."""
+_start_ours: Callable[[], None] | None = None
+"""Starts a cluster like the one that this process has started; None: it is attached to another, or to none."""
 
 
 def namespace_of(run: Path) -> str:
@@ -74,6 +77,7 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str, proc
     # By default Ray's head remembers 100,000 calls, and the names of a million before them: it would grow for hours.
     os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "1000")
     os.environ.setdefault("RAY_task_events_max_dropped_task_attempts_tracked_per_job_in_gcs", "1000")
+    global _start_ours
     import ray
 
     if ray.is_initialized():  # a stage of a pipeline, whose session goes on after it
@@ -84,19 +88,39 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str, proc
         if settings.address is None:
             preflight.check(settings, processes)
             keep_token()
-            with held():  # a half-started Ray would not be ended by anybody
-                _start_local(settings, cpus, namespace)
+            _start_ours = partial(_start_local, settings, cpus, namespace)
+            _start_ours()
         else:
             with handlers_kept():
                 attach(settings.address, namespace)
                 check_alone(namespace)
-        # Ray's reaping makes this process ignore SIGCHLD, and then the exit code of every child of ours would read 0.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _reap_ourselves()
         check_size(cpus, gpus if has_gpus() else 0)
         yield
     finally:
+        _start_ours = None
         head.shut_down()
         shared_memory.sweep()
+
+
+def start_anew() -> bool:
+    """Start another cluster in the place of the one that this process had started and that is gone; False: it was not ours.
+
+    Raises:
+        EnvironmentProblem: Ray does not start.
+    """
+    if _start_ours is None:
+        return False
+    head.shut_down()
+    shared_memory.sweep()
+    _start_ours()
+    _reap_ourselves()
+    return True
+
+
+def _reap_ourselves() -> None:
+    """Ray's reaping makes this process ignore SIGCHLD, and then the exit code of every child of ours would read 0."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _quiet() -> None:
@@ -127,19 +151,20 @@ def _start_local(settings: Cluster, cpus: float, namespace: str) -> None:
 
     _quiet()
     try:
-        ray.init(
-            address="local",  # not another cluster that happens to run on this machine
-            num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
-            object_store_memory=settings.object_store_mib * 2**20,
-            include_dashboard=settings.dashboard,
-            dashboard_host="127.0.0.1",
-            dashboard_port=settings.dashboard_port if settings.dashboard else None,
-            namespace=namespace,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-            _metrics_export_port=settings.metrics_port,
-        )
+        with held():  # a half-started Ray would not be ended by anybody
+            ray.init(
+                address="local",  # not another cluster that happens to run on this machine
+                num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
+                object_store_memory=settings.object_store_mib * 2**20,
+                include_dashboard=settings.dashboard,
+                dashboard_host="127.0.0.1",
+                dashboard_port=settings.dashboard_port if settings.dashboard else None,
+                namespace=namespace,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+                _metrics_export_port=settings.metrics_port,
+            )
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise EnvironmentProblem(f"Ray did not start on this machine: {reason}") from error

@@ -18,6 +18,7 @@ FaultKind = Literal[
     "kill learner",
     "kill store",
     "kill raylet",
+    "kill gcs",
     "kill driver",
     "stop rollout",
     "stop engine",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import time
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
@@ -15,6 +16,8 @@ STARTING_POLL_S, POLL_S = 0.1, 1.0
 """How often new children and segments are looked for: segments are made while an engine starts."""
 NEWS_S = 1.0
 """A call that fails of a child's death may fail before the death is known here."""
+REAPED_S = 0.1
+"""Of two threads that ask for an exit code at once one is told, and has written it down by then."""
 END_S = 5.0
 """Granted to killed children to be gone."""
 
@@ -106,6 +109,8 @@ class Children:
 def _exit_code(process: BaseProcess) -> int | None:
     """Of a process that is gone; None where nobody can tell, as in Ray's actors, which leave the reaping to the kernel."""
     process.join(NEWS_S)
+    if process.exitcode is None:
+        time.sleep(REAPED_S)
     code = process.exitcode
     if code is None:
         # `multiprocessing`, and whoever waits by it, would take the dead one for alive for ever.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_dist.errors import DataError
-from rlhf_dist.files import as_json, write_text
+from rlhf_dist.files import as_json, read_as, write_text
 
 FILE = "sections.json"
 
@@ -41,7 +39,4 @@ def read_passages(folder: Path) -> list[Passage]:
     file = folder / FILE
     if not file.exists():
         return []
-    try:
-        return [Passage(**each) for each in json.loads(file.read_text())]
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{file}: not what a stage writes: {error}") from None
+    return read_as(list[Passage], file)

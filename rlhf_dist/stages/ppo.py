@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.example_view import view
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.prompts import PromptSampler, read_prompts
-from rlhf_dist.errors import ConfigError, DataError
+from rlhf_dist.errors import ClusterLost, ConfigError, DataError
 from rlhf_dist.evaluation.bands import LAST_AND_THIS as MOST_UNDONE
 from rlhf_dist.evaluation.before_after import Verdict, compare
 from rlhf_dist.learner.group import LearnerGroup
@@ -169,14 +169,8 @@ def run(config: PPOConfig, prepared: PreparedPPO, folder: PPOFolder) -> None:
         logs.to_file(logs.log_dir(folder.path), "controller")
         keep_inputs(config, folder.path)
         folder.tell("starting")
-        layout = lay_out(config, gpus=has_gpus())
-        check_size(*layout.totals())
-        with (
-            placed(config, layout, folder.path) as where,
-            engines(config, where, prepared.eos_token_ids) as rollouts,
-        ):
-            where.watch.say = lambda told: folder.console.say(escape(told))
-            going = _Going(config, prepared, folder, where, rollouts, memory_of(config))
+        with ExitStack() as ends:
+            going = _Going(config, prepared, folder, memory_of(config), ends)
             first = _Start(prepared.state.copy(), prepared.begin)
             stopped, after = restarting(config, folder, going.once, first, going.again)
     verdict = _verdict(config, prepared, folder.answers_before(), after)
@@ -210,22 +204,33 @@ class _Start:
         return self.state.iteration
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Going:
-    """A run, and what stays of it when it is wired anew: rollout workers, and the last moments of the learner."""
+    """A run, and what stays of it when it is wired anew: its place, rollout workers, and the last moments of the learner."""
 
     config: PPOConfig
     prepared: PreparedPPO
     folder: PPOFolder
-    where: Where
-    rollouts: Fleet
     memory: Memory[State]
+    ends: ExitStack
+    """Let go of what stays."""
+    _stays: tuple[Where, Fleet] | None = None
 
     def once(self, start: _Start) -> tuple[str | None, Any]:
         """Train until the end or a loss; returns why it ended early, if it did, and the answers to the held-out prompts."""
+        self.folder.rewind(start.step)
+        try:
+            return self._wired(start)
+        except ClusterLost:
+            self.ends.close()
+            self.memory.clear()
+            self._stays = None
+            raise
+
+    def _wired(self, start: _Start) -> tuple[str | None, Any]:
         config, folder = self.config, self.folder
-        folder.rewind(start.step)
-        with wired(config, self.where, self.rollouts, start.begin, self.memory) as parts:
+        where, rollouts = self._stays = self._stays or self._placed()
+        with wired(config, where, rollouts, start.begin, self.memory) as parts:
             if start.snapshot is not None:
                 parts.learner.restore(start.snapshot)
             self.memory.clear()
@@ -236,6 +241,14 @@ class _Going:
             save_policy(parts.learner, self.prepared.encoder, folder.path / OUTPUT)
             folder.listeners.clear()
         return stopped, after
+
+    def _placed(self) -> tuple[Where, Fleet]:
+        config, folder = self.config, self.folder
+        layout = lay_out(config, gpus=has_gpus())
+        check_size(*layout.totals())
+        where = self.ends.enter_context(placed(config, layout, folder.path))
+        where.watch.say = lambda told: folder.console.say(escape(told))
+        return where, self.ends.enter_context(engines(config, where, self.prepared.eos_token_ids))
 
     def again(self) -> _Start:
         """Where to go on after a loss: the newest checkpoint, or the last moment that is remembered, if that is later.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from rlhf_dist.cluster.session import start_anew
 from rlhf_dist.config import Job
-from rlhf_dist.errors import ClusterLost, WaitTimeout, WorkerLost
+from rlhf_dist.errors import ClusterLost, EnvironmentProblem, RunError, WaitTimeout, WorkerLost
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.telemetry import logs
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -25,7 +28,9 @@ B = TypeVar("B", bound=Begun)
 
 
 def restarting(config: Job, folder: RunFolder, attempt: Callable[[B], T], begin: B, again: Callable[[], B]) -> T:
-    """Do a stage's work; after the loss of an actor or a wait that ran out again, at most `restarts` times.
+    """Do a stage's work; after the loss of an actor or of Ray, or a wait that ran out, again, at most `restarts` times.
+
+    What `attempt` started on a cluster that is gone, it has let go of; a cluster that was started here is started anew.
 
     Args:
         config: the stage's settings.
@@ -37,19 +42,28 @@ def restarting(config: Job, folder: RunFolder, attempt: Callable[[B], T], begin:
     Raises:
         WorkerLost: once more than there are restarts.
         WaitTimeout: likewise.
-        ClusterLost: Ray itself is gone; this is said at once, since ending takes it its time.
+        ClusterLost: likewise, or the cluster was not started here.
     """
     logs.to_file(logs.log_dir(folder.path), "controller")
     for restart in range(config.restarts + 1):
         try:
             return attempt(begin)
-        except ClusterLost as error:
-            folder.listeners.clear()
-            folder.tell("failed", error=f"ClusterLost: {error}")
-            raise
-        except (WorkerLost, WaitTimeout) as error:
-            if restart == config.restarts:
+        except (ClusterLost, WorkerLost, WaitTimeout) as error:
+            if restart == config.restarts or not _is_replaceable(error, folder):
                 raise
             begin = again()
             folder.going_on(error, iteration=begin.step, restart=restart + 1, most=config.restarts)
     raise AssertionError("the last restart returns or raises")
+
+
+def _is_replaceable(loss: RunError, folder: RunFolder) -> bool:
+    """Whether there is a cluster to go on with; that it is gone is said at once, since to start another takes a while."""
+    if not isinstance(loss, ClusterLost):
+        return True
+    folder.listeners.clear()
+    folder.tell("restarting", cause=str(loss))
+    log.warning("%s", loss)
+    try:
+        return start_anew()
+    except EnvironmentProblem as problem:
+        raise ClusterLost(f"{loss}, and a new cluster cannot be started: {problem}") from loss

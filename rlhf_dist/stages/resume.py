@@ -13,7 +13,6 @@ stay whole, of older ones the best policies do, as `checkpoints_kept` says.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from rlhf_dist.checkpoint import checkpoints, complete_or_absent, prune, verify
 from rlhf_dist.config import PPOConfig, dump, load
 from rlhf_dist.controller import State
 from rlhf_dist.errors import ConfigError, ModelError
-from rlhf_dist.files import as_exact_json, readable_rows
+from rlhf_dist.files import as_exact_json, read_as, readable_rows
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.optimizer_state import check_readable
 from rlhf_dist.models import write_ends
@@ -89,6 +88,7 @@ def newest(config: PPOConfig, run_dir: Path) -> tuple[State, Begin]:
 
     Raises:
         ModelError: in every checkpoint a file has changed since it was written; names the newest's.
+        DataError: its state is not what this version writes.
         ConfigError: it is of a run with more iterations than the config asks for, or with settings that a run keeps.
     """
     damage: list[ModelError] = []
@@ -106,10 +106,7 @@ def newest(config: PPOConfig, run_dir: Path) -> tuple[State, Begin]:
 
 
 def _read(config: PPOConfig, folder: Path) -> tuple[State, Begin]:
-    try:
-        state = State(**json.loads((folder / STATE).read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"{folder / STATE}: not what this version writes: {error}") from None
+    state = read_as(State, folder / STATE)
     if state.iteration > config.ppo.iterations:
         raise ConfigError(
             f"{folder}: saved after iteration {state.iteration}; ppo.iterations is {config.ppo.iterations}, "

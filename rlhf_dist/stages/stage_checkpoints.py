@@ -10,7 +10,7 @@ An ensemble's members that are trained lie in `members/N/`, with what they say o
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import FiniteFloat
 
 from rlhf_dist.checkpoint import checkpoints, complete_or_absent, forget_after, prune, verify
 from rlhf_dist.config import DPOConfig, Job, RewardConfig, SFTConfig, dump, load
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.errors import ConfigError, ModelError
-from rlhf_dist.files import as_exact_json, remove_folder, shown
+from rlhf_dist.files import as_exact_json, read_as, remove_folder
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.optimizer_state import check_readable
 from rlhf_dist.models import write_ends
@@ -36,6 +37,23 @@ KEPT = 2
 STATE, SETTINGS, SAID = "state.json", "run.yaml", "said.safetensors"
 MEMBERS = "members"
 Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Halfway:
+    """The state of a checkpoint."""
+
+    step: int
+    member: int
+    found: dict[str, FiniteFloat]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The state of a member that is trained."""
+
+    step: int
+    parameters: int
 
 
 @dataclass(frozen=True)
@@ -70,18 +88,18 @@ def newest(config: Job, run_dir: Path) -> Reached:
     """
     damage: list[str] = []
     members = _members(config, run_dir, damage)
-    step = _state(members[-1])["step"] if members else 0
+    step = read_as(Trained, members[-1] / STATE).step if members else 0
     for folder in checkpoints(run_dir):
         if not _whole(folder, damage):
             continue
-        state = _state(folder)
-        if state["member"] != len(members):
+        state = read_as(Halfway, folder / STATE)
+        if state.member != len(members):
             continue  # of a member that is trained, or of one after a member that is to be trained again
         check_readable(folder / "learner")
         _check_origin(config, folder)
-        going_on = f"going on after step {state['step']}"
+        going_on = f"going on after step {state.step}"
         learner = str(folder.absolute() / "learner" / "model")
-        return Reached(state["step"], learner, state["found"], members, _told(going_on, damage))
+        return Reached(state.step, learner, state.found, members, _told(going_on, damage))
     if damage and not members:
         raise ModelError(damage[0])
     begins = f"going on after member {len(members)}" if members else "there is no checkpoint yet: from the beginning"
@@ -124,7 +142,7 @@ class Keeper:
         with complete_or_absent(self.run_dir / "checkpoints" / f"step-{step:06d}") as aside:
             write_model(self.learner, self.encoder.tokenizer, aside, self.ends)
             self.learner.save_state("model", aside.absolute() / "learner" / "model")
-            self._sign(aside, {"step": step, "member": self.member, "found": dict(found)})
+            self._sign(aside, Halfway(step, self.member, dict(found)))
         prune(self.run_dir, step, last=KEPT, best=0, values={})
 
     def keep_member(self, step: int, said: Mapping[str, Array]) -> Path:
@@ -140,7 +158,7 @@ class Keeper:
         with complete_or_absent(folder) as aside:
             write_model(self.learner, self.encoder.tokenizer, aside / "model", self.ends)
             save_file({name: np.ascontiguousarray(each) for name, each in said.items()}, aside / SAID)
-            self._sign(aside, {"step": step, "parameters": self.learner.num_parameters})
+            self._sign(aside, Trained(step, self.learner.num_parameters))
         return folder
 
     def save(self, folder: Path) -> None:
@@ -148,8 +166,8 @@ class Keeper:
         with complete_or_absent(folder) as aside:
             write_model(self.learner, self.encoder.tokenizer, aside, self.ends)
 
-    def _sign(self, folder: Path, state: Mapping[str, object]) -> None:
-        (folder / STATE).write_text(as_exact_json(state, STATE))
+    def _sign(self, folder: Path, state: Halfway | Trained) -> None:
+        (folder / STATE).write_text(as_exact_json(dataclasses.asdict(state), STATE))
         (folder / SETTINGS).write_text(dump(self.config))
         shutil.copyfile(self.run_dir / INPUTS, folder / INPUTS)
 
@@ -172,7 +190,7 @@ def read_said(member: Path) -> dict[str, Array]:
 
 def parameters_of(member: Path) -> int:
     """How many parameters a trained member has."""
-    return int(_state(member)["parameters"])
+    return read_as(Trained, member / STATE).parameters
 
 
 def _members(config: Job, run_dir: Path, damage: list[str]) -> tuple[Path, ...]:
@@ -191,15 +209,6 @@ def _whole(folder: Path, damage: list[str]) -> bool:
         damage.append(str(error))
         return False
     return True
-
-
-def _state(folder: Path) -> dict[str, Any]:
-    """What `_sign` wrote of a checkpoint, or of a member."""
-    found: Any = json.loads((folder / STATE).read_bytes())
-    expected = {"step", "parameters"} if folder.parent.name == MEMBERS else {"step", "member", "found"}
-    if not isinstance(found, dict) or found.keys() != expected:
-        raise ModelError(f"{folder / STATE}: not what this version writes: {shown(found)}; expected {sorted(expected)}")
-    return found
 
 
 def _check_origin(config: Job, folder: Path) -> None:

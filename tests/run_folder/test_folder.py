@@ -208,5 +208,5 @@ def test_passages_survive_and_damaged_ones_are_named(tmp_path: Path) -> None:
         ("U", [], "<svg/>"),
     ]
     (tmp_path / "sections.json").write_text('[{"titel": "T"}]')
-    with pytest.raises(DataError, match="sections.json: not what a stage writes"):
+    with pytest.raises(DataError, match="sections.json: not what this version writes"):
         read_passages(tmp_path)

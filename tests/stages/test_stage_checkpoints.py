@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_dist.checkpoint import complete_or_absent
 from rlhf_dist.config import DPOConfig, RewardConfig, SFTConfig, keys, override
-from rlhf_dist.errors import ConfigError, ModelError
+from rlhf_dist.errors import ConfigError, DataError, ModelError
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.stages.changes import SUPERVISED
@@ -145,5 +145,5 @@ def test_a_checkpoint_of_another_version_is_refused_by_name(config: RewardConfig
     with complete_or_absent(folder) as aside:
         (aside / "learner").mkdir()
         (aside / "state.json").write_text('{"steps": 2}')
-    with pytest.raises(ModelError, match=r"step-000002/state.json: not what this version writes: .*'steps': 2"):
+    with pytest.raises(DataError, match=r"step-000002/state.json: not what this version writes: step is .*'steps': 2"):
         newest(config, Path(config.run_dir))
