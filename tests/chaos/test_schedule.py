@@ -28,7 +28,13 @@ def test_a_run_gets_over_one_fault_before_the_next() -> None:
 
 def test_what_the_run_can_mend_must_not_end_it() -> None:
     may_end = {fault.kind: fault.may_end for fault in schedule(KINDS, len(KINDS), gap=4, seed=0)}
-    assert may_end["kill learner"] == may_end["stop store"] == may_end["server busy"] == frozenset()
+    assert (
+        may_end["kill learner"]
+        == may_end["stop store"]
+        == may_end["kill raylet"]
+        == may_end["server busy"]
+        == frozenset()
+    )
     assert may_end["kill driver"] == may_end["flip checkpoint"] == {-9}
     assert may_end["end driver"] == {143}
     assert may_end["server nan"] == {3}

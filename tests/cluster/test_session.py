@@ -43,3 +43,7 @@ def test_a_run_that_goes_on_is_not_started_again(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(session, "runs_on_cluster", lambda *_: next(found))
     session.check_alone("rlhf/demo-012abc")  # one that has just been killed
     assert waited == [0.5]
+
+
+def test_only_a_cluster_that_was_started_here_is_started_anew() -> None:
+    assert not session.start_anew()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SHORT = ("kill rollout", "stop reward", "kill learner", "server busy")
+SHORT = ("kill rollout", "stop reward", "kill learner", "kill gcs", "server busy")
 """A death or a hang of each kind of process whose loss is got over differently, and the server. All kinds are in the soak."""
 
 

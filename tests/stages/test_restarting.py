@@ -4,7 +4,16 @@ from pathlib import Path
 import pytest
 
 from rlhf_dist.config import SFTConfig
-from rlhf_dist.errors import NumbersError, RlhfDistError, StorageError, WaitTimeout, WorkerDied, WorkerLost
+from rlhf_dist.errors import (
+    ClusterLost,
+    EnvironmentProblem,
+    NumbersError,
+    RlhfDistError,
+    StorageError,
+    WaitTimeout,
+    WorkerDied,
+    WorkerLost,
+)
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.stages.restarting import restarting
@@ -44,3 +53,30 @@ def test_it_is_given_up_after_so_many_restarts_and_at_once_for_what_would_only_h
     for kind in (WorkerDied, NumbersError, StorageError):
         with pytest.raises(kind):
             run(tmp_path, 3, [kind("x")])
+
+
+def test_a_cluster_of_our_own_that_dies_is_started_anew_and_anothers_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On real Ray: chaos in tests/integration/test_chaos.py."""
+    states: list[str] = []
+
+    def started(ours: bool) -> bool:
+        states.append(json.loads((tmp_path / "status.json").read_text())["state"])
+        return ours
+
+    monkeypatch.setattr("rlhf_dist.stages.restarting.start_anew", lambda: started(True))
+    assert run(tmp_path, 1, [ClusterLost("Ray's raylet died while learning")]) == [3, 10]
+    assert states == ["restarting"], "it is said before a new one is started"
+    with pytest.raises(ClusterLost, match=r"^Ray's raylet died$"):
+        run(tmp_path, 0, [ClusterLost("Ray's raylet died")])
+    monkeypatch.setattr("rlhf_dist.stages.restarting.start_anew", lambda: started(False))
+    with pytest.raises(ClusterLost, match=r"^Ray's head node is gone$"):
+        run(tmp_path, 3, [ClusterLost("Ray's head node is gone")])
+
+    def refuse() -> bool:
+        raise EnvironmentProblem("Ray did not start on this machine: no space left")
+
+    monkeypatch.setattr("rlhf_dist.stages.restarting.start_anew", refuse)
+    with pytest.raises(ClusterLost, match="^Ray's raylet died, and a new cluster cannot be started: Ray did not start"):
+        run(tmp_path, 3, [ClusterLost("Ray's raylet died")])
