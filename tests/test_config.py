@@ -203,8 +203,22 @@ def test_missing_keys_and_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(ConfigError, match="found list; expected a mapping"):
         load(PPOConfig, tmp_path / "list.yaml")
-    (tmp_path / "bad.yaml").write_text("a: [\n")
-    with pytest.raises(ConfigError, match="not valid YAML"):
+
+
+BAD_YAML = {
+    b"a: [\n": "not valid YAML",
+    b"\xffa: 1": "not valid YAML",
+    b"a: 2020-99-99": "not valid YAML: month must be",
+    b"[" * 3000: "nested too deep",
+    b"learner:\n  ranks: 1\n  ranks: 2": "`ranks` is there twice\n.*line 3",
+    b"a: !!python/object/apply:os.getcwd []": "not valid YAML",
+}
+
+
+@pytest.mark.parametrize("text", BAD_YAML)
+def test_what_yaml_cannot_be_is_one_message_with_the_files_name(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match=f"bad.yaml: .*{BAD_YAML[text]}"):
         load(PPOConfig, tmp_path / "bad.yaml")
 
 

@@ -5,7 +5,7 @@ Imports neither torch, ray nor vllm, so that `--help` and validation answer at o
 
 from rlhf_dist.config.chaos import Chaos, ChaosConfig
 from rlhf_dist.config.evaluation import EvaluateConfig
-from rlhf_dist.config.files import dump, flat, keys, load, override
+from rlhf_dist.config.files import dump, flat, keys, load, override, read_yaml
 from rlhf_dist.config.job import Job, ScoringJob
 from rlhf_dist.config.method import Clip, Gae, LeaveOneOut
 from rlhf_dist.config.pipeline import EmbeddedTask, ModelShape, PipelineConfig
@@ -103,4 +103,5 @@ __all__ = [
     "keys",
     "load",
     "override",
+    "read_yaml",
 ]

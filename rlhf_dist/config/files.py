@@ -36,7 +36,7 @@ def load(kind: type[C], path: Path, overrides: list[str] | None = None) -> C:
     Raises:
         ConfigError: names the file (or the override), the key, what was found and what was expected.
     """
-    tree = _read_yaml(path)
+    tree = read_yaml(path)
     _move(tree)
     alone = copy.deepcopy(tree)
     for override in overrides or []:
@@ -107,13 +107,19 @@ def _check_effect(config: BaseModel, written: Mapping[str, Any], where: str) -> 
                 raise ConfigError(f"{where}: `{key}` is {value!r}, which has no effect here; {instead}")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as it stands there, unchecked.
+
+    Raises:
+        ConfigError: names the file, and the line where YAML goes wrong.
+    """
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file; expected a YAML file")
     try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    tree = _parsed(data, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: found {type(tree).__name__}; expected a mapping of settings")
     return tree
@@ -152,10 +158,31 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(branch, dict):
             raise ConfigError(f"--set {override}: {parent} is a value, not a section")
         tree = branch
+    tree[leaf] = _parsed(value, f"--set {override}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else ""
+            if name in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key `{name}` is there twice", problem_mark=key.start_mark)
+            seen.add(name or str(id(key)))
+        return super().construct_mapping(node, deep)
+
+
+def _parsed(data: bytes | str, where: str) -> Any:
+    """A YAML document."""
     try:
-        tree[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: {value!r} is not valid YAML: {error}") from None
+        return yaml.load(data, _Loader)
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deep to read; expected sections of settings") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+        raise ConfigError(f"{where}: not valid YAML: {error}") from None
 
 
 def _explain(kind: type[BaseModel], path: Path, item: Any) -> str:

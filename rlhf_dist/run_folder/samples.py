@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlhf_dist.config import read_yaml
 from rlhf_dist.errors import DataError
 from rlhf_dist.run_folder.names import CONFIG, POLICY, experience_files
 from rlhf_dist.store.kept import read_kept
@@ -70,6 +70,5 @@ def _token_table(row: Row, log_probs: Array, reference: Array, tokenizer: Any) -
 def _tokenizer(run: Path) -> Any:
     from rlhf_dist.models import load_tokenizer
 
-    config = yaml.safe_load((run / CONFIG).read_text())
     own = run / POLICY
-    return load_tokenizer(str(own) if own.is_dir() else config["policy"])
+    return load_tokenizer(str(own) if own.is_dir() else read_yaml(run / CONFIG)["policy"])
