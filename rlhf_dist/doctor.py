@@ -262,7 +262,7 @@ def ray_token() -> Finding:
         return Finding("ray token", "ok", str(path))
     if os.environ.get("RAY_ADDRESS", "local") != "local":
         return Finding("ray token", "problem", f"no {path}", "copy the head node's token there, with mode 600")
-    return Finding("ray token", "ok", "none yet; Ray makes one with the first cluster")
+    return Finding("ray token", "ok", "none yet; the first run makes one that only you can read")
 
 
 def dangerous_variables() -> Iterator[Finding]:

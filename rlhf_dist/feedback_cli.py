@@ -90,13 +90,11 @@ def invite(
     base_url: Annotated[str, typer.Option(help="how people reach the page")] = "http://127.0.0.1:8000",
 ) -> None:
     """Make an invitation link. It is printed once and kept nowhere."""
-    from sqlalchemy.orm import Session
-
     from rlhf_dist.feedback import people
-    from rlhf_dist.feedback.database import open_database
+    from rlhf_dist.feedback.database import open_database, transaction
     from rlhf_dist.feedback.serve import database_url
 
-    with Session(open_database(database_url(run_or_file, database))) as session, session.begin():
+    with transaction(open_database(database_url(run_or_file, database))) as session:
         token = people.invite(session, name, supervisor=supervisor)
     print(f"{name}: {base_url.rstrip('/')}/join/{token}")
 
@@ -109,14 +107,12 @@ def export(
     database: Database = None,
 ) -> None:
     """Write all judgements that stand, gold questions left out, one row each."""
-    from sqlalchemy.orm import Session
-
-    from rlhf_dist.feedback.database import Judgement, open_database
+    from rlhf_dist.feedback.database import Judgement, open_database, transaction
     from rlhf_dist.feedback.exchange import exported, write_rows
     from rlhf_dist.feedback.serve import database_url
 
     check_writable(out.parent, HINT)
-    with Session(open_database(database_url(run_or_file, database))) as session:
+    with transaction(open_database(database_url(run_or_file, database))) as session:
         rows = exported(session.query(Judgement).order_by(Judgement.id), form=form)
     write_rows(out, rows)
     print(f"{len(rows)} judgements in {out}")
@@ -141,13 +137,12 @@ def import_(
 def report(run_or_file: RunOrFile, database: Database = None) -> None:
     """Print progress, annotators' agreement and reliability, and win rates with 95% intervals."""
     from rich.console import Console
-    from sqlalchemy.orm import Session
 
-    from rlhf_dist.feedback.database import open_database
+    from rlhf_dist.feedback.database import open_database, transaction
     from rlhf_dist.feedback.serve import database_url
     from rlhf_dist.feedback.supervision import everything, overview
     from rlhf_dist.feedback.supervision_view import show_overview
 
-    with Session(open_database(database_url(run_or_file, database))) as session:
+    with transaction(open_database(database_url(run_or_file, database))) as session:
         found = everything(session)
     show_overview(Console(), overview(found))

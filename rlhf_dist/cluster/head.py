@@ -16,6 +16,8 @@ from rlhf_dist.cluster.rendezvous import knock
 KNOCK_S = 2.0
 KNOCKS = 3
 """So often in a row the head of another machine must be silent to count as gone."""
+END_S = 5.0
+"""Granted to what is killed to be gone."""
 VITAL = ("gcs_server", "raylet")
 _silent = 0
 
@@ -64,6 +66,8 @@ def _end_orphans(session: str) -> None:
             ours = process.name().startswith("ray::") and process.uids().real == os.getuid()
             if ours and any(file.path.startswith(session) for file in process.open_files()):
                 process.kill()
+    # Ray makes this process the parent of orphans, so they wait for it to take note of their end.
+    psutil.wait_procs([each for each in psutil.Process().children() if each.name().startswith("ray")], timeout=END_S)
 
 
 def _answers(address: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,12 +16,13 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from rlhf_dist.errors import DataError
+from rlhf_dist.errors import DataError, StorageError
 from rlhf_dist.feedback import assignment, exchange, people
-from rlhf_dist.feedback.database import Judgement, Task, Visit
+from rlhf_dist.feedback.database import Judgement, Task, Visit, transaction
 from rlhf_dist.feedback.differences import differences
 from rlhf_dist.feedback.supervision import everything, overview
 
+log = logging.getLogger(__name__)
 COOKIE = "feedback"
 COOKIE_DAYS = 90
 FOLDER = Path(__file__).parent / "page"
@@ -58,22 +60,12 @@ def make_app(engine: Engine, *, hosts: list[str] | None = None) -> FastAPI:
     app.middleware("http")(_guarded)
     app.add_exception_handler(NotInvited, _not_invited)
     app.add_exception_handler(DataError, _not_understood)
+    app.add_exception_handler(StorageError, _not_stored)
     app.include_router(routes)
     return app
 
 
 routes = APIRouter()
-
-
-@contextmanager
-def transaction(request: Request) -> Iterator[Session]:
-    """A session whose work is committed at the block's end, and undone if it raises.
-
-    It is opened and closed within one call of a route, so on one thread: were it a dependency, a request that holds the
-    database could wait for a thread while all threads wait for the database.
-    """
-    with Session(request.app.state.engine, expire_on_commit=False) as session, session.begin():
-        yield session
 
 
 @contextmanager
@@ -88,7 +80,7 @@ def visiting(request: Request, *, csrf: str | None = None, supervises: bool = Fa
     Raises:
         NotInvited: a stranger, a form that we did not give to this browser, or no supervisor.
     """
-    with transaction(request) as session:
+    with transaction(request.app.state.engine) as session:
         visit = people.visit_of(session, request.cookies.get(COOKIE))
         if visit is None:
             raise NotInvited("This page is by invitation. Please open the link that you were sent.")
@@ -114,7 +106,7 @@ def keys() -> FileResponse:
 @routes.get("/join/{token}")
 def join(token: str, request: Request) -> Response:
     """Take an invitation."""
-    with transaction(request) as session:
+    with transaction(request.app.state.engine) as session:
         entered = people.enter(session, token, request.cookies.get(COOKIE))
     if entered is None:
         raise NotInvited("This invitation is not known, or a newer one took its place. Please ask for a new link.")
@@ -231,6 +223,12 @@ async def _guarded(request: Request, call_next: Callable[[Request], Awaitable[Re
 
 def _not_invited(_: Request, error: Exception) -> Response:
     return _page("message", {"title": "Not invited", "text": str(error)}, status=403)
+
+
+def _not_stored(_: Request, error: Exception) -> Response:
+    log.error("%s", error)
+    text = "Nothing was stored, because the page's database takes nothing at the moment. Please go back, keep what you wrote, "
+    return _page("message", {"title": "Not stored", "text": f"{text}and tell your supervisor."}, status=503)
 
 
 def _not_understood(_: Request, error: Exception) -> Response:

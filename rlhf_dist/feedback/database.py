@@ -5,16 +5,19 @@ A judgement is one committed transaction. Nothing is ever deleted: undoing a jud
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, ForeignKey, Index, create_engine, event, text
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.pool import QueuePool
 
-from rlhf_dist.errors import EnvironmentProblem
+from rlhf_dist.errors import EnvironmentProblem, StorageError
 
 OPEN = "gold IS NULL AND done < needed"
 BUSY_S = 30
@@ -159,6 +162,26 @@ def open_database(url: str) -> Engine:
         place = f"database {url}: {first}" if "://" in url else "database: what was given is no URL"
         raise EnvironmentProblem(f"{place}; expected a URL of SQLAlchemy's that answers") from None
     return engine
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Session]:
+    """A session whose work is committed at the block's end, and undone if it raises.
+
+    Within a route it is opened and closed in one call, so on one thread: were it a dependency, a request that holds the database
+    could wait for a thread while all threads wait for the database.
+
+    Raises:
+        StorageError: the database does not take or give anything: its disk is full, it is damaged, or it is gone.
+    """
+    try:
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            yield session
+    except (DatabaseError, PoolTimeout) as error:
+        if isinstance(error, (IntegrityError, ProgrammingError)):
+            raise  # ours to mend
+        said = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise StorageError(f"database {engine.url}: {said}") from error
 
 
 def sqlite_url(file: Path) -> str:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Engine, select
-from sqlalchemy.orm import Session
 
 from rlhf_dist.errors import DataError, EnvironmentProblem
-from rlhf_dist.feedback.database import Annotator, open_database, sqlite_url
+from rlhf_dist.feedback.database import Annotator, open_database, sqlite_url, transaction
 from rlhf_dist.feedback.people import invite
 from rlhf_dist.feedback.task_files import load_tasks, read_tasks
 from rlhf_dist.secrets import masked
@@ -64,7 +63,7 @@ def open_feedback(run_or_file: Path, url: str | None, *, overlap: int, annotator
     rows = read_tasks(str(file))
     found = database_url(run_or_file, url)
     engine = open_database(found)
-    with Session(engine) as session, session.begin():
+    with transaction(engine) as session:
         new = load_tasks(session, rows, overlap=overlap)
         known = set(session.scalars(select(Annotator.name)))
         wanted = [(name, False) for name in annotators] + ([("supervisor", True)] if not known else [])

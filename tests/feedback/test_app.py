@@ -11,11 +11,11 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from rlhf_dist.errors import DataError, EnvironmentProblem
+from rlhf_dist.errors import DataError, EnvironmentProblem, StorageError
 from rlhf_dist.feedback import exchange
 from rlhf_dist.feedback.app import make_app
 from rlhf_dist.feedback.assignment import is_flipped
-from rlhf_dist.feedback.database import Annotator, Judgement, Task, Visit, open_database
+from rlhf_dist.feedback.database import Annotator, Judgement, Task, Visit, open_database, transaction
 from rlhf_dist.feedback.differences import differences
 from rlhf_dist.feedback.serve import open_feedback
 from rlhf_dist.feedback.supervision import everything, overview
@@ -316,3 +316,27 @@ def test_differences_join_to_the_texts(first: str, second: str) -> None:
     assert "".join(text for text, _ in right) == second
     if first == second:
         assert not any(differs for _, differs in left)
+
+
+def test_on_a_full_disk_nothing_is_lost_and_it_is_said(opened: tuple[Engine, dict[str, str]]) -> None:
+    engine, tokens = opened
+    page = Page(engine, tokens["ann"])
+    shown = page.response
+
+    def room(pages: int) -> None:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+
+    room(1)  # it keeps what it has, and gets no more
+    assert page.send("a", comment="c" * 5_000).status_code == 503
+    assert "Not stored" in page.text
+    with (
+        pytest.raises(StorageError, match=r"database sqlite:.*: database or disk is full"),
+        transaction(engine) as session,
+    ):
+        session.add(Annotator(name="n" * 100_000, supervisor=False, token_hash="t"))
+    room(1_000_000)
+    page.response = shown
+    assert page.send("a", comment="c" * 5_000).status_code == 200
+    with Session(engine) as session:
+        assert [len(each.comment) for each in session.scalars(select(Judgement))] == [5_000]
