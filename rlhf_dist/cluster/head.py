@@ -67,7 +67,8 @@ def _end_orphans(session: str) -> None:
             if ours and any(file.path.startswith(session) for file in process.open_files()):
                 process.kill()
     # Ray makes this process the parent of orphans, so they wait for it to take note of their end.
-    psutil.wait_procs([each for each in psutil.Process().children() if each.name().startswith("ray")], timeout=END_S)
+    with suppress(psutil.Error):
+        psutil.wait_procs([each for each in psutil.Process().children() if each.name().startswith("ray")], timeout=END_S)
 
 
 def _answers(address: str) -> str | None:
