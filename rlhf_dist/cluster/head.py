@@ -68,7 +68,9 @@ def _end_orphans(session: str) -> None:
                 process.kill()
     # Ray makes this process the parent of orphans, so they wait for it to take note of their end.
     with suppress(psutil.Error):
-        psutil.wait_procs([each for each in psutil.Process().children() if each.name().startswith("ray")], timeout=END_S)
+        psutil.wait_procs(
+            [each for each in psutil.Process().children() if each.name().startswith("ray")], timeout=END_S
+        )
 
 
 def _answers(address: str) -> str | None:

@@ -28,8 +28,9 @@ def load_tokenizer(path: str, *, ends: bool = True) -> Any:
     folder = resolve(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot read its tokenizer: {error}") from error
+    except Exception as error:  # files from outside may be wrong in any way
+        what = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        raise ModelError(f"{path}: cannot read its tokenizer: {what}{error}") from error
     if ends and tokenizer.eos_token_id is None:
         raise ModelError(f"{path}: its tokenizer has no eos_token; expected one, since answers end with it")
     return tokenizer

@@ -48,11 +48,12 @@ def follow(run: str, *, address: str, once: bool) -> None:
 def read_status(run: Path) -> dict[str, Any]:
     """What the run's process told last; `gone` if that process ended without a word, as far as this machine knows."""
     alive = is_held(run)  # asked first: what ends afterwards has told so before
-    status = {"run": run.name, "iteration": 0, "iterations": 0, "updated": (run / STATUS).stat().st_mtime}
+    status = {"run": run.name, "iteration": 0, "iterations": 0, "updated": 0.0}
     try:
+        status["updated"] = (run / STATUS).stat().st_mtime
         status |= json.loads((run / STATUS).read_bytes())
         over, here = status["state"] in OVER, status["host"] == socket.gethostname()
-    except (ValueError, TypeError, KeyError):  # a power cut may leave an empty file
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # a power cut may leave an empty file
         return status | {"state": GONE, "error": f"{run / STATUS} is damaged; expected JSON with a state"}
     if over or alive or not here:
         return status

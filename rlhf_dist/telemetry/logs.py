@@ -119,7 +119,7 @@ def _line_of(file: Path, line: bytes) -> dict[str, Any]:
 def read_new(folder: Path, offsets: dict[Path, int]) -> Iterator[dict[str, Any]]:
     """Whole lines that were added to any log file since the offsets, oldest first; moves the offsets on."""
     lines = []
-    for file in sorted(folder.glob("*.jsonl")):
+    for file in filter(os.path.isfile, sorted(folder.glob("*.jsonl"))):
         with file.open("rb") as stream:
             stream.seek(offsets.get(file, 0))
             chunk = stream.read()

@@ -16,6 +16,7 @@ from rlhf_dist.run_folder.console import COLUMNS
 from rlhf_dist.run_folder.lock import locked
 from rlhf_dist.run_folder.log_view import show_logs
 from rlhf_dist.run_folder.status import read_status, render
+from rlhf_dist.telemetry.logs import read_new
 
 
 def as_text(status: dict[str, Any]) -> str:
@@ -64,13 +65,20 @@ def test_a_run_whose_process_is_gone_is_not_said_to_go_on(tmp_path: Path) -> Non
     assert "ago by elsewhere, process 7" in as_text(away)
 
 
-@pytest.mark.parametrize("damaged", ["", "\x00\x00", "[]", '{"state": "tr'])
+@pytest.mark.parametrize("damaged", ["", "\x00\x00", "[]", '{"state": "tr', "[" * 100_000])
 def test_a_status_that_a_power_cut_damaged_is_that_of_a_run_that_is_gone(damaged: str, tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text(damaged)
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "store.jsonl").write_text('{"time": "", "actor": "store", "message": "x"}\ntorn{"time\n')
     assert read_status(tmp_path)["state"] == "gone"
     assert "damaged" in as_text(read_status(tmp_path))
+
+
+def test_what_is_no_file_is_a_damaged_status_and_no_log(tmp_path: Path) -> None:
+    (tmp_path / "status.json").mkdir()
+    (tmp_path / "logs" / "store.jsonl").mkdir(parents=True)
+    assert read_status(tmp_path)["state"] == "gone"
+    assert list(read_new(tmp_path / "logs", {})) == []
     show_logs(tmp_path, follow=True, actor=None, as_json=False)
 
 
