@@ -7,21 +7,29 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 560, 230
+SMALLEST, LARGEST = 1e-290, 1e290
+"""What is nearer to 0 is drawn at 0, what is larger at the edge."""
+SAME = 1e-12
+"""Part of themselves by which two values differ that are drawn as one."""
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 30
 PALETTE = ("c1", "c2", "c3", "c4", "c5", "c6")
 """CSS classes of the series; the page gives them colours for light and dark."""
 
 
 def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
-    """Round values that cover [low, high] in steps of 1, 2 or 5 times a power of ten (Heckbert 1990, "Nice numbers")."""
-    if high <= low:
-        high = low + (abs(low) or 1.0)
+    """Round values that cover [low, high] in steps of 1, 2 or 5 times a power of ten (Heckbert 1990, "Nice numbers").
+
+    Two ends that a float can hardly tell apart are one value.
+    """
+    if high - low <= max(SMALLEST, SAME * abs(low)):
+        high = low + (abs(low) if abs(low) > SMALLEST else 1.0)
     raw = (high - low) / max(1, count - 1)
-    power = 10.0 ** math.floor(math.log10(raw))
+    digits = -math.floor(math.log10(raw))
+    power = 10.0**-digits
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first = math.floor(low / step)
     last = math.ceil(high / step)
-    return [round(number * step, 10) for number in range(first, last + 1)]
+    return [round(number * step, digits) for number in range(first, last + 1)]
 
 
 def smoothed(values: Sequence[float], *, weight: float = 0.6) -> list[float]:
@@ -114,11 +122,15 @@ def _styles(count: int) -> list[str]:
     return [PALETTE[number % len(PALETTE)] for number in range(count)]
 
 
+def _within(value: float) -> float:
+    return min(max(value, -LARGEST), LARGEST)
+
+
 class _Frame:
     """Axes and the mapping from values to pixels."""
 
     def __init__(self, xs: Sequence[float], low: float, high: float, *, bars: bool = False) -> None:
-        self.y_ticks = ticks(low, high)
+        self.y_ticks = ticks(_within(low), _within(high))
         self.low, self.high = self.y_ticks[0], self.y_ticks[-1]
         spread = (max(xs) - min(xs)) or 1.0
         self.slot = (WIDTH - LEFT - RIGHT) / (spread + 1)
@@ -130,7 +142,7 @@ class _Frame:
         return LEFT + (value - self.first) / (self.last - self.first) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        return HEIGHT - BOTTOM - (value - self.low) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
+        return HEIGHT - BOTTOM - (_within(value) - self.low) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
 
     def path(self, xs: Sequence[float], values: Sequence[float]) -> str:
         return "M" + "L".join(f"{self.x(x):.1f},{self.y(v):.1f}" for x, v in zip(xs, values, strict=True))

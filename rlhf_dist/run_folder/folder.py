@@ -16,11 +16,11 @@ from typing import Any
 from rich.markup import escape
 
 from rlhf_dist.config import dump
-from rlhf_dist.errors import ConfigError, StorageError
+from rlhf_dist.errors import ConfigError, RlhfDistError, StorageError
 from rlhf_dist.files import as_json, readable_rows, sweep, write_json_lines, write_text
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.lock import LOCK, is_held, locked
-from rlhf_dist.run_folder.names import CONFIG, METRICS, STATUS, SUMMARY
+from rlhf_dist.run_folder.names import CONFIG, METRICS, REPORT, STATUS, SUMMARY
 from rlhf_dist.run_folder.passages import Passage, write_passages
 from rlhf_dist.secrets import masked
 from rlhf_dist.stopping import stop_of
@@ -215,8 +215,6 @@ class RunFolder:
 
     def finish(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Close the trackers, and write summary and report."""
-        from rlhf_dist.run_folder.report import write_report
-
         with self.told_of_failure():
             self._close_trackers()
             summary = {
@@ -228,12 +226,24 @@ class RunFolder:
                 "versions": versions(),
             }
             summary["seconds"] = {**facts.get("seconds", {}), "total": self._earlier_s + time.time() - self._started}
-            write_report(self.path, summary)
+            self._try_report(summary)
             write_text(
                 self.path / SUMMARY, as_json(summary, indent=2)
             )  # by which a pipeline knows that the stage is done
             self.tell("finished")
         return summary
+
+    def _try_report(self, summary: dict[str, Any]) -> None:
+        """Write the report; what goes wrong in drawing it costs the report only, since all work is done by now."""
+        from rlhf_dist.run_folder.report import write_report
+
+        try:
+            write_report(self.path, summary)
+        except RlhfDistError:
+            raise
+        except Exception as error:
+            log.exception("the report was not written")
+            self.note(f"there is no {REPORT}: {type(error).__name__}: {error}")
 
     def _close_trackers(self) -> None:
         for tracker in self._trackers:

@@ -12,7 +12,7 @@ from rlhf_dist.files import written_aside
 def make_policy(shape: ModelShape, tokenizer: Any, folder: Path, *, seed: int) -> None:
     """Write a small Llama with random weights and its tokenizer."""
     import torch
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -32,6 +32,9 @@ def make_policy(shape: ModelShape, tokenizer: Any, folder: Path, *, seed: int) -
     )
     with written_aside(folder) as aside:
         llama.save_pretrained(aside)
-        # The model's own save_pretrained imports DeepSpeed, for seconds and with a warning.
-        save_model(LlamaForCausalLM(llama), str(aside / "model.safetensors"), metadata={"format": "pt"})
+        # The model's own save_pretrained imports DeepSpeed, for seconds and with a warning. It writes what is tied once, too.
+        weights = {
+            name: each for name, each in LlamaForCausalLM(llama).state_dict().items() if name != "lm_head.weight"
+        }
+        save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
         tokenizer.save_pretrained(aside)

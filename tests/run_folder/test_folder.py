@@ -210,3 +210,16 @@ def test_passages_survive_and_damaged_ones_are_named(tmp_path: Path) -> None:
     (tmp_path / "sections.json").write_text('[{"titel": "T"}]')
     with pytest.raises(DataError, match="sections.json: not what this version writes"):
         read_passages(tmp_path)
+
+
+def test_a_report_that_cannot_be_drawn_costs_the_report_only(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("float division by zero")
+
+    monkeypatch.setattr("rlhf_dist.run_folder.report.write_report", fail)
+    folder.finish({"steps": 1})
+    assert status(folder)["state"] == "finished"
+    (note,) = json.loads((folder.path / "summary.json").read_text())["notes"]
+    assert note == "there is no report.html: ZeroDivisionError: float division by zero"

@@ -1,10 +1,13 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlhf_dist.errors import DataError
-from rlhf_dist.run_folder.charts import line_chart, smoothed, stacked_bars, ticks
+from rlhf_dist.run_folder.charts import curves, line_chart, smoothed, stacked_bars, ticks
 from rlhf_dist.run_folder.report import write_report
 
 SUMMARY = {
@@ -90,3 +93,18 @@ def test_smoothing_starts_at_the_first_value_and_keeps_constants() -> None:
 def test_charts_of_one_point_are_drawn_and_named() -> None:
     assert 'aria-label="KL: from 2' in line_chart("KL", [1], [2.0])
     assert stacked_bars("Time", [1], {"gen": [1.0], "update": [2.0]}).count("<rect") == 2
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=6))
+def test_every_finite_figure_can_be_drawn(values: list[float]) -> None:
+    """A loss of 1e-30, figures that differ in their last bit, and 1e308."""
+    xs = [*range(len(values))]
+    for drawn in (line_chart("a", xs, values), curves("b", {"c": (xs, values)})):
+        places = re.findall(r' (?:cx|cy|x|y|y1|d)="([^"]*)"', drawn)
+        assert places
+        assert not any("nan" in each or "inf" in each for each in places)
+
+
+def test_ticks_of_small_figures_are_told_apart() -> None:
+    assert ticks(0.0, 4e-30) == pytest.approx([0.0, 1e-30, 2e-30, 3e-30, 4e-30], rel=1e-6)
+    assert ticks(1e-12, 1e-12)[0] <= 1e-12 <= ticks(1e-12, 1e-12)[-1]
