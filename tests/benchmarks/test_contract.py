@@ -1,5 +1,6 @@
-"""The benchmarks keep their contract: `--help`, and a JSON file of one shape."""
+"""The benchmarks keep their contract: `--help`, a JSON file of one shape, and breaks of lines that are there."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -22,6 +23,7 @@ NAMES = (
     "faults",
     "resume_exact",
 )
+ROOT = FOLDER.parent
 SHAPE = {"name", "when", "machine", "figures", "rows"}
 
 
@@ -56,3 +58,11 @@ def test_committed_results_have_the_shape(name: str) -> None:
     record = json.loads((FOLDER / "results" / f"{name}.json").read_text())
     assert set(record) == SHAPE
     assert all(isinstance(value, (int, float)) for value in record["figures"].values())
+
+
+def test_every_break_is_of_a_line_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    breaks = importlib.import_module("breaks")
+    for each in breaks.BREAKS:
+        assert (ROOT / "rlhf_dist" / each.file).read_text().count(each.old) == 1, each.what
+        assert (ROOT / "tests" / each.tests.split("::")[0]).exists(), each.what
