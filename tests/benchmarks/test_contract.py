@@ -53,7 +53,7 @@ def test_gpu_without_a_card_checks_its_configuration_and_exits_0(
     assert record["figures"]["estimated_gib_learner"] > 1
 
 
-@pytest.mark.parametrize("name", [*NAMES, "soak"])
+@pytest.mark.parametrize("name", [*NAMES, "soak", "chaos"])
 def test_committed_results_have_the_shape(name: str) -> None:
     record = json.loads((FOLDER / "results" / f"{name}.json").read_text())
     assert set(record) == SHAPE
