@@ -5,12 +5,13 @@ import time
 from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import settings
 
-from tests.runs import Folders
+if TYPE_CHECKING:
+    from tests.runs import Folders
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
@@ -24,11 +25,15 @@ BEGAN = time.monotonic()
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """Numbers repeat, and the machine's cores are shared fairly."""
+    import torch
+
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> "Folders":
+    from tests.runs import Folders  # transformers, for seconds
+
     return Folders(tmp_path_factory.mktemp("models"))
 
 
