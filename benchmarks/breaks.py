@@ -587,6 +587,8 @@ def outcome(tests: Sequence[str], folder: Path) -> int:
     ]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode < 0:
+        return 1  # a crash is noticed, too
     if done.returncode not in (0, 1):
         raise SystemExit(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return done.returncode
@@ -604,6 +606,7 @@ def tried(each: Break, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     caught = outcome([each.tests], folder) == 1
     file.write_text(whole)
+    print(f"{'caught' if caught else 'SURVIVED'}: {each.what}", file=sys.stderr, flush=True)
     return {
         "break": each.what,
         "file": each.file,
