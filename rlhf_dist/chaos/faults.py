@@ -18,6 +18,8 @@ from rlhf_dist.chaos.sight import Sight, lives, until
 from rlhf_dist.checkpoint import newest_checkpoint
 from rlhf_dist.run_folder.names import METRICS
 
+ENGINE = "VLLM::"
+"""How the titles of the processes in which vLLM computes begin; it has helpers, too, that nobody waits for."""
 GONE_S = 60.0
 """Within which the actors have noticed that their driver was killed."""
 
@@ -62,7 +64,15 @@ def inject(fault: Fault, grounds: Grounds) -> Hit | None:
 
 
 def _engines(sight: Sight) -> list[psutil.Process]:
-    return [child for worker in sight.actors("rollout") for child in worker.children(recursive=True) if lives(child)]
+    children = [child for worker in sight.actors("rollout") for child in worker.children(recursive=True)]
+    return [child for child in children if lives(child) and _title(child).startswith(ENGINE)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _daemons(name: str, sight: Sight) -> list[psutil.Process]:

@@ -6,8 +6,11 @@ import multiprocessing
 import os
 import threading
 import time
+from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+
+import psutil
 
 from rlhf_dist.cluster.shared_memory import Ledger
 from rlhf_dist.errors import WorkerLost
@@ -18,6 +21,8 @@ NEWS_S = 1.0
 """A call that fails of a child's death may fail before the death is known here."""
 REAPED_S = 0.1
 """Of two threads that ask for an exit code at once one is told, and has written it down by then."""
+STOPPED_S = 5.0
+"""So long one may be stopped: by a debugger, a cgroup's freezer, a laptop's lid."""
 END_S = 5.0
 """Granted to killed children to be gone."""
 
@@ -35,6 +40,8 @@ class Children:
         self._living: dict[int, BaseProcess] = {}
         self._ledger = Ledger()
         self._poll_s = STARTING_POLL_S
+        self._stopped: dict[int, float] = {}
+        """Since when, on the monotonic clock."""
         self._lost, self._ending, self._over = threading.Event(), threading.Event(), threading.Event()
         self._cause = ""
         self._thread = threading.Thread(target=self._watch, name="engine-children", daemon=True)
@@ -85,6 +92,7 @@ class Children:
                 continue
             for gone in wait([process.sentinel for process in self._living.values()], timeout=self._poll_s):
                 self._is_gone(next(each for each in self._living.values() if each.sentinel == gone))
+            self._look_for_stopped()
 
     def _look(self) -> None:
         for process in multiprocessing.active_children():
@@ -93,6 +101,16 @@ class Children:
                 if self._over.is_set():
                     process.kill()
         self._ledger.note([os.getpid(), *self._living])
+
+    def _look_for_stopped(self) -> None:
+        """One that is stopped, and stays so, counts as dead: the others wait for it in a collective."""
+        now = time.monotonic()
+        stopped = {pid for pid in self._living if _is_stopped(pid)}
+        self._stopped = {pid: self._stopped.get(pid, now) for pid in stopped}
+        for pid, since in self._stopped.items():
+            if now - since > STOPPED_S and not self._ending.is_set():
+                self.give_up(f"the engine's process {self._living[pid].name} (pid {pid}) is stopped")
+                return
 
     def _is_gone(self, process: BaseProcess) -> None:
         """The first that died ends the others. One that raised while they started is no loss: it would raise again elsewhere."""
@@ -104,6 +122,12 @@ class Children:
         if not self._ending.is_set():
             known = "" if code is None else f", exit code {code}"
             self.give_up(f"the engine's process {process.name} (pid {process.pid}) died{known}")
+
+
+def _is_stopped(pid: int) -> bool:
+    with suppress(psutil.Error):
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    return False
 
 
 def _exit_code(process: BaseProcess) -> int | None:

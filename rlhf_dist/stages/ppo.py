@@ -22,7 +22,7 @@ from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.example_view import view
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.prompts import PromptSampler, read_prompts
-from rlhf_dist.errors import ClusterLost, ConfigError, DataError
+from rlhf_dist.errors import ClusterLost, ConfigError, DataError, WaitTimeout
 from rlhf_dist.evaluation.bands import LAST_AND_THIS as MOST_UNDONE
 from rlhf_dist.evaluation.before_after import Verdict, compare
 from rlhf_dist.learner.group import LearnerGroup
@@ -221,10 +221,11 @@ class _Going:
         self.folder.rewind(start.step)
         try:
             return self._wired(start)
-        except ClusterLost:
-            self.ends.close()
-            self.memory.clear()
+        except (ClusterLost, WaitTimeout) as error:
+            self.ends.close()  # after a wait that ran out nobody knows who hangs, so everybody is started anew
             self._stays = None
+            if isinstance(error, ClusterLost):
+                self.memory.clear()
             raise
 
     def _wired(self, start: _Start) -> tuple[str | None, Any]:

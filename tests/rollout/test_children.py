@@ -64,6 +64,20 @@ def test_the_death_of_one_is_told_and_takes_the_others_along(children: Children)
         children.check()
 
 
+def test_one_that_stays_stopped_counts_as_dead_and_takes_the_others_along(
+    children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlhf_dist.rollout.children.STOPPED_S", 0.5)
+    first, second = started(2)
+    known(children, 2)
+    children.are_complete()
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGSTOP)
+    with pytest.raises(WorkerLost, match=rf"\(pid {first.pid}\) is stopped"):
+        children.check(news_s=WAIT_S)
+    assert exit_code(first) == exit_code(second) == -signal.SIGKILL
+
+
 def test_a_stopped_one_is_killed_when_it_is_given_up(children: Children) -> None:
     (process,) = started(1)
     known(children, 1)
