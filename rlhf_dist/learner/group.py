@@ -301,8 +301,8 @@ class LearnerGroup:
 
     def snapshot(self) -> Snapshot:
         """Have every rank keep what its models are now, behind what it was asked before; nobody waits for it."""
-        calls = [rank.snapshot.options(num_returns=2).remote() for rank in self.ranks]
-        return Snapshot([table for table, _ in calls], [report for _, report in calls], time.monotonic())
+        tables = [rank.snapshot.remote() for rank in self.ranks]
+        return Snapshot(tables, [rank.snapshot_cost.remote() for rank in self.ranks], time.monotonic())
 
     def restore(self, snapshot: Snapshot) -> None:
         """Be as a snapshot of a group of the same layout says, which has the same models loaded."""

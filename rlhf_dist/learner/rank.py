@@ -22,6 +22,7 @@ from rlhf_dist.cluster.pulse import Beat
 from rlhf_dist.cluster.threads import device_of_this_process
 from rlhf_dist.config import PPO, Learner
 from rlhf_dist.data.packing import MicroBatch
+from rlhf_dist.errors import RunError
 from rlhf_dist.imports import import_deepspeed, import_transformers
 from rlhf_dist.learner.adapters import is_adapter, save_adapter
 from rlhf_dist.learner.example_batch import ExampleBatch, read_examples
@@ -34,6 +35,7 @@ from rlhf_dist.learner.recorder import Ranks
 from rlhf_dist.learner.rows import read_rows, to_experience
 from rlhf_dist.learner.saving import save_model
 from rlhf_dist.learner.shards import Shard
+from rlhf_dist.learner.snapshot import Cost
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PolicyModel, at_temperature, pack
 from rlhf_dist.models.wrapped import RowLayout
@@ -79,6 +81,8 @@ class LearnerRank:
         self.models: dict[str, TrainedModel] = {}
         self._door: rendezvous.Door | None = None
         self._publication: Publication | None = None
+        self._snapshot = Cost(0.0, 0)
+        """When it began, and its size."""
         device_of_this_process(settings.threads)
 
     def __repr__(self) -> str:
@@ -313,15 +317,26 @@ class LearnerRank:
         """Write what this rank needs to go on training the model: its share of the optimiser's state."""
         self.models[name].save_state(folder / f"rank-{self.rank}", share=(self.rank, self.ranks))
 
-    def snapshot(self) -> tuple[pa.Table, dict[str, float]]:
-        """All that changes while this rank trains its models, and what it cost: `seconds`, `bytes`, and when, `taken`."""
-        began = time.perf_counter()
+    def snapshot(self) -> pa.Table:
+        """All that changes while this rank trains its models."""
+        self._snapshot = Cost(time.perf_counter(), 0)
         with tracing.span("snapshot"):
             states = {name: model.state() for name, model in self.models.items()}
             table = encode_bucket(
                 (f"{name}/{key}", value) for name, state in states.items() for key, value in state.items()
             )
-        return table, {"seconds": time.perf_counter() - began, "bytes": float(table.nbytes)}
+        self._snapshot = self._snapshot._replace(num_bytes=table.nbytes)
+        return table
+
+    def snapshot_cost(self) -> Cost:
+        """What the last one has cost until now: asked right after it, most is Ray's copy into shared memory.
+
+        Raises:
+            RunError: it was not made.
+        """
+        if not self._snapshot.num_bytes:
+            raise RunError(f"learner-{self.rank}: the snapshot was not made")
+        return self._snapshot._replace(seconds=time.perf_counter() - self._snapshot.seconds)
 
     def restore(self, table: pa.Table) -> None:
         """Be as `snapshot` told, with the same models in the same layout; all ranks must call."""

@@ -11,9 +11,9 @@ class Cost(NamedTuple):
     """What a snapshot cost."""
 
     seconds: float
-    """Of the slowest rank."""
+    """Of the slowest rank, until it could do something else."""
     num_bytes: int
-    """Of all ranks together."""
+    """Of all ranks together, or of one."""
 
 
 @dataclass(frozen=True)
@@ -47,5 +47,5 @@ class Snapshot:
         """What a whole one has cost."""
         import ray
 
-        told = ray.get([*self.reports])
-        return Cost(max(each["seconds"] for each in told), int(sum(each["bytes"] for each in told)))
+        told: list[Cost] = ray.get([*self.reports])
+        return Cost(max(each.seconds for each in told), sum(each.num_bytes for each in told))
