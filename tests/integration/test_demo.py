@@ -122,16 +122,13 @@ def test_a_finished_demo_is_evaluated_against_its_start(demo: tuple[Path, str], 
     assert len((Path(asked.run_dir) / "answers.jsonl").read_text().splitlines()) == 16
 
 
-def test_answers_of_a_finished_demo_become_tasks_for_people_the_same_with_the_same_seed(
-    demo: tuple[Path, str], ray_session: None
-) -> None:
+def test_answers_of_a_finished_demo_become_tasks_for_people(demo: tuple[Path, str], ray_session: None) -> None:
     path, _ = demo
     file = path / "config.yaml"
     file.write_text(file.read_text().replace("engine: vllm", "engine: transformers"))
     tasks = sample(Wanted(path, against="sft", kind="comparison", prompts=8, seed=1))
     assert {task.source_a for task in tasks} | {task.source_b for task in tasks} == {"policy", "sft"}
     assert all(task.a != task.b for task in tasks)
-    assert sample(Wanted(path, against="sft", kind="comparison", prompts=8, seed=1)) == tasks
 
 
 def brevity(prompt: str, answer: str) -> float:

@@ -28,6 +28,8 @@ def cluster() -> Iterator[Slurm]:
         yield made
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_a_run_on_slurm_goes_on_after_a_requeue(cluster: Slurm, folders: Folders, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     cluster.environment |= {
