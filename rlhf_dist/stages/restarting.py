@@ -49,21 +49,25 @@ def restarting(config: Job, folder: RunFolder, attempt: Callable[[B], T], begin:
         try:
             return attempt(begin)
         except (ClusterLost, WorkerLost, WaitTimeout) as error:
-            if restart == config.restarts or not _is_replaceable(error, folder):
+            if not _may_go_on(error, folder, left=config.restarts - restart):
                 raise
             begin = again()
             folder.going_on(error, iteration=begin.step, restart=restart + 1, most=config.restarts)
     raise AssertionError("the last restart returns or raises")
 
 
-def _is_replaceable(loss: RunError, folder: RunFolder) -> bool:
-    """Whether there is a cluster to go on with; that it is gone is said at once, since to start another takes a while."""
+def _may_go_on(loss: RunError, folder: RunFolder, *, left: int) -> bool:
+    """Whether a restart is left, and a cluster to go on with; that Ray is gone is said at once: ending takes a while."""
     if not isinstance(loss, ClusterLost):
-        return True
+        return left > 0
     folder.listeners.clear()
-    folder.tell("restarting", cause=str(loss))
     log.warning("%s", loss)
-    try:
-        return start_anew()
-    except EnvironmentProblem as problem:
-        raise ClusterLost(f"{loss}, and a new cluster cannot be started: {problem}") from loss
+    if left:
+        folder.tell("restarting", cause=str(loss))
+        try:
+            if start_anew():
+                return True
+        except EnvironmentProblem as problem:
+            raise ClusterLost(f"{loss}, and a new cluster cannot be started: {problem}") from loss
+    folder.tell("failed", error=f"ClusterLost: {loss}")
+    return False

@@ -70,9 +70,11 @@ def test_a_cluster_of_our_own_that_dies_is_started_anew_and_anothers_ends_the_ru
     assert states == ["restarting"], "it is said before a new one is started"
     with pytest.raises(ClusterLost, match=r"^Ray's raylet died$"):
         run(tmp_path, 0, [ClusterLost("Ray's raylet died")])
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed", "at once, before Ray has ended"
     monkeypatch.setattr("rlhf_dist.stages.restarting.start_anew", lambda: started(False))
     with pytest.raises(ClusterLost, match=r"^Ray's head node is gone$"):
         run(tmp_path, 3, [ClusterLost("Ray's head node is gone")])
+    assert json.loads((tmp_path / "status.json").read_text())["error"] == "ClusterLost: Ray's head node is gone"
 
     def refuse() -> bool:
         raise EnvironmentProblem("Ray did not start on this machine: no space left")
