@@ -27,6 +27,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from rlhf_dist.feedback.database import Judgement, Task, open_database, sqlite_url
+from rlhf_dist.feedback.orders import as_text, order_of
 from rlhf_dist.feedback.serve import open_feedback
 from rlhf_dist.feedback.task_files import TaskRow, write_tasks
 
@@ -82,7 +83,7 @@ async def client(base: str, token: str, judgements: int, seconds: list[float]) -
     taken = 0
     async with httpx.AsyncClient(base_url=base, timeout=60, follow_redirects=True) as browser:
         page = (await browser.get(f"/join/{token}")).text
-        (csrf,) = re.findall(r'name="csrf" value="([^"]*)"', page)
+        csrf = re.findall(r'name="csrf" value="([^"]*)"', page)[0]
         while taken < judgements and (task := re.search(r'name="task" value="(\d+)"', page)):
             began = time.perf_counter()
             answer = await browser.post("/judge", data={"csrf": csrf, "task": task[1], "verdict": "a", "comment": ""})

@@ -57,26 +57,37 @@ def sample(
 def serve(
     run_or_file: RunOrFile,
     annotator: Annotated[list[str] | None, typer.Option(help="somebody to invite; repeat for several")] = None,
-    overlap: Annotated[int, typer.Option(min=1, help="judgements wanted of each task, by different annotators")] = 1,
+    overlap: Annotated[
+        int | None,
+        typer.Option(min=1, help="judgements wanted of each task, by different annotators; default: as it was, 1 at first"),
+    ] = None,
+    guide: Annotated[
+        Path | None, typer.Option(help="YAML with question, guidelines and criteria: what annotators are told and asked")
+    ] = None,
     database: Database = None,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535, help="port to listen on")] = 8000,
     base_url: Annotated[
-        str | None, typer.Option(help="how people reach the page, for the links; behind a proxy")
+        str | None, typer.Option(help="how people reach the page, for the links; behind a proxy, with its path")
     ] = None,
 ) -> None:
     """Serve the page on which people judge; prints an invitation link for everybody who is new."""
     from rlhf_dist.feedback import serve as page
+    from rlhf_dist.feedback.guide import read_guide
 
-    opened = page.open_feedback(run_or_file, database, overlap=overlap, annotators=annotator or [])
+    page.check_address(host, base_url)
+    told = read_guide(guide) if guide else None
+    opened = page.open_feedback(run_or_file, database, overlap=overlap, annotators=annotator or [], guide=told)
     base = (base_url or f"http://{page.name_of(host)}:{port}").rstrip("/")
-    print(f"{opened.new_tasks} new tasks; database {opened.place}")
+    print(f"{opened.loaded.new} new tasks; database {opened.place}")
+    for note in opened.notes:
+        print(note)
     for name, token in opened.invitations.items():
         print(f"{name}: {base}/join/{token}")
     if not opened.invitations:
         print("nobody is new; `rlhf-dist feedback invite` makes a new link for somebody", flush=True)
     print(f"serving on {base}; Ctrl+C stops it, and loses nothing", flush=True)
-    page.serve(opened.engine, host=host, port=port, open_hosts=base_url is not None)
+    page.serve(opened.engine, host=host, port=port, base_url=base_url)
 
 
 @app.command()
@@ -106,16 +117,16 @@ def export(
     form: Annotated[str, typer.Option(help="raw: everything, by annotator; trl: prompt, chosen, rejected")] = "raw",
     database: Database = None,
 ) -> None:
-    """Write all judgements that stand, gold questions left out, one row each."""
-    from rlhf_dist.feedback.database import Judgement, open_database, transaction
-    from rlhf_dist.feedback.exchange import exported, write_rows
+    """Write all judgements that stand: by whom and when, with gold questions and skips, as `rlhf-dist reward` reads them."""
+    from rlhf_dist.feedback.database import open_database, transaction
+    from rlhf_dist.feedback.exchange import exported, standing, write_rows
     from rlhf_dist.feedback.serve import database_url
 
     check_writable(out.parent, HINT)
-    with transaction(open_database(database_url(run_or_file, database))) as session:
-        rows = exported(session.query(Judgement).order_by(Judgement.id), form=form)
+    with transaction(open_database(database_url(run_or_file, database)), reads=True) as session:
+        rows = exported(standing(session), form=form)
     write_rows(out, rows)
-    print(f"{len(rows)} judgements in {out}")
+    print(f"{len(rows)} rows in {out}")
 
 
 @app.command(name="import")
@@ -134,15 +145,24 @@ def import_(
 
 
 @app.command()
-def report(run_or_file: RunOrFile, database: Database = None) -> None:
+def report(
+    run_or_file: RunOrFile,
+    weigh: Annotated[
+        str, typer.Option(help="all: annotators count alike in win rates; trusted: without the suspected; weighed: by reliability")
+    ] = "all",
+    database: Database = None,
+) -> None:
     """Print progress, annotators' agreement and reliability, and win rates with 95% intervals."""
     from rich.console import Console
 
     from rlhf_dist.feedback.database import open_database, transaction
     from rlhf_dist.feedback.serve import database_url
-    from rlhf_dist.feedback.supervision import everything, overview
+    from rlhf_dist.feedback.supervision import WEIGHINGS, overview
     from rlhf_dist.feedback.supervision_view import show_overview
 
-    with transaction(open_database(database_url(run_or_file, database))) as session:
-        found = everything(session)
-    show_overview(Console(), overview(found))
+    chosen = next((each for each in WEIGHINGS if each == weigh), None)
+    if chosen is None:
+        raise typer.BadParameter(f"{weigh!r}; expected one of {', '.join(WEIGHINGS)}", param_hint="--weigh")
+    with transaction(open_database(database_url(run_or_file, database)), reads=True) as session:
+        seen = overview(session, chosen)
+    show_overview(Console(), seen)

@@ -1,235 +1,179 @@
-"""The feedback page: server-rendered, keyboard first, over a real database. Each request is one transaction."""
+"""The page on which people judge: server-rendered, keyboard first, over a real database. Each request is one transaction."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, FastAPI, Form, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
-from jinja2 import Environment, PackageLoader
-from sqlalchemy import Engine, select
-from sqlalchemy.orm import Session
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from sqlalchemy import Engine
 
 from rlhf_dist.errors import DataError, StorageError
-from rlhf_dist.feedback import assignment, exchange, people
-from rlhf_dist.feedback.database import Judgement, Task, Visit, transaction
-from rlhf_dist.feedback.differences import differences
-from rlhf_dist.feedback.supervision import everything, overview
+from rlhf_dist.feedback import assignment, judging, people, supervisor_pages
+from rlhf_dist.feedback.database import STORE, Setting, Task, transaction
+from rlhf_dist.feedback.guide import kept_guide
+from rlhf_dist.feedback.judging import Form
+from rlhf_dist.feedback.task_view import MODES, asked_of, view_of
+from rlhf_dist.feedback.web import FOLDER, Doors, NotInvited, Site, message, page, site_of, visiting
 
 log = logging.getLogger(__name__)
-COOKIE = "feedback"
-COOKIE_DAYS = 90
-FOLDER = Path(__file__).parent / "page"
-HEADERS = {
-    # Answers are other people's text and may hold anything: nothing but our own two files may run or be loaded.
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; form-action 'self'; "
-    "frame-ancestors 'none'; base-uri 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
-HINTS = {
-    "comparison": "Which answer is better?",
-    "score": "How good is this answer?",
-    "comment": "What do you think of this answer?",
-}
-KINDS = {"jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet"}
+VIEW = "feedback-view"
+"""The cookie with how somebody likes to see answers."""
+ASSETS = {"style.css": "text/css", "keys.js": "text/javascript"}
+YEAR = 31_536_000
 
 
-class NotInvited(Exception):
-    """A browser without an invitation, or a form that we did not give to it."""
-
-
-def make_app(engine: Engine, *, hosts: list[str] | None = None) -> FastAPI:
+def make_app(engine: Engine, *, hosts: list[str] | None = None, base_url: str | None = None) -> FastAPI:
     """The application on an open database.
 
     Args:
         engine: of the database.
         hosts: names under which the page may be asked for; None: any. Names guard a page on loopback against DNS rebinding.
+        base_url: how people reach the page, for the links that it makes; its path is that of every link.
     """
+    with transaction(engine, reads=True) as session:
+        store = session.get_one(Setting, STORE).value
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.engine = engine
-    if hosts:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
-    app.middleware("http")(_guarded)
+    app.state.site = site = Site(engine, store, base_url)
+    # SQLite has one writer at a time; elsewhere a few, since Python runs one thread at a time and its turns are long.
+    threads = 1 if engine.dialect.name == "sqlite" else 3
+    app.add_middleware(Doors, hosts=hosts, base=site.base, threads=threads)
     app.add_exception_handler(NotInvited, _not_invited)
     app.add_exception_handler(DataError, _not_understood)
     app.add_exception_handler(StorageError, _not_stored)
     app.include_router(routes)
+    app.include_router(supervisor_pages.routes)
     return app
 
 
 routes = APIRouter()
 
 
-@contextmanager
-def visiting(request: Request, *, csrf: str | None = None, supervises: bool = False) -> Iterator[tuple[Session, Visit]]:
-    """A transaction, and whose browser asks.
-
-    Args:
-        request: what came.
-        csrf: what a form brought; None: the request changes nothing.
-        supervises: only for supervisors.
-
-    Raises:
-        NotInvited: a stranger, a form that we did not give to this browser, or no supervisor.
-    """
-    with transaction(request.app.state.engine) as session:
-        visit = people.visit_of(session, request.cookies.get(COOKIE))
-        if visit is None:
-            raise NotInvited("This page is by invitation. Please open the link that you were sent.")
-        if csrf is not None and not people.may_post(visit, csrf):
-            raise NotInvited("This form is out of date. Please go back to the page and try again.")
-        if supervises and not visit.annotator.supervisor:
-            raise NotInvited("This page is for supervisors.")
-        yield session, visit
+async def form_of(request: Request) -> Form:
+    """What a browser sent."""
+    found = await request.form(max_files=0)
+    texts = [(name, value) for name, value in found.multi_items() if isinstance(value, str)]
+    names = dict.fromkeys(name for name, _ in texts)
+    return Form(dict(texts), {name: [value for other, value in texts if other == name] for name in names})
 
 
-@routes.get("/style.css")
-def style() -> FileResponse:
-    """How it looks."""
-    return FileResponse(FOLDER / "style.css", headers={"Cache-Control": "max-age=3600"})
+Sent = Annotated[Form, Depends(form_of)]
 
 
-@routes.get("/keys.js")
-def keys() -> FileResponse:
-    """What keys do."""
-    return FileResponse(FOLDER / "keys.js", media_type="text/javascript", headers={"Cache-Control": "max-age=3600"})
+@routes.get("/{name}.{suffix}")
+def asset(name: str, suffix: str) -> Response:
+    """How the page looks, and what keys do."""
+    kind = ASSETS.get(f"{name}.{suffix}")
+    if kind is None:
+        raise DataError(f"{name}.{suffix} is no file of this page")
+    return FileResponse(FOLDER / f"{name}.{suffix}", media_type=kind, headers={"cache-control": "max-age=3600"})
 
 
 @routes.get("/join/{token}")
 def join(token: str, request: Request) -> Response:
-    """Take an invitation."""
-    with transaction(request.app.state.engine) as session:
-        entered = people.enter(session, token, request.cookies.get(COOKIE))
-    if entered is None:
-        raise NotInvited("This invitation is not known, or a newer one took its place. Please ask for a new link.")
-    annotator, key = entered
-    response = RedirectResponse("/supervise" if annotator.supervisor else "/", status_code=303)
-    secure = request.url.scheme == "https"
+    """Take an invitation; a browser that is somebody else's is asked first."""
+    site = site_of(request)
+    key = request.cookies.get(site.cookie)
+    with transaction(site.engine) as session:
+        invited, visit = people.invited(session, token), people.visit_of(session, key)
+        if invited is None:
+            raise NotInvited("This invitation is not known, or a newer one took its place. Please ask for a new link.")
+        if visit is not None and visit.annotator_id != invited.id:
+            return page(request, "switch", {"visit": visit, "invited": invited, "token": token})
+        return _entered(request, people.enter(session, invited, key), supervisor=invited.supervisor)
+
+
+@routes.post("/join/{token}")
+def switch(token: str, request: Request, form: Sent) -> Response:
+    """Become somebody else in this browser."""
+    with visiting(request, csrf=form.values.get("csrf", "")) as (session, _):
+        invited = people.invited(session, token)
+        if invited is None:
+            raise NotInvited("This invitation is not known, or a newer one took its place. Please ask for a new link.")
+        return _entered(request, people.enter(session, invited, None), supervisor=invited.supervisor)
+
+
+def _entered(request: Request, key: str, *, supervisor: bool) -> Response:
+    site = site_of(request)
+    response = RedirectResponse(f"{site.base}/supervise" if supervisor else f"{site.base}/", status_code=303)
+    secure = request.url.scheme == "https" or (site.base_url or "").startswith("https:")
     # Lax and not strict: the link is opened from a mail, and the page that it leads to must see the cookie.
-    response.set_cookie(COOKIE, key, max_age=COOKIE_DAYS * 86_400, httponly=True, samesite="lax", secure=secure)
+    age = int(people.LONGEST_VISIT.total_seconds())
+    response.set_cookie(site.cookie, key, age, path=f"{site.base}/", secure=secure, httponly=True, samesite="lax")
+    return response
+
+
+@routes.post("/leave")
+def leave(request: Request, form: Sent) -> Response:
+    """Sign out; what was before their eyes goes back to the others."""
+    with visiting(request, csrf=form.values.get("csrf", "")) as (session, visit):
+        assignment.let_go(session, visit.annotator_id)
+        session.delete(visit)
+    told = "You are signed out. Everything that you sent is stored. Your link brings you back."
+    response = message(request, "Goodbye", told, 200)
+    response.delete_cookie(site_of(request).cookie, path=f"{site_of(request).base}/")
     return response
 
 
 @routes.get("/")
-def next_page(request: Request) -> HTMLResponse:
+def next_page(request: Request, view: str = "") -> HTMLResponse:
     """The next task, or that all is done."""
+    mode = next((each for each in (view, request.cookies.get(VIEW)) if each in MODES), MODES[0])
     with visiting(request) as (session, visit):
         me = visit.annotator_id
         task = assignment.next_task(session, me)
-        shared = {
-            "visit": visit,
-            "progress": assignment.progress(session, me),
-            "newest": assignment.newest(session, me),
-        }
-    if task is None:
-        return _page("done", shared)
-    shown = _sides(task, flipped=assignment.is_flipped(task.id, me))
-    return _page(
-        "task", {**shared, "task": task, "shown": shown, "hint": HINTS[task.kind], "scores": assignment.SCORES}
-    )
-
-
-@routes.post("/judge")
-def take(
-    request: Request,
-    csrf: Annotated[str, Form()],
-    task: Annotated[int, Form()],
-    verdict: Annotated[str, Form()],
-    comment: Annotated[str, Form()] = "",
-) -> Response:
-    """Take a judgement; one that stands already is left as it is."""
-    with visiting(request, csrf=csrf) as (session, visit):
-        found = session.get(Task, task)
-        if found is None:
-            raise DataError(f"there is no task {task}")
-        assignment.record(session, found, visit.annotator_id, verdict, comment)
-    return RedirectResponse("/", status_code=303)
-
-
-@routes.post("/undo")
-def take_back(request: Request, csrf: Annotated[str, Form()], judgement: Annotated[int, Form()]) -> Response:
-    """Withdraw a judgement; its task comes next."""
-    with visiting(request, csrf=csrf) as (session, visit):
-        assignment.undo(session, visit.annotator_id, judgement)
-    return RedirectResponse("/", status_code=303)
-
-
-@routes.get("/supervise")
-def supervise(request: Request) -> HTMLResponse:
-    """How it goes."""
-    with visiting(request, supervises=True) as (session, visit):
-        found = everything(session)
-    return _page("supervise", {"visit": visit, "seen": overview(found), "link": None})
-
-
-@routes.post("/supervise/invite")
-def invite(
-    request: Request,
-    csrf: Annotated[str, Form()],
-    name: Annotated[str, Form()],
-    replace: Annotated[bool, Form()] = False,
-) -> HTMLResponse:
-    """Make an invitation, and show its link this once."""
-    with visiting(request, csrf=csrf, supervises=True) as (session, visit):
-        token = people.invite(session, name, replace=replace)
-        session.flush()
-        found = everything(session)
-    link = str(request.url_for("join", token=token))
-    return _page("supervise", {"visit": visit, "seen": overview(found), "link": (name, link)})
-
-
-@routes.get("/supervise/export.{suffix}")
-def export(suffix: str, request: Request, form: str = "raw") -> Response:
-    """All judgements as a file."""
-    if suffix not in KINDS:
-        raise DataError(f"export.{suffix} is not known; expected {' or '.join(KINDS)}")
-    with visiting(request, supervises=True) as (session, _):
-        rows = exchange.exported(session.scalars(select(Judgement).order_by(Judgement.id)), form=form)
-    named = {"Content-Disposition": f'attachment; filename="feedback.{suffix}"'}
-    return Response(exchange.encoded(rows, suffix), media_type=KINDS[suffix], headers=named)
-
-
-def _sides(task: Task, *, flipped: bool) -> list[Any]:
-    """Each answer in pieces, as this annotator sees them from left to right."""
-    if task.answer_b is None:
-        return [[(task.answer_a.strip(), False)]]
-    first, second = (task.answer_b, task.answer_a) if flipped else (task.answer_a, task.answer_b)
-    return [*differences(first.strip(), second.strip())]
-
-
-@cache
-def _pages() -> Environment:
-    return Environment(loader=PackageLoader("rlhf_dist.feedback", "page"), autoescape=True)
-
-
-def _page(name: str, values: dict[str, Any], *, status: int = 200) -> HTMLResponse:
-    return HTMLResponse(_pages().get_template(f"{name}.html.j2").render(values), status_code=status)
-
-
-async def _guarded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await call_next(request)
-    for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
+        shared = {"visit": visit, "progress": assignment.progress(session, me), "newest": assignment.newest(session, me)}
+        if task is None:
+            return page(request, "done", shared)
+        guide = kept_guide(session)
+        told = {**shared, **view_of(task, me, guide, mode)}
+    response = page(request, "task", told)
+    if view in MODES:
+        response.set_cookie(VIEW, view, YEAR, path=f"{site_of(request).base}/", httponly=True, samesite="lax")
     return response
 
 
-def _not_invited(_: Request, error: Exception) -> Response:
-    return _page("message", {"title": "Not invited", "text": str(error)}, status=403)
+@routes.post("/judge")
+def take(request: Request, form: Sent) -> Response:
+    """Take a judgement; one that stands already is left as it is."""
+    with visiting(request, csrf=form.values.get("csrf", "")) as (session, visit):
+        number = form.values.get("task", "")
+        task = session.get(Task, int(number)) if number.isdecimal() and len(number) < 10 else None
+        if task is None:
+            raise DataError(f"there is no task {number!r}")
+        asked = asked_of(task, kept_guide(session))
+        judging.record(session, task, visit.annotator_id, form, asked)
+    return RedirectResponse(f"{site_of(request).base}/", status_code=303)
 
 
-def _not_stored(_: Request, error: Exception) -> Response:
+@routes.post("/undo")
+def take_back(request: Request, form: Sent) -> Response:
+    """Withdraw a judgement; its task comes next."""
+    with visiting(request, csrf=form.values.get("csrf", "")) as (session, visit):
+        number = form.values.get("judgement", "")
+        if number.isdecimal() and len(number) < 10:
+            judging.undo(session, visit.annotator_id, int(number))
+    return RedirectResponse(f"{site_of(request).base}/", status_code=303)
+
+
+@routes.post("/again")
+def skipped_again(request: Request, form: Sent) -> Response:
+    """What somebody skipped is shown to them once more."""
+    with visiting(request, csrf=form.values.get("csrf", "")) as (session, visit):
+        assignment.ask_again(session, visit.annotator_id)
+    return RedirectResponse(f"{site_of(request).base}/", status_code=303)
+
+
+def _not_invited(request: Request, error: Exception) -> Response:
+    return message(request, "Not invited", str(error), 403)
+
+
+def _not_stored(request: Request, error: Exception) -> Response:
     log.error("%s", error)
     text = "Nothing was stored, because the page's database takes nothing at the moment. Please go back, keep what you wrote, "
-    return _page("message", {"title": "Not stored", "text": f"{text}and tell your supervisor."}, status=503)
+    return message(request, "Not stored", f"{text}and tell your supervisor.", 503)
 
 
-def _not_understood(_: Request, error: Exception) -> Response:
-    return _page("message", {"title": "Not taken", "text": f"Nothing was stored: {error}."}, status=422)
+def _not_understood(request: Request, error: Exception) -> Response:
+    return message(request, "Not taken", f"Nothing was stored: {error}.", 422)

@@ -1,30 +1,29 @@
-"""Which task somebody gets next, and taking their judgement: once, whatever the browser does."""
+"""Which task somebody gets next, in an order of their own, and how far they are."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from hashlib import blake2b
 from typing import Any
 
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import delete, exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.database import Judgement, Shown, Task, now
+from rlhf_dist.feedback.orders import chance, probe
+from rlhf_dist.feedback.verdicts import SKIP
 
-VERDICTS = ("a_much", "a", "tie", "both_bad", "b", "b_much")
-"""Of a comparison, by the task's own sides."""
-SKIP, SAID = "skip", "said"
-MIRROR = {"a_much": "b_much", "a": "b", "b": "a", "b_much": "a_much"}
 SHOWN_FOR = timedelta(minutes=15)
 """How long a task that was shown is kept for who saw it."""
 CHOOSING = 0x72_6C_68_66
 """Number of the lock under which tasks are chosen; any will do."""
-SCORES = (1, 2, 3, 4, 5)
-LONGEST_COMMENT = 5000
+ROUND = 7919
+"""Gold questions come in the order of their places round this circle, from another point for each."""
+RECENT = 50
+"""Judgements of which the pace is the median."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +31,26 @@ class Progress:
     """How far an annotator is."""
 
     judged: int
-    left: int
+    """Judgements of theirs that stand, without skips."""
+    skipped: int
+    waiting: int
+    """Tasks that lack judgements and that they have not judged or skipped; others may have some before their eyes."""
     seconds: float | None
-    """Median per judgement; None before the first."""
+    """Median per judgement, breaks left out; None before the first."""
+
+    @property
+    def whole(self) -> int:
+        """What there is for them, done or not."""
+        return self.judged + self.waiting
 
 
 def next_task(session: Session, annotator_id: int) -> Task | None:
-    """A task that this annotator has not judged and that needs judgements; it is marked as shown. None: nothing is left.
+    """A task that this annotator has not judged and that needs judgements; it is marked as shown. None: there is none now.
 
-    What was shown to them and not judged comes back first. A gold question goes to everybody, in its place among the others.
+    What was shown to them and not judged comes back first. A gold question goes to everybody, spread over their work.
     """
     _one_at_a_time(session)
-    task = _shown_before(session, annotator_id)
-    if task is None:
-        found = [_first(session, annotator_id, gold=gold) for gold in (True, False)]
-        task = min((one for one in found if one is not None), key=lambda one: one.id, default=None)
+    task = _shown_before(session, annotator_id) or _chosen(session, annotator_id)
     if task is not None:
         show(session, task.id, annotator_id)
     return task
@@ -60,16 +64,45 @@ def _one_at_a_time(session: Session) -> None:
 
 def _shown_before(session: Session, annotator_id: int) -> Task | None:
     mine = (Shown.annotator_id == annotator_id) & ~_judged_by(annotator_id)
-    wanted = or_(Task.gold.is_not(None), Task.done < Task.needed)
+    wanted = or_(Task.gold.is_not(None), Task.done < Task.needed, Shown.undone)
+    newest_first = (Shown.undone.desc(), Shown.since.desc(), Task.id)
     return session.scalar(
-        select(Task).join(Shown, Shown.task_id == Task.id).where(mine, wanted).order_by(Task.id).limit(1)
+        select(Task).join(Shown, Shown.task_id == Task.id).where(mine, wanted).order_by(*newest_first).limit(1)
     )
 
 
-def _first(session: Session, annotator_id: int, *, gold: bool) -> Task | None:
-    """The first gold question not judged by them, or the first other task that lacks judgements which nobody is about to give.
+def _chosen(session: Session, annotator_id: int) -> Task | None:
+    judged, golden = _said(session, annotator_id)
+    gold = _next_gold(session, annotator_id, judged, golden)
+    return gold or _next_open(session, annotator_id, judged) or _next_gold(session, annotator_id, judged, golden, due=True)
 
-    Each reads its own partial index in order and stops at the first hit, however many tasks are finished.
+
+def _said(session: Session, annotator_id: int) -> tuple[int, int]:
+    """How many tasks, and how many gold questions, somebody has judged or skipped."""
+    stands = (Judgement.annotator_id == annotator_id) & Judgement.withdrawn.is_(None)
+    golden = select(func.count()).select_from(Judgement).join(Task).where(stands, Task.gold.is_not(None))
+    both = select(select(func.count()).select_from(Judgement).where(stands).scalar_subquery(), golden.scalar_subquery())
+    judged, gold = session.execute(both).one()
+    return judged, gold
+
+
+def _next_gold(session: Session, annotator_id: int, judged: int, golden: int, *, due: bool = False) -> Task | None:
+    """A gold question, if one is due: the n-th comes at a chance place within the n-th part of what there is to judge."""
+    there = session.scalar(select(func.count()).select_from(Task).where(Task.gold.is_not(None))) or 0
+    if golden >= there:
+        return None
+    ahead = judged - golden + _open(session)
+    if not due and judged - golden < (golden + chance("gold", annotator_id, golden)) * ahead / there:
+        return None
+    own = (Task.place % ROUND + probe(annotator_id, 0) % ROUND) % ROUND
+    wanted = Task.gold.is_not(None) & ~_judged_by(annotator_id)
+    return session.scalar(select(Task).where(wanted).order_by(own, Task.id).limit(1))
+
+
+def _next_open(session: Session, annotator_id: int, judged: int) -> Task | None:
+    """A task that lacks judgements which nobody is about to give: the first from a place by chance on, round and round.
+
+    It reads the index of open places in order and stops at the first hit, however many tasks are finished.
     """
     others = (
         select(func.count())
@@ -77,9 +110,15 @@ def _first(session: Session, annotator_id: int, *, gold: bool) -> Task | None:
         .where(Shown.task_id == Task.id, Shown.annotator_id != annotator_id, Shown.since > now() - SHOWN_FOR)
         .scalar_subquery()
     )
-    wanted = Task.gold.is_not(None) if gold else (Task.done < Task.needed) & (Task.done + others < Task.needed)
-    kind = Task.gold.is_not(None) if gold else Task.gold.is_(None)
-    return session.scalar(select(Task).where(kind, wanted, ~_judged_by(annotator_id)).order_by(Task.id).limit(1))
+    wanted = (
+        Task.gold.is_(None),
+        Task.done < Task.needed,
+        Task.done + others < Task.needed,
+        ~_judged_by(annotator_id),
+    )
+    start = probe(annotator_id, judged)
+    found = (select(Task).where(*wanted, side).order_by(Task.place).limit(1) for side in (Task.place >= start, Task.place < start))
+    return next((task for task in map(session.scalar, found) if task is not None), None)
 
 
 def _judged_by(annotator_id: int) -> Any:
@@ -88,68 +127,22 @@ def _judged_by(annotator_id: int) -> Any:
     )
 
 
-def show(session: Session, task_id: int, annotator_id: int) -> None:
+def _open(session: Session) -> int:
+    """Tasks, other than gold questions, that lack judgements."""
+    lacking = select(func.count()).select_from(Task).where(Task.gold.is_(None), Task.done < Task.needed)
+    return session.scalar(lacking) or 0
+
+
+def show(session: Session, task_id: int, annotator_id: int, *, undone: bool = False) -> None:
     """Note that somebody has a task before their eyes, from when they first had it."""
     shown = session.get(Shown, (task_id, annotator_id))
     if shown is None:
         with suppress(IntegrityError), session.begin_nested():  # another tab was quicker
-            session.add(Shown(task_id=task_id, annotator_id=annotator_id))
-    elif shown.since < now() - SHOWN_FOR:
+            session.add(Shown(task_id=task_id, annotator_id=annotator_id, undone=undone))
+        return
+    if shown.since < now() - SHOWN_FOR:
         shown.since = now()
-
-
-def is_flipped(task_id: int, annotator_id: int) -> bool:
-    """Whether this annotator sees the second answer on the left: a coin that falls alike on every visit."""
-    return bool(blake2b(f"{task_id}/{annotator_id}".encode(), digest_size=1).digest()[0] & 1)
-
-
-def record(session: Session, task: Task, annotator_id: int, verdict: str, comment: str) -> bool:
-    """Take a judgement; False if this annotator's judgement of the task stands already.
-
-    Args:
-        session: an open transaction; the caller commits it.
-        task: what was judged.
-        annotator_id: by whom.
-        verdict: as the page sent it, so by the sides that it showed.
-        comment: free text.
-
-    Raises:
-        DataError: the verdict is none of the task's kind, or a comment is missing or too long.
-    """
-    found = checked(task, verdict, comment, flipped=is_flipped(task.id, annotator_id))
-    shown = session.get(Shown, (task.id, annotator_id))
-    seconds = (now() - shown.since).total_seconds() if shown else 0.0
-    try:
-        with session.begin_nested():
-            made = Judgement(
-                task_id=task.id, annotator_id=annotator_id, verdict=found, comment=comment.strip(), seconds=seconds
-            )
-            session.add(made)
-    except IntegrityError:
-        return False
-    if shown is not None:
-        session.delete(shown)
-    if found != SKIP:
-        session.execute(update(Task).where(Task.id == task.id).values(done=Task.done + 1))
-    return True
-
-
-def checked(task: Task, verdict: str, comment: str, *, flipped: bool) -> str:
-    """The verdict by the task's own sides.
-
-    Raises:
-        DataError: it is none of the task's kind, or a comment is missing or too long.
-    """
-    if len(comment) > LONGEST_COMMENT:
-        raise DataError(f"the comment has {len(comment)} characters; expected at most {LONGEST_COMMENT}")
-    if verdict == SKIP:
-        return SKIP
-    allowed = {"comparison": VERDICTS, "score": tuple(map(str, SCORES)), "comment": (SAID,)}[task.kind]
-    if verdict not in allowed:
-        raise DataError(f"verdict is {verdict!r}; expected one of {', '.join((*allowed, SKIP))}")
-    if task.kind == "comment" and not comment.strip():
-        raise DataError("the comment is empty; expected a few words, or skip the task")
-    return MIRROR.get(verdict, verdict) if flipped else verdict
+    shown.undone = shown.undone or undone
 
 
 def newest(session: Session, annotator_id: int) -> Judgement | None:
@@ -162,25 +155,42 @@ def newest(session: Session, annotator_id: int) -> Judgement | None:
     )
 
 
-def undo(session: Session, annotator_id: int, judgement_id: int) -> int | None:
-    """Withdraw a judgement of one's own, if it stands; returns its task, to be shown again. Asked twice, it happens once."""
-    mine = (Judgement.id == judgement_id) & (Judgement.annotator_id == annotator_id) & Judgement.withdrawn.is_(None)
-    found: Judgement | None = session.scalar(update(Judgement).where(mine).values(withdrawn=now()).returning(Judgement))
-    if found is None:
-        return None
-    if found.verdict != SKIP:
-        session.execute(update(Task).where(Task.id == found.task_id).values(done=Task.done - 1))
-    show(session, found.task_id, annotator_id)
-    return found.task_id
-
-
 def progress(session: Session, annotator_id: int) -> Progress:
-    """How many judgements of an annotator stand, how many tasks are open to them, and their pace."""
+    """How many judgements of an annotator stand, how many tasks wait for them, and their pace."""
     stands = (Judgement.annotator_id == annotator_id) & Judgement.withdrawn.is_(None)
-    judged = session.scalar(select(func.count()).select_from(Judgement).where(stands)) or 0
-    is_open = or_(Task.gold.is_not(None), Task.done < Task.needed)
-    opened = session.scalar(select(func.count()).select_from(Task).where(is_open)) or 0
-    mine = session.scalar(select(func.count()).select_from(Judgement).join(Task).where(stands, is_open)) or 0
-    left = opened - mine
-    recent = session.scalars(select(Judgement.seconds).where(stands).order_by(Judgement.id.desc()).limit(50)).all()
-    return Progress(judged, left, sorted(recent)[len(recent) // 2] if recent else None)
+    counted = session.execute(
+        select(
+            func.count().filter(Judgement.verdict != SKIP),
+            func.count().filter(Judgement.verdict == SKIP),
+            func.count().filter(or_(Task.gold.is_not(None), Task.done < Task.needed)),
+        )
+        .select_from(Judgement)
+        .join(Task)
+        .where(stands)
+    ).one()
+    judged, skipped, still_open = counted
+    golden = session.scalar(select(func.count()).select_from(Task).where(Task.gold.is_not(None))) or 0
+    return Progress(judged, skipped, _open(session) + golden - still_open, _pace(session, annotator_id))
+
+
+def _pace(session: Session, annotator_id: int) -> float | None:
+    given = (Judgement.annotator_id == annotator_id) & Judgement.withdrawn.is_(None) & (Judgement.verdict != SKIP)
+    recent = select(Judgement.active).where(given).order_by(Judgement.id.desc()).limit(RECENT)
+    return median([each for each in session.scalars(recent) if each is not None])
+
+
+def median(values: Sequence[float]) -> float | None:
+    """The middle one of some numbers, the upper of two; None of none."""
+    return sorted(values)[len(values) // 2] if values else None
+
+
+def ask_again(session: Session, annotator_id: int) -> int:
+    """Let somebody see what they have skipped once more; returns how many tasks."""
+    skipped = (Judgement.annotator_id == annotator_id) & Judgement.withdrawn.is_(None) & (Judgement.verdict == SKIP)
+    gone: Any = session.execute(update(Judgement).where(skipped).values(withdrawn=now(), withdrawn_by=annotator_id))
+    return int(gone.rowcount)
+
+
+def let_go(session: Session, annotator_id: int) -> None:
+    """Give back to others what somebody has before their eyes."""
+    session.execute(delete(Shown).where(Shown.annotator_id == annotator_id))

@@ -9,17 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
-from sqlalchemy import Engine, ForeignKey, Index, create_engine, event, text
+from sqlalchemy import Engine, ForeignKey, Index, Integer, Text, create_engine, event
+from sqlalchemy import text as sql
 from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.pool import QueuePool
 
 from rlhf_dist.errors import EnvironmentProblem, StorageError
+from rlhf_dist.feedback.upgrade import upgrade
 
 OPEN = "gold IS NULL AND done < needed"
+STORE = "store"
+"""The setting by which one store is told from others, for instance in a browser's cookies."""
 BUSY_S = 30
 """How long a writer waits for another on SQLite."""
 
@@ -57,11 +62,25 @@ class Visit(Table):
     csrf: Mapped[str]
     """What every form of this browser must bring."""
     created: Mapped[datetime] = mapped_column(default=now)
+    used: Mapped[datetime | None] = mapped_column(default=now)
+    """When it last asked for a page, to the hour."""
     annotator: Mapped[Annotator] = relationship(lazy="joined")
 
 
+class Setting(Table):
+    """What holds for the whole store: `assignment` and `serve` name them."""
+
+    __tablename__ = "settings"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+
+
 class Task(Table):
-    """A question to people: which of two answers is better, how good one is, or what they say of it."""
+    """A question to people: which answer is better, in which order, how good one is, or what they say of it.
+
+    Facts alone, so that a hundred thousand are counted without reading what people read.
+    """
 
     __tablename__ = "tasks"
 
@@ -69,35 +88,42 @@ class Task(Table):
     digest: Mapped[str] = mapped_column(unique=True)
     """Of what is asked, so that the same file can be loaded twice."""
     kind: Mapped[str]
-    """`comparison`, `score` or `comment`."""
-    prompt: Mapped[str]
-    answer_a: Mapped[str]
-    answer_b: Mapped[str | None]
-    source_a: Mapped[str]
-    """Who answered; never shown to annotators."""
-    source_b: Mapped[str]
+    """`comparison`, `ranking`, `score` or `comment`."""
+    place: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """A number by chance, by which tasks are met in an order of each one's own."""
+    sources: Mapped[str] = mapped_column(Text, default="[]", server_default="[]")
+    """As JSON, who gave each answer; never shown to annotators."""
+    lengths: Mapped[str] = mapped_column(default="[]", server_default="[]")
+    """As JSON, characters of each answer."""
     gold: Mapped[str | None]
-    """What is known to be right, for quality: `a`, `b`, or a score."""
+    """What is known to be right, for quality: `a`, `b`, a ranking, or a score."""
     needed: Mapped[int]
     """Judgements wanted, each by another annotator; a gold question is for everybody."""
     done: Mapped[int] = mapped_column(default=0)
     """Judgements that stand."""
-    source: Mapped[PromptSource | None] = relationship(lazy="joined")
+    text: Mapped[TaskText] = relationship(lazy="select", back_populates="task")
 
     __table_args__ = (
-        Index("open_tasks", "id", sqlite_where=text(OPEN), postgresql_where=text(OPEN)),
-        Index("gold_tasks", "id", sqlite_where=text("gold IS NOT NULL"), postgresql_where=text("gold IS NOT NULL")),
+        Index("open_places", "place", sqlite_where=sql(OPEN), postgresql_where=sql(OPEN)),
+        Index("gold_tasks", "id", sqlite_where=sql("gold IS NOT NULL"), postgresql_where=sql("gold IS NOT NULL")),
     )
 
 
-class PromptSource(Table):
-    """What a task's prompt was made from, where its text alone is not what the policy was given."""
+class TaskText(Table):
+    """What people read of a task. As JSON, so that any database keeps any text, with NUL characters too."""
 
-    __tablename__ = "prompt_sources"
+    __tablename__ = "task_texts"
 
     task_id: Mapped[int] = mapped_column(ForeignKey("tasks.id"), primary_key=True)
-    columns: Mapped[str]
-    """As JSON, columns of feedback: see `records.Prompt.source`."""
+    prompt: Mapped[str] = mapped_column(Text)
+    """A text as JSON; of a chat, what was said, without any template's text."""
+    answers: Mapped[str] = mapped_column(Text)
+    """Their texts."""
+    columns: Mapped[str] = mapped_column(Text, default="")
+    """Of feedback, where the prompt's text alone is not what the policy was given: see `records.Prompt.source`."""
+    criteria: Mapped[str] = mapped_column(Text, default="")
+    """Further questions of this task alone; empty: the store's."""
+    task: Mapped[Task] = relationship(lazy="select", back_populates="text")
 
 
 class Judgement(Table):
@@ -109,14 +135,23 @@ class Judgement(Table):
     task_id: Mapped[int] = mapped_column(ForeignKey("tasks.id"))
     annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"))
     verdict: Mapped[str]
-    """`assignment.VERDICTS` of a comparison, by the task's own sides; a number of a score; `said` of a comment; or `skip`."""
-    comment: Mapped[str] = mapped_column(default="")
+    """By the task's own order of answers, see `verdicts`."""
+    comment: Mapped[str] = mapped_column(Text, default="")
     seconds: Mapped[float]
-    """From when the task was shown first."""
+    """From when the task was shown first, breaks and all."""
+    active: Mapped[float | None]
+    """Seconds that were spent on it; null where a break cannot be told from work."""
+    order_shown: Mapped[str] = mapped_column(default="", server_default="")
+    """Places of the answers from left to right, as they were seen: `10` of a pair that was turned."""
+    marks: Mapped[str] = mapped_column(Text, default="", server_default="")
+    """As JSON, passages that were marked: see `marks`."""
     created: Mapped[datetime] = mapped_column(default=now)
     withdrawn: Mapped[datetime | None] = mapped_column(default=None)
-    task: Mapped[Task] = relationship(lazy="joined")
-    annotator: Mapped[Annotator] = relationship(lazy="joined")
+    withdrawn_by: Mapped[int | None]
+    """The annotator themself, or a supervisor."""
+    task: Mapped[Task] = relationship(lazy="select")
+    annotator: Mapped[Annotator] = relationship(lazy="select")
+    ratings: Mapped[list[Rating]] = relationship(lazy="select", order_by="Rating.id")
 
     __table_args__ = (
         # Two clicks, two tabs, the back button: at most one judgement of a task by an annotator stands.
@@ -125,11 +160,29 @@ class Judgement(Table):
             "task_id",
             "annotator_id",
             unique=True,
-            sqlite_where=text("withdrawn IS NULL"),
-            postgresql_where=text("withdrawn IS NULL"),
+            sqlite_where=sql("withdrawn IS NULL"),
+            postgresql_where=sql("withdrawn IS NULL"),
         ),
         Index("by_annotator", "annotator_id", "withdrawn"),
     )
+
+
+class Rating(Table):
+    """An answer to one of a task's further questions."""
+
+    __tablename__ = "ratings"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    judgement_id: Mapped[int] = mapped_column(ForeignKey("judgements.id"), index=True)
+    criterion: Mapped[str]
+    kind: Mapped[str]
+    """`score`, `comparison` or `choice`, as `criteria.Criterion` has it."""
+    place: Mapped[int | None]
+    """Of the answer that it is about; null: of the task."""
+    value: Mapped[str]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    """The scale of a score, as it was then."""
 
 
 class Shown(Table):
@@ -138,8 +191,10 @@ class Shown(Table):
     __tablename__ = "shown"
 
     task_id: Mapped[int] = mapped_column(ForeignKey("tasks.id"), primary_key=True)
-    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"), primary_key=True)
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"), primary_key=True, index=True)
     since: Mapped[datetime] = mapped_column(default=now)
+    undone: Mapped[bool] = mapped_column(default=False, server_default=sql("false"))
+    """Whether they took a judgement of it back, and must get it again, whatever others said meanwhile."""
 
 
 def open_database(url: str) -> Engine:
@@ -155,7 +210,10 @@ def open_database(url: str) -> Engine:
         engine = create_engine(url, pool_pre_ping=True, **_pool(url))
         if engine.dialect.name == "sqlite":
             _prepare_sqlite(engine)
-        Table.metadata.create_all(engine)
+        upgrade(engine, Table.metadata)
+        with Session(engine) as session, session.begin():
+            if session.get(Setting, STORE) is None:
+                session.add(Setting(name=STORE, value=token_hex(4)))
     except (SQLAlchemyError, ModuleNotFoundError, ValueError, TypeError) as error:
         first = str(error).splitlines()[0]
         # Without its cause, whose message may hold the URL's password: a traceback would show it.
@@ -165,8 +223,10 @@ def open_database(url: str) -> Engine:
 
 
 @contextmanager
-def transaction(engine: Engine) -> Iterator[Session]:
+def transaction(engine: Engine, *, reads: bool = False) -> Iterator[Session]:
     """A session whose work is committed at the block's end, and undone if it raises.
+
+    With `reads` nothing is written: on SQLite it then waits for no writer, and none for it.
 
     Within a route it is opened and closed in one call, so on one thread: were it a dependency, a request that holds the database
     could wait for a thread while all threads wait for the database.
@@ -175,7 +235,8 @@ def transaction(engine: Engine) -> Iterator[Session]:
         StorageError: the database does not take or give anything: its disk is full, it is damaged, or it is gone.
     """
     try:
-        with Session(engine, expire_on_commit=False) as session, session.begin():
+        bound = engine.execution_options(reads=True) if reads else engine
+        with Session(bound, expire_on_commit=False) as session, session.begin():
             yield session
     except (DatabaseError, PoolTimeout) as error:
         if isinstance(error, (IntegrityError, ProgrammingError)):
@@ -190,9 +251,9 @@ def sqlite_url(file: Path) -> str:
 
 
 def _pool(url: str) -> dict[str, Any]:
-    """SQLite has one writer at a time: here they queue for its one connection, in turn, where its own waiting is by sleeping."""
+    """SQLite has one writer at a time, and its own waiting is by sleeping: the page's threads queue before they get here."""
     if url.startswith("sqlite"):
-        return {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": BUSY_S}
+        return {"poolclass": QueuePool, "pool_size": 4, "max_overflow": 0, "pool_timeout": BUSY_S}
     return {"pool_size": 40, "max_overflow": 0}
 
 
@@ -208,4 +269,4 @@ def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "begin")
     def _begun(connection: Any) -> None:
         # A transaction that reads first and writes later may find that somebody wrote between; this one waits its turn.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reads") else "BEGIN IMMEDIATE")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
+from sqlalchemy.orm import Session, joinedload, selectinload
+
 from rlhf_dist.errors import DataError
-from rlhf_dist.feedback.assignment import SKIP
-from rlhf_dist.feedback.database import Judgement, Task
-from rlhf_dist.feedback.supervision import LABELS
+from rlhf_dist.feedback import marks
+from rlhf_dist.feedback.database import Judgement, Rating, Task
+from rlhf_dist.feedback.verdicts import LABELS, LETTERS, MARGINS, SCORES, SKIP, pairs, ranked
 from rlhf_dist.files import as_json, shown, written_aside
 
 FORMS = ("raw", "trl")
-MUCH = {"a_much", "b_much"}
 UNSAID = ("discarded", "draft")
 """States of a response that its annotator does not stand by."""
 SAID = ("selected", "choices", "rating", "number", "text")
@@ -23,49 +25,116 @@ SAID = ("selected", "choices", "rating", "number", "text")
 SIDES = {"left": "a", "right": "b", "a": "a", "b": "b", "chosen": "a", "rejected": "b", "tie": "tie", "both": "tie"}
 
 
+def standing(session: Session) -> Iterator[Judgement]:
+    """Judgements that stand, in the order in which they were given, with all that an export needs of each."""
+    whole = (joinedload(Judgement.task).joinedload(Task.text), joinedload(Judgement.annotator), selectinload(Judgement.ratings))
+    query = select(Judgement).where(Judgement.withdrawn.is_(None)).options(*whole).order_by(Judgement.id)
+    yield from session.scalars(query.execution_options(yield_per=1000))
+
+
 def exported(judgements: Iterable[Judgement], *, form: str) -> list[dict[str, Any]]:
     """Judgements that stand, as rows that `rlhf-dist reward` reads.
 
     Args:
-        judgements: of the database.
-        form: `raw`, everything that was said, by annotator; `trl`, comparisons with a winner as prompt, chosen, rejected.
+        judgements: of the store.
+        form: `raw`, everything that was said: by whom, when, in which order it was seen, gold questions and skips too; `trl`,
+            comparisons with a winner as prompt, chosen, rejected.
 
     Raises:
         DataError: the form is neither.
     """
     if form not in FORMS:
         raise DataError(f"form is {form!r}; expected one of {', '.join(FORMS)}")
-    standing = [one for one in judgements if one.withdrawn is None and one.verdict != SKIP and one.task.gold is None]
-    if form == "trl":
-        return [_trl(one) for one in standing if one.task.kind == "comparison" and LABELS[one.verdict] != 0.5]
-    return [_raw(one) for one in standing]
+    stand = [one for one in judgements if one.withdrawn is None]
+    if form == "raw":
+        return [row for one in stand for row in _everything(one)]
+    compared = ("comparison", "ranking")
+    judged = [one for one in stand if one.verdict != SKIP and one.task.gold is None and one.task.kind in compared]
+    prompts = {one.task_id: _prompt(one.task) for one in judged}
+    chats = all(prompt.get("prompt_messages") for prompt in prompts.values())  # else one column would be of two types
+    return [row for one in judged for row in _trl(one, prompts[one.task_id], chats=chats)]
 
 
-def _raw(one: Judgement) -> dict[str, Any]:
-    task = one.task
-    shared = {"annotator": one.annotator.name, "comment": one.comment or None, "seconds": round(one.seconds, 1)}
-    shared |= _source(task)
-    if task.kind == "comparison":
-        told = {"a": task.answer_a, "b": task.answer_b, "preference": LABELS[one.verdict], "verdict": one.verdict}
-        sources = {"source_a": task.source_a, "source_b": task.source_b}
-        return {"kind": "comparisons", "prompt": task.prompt, **told, **sources, **shared}
-    row = {"kind": f"{task.kind}s", "prompt": task.prompt, "answer": task.answer_a, "source": task.source_a, **shared}
-    return row | ({"score": int(one.verdict)} if task.kind == "score" else {})
+def _everything(one: Judgement) -> Iterator[dict[str, Any]]:
+    """A row of the verdict, and one of each further question."""
+    task, answers, sources = one.task, json.loads(one.task.text.answers), json.loads(one.task.sources)
+    shared = {
+        "judgement": one.id,
+        "task": task.id,
+        "annotator": one.annotator.name,
+        "created": one.created.isoformat(timespec="seconds") + "Z",
+        "seconds": None if one.active is None else round(one.active, 1),
+        "gold": task.gold,
+        **_prompt(task),
+    }
+    said = {"comment": one.comment or None, "marks": _marks(one)}
+    order = [int(place) for place in one.order_shown]
+    yield from ({**row, **shared, **said} for row in _verdict_rows(one, answers, sources, order))
+    for rating in one.ratings:
+        yield {**_rating_row(rating, answers, sources), **shared}
 
 
-def _trl(one: Judgement) -> dict[str, Any]:
-    chosen, rejected = one.task.answer_a, one.task.answer_b or ""
-    if LABELS[one.verdict] == 0.0:
-        chosen, rejected = rejected, chosen
-    margin = 1.0 if one.verdict in MUCH else 0.0
-    shared = {"margin": margin, "annotator": one.annotator.name, **_source(one.task)}
-    return {"prompt": one.task.prompt, "chosen": chosen, "rejected": rejected, **shared}
+def _verdict_rows(one: Judgement, answers: list[str], sources: list[str], order: list[int]) -> Iterator[dict[str, Any]]:
+    kind, pair = one.task.kind, dict(zip(("a", "b"), answers, strict=False))
+    if one.verdict == SKIP:
+        yield {"kind": "skips", "answers": answers, "sources": sources}
+    elif kind == "comparison":
+        origin = dict(zip(("source_a", "source_b"), sources, strict=True))
+        told = {"preference": LABELS[one.verdict], "verdict": one.verdict, "margin": MARGINS.get(one.verdict, 0.0)}
+        yield {"kind": "comparisons", **pair, **told, **origin, "shown_first": "ab"[order[0]] if order else None}
+    elif kind == "ranking" and "=" in one.verdict:
+        # Equal ones have no place in a list from best to worst.
+        for first, second, label in pairs(kind, one.verdict):
+            sides = {"a": answers[first], "b": answers[second], "preference": label, "verdict": one.verdict}
+            yield {"kind": "comparisons", **sides, "source_a": sources[first], "source_b": sources[second]}
+    elif kind == "ranking":
+        best_first = [place for (place,) in ranked(one.verdict)]
+        told = {"answers": [answers[each] for each in best_first], "sources": [sources[each] for each in best_first]}
+        yield {"kind": "rankings", **told, "shown": [best_first.index(each) for each in order]}
+    elif kind == "score":
+        scale = [min(SCORES), max(SCORES)]
+        yield {"kind": "scores", "answer": answers[0], "score": int(one.verdict), "scale": scale, "source": sources[0]}
+    else:
+        yield {"kind": "comments", "answer": answers[0], "source": sources[0]}
 
 
-def _source(task: Task) -> dict[str, Any]:
-    """Columns from which the prompt's tokens are those that the policy saw; the text is what people saw."""
-    columns: dict[str, Any] = {} if task.source is None else json.loads(task.source.columns)
-    return columns
+def _rating_row(rating: Rating, answers: list[str], sources: list[str]) -> dict[str, Any]:
+    named = {"criterion": rating.criterion}
+    if rating.kind == "comparison":
+        both = {"a": answers[0], "b": answers[1], "source_a": sources[0], "source_b": sources[1]}
+        return {"kind": "comparisons", **both, "preference": LABELS[rating.value], "verdict": rating.value, **named}
+    about: dict[str, Any] = {"answers": answers}
+    if rating.place is not None:
+        about = {"answer": answers[rating.place], "source": sources[rating.place]}
+    if rating.kind == "choice" or rating.place is None:
+        return {"kind": "choices", **about, "choice": rating.value, **named}
+    return {"kind": "scores", **about, "score": float(rating.value), "scale": [rating.low, rating.high], **named}
+
+
+def _marks(one: Judgement) -> list[dict[str, Any]] | None:
+    found = marks.from_text(one.marks)
+    told = [{"answer": LETTERS[each.place], **vars(each)} for each in found]
+    return [{name: value for name, value in each.items() if name != "place"} for each in told] or None
+
+
+def _trl(one: Judgement, prompt: dict[str, Any], *, chats: bool) -> Iterator[dict[str, Any]]:
+    """Each pair with a winner; of chats in TRL's conversational form, besides which our own columns keep all of a message."""
+    answers = json.loads(one.task.text.answers)
+    for first, second, label in pairs(one.task.kind, one.verdict):
+        if label == 0.5:
+            continue
+        chosen, rejected = (first, second) if label == 1 else (second, first)
+        row = {**prompt, "chosen": answers[chosen], "rejected": answers[rejected]}
+        if chats:
+            row["prompt"] = [{name: each.get(name) for name in ("role", "content")} for each in prompt["prompt_messages"]]
+            row |= {name: [{"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected")}
+        yield {**row, "margin": MARGINS.get(one.verdict, 0.0), "annotator": one.annotator.name}
+
+
+def _prompt(task: Task) -> dict[str, Any]:
+    """The prompt as people saw it, and beside it columns from which its tokens are those that the policy saw."""
+    columns: dict[str, Any] = json.loads(task.text.columns) if task.text.columns else {}
+    return {"prompt": json.loads(task.text.prompt), **columns}
 
 
 def encoded(rows: Sequence[dict[str, Any]], suffix: str) -> bytes:
@@ -76,15 +145,26 @@ def encoded(rows: Sequence[dict[str, Any]], suffix: str) -> bytes:
     import pyarrow.parquet as pq
 
     names = list(dict.fromkeys(name for row in rows for name in row))
-    table = pa.table({name: [_flat(row.get(name)) for row in rows] for name in names})
+    table = pa.table({name: _column([row.get(name) for row in rows]) for name in names})
     out = io.BytesIO()
     pq.write_table(table, out)
     return out.getvalue()
 
 
-def _flat(value: Any) -> Any:
-    """Arrow would give all messages and tools the fields of each other, as nulls, which templates render."""
-    return as_json(value) if isinstance(value, (list, dict)) else value
+def _column(values: Sequence[Any]) -> list[Any]:
+    """A column for Parquet: lists of plain messages as they are, all other nesting as JSON text.
+
+    Arrow would give all messages and tools the fields of each other, as nulls, which templates render.
+    """
+    plain = all(value is None or _is_chat(value) for value in values)
+    return [as_json(value) if isinstance(value, (list, dict)) and not plain else value for value in values]
+
+
+def _is_chat(value: Any) -> bool:
+    """Whether a value is a list of messages that have a role and text, and nothing else."""
+    return isinstance(value, list) and all(
+        isinstance(each, dict) and each.keys() == {"role", "content"} and isinstance(each["content"], str) for each in value
+    )
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

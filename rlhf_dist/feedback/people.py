@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import secrets
+import unicodedata
+from datetime import timedelta
 from hashlib import sha256
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from rlhf_dist.errors import DataError
-from rlhf_dist.feedback.database import Annotator, Visit
+from rlhf_dist.feedback.database import Annotator, Shown, Visit, now
+from rlhf_dist.files import shown
+
+UNSEEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
+"""Unicode's categories of what is not seen: controls, directions, private and half characters, line ends."""
+JOINERS = "\u200c\u200d"
+"""Which names in Persian and Indian scripts are spelt with."""
 
 TOKEN_BYTES = 32
+LONGEST_NAME = 80
+LONGEST_VISIT = timedelta(days=90)
+LONGEST_ABSENCE = timedelta(days=14)
+"""A browser that has not come for so long must bring its invitation again."""
+NOTED = timedelta(hours=1)
+"""How exactly it is noted when a browser last came."""
+
+
+def new_token() -> str:
+    """256 random bits."""
+    return secrets.token_urlsafe(TOKEN_BYTES)
 
 
 def digest(token: str) -> str:
@@ -19,7 +38,9 @@ def digest(token: str) -> str:
     return sha256(token.encode()).hexdigest()
 
 
-def invite(session: Session, name: str, *, supervisor: bool = False, replace: bool = True) -> str:
+def invite(
+    session: Session, name: str, *, supervisor: bool = False, replace: bool = True, token: str | None = None
+) -> str:
     """Make an invitation, or a new one in place of an old; returns the token, which is not kept.
 
     Args:
@@ -27,46 +48,86 @@ def invite(session: Session, name: str, *, supervisor: bool = False, replace: bo
         name: whom to invite.
         supervisor: whether they may supervise.
         replace: whether somebody who is known gets a new invitation, which ends the old one and their visits.
+        token: one that was made before; asked twice with it, it is the same invitation. None: a new one.
 
     Raises:
-        DataError: the name is empty or too long, or known and not to be replaced.
+        DataError: the name is empty, too long or cannot be read, or known and not to be replaced.
     """
-    name = name.strip()
-    if not 0 < len(name) <= 80:
-        raise DataError(f"annotator {name!r}: expected a name of 1 to 80 characters")
-    token = secrets.token_urlsafe(TOKEN_BYTES)
+    name = checked_name(name)
+    token = token or new_token()
+    if len(token) < TOKEN_BYTES:
+        raise DataError("the invitation's token is too short; expected one that this page made")
     known = session.scalar(select(Annotator).where(Annotator.name == name))
-    if known is not None and not replace:
-        raise DataError(f"{name} has an invitation already; expected a new name, or that the old link be replaced")
     if known is None:
         session.add(Annotator(name=name, supervisor=supervisor, token_hash=digest(token)))
-    else:
-        known.token_hash = digest(token)
-        known.supervisor = known.supervisor or supervisor
-        for visit in session.scalars(select(Visit).where(Visit.annotator_id == known.id)):
-            session.delete(visit)  # whoever held the old invitation is out
+        return token
+    if known.token_hash == digest(token):
+        return token
+    if not replace:
+        raise DataError(f"{name} has an invitation already; expected a new name, or that the old link be replaced")
+    _end_visits(session, known.id)  # whoever held the old invitation is out
+    known.token_hash = digest(token)
+    known.supervisor = known.supervisor or supervisor
     return token
 
 
-def enter(session: Session, token: str, key: str | None = None) -> tuple[Annotator, str] | None:
-    """Take an invitation; returns who came and the value of the browser's cookie, or None if there is no such invitation.
+def checked_name(name: str) -> str:
+    """A name without white space around it.
+
+    Raises:
+        DataError: it is empty or too long, or has characters that are not seen and can make it look like another.
+    """
+    bare = name.strip()
+    if not 0 < len(bare) <= LONGEST_NAME:
+        raise DataError(f"annotator {shown(bare)}: expected a name of 1 to {LONGEST_NAME} characters")
+    odd = next((each for each in bare if unicodedata.category(each) in UNSEEN and each not in JOINERS), None)
+    if odd is not None:
+        raise DataError(f"annotator {bare!r}: the name has the character {odd!r}; expected only ones that are seen")
+    return unicodedata.normalize("NFC", bare)
+
+
+def sign_out(session: Session, annotator_id: int) -> None:
+    """End somebody's visits and their invitation; what they said stands."""
+    _end_visits(session, annotator_id)
+    session.execute(delete(Shown).where(Shown.annotator_id == annotator_id))
+    session.get_one(Annotator, annotator_id).token_hash = digest(new_token())
+
+
+def _end_visits(session: Session, annotator_id: int) -> None:
+    session.execute(delete(Visit).where(Visit.annotator_id == annotator_id))
+
+
+def invited(session: Session, token: str) -> Annotator | None:
+    """Whose invitation this is."""
+    return session.scalar(select(Annotator).where(Annotator.token_hash == digest(token)))
+
+
+def enter(session: Session, annotator: Annotator, key: str | None) -> str:
+    """Let somebody who is invited in; returns the value of their browser's cookie.
 
     A browser whose `key` is this annotator's keeps it, and with it the forms that it has open.
     """
-    annotator = session.scalar(select(Annotator).where(Annotator.token_hash == digest(token)))
-    if annotator is None:
-        return None
     visit = visit_of(session, key)
     if key is not None and visit is not None and visit.annotator_id == annotator.id:
-        return annotator, key
-    key = secrets.token_urlsafe(TOKEN_BYTES)
-    session.add(Visit(key_hash=digest(key), annotator_id=annotator.id, csrf=secrets.token_urlsafe(TOKEN_BYTES)))
-    return annotator, key
+        return key
+    key = new_token()
+    session.add(Visit(key_hash=digest(key), annotator_id=annotator.id, csrf=new_token()))
+    return key
 
 
 def visit_of(session: Session, key: str | None) -> Visit | None:
-    """Whose browser has this cookie."""
-    return session.get(Visit, digest(key)) if key else None
+    """Whose browser has this cookie; None too where the visit has ended by itself."""
+    visit = session.get(Visit, digest(key)) if key else None
+    if visit is None:
+        return None
+    ended = now() - visit.created > LONGEST_VISIT or now() - (visit.used or visit.created) > LONGEST_ABSENCE
+    return None if ended else visit
+
+
+def note_use(visit: Visit) -> None:
+    """Note that a browser came; rarely, as each note is a write."""
+    if visit.used is None or now() - visit.used > NOTED:
+        visit.used = now()
 
 
 def may_post(visit: Visit, csrf: str) -> bool:

@@ -5,29 +5,37 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 
-from rlhf_dist.errors import DataError, EnvironmentProblem
-from rlhf_dist.feedback.database import Annotator, open_database, sqlite_url, transaction
-from rlhf_dist.feedback.people import invite
-from rlhf_dist.feedback.task_files import load_tasks, read_tasks
+from rlhf_dist.errors import ConfigError, DataError, EnvironmentProblem
+from rlhf_dist.feedback.database import Annotator, Task, open_database, sqlite_url, transaction
+from rlhf_dist.feedback.guide import Guide, keep_guide
+from rlhf_dist.feedback.people import checked_name, invite
+from rlhf_dist.feedback.task_files import Loaded, load_tasks, read_tasks
 from rlhf_dist.secrets import masked
 
 TASKS = Path("feedback") / "tasks.jsonl"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
+WILDCARDS = ("0.0.0.0", "::", "")
+"""Addresses that mean all of the machine's own, and are none that people could open."""
+
+
 @dataclass(frozen=True)
 class Opened:
-    """A database that is ready to serve."""
+    """A store that is ready to serve."""
 
     engine: Engine
     place: str
     """The database's URL, as it may be shown."""
-    new_tasks: int
+    loaded: Loaded
     invitations: dict[str, str]
     """Name to token, of those invited just now."""
+    notes: list[str]
+    """What changed, and what cannot work out, in sentences."""
 
 
 def task_file(run_or_file: Path) -> Path:
@@ -47,14 +55,17 @@ def database_url(run_or_file: Path, url: str | None) -> str:
     return url or sqlite_url(task_file(run_or_file).with_suffix(".db"))
 
 
-def open_feedback(run_or_file: Path, url: str | None, *, overlap: int, annotators: list[str]) -> Opened:
-    """Open the database, load tasks that it lacks, and invite who is new; the first time, a supervisor too.
+def open_feedback(
+    run_or_file: Path, url: str | None, *, overlap: int | None, annotators: list[str], guide: Guide | None = None
+) -> Opened:
+    """Open the store, bring it up to date with its task file, and invite who is new; a supervisor too, if there is none.
 
     Args:
         run_or_file: run folder, or a task file.
         url: of the database; None: SQLite beside the tasks.
-        overlap: judgements wanted of each new task.
+        overlap: judgements wanted of each task; None: as it was, 1 in a new store.
         annotators: names; who is known already keeps their invitation.
+        guide: what annotators are told and asked from now on; None: as it was.
 
     Raises:
         UserError: no tasks, a malformed task, or no database.
@@ -64,11 +75,46 @@ def open_feedback(run_or_file: Path, url: str | None, *, overlap: int, annotator
     found = database_url(run_or_file, url)
     engine = open_database(found)
     with transaction(engine) as session:
-        new = load_tasks(session, rows, overlap=overlap)
-        known = set(session.scalars(select(Annotator.name)))
-        wanted = [(name, False) for name in annotators] + ([("supervisor", True)] if not known else [])
-        tokens = {name: invite(session, name, supervisor=rules) for name, rules in wanted if name not in known}
-    return Opened(engine, masked(found), new, tokens)
+        loaded = load_tasks(session, rows, overlap=overlap)
+        known = {name: rules for name, rules in session.execute(select(Annotator.name, Annotator.supervisor))}
+        wanted = [(checked_name(name), False) for name in annotators]
+        wanted += [] if any(known.values()) else [("supervisor", True)]
+        tokens = {name: invite(session, name, supervisor=rules) for name, rules in wanted if name not in known or rules}
+        notes = _notes(loaded, guide is not None and keep_guide(session, guide))
+        people = session.scalar(select(func.count()).select_from(Annotator)) or 0
+        needed = session.scalar(select(func.max(Task.needed)).where(Task.gold.is_(None))) or 0
+    if needed > people:
+        notes.append(f"each task wants {needed} judgements, and {people} people are invited: none can be finished yet")
+    return Opened(engine, masked(found), loaded, tokens, notes)
+
+
+def _notes(loaded: Loaded, guided: bool) -> list[str]:
+    """What became different in a store that was there."""
+    told = {
+        f"{loaded.needed_changed} tasks now want another number of judgements": loaded.needed_changed,
+        f"{loaded.gold_changed} tasks have another gold answer": loaded.gold_changed,
+        f"{loaded.absent} earlier tasks are not in the file, and stay": loaded.absent,
+        "the guide is new; what was said before keeps its scales": guided,
+    }
+    return [note for note, holds in told.items() if holds]
+
+
+def check_address(host: str, base_url: str | None) -> None:
+    """Refuse what would print links that nobody can open.
+
+    Raises:
+        ConfigError: the host stands for all addresses, and there is no base URL; or the base URL is none.
+    """
+    if base_url is None:
+        if host in WILDCARDS:
+            raise ConfigError(
+                f"--host {host} listens on every address, and is none itself; expected --base-url too, as people will open the "
+                "page, for instance http://192.168.0.7:8000"
+            )
+        return
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ConfigError(f"--base-url is {base_url!r}; expected http://HOST[:PORT][/PATH], or https")
 
 
 def name_of(host: str) -> str:
@@ -76,14 +122,15 @@ def name_of(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def serve(engine: Engine, *, host: str, port: int, open_hosts: bool) -> None:
+def serve(engine: Engine, *, host: str, port: int, base_url: str | None) -> None:
     """Serve until interrupted.
 
     Args:
         engine: of the database.
         host: address to listen on.
         port: port to listen on.
-        open_hosts: answer under any name, e.g. behind a proxy; else only under the host's own and loopback's.
+        base_url: how people reach the page, e.g. behind a proxy; with it, it answers under any name, else only under the host's
+            own and loopback's.
 
     Raises:
         EnvironmentProblem: the port is taken.
@@ -101,5 +148,6 @@ def serve(engine: Engine, *, host: str, port: int, open_hosts: bool) -> None:
         raise EnvironmentProblem(
             f"{name_of(host)}:{port} cannot be listened on ({error.strerror}); choose another --port or --host"
         ) from error
-    hosts = None if open_hosts else [name_of(host), *LOOPBACK]
-    uvicorn.run(make_app(engine, hosts=hosts), host=host, port=port, log_level="warning", access_log=False)
+    hosts = None if base_url else [name_of(host), *LOOPBACK]
+    app = make_app(engine, hosts=hosts, base_url=base_url)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)

@@ -1,39 +1,70 @@
-"""What a supervisor sees: progress, pace, agreement, gold questions, and who of two policies wins."""
+"""What a supervisor sees: progress, pace, agreement, who may be careless and why, and who of two policies wins."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from rlhf_dist.data.feedback import Judged
-from rlhf_dist.evaluation.intervals import WinRate, win_rate
-from rlhf_dist.feedback.aggregate import Reliability, aggregate
-from rlhf_dist.feedback.agreement import Agreement
-from rlhf_dist.feedback.assignment import SKIP
-from rlhf_dist.feedback.database import Annotator, Judgement, Task
+from rlhf_dist.evaluation.intervals import Interval, WinRate, rate_interval, win_rate
+from rlhf_dist.evaluation.length_bias import LengthBias, length_bias
+from rlhf_dist.feedback.agreement import Agreement, agreement_of
+from rlhf_dist.feedback.database import Annotator, Judgement, Task, Visit
+from rlhf_dist.feedback.dawid_skene import dawid_skene_arrays
+from rlhf_dist.feedback.facts import Array, Facts, Scores, facts, scores, stands
+from rlhf_dist.feedback.suspicion import Habits, suspicions
+from rlhf_dist.feedback.verdicts import SKIP, is_right
 
-LABELS = {"a_much": 1.0, "a": 1.0, "tie": 0.5, "both_bad": 0.5, "b": 0.0, "b_much": 0.0}
-"""What a comparison's verdict says of P(a is better)."""
+Weighing = Literal["all", "trusted", "weighed"]
+WEIGHINGS: dict[Weighing, str] = {
+    "all": "every annotator counts alike",
+    "trusted": "those who are suspected are left out",
+    "weighed": "each counts by how far their reliability is above guessing",
+}
 
 
 @dataclass(frozen=True)
 class Person:
     """One annotator's work."""
 
+    id: int
     name: str
+    supervisor: bool
     judged: int
     skipped: int
     withdrawn: int
-    seconds: float | None
-    """Median per judgement."""
-    gold: tuple[int, int]
-    """Gold questions answered rightly, and answered."""
-    reliability: Reliability | None
+    visits: int
+    """Browsers that are signed in."""
+    habits: Habits
+    suspicions: list[str]
+    """Sentences; none: not suspected."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Two sources that were compared."""
+
+    first: str
+    second: str
+    won: WinRate
+    """The first's over the second, each task counting once."""
+    length: LengthBias | None
+    """None where nothing was decided."""
+
+
+@dataclass(frozen=True)
+class ScoreOf:
+    """Scores of one source's answers."""
+
+    source: str
+    criterion: str
+    scale: tuple[float, float]
+    mean: Interval
+    tasks: int
 
 
 @dataclass(frozen=True)
@@ -44,95 +75,187 @@ class Overview:
     tasks: int
     finished: int
     """Tasks that have all judgements that they need."""
+    only_skipped: int
+    """Tasks that some have skipped and nobody has judged."""
     judgements: int
     agreement: Agreement | None
-    contests: list[tuple[str, str, WinRate]]
-    """Of each two sources that were compared: the first's win rate over the second."""
+    contests: list[Contest]
+    scores: list[ScoreOf]
+    weighing: Weighing
+    left_out: list[str]
+    """Annotators who do not count in win rates."""
 
 
 @dataclass(frozen=True)
-class Everything:
-    """What the database holds, read at once, so that nobody waits while it is made sense of."""
+class Version:
+    """What a store has when it is looked at: as long as it is the same, so is everything that is made of it."""
 
-    judgements: Sequence[Judgement]
-    annotators: Sequence[Annotator]
+    judgements: int
+    withdrawn: int
+    people: int
+    visits: int
     tasks: int
-    finished: int
+    gold: int
+    needed: int
 
 
-def everything(session: Session) -> Everything:
-    """Read the whole database."""
-    return Everything(
-        judgements=session.scalars(select(Judgement).order_by(Judgement.id)).all(),
-        annotators=session.scalars(select(Annotator).order_by(Annotator.name)).all(),
-        tasks=session.scalar(select(func.count()).select_from(Task)) or 0,
-        finished=session.scalar(select(func.count()).select_from(Task).where(Task.done >= Task.needed)) or 0,
+def version(session: Session) -> Version:
+    """The store's, in a query that reads no text and no row twice."""
+    parts = (
+        select(func.coalesce(func.max(Judgement.id), 0)),
+        select(func.count()).select_from(Judgement).where(Judgement.withdrawn.is_not(None)),
+        select(func.count()).select_from(Annotator),
+        select(func.count()).select_from(Visit),
+        select(func.count()).select_from(Task),
+        select(func.count()).select_from(Task).where(Task.gold.is_not(None)),
+        select(func.coalesce(func.max(Task.needed), 0)),
     )
+    return Version(*session.execute(select(*(each.scalar_subquery() for each in parts))).one())
 
 
-def overview(found: Everything) -> Overview:
-    """Agreement, reliabilities and win rates; seconds, for many judgements."""
-    standing = [one for one in found.judgements if one.withdrawn is None]
-    judged = [one for one in standing if one.verdict != SKIP]
-    comparisons = [as_judged(one) for one in judged if one.task.kind == "comparison"]
-    made = aggregate(comparisons, "soft")
-    reliability = {one.name: one for one in made.annotators}
+def overview(session: Session, weighing: Weighing = "all") -> Overview:
+    """Agreement, reliabilities and win rates of all judgements that stand.
+
+    Args:
+        session: of the store.
+        weighing: how annotators count in win rates.
+    """
+    found = facts(session)
+    reliability = _reliability(found)
+    habits = _habits(session, found, reliability)
+    people = _people(session, found, habits)
+    suspected = [one.id for one in people if one.suspicions]
+    weights = _weights(found, reliability, suspected, weighing)
+    out = [one.name for one in people if one.judged and weighing != "all" and weights.get(one.id, 1.0) == 0]
+    tasks, finished, only_skipped = _counts(session)
     return Overview(
-        people=[
-            _person(annotator, [one for one in found.judgements if one.annotator_id == annotator.id], reliability)
-            for annotator in found.annotators
-        ],
-        tasks=found.tasks,
-        finished=found.finished,
-        judgements=len(judged),
-        agreement=made.agreement,
-        contests=contests(judged),
+        people=people,
+        tasks=tasks,
+        finished=finished,
+        only_skipped=only_skipped,
+        judgements=sum(found.judged.values()),
+        agreement=_agreement(session, found),
+        contests=_contests(found, weights),
+        scores=[_score(each) for each in scores(session)],
+        weighing=weighing,
+        left_out=out,
     )
 
 
-def as_judged(one: Judgement) -> Judged:
-    """A comparison as the reward model's data."""
-    task = one.task
-    answers = (task.answer_a, task.answer_b or "")
-    return Judged(
-        "comparisons", task.prompt, answers, LABELS[one.verdict], "page", f"judgement {one.id}", one.annotator.name
+def _counts(session: Session) -> tuple[int, int, int]:
+    skipped = select(Judgement.task_id).where(Judgement.withdrawn.is_(None), Judgement.verdict == SKIP)
+    parts = (
+        select(func.count()).select_from(Task),
+        select(func.count()).select_from(Task).where(Task.done >= Task.needed),
+        select(func.count()).select_from(Task).where(Task.done == 0, Task.id.in_(skipped)),
     )
+    tasks, finished, only_skipped = session.execute(select(*(each.scalar_subquery() for each in parts))).one()
+    return tasks, finished, only_skipped
 
 
-def contests(judged: Sequence[Judgement]) -> list[tuple[str, str, WinRate]]:
-    """Win rates of the sources that were compared, each task counting once whatever the number of its judgements."""
-    by_pair: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for one in judged:
-        task = one.task
-        if task.kind == "comparison" and task.source_a != task.source_b and task.gold is None:
-            straight = task.source_a < task.source_b
-            pair = (task.source_a, task.source_b) if straight else (task.source_b, task.source_a)
-            label = LABELS[one.verdict]
-            by_pair[pair][task.id].append(label if straight else 1 - label)
-    return [
-        (*pair, win_rate([float(np.mean(labels)) for labels in tasks.values()]))
-        for pair, tasks in sorted(by_pair.items())
+def _reliability(found: Facts) -> dict[int, float]:
+    """Of those who shared a comparison with others, by Dawid and Skene's model."""
+    votes = found.votes
+    decided = votes.label != 0.5
+    pair, annotator = votes.pair[decided], votes.annotator[decided]
+    shared = np.bincount(pair, minlength=1)[pair] > 1
+    if not shared.any():
+        return {}
+    people, worker = np.unique(annotator[shared], return_inverse=True)
+    _, task = np.unique(pair[shared], return_inverse=True)
+    _, reliability = dawid_skene_arrays(task, worker, votes.label[decided][shared] == 1)
+    return dict(zip(people.tolist(), reliability.tolist(), strict=True))
+
+
+def _agreement(session: Session, found: Facts) -> Agreement | None:
+    names = {one: name for one, name in session.execute(select(Annotator.id, Annotator.name))}
+    votes = found.votes
+    return agreement_of(votes.pair, votes.annotator, (2 * votes.label).astype(int), names)
+
+
+def _habits(session: Session, found: Facts, reliability: Mapping[int, float]) -> dict[int, Habits]:
+    votes, gold = found.votes, _gold(session)
+    made = {}
+    for one in found.judged:
+        own = votes.annotator == one
+        left = votes.left[own]
+        made[one] = Habits(
+            seconds=found.seconds.get(one),
+            gold=gold.get(one, (0, 0)),
+            left=(int(np.nansum(left)), int((~np.isnan(left)).sum())),
+            ties=(int((votes.label[own] == 0.5).sum()), int(own.sum())),
+            reliability=reliability.get(one),
+        )
+    return made
+
+
+def _gold(session: Session) -> dict[int, tuple[int, int]]:
+    """Gold questions answered rightly, and answered, by annotator."""
+    query = select(Judgement.annotator_id, Task.kind, Judgement.verdict, Task.gold, func.count()).join(Task)
+    groups = query.where(stands(), Task.gold.is_not(None)).group_by(*query.selected_columns[:4])
+    counts: dict[int, tuple[int, int]] = {}
+    for annotator, kind, verdict, gold, number in session.execute(groups):
+        right, all_ = counts.get(annotator, (0, 0))
+        counts[annotator] = (right + number * is_right(kind, verdict, gold), all_ + number)
+    return counts
+
+
+def _people(session: Session, found: Facts, habits: Mapping[int, Habits]) -> list[Person]:
+    visits = {one: number for one, number in session.execute(select(Visit.annotator_id, func.count()).group_by(Visit.annotator_id))}
+    gone = Judgement.withdrawn.is_not(None)
+    odd = session.execute(
+        select(Judgement.annotator_id, func.count().filter(gone), func.count().filter(~gone))
+        .where(gone | (Judgement.verdict == SKIP))
+        .group_by(Judgement.annotator_id)
+    )
+    withdrawn = {annotator: (undone, skipped) for annotator, undone, skipped in odd}
+    people = []
+    for one in session.scalars(select(Annotator).order_by(Annotator.name)):
+        own = habits.get(one.id, Habits())
+        undone, skipped = withdrawn.get(one.id, (0, 0))
+        others = [each for number, each in habits.items() if number != one.id]
+        told = (found.judged.get(one.id, 0), skipped, undone, visits.get(one.id, 0))
+        people.append(Person(one.id, one.name, one.supervisor, *told, own, suspicions(own, others)))
+    return people
+
+
+def _weights(
+    found: Facts, reliability: Mapping[int, float], suspected: Sequence[int], weighing: Weighing
+) -> dict[int, float]:
+    """How much each annotator's word counts; who shared nothing with others counts as the median of those who did."""
+    if weighing == "all":
+        return {}
+    if weighing == "trusted":
+        return dict.fromkeys(suspected, 0.0)
+    middle = float(np.median([*reliability.values()])) if reliability else 1.0
+    return {one: max(0.0, 2 * reliability.get(one, middle) - 1) for one in found.judged}
+
+
+def _contests(found: Facts, weights: Mapping[int, float]) -> list[Contest]:
+    """Win rates of the sources that were compared; several judgements of two answers are their weighted mean."""
+    votes, pairs = found.votes, found.pairs
+    if not len(votes.pair):
+        return []
+    ids, number = np.unique(votes.annotator, return_inverse=True)
+    weight = np.array([weights.get(one, 1.0) for one in ids.tolist()])[number]
+    total = np.bincount(votes.pair, weight, minlength=len(pairs.contest))
+    label = np.bincount(votes.pair, weight * votes.label, minlength=len(pairs.contest))
+    judged = total > 0
+    mean = np.divide(label, total, where=judged, out=np.zeros_like(label))
+    first = np.where(pairs.turned, 1 - mean, mean)
+    longer = np.where(pairs.turned, -pairs.longer, pairs.longer)
+    made = [
+        _contest(names, first[own], longer[own])
+        for number, names in enumerate(pairs.contests)
+        if (own := judged & (pairs.contest == number)).any()
     ]
+    return sorted(made, key=lambda each: (each.first, each.second))
 
 
-def _person(annotator: Annotator, all_of_them: Sequence[Judgement], reliability: dict[str, Reliability]) -> Person:
-    standing = [one for one in all_of_them if one.withdrawn is None]
-    judged = [one for one in standing if one.verdict != SKIP]
-    gold = [one for one in judged if one.task.gold is not None]
-    return Person(
-        name=annotator.name,
-        judged=len(judged),
-        skipped=len(standing) - len(judged),
-        withdrawn=len(all_of_them) - len(standing),
-        seconds=float(np.median([one.seconds for one in judged])) if judged else None,
-        gold=(sum(is_right(one) for one in gold), len(gold)),
-        reliability=reliability.get(annotator.name),
-    )
+def _contest(names: tuple[str, str], labels: Array, longer: Array) -> Contest:
+    return Contest(*names, win_rate(labels.tolist()), length_bias(longer, labels))
 
 
-def is_right(one: Judgement) -> bool:
-    """Whether a gold question was answered as it should be; a score may be one step off."""
-    gold = one.task.gold or ""
-    if one.task.kind == "score":
-        return abs(int(one.verdict) - int(gold)) <= 1
-    return one.verdict.partition("_")[0] == gold and one.verdict != "both_bad"
+def _score(one: Scores) -> ScoreOf:
+    return ScoreOf(one.source, one.criterion, one.scale, rate_interval(one.values), len(one.values))
+

@@ -1,14 +1,17 @@
 """Tasks as files: what `feedback sample` writes and `feedback serve` loads, one JSON object per line.
 
 {"kind": "comparison", "prompt": ..., "a": ..., "b": ..., "source_a": ..., "source_b": ..., "gold": "a"}
+{"kind": "ranking", "prompt": ..., "answers": [..., ..., ...], "sources": [...], "gold": "b>a>c"}
 {"kind": "score" | "comment", "prompt": ..., "a": ..., "source_a": ..., "gold": 4}
 
-A prompt that was a chat has `prompt_source` beside the text that people see, and the judgements have its messages.
+A prompt is text, or a list of chat messages; of a chat that a policy was given, `prompt_source` has what its tokens are made of.
+`criteria` are a task's own further questions, see `criteria`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -18,13 +21,19 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from rlhf_dist.data.conversations import spoken_text, turns
+from rlhf_dist.data.demonstrations import completion_text
 from rlhf_dist.data.tables import read_rows
 from rlhf_dist.errors import DataError
-from rlhf_dist.feedback.assignment import SCORES
-from rlhf_dist.feedback.database import PromptSource, Task
+from rlhf_dist.feedback.criteria import as_text, checked_criteria
+from rlhf_dist.feedback.database import Task, TaskText
+from rlhf_dist.feedback.orders import place_of
+from rlhf_dist.feedback.verdicts import LETTERS, checked_gold
 from rlhf_dist.files import as_json, shown, write_json_lines
 
-KINDS = ("comparison", "score", "comment")
+KINDS = ("comparison", "ranking", "score", "comment")
+NO_TEXT = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which JSON can spell and nothing can store."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +42,35 @@ class TaskRow:
 
     kind: str
     prompt: str
-    a: str
+    a: str = ""
     b: str | None = None
     source_a: str = ""
     source_b: str = ""
     gold: str | None = None
     prompt_source: str = ""
     """As JSON, what the prompt was made from: see `records.Prompt.source`."""
+    answers: tuple[str, ...] = ()
+    """Of a ranking, instead of `a` and `b`."""
+    sources: tuple[str, ...] = ()
+    criteria: str = ""
+    """As JSON."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All answers."""
+        return self.answers or ((self.a,) if self.b is None else (self.a, self.b))
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Who gave each."""
+        given = self.sources if self.answers else (self.source_a, self.source_b)
+        return (*given, *[""] * len(self.texts))[: len(self.texts)]
 
     @property
     def digest(self) -> str:
         """The same for the same question."""
-        return blake2b(as_json([self.kind, self.prompt, self.a, self.b]).encode(), digest_size=16).hexdigest()
+        asked = [self.kind, self.prompt, *(self.answers or (self.a, self.b))]
+        return blake2b(as_json(asked).encode(), digest_size=16).hexdigest()
 
 
 def read_tasks(path: str) -> list[TaskRow]:
@@ -58,7 +84,7 @@ def read_tasks(path: str) -> list[TaskRow]:
 
 def write_tasks(path: Path, rows: Sequence[TaskRow]) -> None:
     """Write a task file in one step."""
-    write_json_lines(path, map(asdict, rows))
+    write_json_lines(path, ({name: value for name, value in asdict(row).items() if value} for row in rows))
 
 
 def read_gold(path: str, *, seed: int) -> list[TaskRow]:
@@ -71,11 +97,9 @@ def read_gold(path: str, *, seed: int) -> list[TaskRow]:
     for number, row in enumerate(read_rows(path)):
         right_first = blake2b(f"{seed}/{number}".encode(), digest_size=1).digest()[0] & 1
         a, b = ("chosen", "rejected") if right_first else ("rejected", "chosen")
-        sides = {"prompt": row.get("prompt"), "a": row.get(a), "b": row.get(b)}
-        for name, text in zip(("prompt", a, b), sides.values(), strict=True):
-            if not isinstance(text, str) or not text.strip():
-                raise DataError(f"{path}:{number + 1}: {name} is {text!r}; expected text")
-        found.append(_task(f"{path}:{number + 1}", {**sides, "gold": "a" if right_first else "b"}))
+        sides = {name: _text(f"{path}:{number + 1}", key, row.get(key)) for name, key in (("a", a), ("b", b))}
+        gold = {**sides, "prompt": row.get("prompt"), "gold": "a" if right_first else "b"}
+        found.append(_task(f"{path}:{number + 1}", gold))
     return found
 
 
@@ -87,59 +111,121 @@ def spread(gold: Sequence[TaskRow], among: Sequence[TaskRow]) -> list[TaskRow]:
     return [next(golden) if place in places else next(others) for place in range(total)]
 
 
-def load_tasks(session: Session, rows: Sequence[TaskRow], *, overlap: int) -> int:
-    """Put tasks that the database does not have yet into it; returns their number.
+@dataclass(frozen=True)
+class Loaded:
+    """What became of a task file."""
+
+    new: int
+    gold_changed: int
+    needed_changed: int
+    absent: int
+    """Tasks that the store has and the file has not; they stay."""
+
+
+def load_tasks(session: Session, rows: Sequence[TaskRow], *, overlap: int | None) -> Loaded:
+    """Put tasks that the store does not have yet into it, and bring those that it has up to date.
 
     Args:
         session: an open transaction; the caller commits it.
         rows: the tasks.
-        overlap: judgements wanted of each.
+        overlap: judgements wanted of each; None: as it was, 1 in a new store.
     """
-    known = set(session.scalars(select(Task.digest)))
-    new = {row.digest: row for row in rows if row.digest not in known}
-    for digest, row in new.items():
-        session.add(
-            Task(
-                digest=digest,
-                kind=row.kind,
-                prompt=row.prompt,
-                answer_a=row.a,
-                answer_b=row.b,
-                source_a=row.source_a,
-                source_b=row.source_b,
-                gold=row.gold,
-                needed=overlap,
-                source=PromptSource(columns=row.prompt_source) if row.prompt_source else None,
-            )
-        )
-    return len(new)
+    known = {each.digest: each for each in session.scalars(select(Task))}
+    wanted = overlap or next((each.needed for each in known.values()), 1)
+    given = {row.digest: row for row in rows}
+    for digest, row in given.items():
+        if digest not in known:
+            session.add(_made(row, wanted))
+    both = [(known[digest], row) for digest, row in given.items() if digest in known]
+    gold = [_update(task, "gold", row.gold) for task, row in both]
+    for task, row in both:
+        task.sources = json.dumps(row.origins)
+    needed = [_update(task, "needed", wanted) for task in known.values()]
+    return Loaded(len(given.keys() - known.keys()), sum(gold), sum(needed), len(known.keys() - given.keys()))
+
+
+def _update(task: Task, name: str, value: Any) -> bool:
+    if getattr(task, name) == value:
+        return False
+    setattr(task, name, value)
+    return True
+
+
+def _made(row: TaskRow, needed: int) -> Task:
+    text = TaskText(
+        prompt=json.dumps(row.prompt), answers=json.dumps(row.texts), columns=row.prompt_source, criteria=row.criteria
+    )
+    return Task(
+        digest=row.digest,
+        kind=row.kind,
+        place=place_of(row.digest),
+        sources=json.dumps(row.origins),
+        lengths=json.dumps([len(each) for each in row.texts]),
+        gold=row.gold,
+        needed=needed,
+        text=text,
+    )
 
 
 def _task(where: str, row: dict[str, Any]) -> TaskRow:
-    kind = row.get("kind", "comparison")
+    kind = row.get("kind") or "comparison"
     if kind not in KINDS:
-        raise DataError(f"{where}: kind is {kind!r}; expected one of {', '.join(KINDS)}")
-    texts = ("prompt", "a", "b") if kind == "comparison" else ("prompt", "a")
-    for name in texts:
-        if not isinstance(row.get(name), str) or not row[name].strip():
-            raise DataError(f"{where}: {name} is {row.get(name)!r}; expected text")
-    if kind == "comparison" and row["a"] == row["b"]:
-        raise DataError(f"{where}: a and b are the same; expected two different answers")
-    gold = row.get("gold")
-    gold = int(gold) if isinstance(gold, float) and gold.is_integer() else gold
-    allowed = ("a", "b") if kind == "comparison" else tuple(map(str, SCORES)) if kind == "score" else ()
-    if gold is not None and str(gold) not in allowed:
-        raise DataError(f"{where}: gold is {gold!r}; expected {', '.join(allowed) or 'none'}")
+        raise DataError(f"{where}: kind is {shown(kind)}; expected one of {', '.join(KINDS)}")
+    prompt, source = _prompt(where, row)
+    names = {"comparison": ("a", "b"), "ranking": ()}.get(kind, ("a",))
+    answers = tuple(_text(where, name, row.get(name)) for name in names)
+    several = _several(where, row) if kind == "ranking" else ()
+    _check_differ(where, answers or several)
+    criteria = checked_criteria(f"{where}: criteria", row.get("criteria") or [])
+    origins = (str(row.get("source_a") or ""), str(row.get("source_b") or "") if kind == "comparison" else "")
     return TaskRow(
         kind,
-        row["prompt"],
-        row["a"],
-        row["b"] if kind == "comparison" else None,
-        str(row.get("source_a") or ""),
-        str(row.get("source_b") or ""),
-        None if gold is None else str(gold),
-        _source(where, row.get("prompt_source")),
+        prompt,
+        *(answers or ("",)),
+        source_a=origins[0],
+        source_b=origins[1],
+        gold=checked_gold(where, kind, row.get("gold"), len(answers or several)),
+        prompt_source=source,
+        answers=several,
+        sources=tuple(str(each or "") for each in row.get("sources") or ()) if several else (),
+        criteria=as_text(criteria),
     )
+
+
+def _prompt(where: str, row: dict[str, Any]) -> tuple[str, str]:
+    """What people read of a prompt, and the columns that a chat is made of."""
+    source = _source(where, row.get("prompt_source"))
+    asked = row.get("prompt")
+    if isinstance(asked, list):
+        if not asked or not all(isinstance(each, dict) and isinstance(each.get("role"), str) for each in asked):
+            raise DataError(f"{where}: prompt is {shown(asked)}; expected text, or messages with `role` and `content`")
+        columns = {"prompt_messages": asked, **(json.loads(source) if source else {})}
+        return _text(where, "prompt", spoken_text(turns(columns))), as_json(columns)
+    return _text(where, "prompt", asked), source
+
+
+def _text(where: str, name: str, value: object) -> str:
+    if isinstance(value, list):
+        value = completion_text(f"{where}: {name}", value)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: {name} is {shown(value)}; expected text")
+    if found := NO_TEXT.search(value):
+        raise DataError(f"{where}: {name} has half a character, {found[0]!r} at {found.start()}; expected whole ones")
+    return value
+
+
+def _several(where: str, row: dict[str, Any]) -> tuple[str, ...]:
+    answers = row.get("answers")
+    if not isinstance(answers, list) or not 2 <= len(answers) <= len(LETTERS):
+        raise DataError(f"{where}: answers is {shown(answers)}; expected a list of 2 to {len(LETTERS)} texts")
+    return tuple(_text(where, f"answers[{number}]", each) for number, each in enumerate(answers))
+
+
+def _check_differ(where: str, answers: Sequence[str]) -> None:
+    """What differs by white space alone looks the same to people."""
+    seen = [" ".join(each.split()) for each in answers]
+    if len(set(seen)) < len(seen):
+        raise DataError(f"{where}: two answers are the same, but for white space; expected different ones")
 
 
 def _source(where: str, value: Any) -> str:

@@ -1,0 +1,78 @@
+"""Passages that somebody marked in an answer, with what they say of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from rlhf_dist.errors import DataError
+
+MOST = 20
+LONGEST = 2000
+_BETWEEN = r"\s*`~#>|-"
+"""What formatting puts between words; `_` is left out, as it belongs to words."""
+_WORDS = re.compile(rf"\w+|[^\w{_BETWEEN}]")  # none begins as what stands between them, so that matching never goes back
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A passage of an answer."""
+
+    place: int
+    """The answer's, in the task's own order."""
+    text: str
+    start: int | None
+    """Its first character in the answer; None where the answer has no such passage, as formulae that were read as formulae."""
+    end: int | None
+    comment: str
+
+
+def taken(
+    shown_at: Sequence[str], texts: Sequence[str], comments: Sequence[str], order: Sequence[int], answers: Sequence[str]
+) -> list[Mark]:
+    """Marks of a form, whose three fields are repeated for each.
+
+    Args:
+        shown_at: from left to right, which answer.
+        texts: the passages, empty where none is marked.
+        comments: what is said of them.
+        order: places of the answers from left to right.
+        answers: their texts, in the task's own order.
+
+    Raises:
+        DataError: there are too many or too long ones, or one is of no answer.
+    """
+    rows = [row for row in zip(shown_at, texts, comments, strict=False) if row[1].strip()]
+    if len(rows) > MOST:
+        raise DataError(f"{len(rows)} passages are marked; expected at most {MOST}")
+    found = []
+    for side, text, comment in rows:
+        if not side.isdecimal() or int(side) >= len(order):
+            raise DataError(f"a passage is marked in answer {side!r}; expected one of the answers")
+        if len(text) > LONGEST or len(comment) > LONGEST:
+            raise DataError(f"a marked passage or its comment is longer than {LONGEST} characters; expected a shorter one")
+        place = order[int(side)]
+        found.append(Mark(place, text.strip(), *located(answers[place], text.strip()), comment.strip()))
+    return found
+
+
+def located(answer: str, passage: str) -> tuple[int, int] | tuple[None, None]:
+    """Where an answer has a passage: word for word, or but for white space and marks of formatting between its words."""
+    start = answer.find(passage)
+    if start >= 0:
+        return start, start + len(passage)
+    words = [re.escape(word) for word in _WORDS.findall(passage)]
+    found = re.search(f"[{_BETWEEN}]*".join(words), answer) if words else None
+    return found.span() if found else (None, None)
+
+
+def as_text(marks: Sequence[Mark]) -> str:
+    """As the store keeps them."""
+    return json.dumps([asdict(each) for each in marks]) if marks else ""
+
+
+def from_text(text: str) -> list[Mark]:
+    """Marks that the store kept."""
+    return [Mark(**each) for each in json.loads(text)] if text else []
