@@ -1,10 +1,8 @@
 import math
 
-import numpy as np
 import pytest
 
 from rlhf_dist.evaluation import texts
-from rlhf_dist.evaluation.intervals import WinRate, interval, win_rate
 
 
 def test_distinct_counts_n_grams() -> None:
@@ -42,46 +40,3 @@ def test_measures_against_targets_are_perfect_for_equal_texts_and_known_otherwis
 
 def test_accuracy_forgives_case_spaces_and_the_final_stop() -> None:
     assert texts.accuracy([" Good. ", "bad", "good"], ["good", "good", "good"]) == pytest.approx(2 / 3)
-
-
-def test_intervals_cover_the_mean_as_often_as_they_say() -> None:
-    rng = np.random.default_rng(0)
-    covered = [
-        (found := interval(rng.normal(1.0, 2.0, 60).tolist(), seed=n)).low <= 1.0 <= found.high for n in range(200)
-    ]
-    assert 0.90 <= np.mean(covered) <= 0.985
-    one = interval([0.5] * 10)
-    assert (one.mean, one.low, one.high) == (0.5, 0.5, 0.5)
-
-
-def decided(found: WinRate) -> bool:
-    return not found.rate.low <= 0.5 <= found.rate.high
-
-
-def test_a_few_wins_in_a_row_are_not_certainty() -> None:
-    found = win_rate([1.0] * 10)
-    assert (found.rate.mean, found.rate.high) == (1.0, pytest.approx(1.0))
-    assert found.rate.low == pytest.approx(10 / (10 + 1.959964**2), abs=1e-6), "Wilson's bound for n of n"
-    assert decided(found)
-    assert not decided(win_rate([0.0]))
-    assert not decided(win_rate([1.0] * 3))
-    for ties in (1, 2, 3, 8):
-        told = win_rate([0.5] * ties).rate
-        assert told.low == pytest.approx(1 - told.high), "an even match is even"
-        assert told.high > 0.6
-
-
-def test_a_win_rate_counts_ties_half_and_knows_when_it_is_open() -> None:
-    even = win_rate([1.0, 0.0] * 50)
-    assert not decided(even)
-    clear = win_rate([1.0] * 80 + [0.5] * 10 + [0.0] * 10)
-    assert decided(clear)
-    assert (clear.wins, clear.ties, clear.losses, clear.rate.mean) == (80, 10, 10, pytest.approx(0.85))
-
-
-def test_what_one_value_cannot_say_is_no_number() -> None:
-    found = interval([0.25])
-    assert found.mean == 0.25
-    assert math.isnan(found.low)
-    assert math.isnan(found.high)
-    assert math.isnan(interval([]).mean)
