@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import regex
+import regex  # type: ignore[import-untyped]
 
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 """Scripts without spaces between words, which are therefore taken by character, each with its marks."""
@@ -72,12 +72,12 @@ class _Words:
 
     def tokenize(self, text: str) -> list[str]:
         """The words, without punctuation."""
-        return _WORD.findall(text.lower())
+        return [*_WORD.findall(text.lower())]
 
 
 def _spaced(text: str) -> str:
     """With spaces between what are words to us."""
-    return _CHARACTER.sub(r" \g<0> ", text)
+    return str(_CHARACTER.sub(r" \g<0> ", text))
 
 
 def accuracy(texts: Sequence[str], references: Sequence[str]) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest, bootstrap, t
 
 from rlhf_dist.evaluation.intervals import RESAMPLES, interval, rate_interval, win_rate
 
@@ -68,6 +68,13 @@ def test_even_matches_are_even_and_clear_ones_are_decided() -> None:
     clear = win_rate([1.0] * 80 + [0.5] * 10 + [0.0] * 10)
     assert clear.decided
     assert (clear.wins, clear.ties, clear.losses, clear.rate.mean) == (80, 10, 10, pytest.approx(0.85))
+
+
+@pytest.mark.parametrize("times", [1, 3, 25])
+def test_values_near_each_other_have_students_interval(times: int) -> None:
+    values = [0.7, 0.72, 0.75, 0.7] * times
+    found, n = rate_interval(values), len(values)
+    assert found.high - found.low == pytest.approx(2 * t.ppf(0.975, n - 1) * np.std(values) / math.sqrt(n), rel=0.05)
 
 
 SHARES = [(0.5, 0.0), (0.35, 0.3), (0.2, 0.6), (0.7, 0.1), (0.9, 0.0), (0.8, 0.15)]
