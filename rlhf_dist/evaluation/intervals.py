@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 RESAMPLES = 4000
 SURE = 0.95
@@ -37,7 +37,7 @@ class WinRate:
         return self.rate.low > 0.5 or self.rate.high < 0.5
 
 
-def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
+def interval(values: ArrayLike, *, seed: int = 0) -> Interval:
     """Mean and 95 % percentile interval (Efron and Tibshirani 1993, chapter 13) of values, one per prompt.
 
     Of one value the bounds are NaN, of none all is. Few distinct values are resampled by how often each comes up, which is
@@ -79,7 +79,7 @@ def clopper_pearson(p: float, n: float) -> Interval:
     return Interval(p, low, high)
 
 
-def rate_interval(labels: Sequence[float], weights: Sequence[float] | None = None) -> Interval:
+def rate_interval(labels: ArrayLike, weights: ArrayLike | None = None) -> Interval:
     """Mean of values between 0 and 1, one per prompt, with an interval that is also right for few, and where all are alike.
 
     Korn and Graubard 1998 ("Confidence intervals for proportions with small expected number of positive counts estimated from
@@ -99,7 +99,7 @@ def rate_interval(labels: Sequence[float], weights: Sequence[float] | None = Non
     return clopper_pearson(p, _trials(y, w))
 
 
-def win_rate(labels: Sequence[float], weights: Sequence[float] | None = None) -> WinRate:
+def win_rate(labels: ArrayLike, weights: ArrayLike | None = None) -> WinRate:
     """Of one value per prompt: 1 for a win, 0 for a loss, between for a tie or a divided vote.
 
     The interval is `rate_interval`'s, widened where need be to the sign test's, so that a few wins among ties decide nothing:
@@ -119,17 +119,12 @@ def win_rate(labels: Sequence[float], weights: Sequence[float] | None = None) ->
         q = clopper_pearson(float(won / decided), m * _kish(w))
         low, high = (0.5 + m * (bound - 0.5) for bound in (q.low, q.high))
         rate = Interval(rate.mean, min(rate.low, low), max(rate.high, high))
-    return WinRate(
-        rate,
-        wins=sum(label > 0.5 for label in labels),
-        ties=sum(label == 0.5 for label in labels),
-        losses=sum(label < 0.5 for label in labels),
-    )
+    all_of_them = np.asarray(labels)
+    wins, ties, losses = (int(each.sum()) for each in (all_of_them > 0.5, all_of_them == 0.5, all_of_them < 0.5))
+    return WinRate(rate, wins, ties, losses)
 
 
-def _weighed(
-    labels: Sequence[float], weights: Sequence[float] | None
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _weighed(labels: ArrayLike, weights: ArrayLike | None) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Values and weights of what has a weight."""
     y = np.asarray(labels, dtype=np.float64)
     w = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=np.float64)
