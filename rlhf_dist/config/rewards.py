@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from rlhf_dist.config.expressions import expression
 from rlhf_dist.config.sections import Section
 
 IMPORT_PATH = r"^[\w.]+:\w+$"
@@ -154,10 +154,7 @@ class Safety(Section):
     @classmethod
     def _are_expressions(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"regular expressions; {pattern!r} is none: {error}") from None
+            expression(pattern)
         return patterns
 
     @model_validator(mode="after")

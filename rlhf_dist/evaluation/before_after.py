@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from rlhf_dist.evaluation.length_bias import LengthBias, length_bias
 from rlhf_dist.files import shown
 from rlhf_dist.records import Prompt
 from rlhf_dist.store.row import rows_of
@@ -35,6 +37,8 @@ class Verdict:
     tie_rate: float | None
     gold_before: float | None
     gold_after: float | None
+    length_bias: LengthBias | None = None
+    """What the wins owe to length, in tokens."""
     problem: str | None = None
     """On how many answers the judge failed, and how on the first of them."""
 
@@ -51,27 +55,36 @@ def compare(
         return Verdict([], None, None, None, None)
     comparisons: list[Comparison] = []
     failures: list[str] = []
-    for prompt, first, second in zip(prompts, rows_of(before), rows_of(after), strict=True):
-        texts = [tokenizer.decode(row.answer, skip_special_tokens=True) for row in (first, second)]
+    lengths: list[tuple[int, int]] = []
+    for prompt, *rows in zip(prompts, rows_of(before), rows_of(after), strict=True):
+        texts = [tokenizer.decode(row.answer, skip_special_tokens=True) for row in rows]
         gold = [_judged(judge, prompt.text, text, failures) for text in texts]
         comparisons.append(Comparison(prompt.text, texts[0], texts[1], gold[0], gold[1]))
-    pairs = [
-        (c.gold_before, c.gold_after) for c in comparisons if c.gold_before is not None and c.gold_after is not None
-    ]
+        lengths.append((int(rows[0].sampled.sum()), int(rows[1].sampled.sum())))
     problem = (
         f"the gold judge failed on {len(failures)} of {2 * len(comparisons)} answers, which have no gold score: {failures[0]}"
         if failures
         else None
     )
-    if not pairs:
-        return Verdict(comparisons, None, None, None, None, problem)
-    count = len(pairs)
+    return _verdict(comparisons, lengths, problem)
+
+
+def _verdict(comparisons: list[Comparison], lengths: Sequence[tuple[int, int]], problem: str | None) -> Verdict:
+    judged = [
+        (c.gold_before, c.gold_after, *own)
+        for c, own in zip(comparisons, lengths, strict=True)
+        if c.gold_before is not None and c.gold_after is not None
+    ]
+    if not judged:
+        return Verdict(comparisons, None, None, None, None, problem=problem)
+    before, after, lengths_before, lengths_after = (np.array(each) for each in zip(*judged, strict=True))
     return Verdict(
         comparisons,
-        win_rate=sum(b > a for a, b in pairs) / count,
-        tie_rate=sum(a == b for a, b in pairs) / count,
-        gold_before=sum(a for a, _ in pairs) / count,
-        gold_after=sum(b for _, b in pairs) / count,
+        win_rate=float(np.mean(after > before)),
+        tie_rate=float(np.mean(after == before)),
+        gold_before=float(np.mean(before)),
+        gold_after=float(np.mean(after)),
+        length_bias=length_bias(lengths_after, lengths_before, (np.sign(after - before) + 1) / 2),
         problem=problem,
     )
 

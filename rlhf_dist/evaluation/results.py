@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from rlhf_dist.config import GOLD, UNSAFE, EvaluateConfig
 from rlhf_dist.evaluation import texts
 from rlhf_dist.evaluation.intervals import Interval, WinRate, interval, rate_interval, win_rate
+from rlhf_dist.evaluation.length_bias import LengthBias, length_bias
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Result:
     """Of all answers together: distinct-n, self-BLEU, perplexity, BLEU and so on."""
     wins: dict[str, WinRate]
     """Over the first policy, by gold and by reward."""
+    lengths: dict[str, LengthBias]
+    """What each of these wins owes to length, in tokens."""
 
 
 def result_of(one: ScoredAnswers, first: ScoredAnswers, targets: Sequence[str], config: EvaluateConfig) -> Result:
@@ -55,12 +58,13 @@ def result_of(one: ScoredAnswers, first: ScoredAnswers, targets: Sequence[str], 
     if any(reward.weight for reward in config.reward):  # else there is no sum, and all zeros would be ties
         means["reward"] = one.rewards
     means |= {name: one.parts[name] for name in (GOLD, UNSAFE) if name in one.parts}
-    wins = {}
+    wins, lengths = {}, {}
     for name in (GOLD, "reward"):
         if name in means and one is not first:
             against = first.parts[name] if name == GOLD else first.rewards
             labels = [float(np.sign(a - b) + 1) / 2 for a, b in zip(means[name], against, strict=True)]
-            wins[name] = win_rate(per_prompt(labels), seed=config.seed)
+            wins[name] = win_rate(per_prompt(labels))
+            lengths[name] = length_bias(per_prompt(one.lengths), per_prompt(first.lengths), per_prompt(labels))
     figures = {
         "distinct_1": texts.distinct(one.answers, 1),
         "distinct_2": texts.distinct(one.answers, 2),
@@ -69,10 +73,10 @@ def result_of(one: ScoredAnswers, first: ScoredAnswers, targets: Sequence[str], 
         **_against_targets(one.answers, targets, config),
     }
     bounded = {
-        name: (rate_interval if name == UNSAFE else interval)(per_prompt(values), seed=config.seed)
+        name: rate_interval(per_prompt(values)) if name == UNSAFE else interval(per_prompt(values), seed=config.seed)
         for name, values in means.items()
     }
-    return Result(one.name, bounded, figures, wins)
+    return Result(one.name, bounded, figures, wins, lengths)
 
 
 def _perplexity(one: ScoredAnswers) -> float:
@@ -115,17 +119,24 @@ def table(results: Sequence[Result]) -> tuple[tuple[str, ...], tuple[tuple[str, 
     """Column names, and a row for each policy."""
     names = [name for name in HEADS if name == "kl" or name in results[0].means or name in results[0].figures]
     rivals = [name for name in (GOLD, "reward") if any(name in result.wins for result in results)]
-    head = ("policy", *(f"wins by {name}" for name in rivals), *(HEADS[name] for name in names))
+    judged = [f"{what} by {name}" for what in ("wins", "wins at equal length", "the longer wins") for name in rivals]
+    head = ("policy", *judged, *(HEADS[name] for name in names))
     rows = []
     for result in results:
         wins = [_win(result.wins[name]) if name in result.wins else "–" for name in rivals]
-        cells = [_cell(result, name) for name in names]
-        rows.append((result.name, *wins, *cells))
+        bias = [result.lengths.get(name) for name in rivals]
+        controlled = [_rate(each.controlled) if each else "–" for each in bias]
+        longer = [_rate(each.longer_wins) if each else "–" for each in bias]
+        rows.append((result.name, *wins, *controlled, *longer, *(_cell(result, name) for name in names)))
     return head, tuple(rows)
 
 
 def _win(won: WinRate) -> str:
-    return f"{won.rate.mean:.1%} [{won.rate.low:.1%}, {won.rate.high:.1%}]"
+    return _rate(won.rate) + ("" if won.decided else ", open")
+
+
+def _rate(rate: Interval) -> str:
+    return "–" if math.isnan(rate.mean) else f"{rate.mean:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
 
 
 def _cell(result: Result, name: str) -> str:
@@ -139,17 +150,12 @@ def _cell(result: Result, name: str) -> str:
 
 def plain(result: Result) -> dict[str, Any]:
     """For JSON."""
-    told = {name: {"mean": each.mean, "low": each.low, "high": each.high} for name, each in result.means.items()}
-    means: dict[str, Any] = {"kl": None, **told}
-    wins = {
-        name: {
-            "rate": won.rate.mean,
-            "low": won.rate.low,
-            "high": won.rate.high,
-            "wins": won.wins,
-            "ties": won.ties,
-            "losses": won.losses,
-        }
-        for name, won in result.wins.items()
-    }
+    means: dict[str, Any] = {"kl": None, **{name: asdict(each) for name, each in result.means.items()}}
+    wins = {name: _plain_win(won, result.lengths[name]) for name, won in result.wins.items()}
     return {**means, **result.figures, "win_rate": wins}
+
+
+def _plain_win(won: WinRate, bias: LengthBias) -> dict[str, Any]:
+    rate = {"rate": won.rate.mean, "low": won.rate.low, "high": won.rate.high, "decided": won.decided}
+    counts = {"wins": won.wins, "ties": won.ties, "losses": won.losses}
+    return {**rate, **counts, "length_bias": asdict(bias)}

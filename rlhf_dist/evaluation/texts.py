@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 import numpy as np
+import regex  # type: ignore[import-untyped]
 
-_CHARACTERS = "\u3040-\u30ff\u3400-\u9fff"
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+"""Scripts without spaces between words, which are therefore taken by character, each with its marks."""
+_CHARACTER = regex.compile(rf"[{_UNSPACED}]\p{{M}}*")
+_WORD = regex.compile(rf"{_CHARACTER.pattern}|[\w--[{_UNSPACED}]]+", regex.VERSION1)
 SELF_BLEU_TEXTS = 200
 """Texts beyond which self-BLEU takes evenly spaced ones: it compares each with all others."""
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
     """Distinct n-grams over all n-grams of words, over all texts (Li et al. 2016, arXiv:1510.03055, section 5.2); NaN of none."""
-    grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
+    spaced = [_spaced(text).split() for text in texts]
+    grams = [tuple(words[i : i + n]) for words in spaced for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
@@ -26,7 +30,7 @@ def self_bleu(texts: Sequence[str]) -> float:
     """
     from sacrebleu.metrics.bleu import BLEU
 
-    texts = [text for text in texts if text.split()]
+    texts = [_spaced(text) for text in texts if text.split()]
     chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(len(texts), SELF_BLEU_TEXTS)).astype(int)]
     if len(chosen) < 2:
         return math.nan
@@ -36,10 +40,14 @@ def self_bleu(texts: Sequence[str]) -> float:
 
 
 def bleu(texts: Sequence[str], references: Sequence[str]) -> float:
-    """Corpus BLEU, 0 to 100 (Papineni et al. 2002, by sacrebleu; Post 2018, arXiv:1804.08771)."""
+    """Corpus BLEU, 0 to 100 (Papineni et al. 2002, by sacrebleu; Post 2018, arXiv:1804.08771).
+
+    Where no text has four words, it counts the n-grams that there are, else the same short texts would have 0.
+    """
     from sacrebleu.metrics.bleu import BLEU
 
-    return float(BLEU().corpus_score(list(texts), [list(references)]).score)
+    spaced = [[_spaced(text) for text in each] for each in (texts, references)]
+    return float(BLEU(effective_order=True).corpus_score(spaced[0], [spaced[1]]).score)
 
 
 def chrf(texts: Sequence[str], references: Sequence[str]) -> float:
@@ -60,11 +68,16 @@ def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
 
 
 class _Words:
-    """Words of any script in lower case; Chinese and Japanese by character. rouge-score's own tokenizer knows a to z only."""
+    """Words of any script in lower case, for rouge-score, whose own tokenizer knows a to z only."""
 
     def tokenize(self, text: str) -> list[str]:
         """The words, without punctuation."""
-        return re.findall(rf"[{_CHARACTERS}]|[^\W{_CHARACTERS}]+", text.lower())
+        return [*_WORD.findall(text.lower())]
+
+
+def _spaced(text: str) -> str:
+    """With spaces between what are words to us."""
+    return str(_CHARACTER.sub(r" \g<0> ", text))
 
 
 def accuracy(texts: Sequence[str], references: Sequence[str]) -> float:

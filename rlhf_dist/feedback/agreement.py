@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
-
-from rlhf_dist.data.feedback import Judged
 
 
 @dataclass(frozen=True)
@@ -26,35 +22,77 @@ class Agreement:
     """Questions that two or more judged."""
 
 
-def agreement(votes: Sequence[Judged]) -> Agreement | None:
-    """Agreement on the questions that two or more annotators judged; None where there are none."""
-    said: dict[Any, dict[str, str]] = defaultdict(dict)
-    for one in votes:
-        said[one.task][one.annotator] = "a" if one.label > 0.5 else "b" if one.label < 0.5 else "tie"
-    shared = [votes for votes in said.values() if len(votes) > 1]
-    if not shared:
+def agreement(
+    task: np.ndarray[Any, Any], worker: np.ndarray[Any, Any], code: np.ndarray[Any, Any], names: Sequence[str]
+) -> Agreement | None:
+    """Agreement on the questions that two or more annotators judged; None where there are none.
+
+    Args:
+        task: number of each judgement's question, from 0; nobody has two of one question. [judgements]
+        worker: number of each judgement's annotator, from 0. [judgements]
+        code: what was said, a number from 0. [judgements]
+        names: of the annotators.
+    """
+    judges = np.bincount(task)
+    if not (judges > 1).any():
         return None
-    names = sorted({name for votes in shared for name in votes})
-    return Agreement(_alpha(shared, names), _kappas(shared, names), len(shared))
+    found = cohen_kappas(task, worker, code, len(names))
+    pairs = [(int(i), int(j)) for i, j in np.argwhere(np.triu(found[1], 1))]
+    kappa = {(names[i], names[j]): float(found[0][i, j]) for i, j in pairs}
+    return Agreement(krippendorff_alpha(task, code), kappa, int((judges > 1).sum()))
 
 
-def _alpha(shared: Sequence[dict[str, str]], names: Sequence[str]) -> float:
-    import krippendorff
+def krippendorff_alpha(task: np.ndarray[Any, Any], code: np.ndarray[Any, Any]) -> float:
+    """Alpha for nominal data, 1 - D_o / D_e, of any number of annotators per question.
 
-    codes = {"a": 0.0, "b": 1.0, "tie": 2.0}
-    data = np.array([[codes[votes[name]] if name in votes else np.nan for votes in shared] for name in names])
-    if len(set(data[~np.isnan(data)])) < 2:
+    Krippendorff 2011, "Computing Krippendorff's alpha-reliability", C: each question with m > 1 judgements has all ordered pairs
+    of them, of weight 1 / (m - 1), in the matrix of coincidences.
+
+    Args:
+        task: number of each judgement's question, from 0. [judgements]
+        code: what was said, a number from 0. [judgements]
+
+    Returns:
+        1 for full agreement, 0 for chance; NaN where nothing is shared, or all said the same.
+    """
+    codes = int(code.max(initial=0)) + 1
+    counts = np.bincount(task * codes + code, minlength=(int(task.max(initial=0)) + 1) * codes).reshape(-1, codes)
+    judges = counts.sum(1)
+    counts, judges = counts[judges > 1], judges[judges > 1]
+    said = counts.sum(0)  # n_c
+    n = said.sum()
+    expected = n**2 - (said**2).sum()  # n (n - 1) D_e
+    if expected == 0:
         return math.nan
-    return float(krippendorff.alpha(reliability_data=data, level_of_measurement="nominal"))
+    observed = ((judges**2 - (counts**2).sum(1)) / (judges - 1)).sum()  # n D_o
+    return float(1 - (n - 1) * observed / expected)
 
 
-def _kappas(shared: Sequence[dict[str, str]], names: Sequence[str]) -> dict[tuple[str, str], float]:
-    from sklearn.metrics import cohen_kappa_score
+def cohen_kappas(
+    task: np.ndarray[Any, Any], worker: np.ndarray[Any, Any], code: np.ndarray[Any, Any], workers: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Cohen's kappa of all pairs of annotators at once, (p_o - p_e) / (1 - p_e).
 
-    found = {}
-    for first, second in combinations(names, 2):
-        both = [(votes[first], votes[second]) for votes in shared if first in votes and second in votes]
-        if both:
-            one_word = len({word for pair in both for word in pair}) < 2
-            found[first, second] = math.nan if one_word else float(cohen_kappa_score(*zip(*both, strict=True)))
-    return found
+    Args:
+        task: number of each judgement's question, from 0; nobody has two of one question. [judgements]
+        worker: number of each judgement's annotator, from 0. [judgements]
+        code: what was said, a number from 0. [judgements]
+        workers: how many annotators there are.
+
+    Returns:
+        kappa, NaN where two said one thing only, or shared nothing, and the number of questions that two shared, both
+        [workers, workers].
+    """
+    from scipy.sparse import csr_array
+
+    codes = int(code.max(initial=0)) + 1
+    shape = (workers * codes, int(task.max(initial=0)) + 1)
+    said = csr_array((np.ones(len(task)), (worker * codes + code, task)), shape)
+    tables = (said @ said.T).toarray().reshape(workers, codes, workers, codes)  # how often i said c where j said k
+    shared = tables.sum((1, 3))
+    alike = np.einsum("icjc->ij", tables)
+    chance = np.einsum("icj,jci->ij", tables.sum(3), tables.sum(3))  # p_e shared^2
+    room = shared**2 - chance
+    kappa = np.full(shared.shape, math.nan)
+    np.divide(shared * alike - chance, room, out=kappa, where=room > 0)
+    return kappa, shared.astype(int)

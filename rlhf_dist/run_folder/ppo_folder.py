@@ -94,6 +94,7 @@ class PPOFolder(RunFolder):
             "schedule": "sync",
             "gold_win_rate": verdict.win_rate,
             "gold_tie_rate": verdict.tie_rate,
+            "gold_length_bias": dataclasses.asdict(verdict.length_bias) if verdict.length_bias else None,
             "gold_score_before": verdict.gold_before,
             "gold_score_after": verdict.gold_after,
             "reward_start": first["critic/score/mean"],

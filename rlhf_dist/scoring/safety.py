@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from rlhf_dist.config import UNSAFE, Safety
+from rlhf_dist.config.expressions import expression
 from rlhf_dist.errors import ModelError
 from rlhf_dist.models import load_classifier
 from rlhf_dist.models.fits import positions_of
 from rlhf_dist.progress import step
 from rlhf_dist.scoring.answers import Answers
+
+MATCH_S = 1.0
+"""Seconds in which a pattern must be decided on one answer. A text of 100,000 characters takes milliseconds; what takes longer is
+a pattern that tries ways without number, such as `(a|aa)+$`."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +53,24 @@ class Rules:
             ModelError: the classifier's folder is missing, or has several labels and none is `unsafe`.
         """
         self._settings = settings
-        self._forbidden = [re.compile(pattern) for pattern in settings.forbidden]
-        self._required = [re.compile(pattern) for pattern in settings.required]
+        self._forbidden = [expression(pattern) for pattern in settings.forbidden]
+        self._required = [expression(pattern) for pattern in settings.required]
         self._classifier = Classifier(settings.classifier, device=device) if settings.classifier else None
 
     def verdicts(self, answers: Answers) -> Verdicts:
-        """Which answers break which rule."""
-        settings, texts = self._settings, [answer for _, answer in answers.texts] if self._reads_text else []
+        """Which answers break which rule; one on which a pattern cannot be decided in time counts as unsafe, and has failed.
+
+        Raises:
+            RewardError: so many may not fail.
+        """
+        settings = self._settings
         found: dict[str, list[float]] = {}
         if self._forbidden:
-            found["forbidden"] = [float(any(p.search(text) for p in self._forbidden)) for text in texts]
+            matches = partial(_matches, answers, self._forbidden, "safety.forbidden", undecided=True)
+            found["forbidden"] = [float(any(matches(number))) for number in range(len(answers.rows))]
         if self._required:
-            found["required"] = [float(not all(p.search(text) for p in self._required)) for text in texts]
+            matches = partial(_matches, answers, self._required, "safety.required", undecided=False)
+            found["required"] = [float(not all(matches(number))) for number in range(len(answers.rows))]
         if settings.shortest or settings.longest is not None:
             longest = settings.longest if settings.longest is not None else float("inf")
             lengths = [int(row.sampled.sum()) for row in answers.rows]
@@ -68,9 +80,16 @@ class Rules:
             found["classifier"] = [float(not p < settings.threshold) for p in verdicts]  # NaN is not safe
         return Verdicts(len(answers.rows), found)
 
-    @property
-    def _reads_text(self) -> bool:
-        return bool(self._forbidden or self._required)
+
+def _matches(answers: Answers, patterns: Sequence[Any], rule: str, number: int, *, undecided: bool) -> Iterator[bool]:
+    """Whether each pattern matches an answer; `undecided` where it does not say in time."""
+    for pattern in patterns:
+        try:
+            yield pattern.search(answers.texts[number][1], timeout=MATCH_S) is not None
+        except TimeoutError:
+            answers.fail(number, rule, f"the pattern {pattern.pattern!r} was not decided within {MATCH_S:g} s")
+            yield undecided
+        step()
 
 
 class Classifier:

@@ -119,10 +119,11 @@ def passage(results: Sequence[Result], *, prompts: int, samples: int, truncated:
     head, rows = table(results)
     text = (
         f"{prompts} prompts, {samples} answer{'s' if samples > 1 else ''} each. Wins: how often an answer is better than "
-        f"{results[0].name}'s, ties counting half. In brackets 95% intervals by bootstrap over prompts, Wilson's of "
-        "a rate that is the same for all. KL to the reference is that of the distributions that answers are drawn from "
-        "(rollout.temperature), perplexity is under the reference at temperature 1; distinct-n is the share of n-grams that "
-        "differ, self-BLEU how alike answers are."
+        f"{results[0].name}'s, ties counting half; at equal length: what a regression on the answers' lengths leaves of it; the "
+        "longer wins: how often the longer of two answers is the better one. In brackets 95% intervals over prompts, Clopper and "
+        "Pearson's of rates and by bootstrap of other means; open: the interval does not decide. KL to the reference is that of "
+        "the distributions that answers are drawn from (rollout.temperature), perplexity is the reference's at temperature 1; "
+        "distinct-n is the share of n-grams that differ, self-BLEU how alike answers are."
     )
     if truncated:
         text += (

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlhf_dist.data.feedback import Judged
 from rlhf_dist.evaluation.reward_quality import Quality, quality, quality_by
-from rlhf_dist.feedback.aggregate import Aggregated
+from rlhf_dist.feedback.aggregate import FEW_VOTES, Aggregated
 from rlhf_dist.run_folder.charts import curves, histogram
 from rlhf_dist.run_folder.passages import Passage
 from rlhf_dist.scoring.reward_file import RewardFile
@@ -159,9 +159,11 @@ def _annotator_passage(outcome: Outcome, aggregated: Aggregated) -> Passage:
         known = "not defined" if math.isnan(agreed.alpha) else f"{agreed.alpha:.2f}"
         alpha = f"Krippendorff's alpha is {known} on {agreed.shared} shared questions. "
     text = (
-        f"{alpha}Reliability: probability of choosing the better answer, by Dawid and Skene's model; 0.5 is guessing. Kappa: "
-        "mean agreement with each other annotator, beyond chance."
+        f"{alpha}Reliability: probability of choosing the better answer, by Dawid and Skene's model; 0.5 is guessing, and so is "
+        "a tie. Kappa: mean agreement with each other annotator, beyond chance."
     )
+    if few := aggregated.barely_known:
+        text += f" {', '.join(few)} judged fewer than {FEW_VOTES} shared questions: that reliability is rather assumed than seen."
     return Passage("Annotators", text, ("annotator", "judgements", "reliability", "kappa", "model agrees", ""), rows)
 
 

@@ -28,6 +28,8 @@ def test_win_rate_counts_strict_wins_and_ties_apart() -> None:
     assert (verdict.win_rate, verdict.tie_rate) == (0.5, 0.25)
     assert (verdict.gold_before, verdict.gold_after) == (7 / 4, 8 / 4)
     assert verdict.comparisons[0].after == "aa"
+    assert verdict.length_bias is not None
+    assert (verdict.length_bias.longer_wins.mean, verdict.length_bias.difference) == (1.0, 1 / 4)
 
 
 def test_without_a_judge_answers_are_kept_and_nothing_is_decided() -> None:

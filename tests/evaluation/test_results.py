@@ -91,8 +91,13 @@ def test_a_table_has_a_row_for_each_policy_and_a_file_has_its_numbers() -> None:
     assert rows[1][head.index("perplexity")] == f"{math.e:.3g}"
     assert rows[0][1] == "–"
     assert rows[1][1].startswith("83.3%")
+    assert rows[1][1].endswith(", open"), "two wins and a tie decide nothing"
+    assert rows[1][head.index("the longer wins by gold")].startswith("50.0%")
     told = plain(results[1])
     assert told["win_rate"]["gold"]["wins"] == 2
+    assert told["win_rate"]["gold"]["decided"] is False
+    assert told["win_rate"]["gold"]["length_bias"]["difference"] == 0.0
+    assert 0 < told["win_rate"]["gold"]["length_bias"]["controlled"]["low"] < 0.8
     assert told["kl"]["mean"] == pytest.approx(1.0)
 
 

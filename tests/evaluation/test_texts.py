@@ -1,10 +1,11 @@
 import math
 
-import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sacrebleu.metrics.bleu import BLEU
 
 from rlhf_dist.evaluation import texts
-from rlhf_dist.evaluation.intervals import WinRate, interval, win_rate
 
 
 def test_distinct_counts_n_grams() -> None:
@@ -40,48 +41,39 @@ def test_measures_against_targets_are_perfect_for_equal_texts_and_known_otherwis
     assert texts.bleu(["x y z w"], ["a b c d"]) < 1
 
 
+@pytest.mark.parametrize(
+    "text", ["yes", "Guten Morgen", "a b c", "今天天气很好", "猫", "ありがとう", "สวัสดี", "안녕", "नमस्ते"]
+)
+def test_the_same_text_has_a_bleu_of_100_however_short_and_in_any_script(text: str) -> None:
+    assert texts.bleu([text], [text]) == pytest.approx(100)
+    assert texts.bleu([text, "the cat sat on the mat"], [text, "the cat sat on the mat"]) == pytest.approx(100)
+    assert texts.bleu([text], ["none of it"]) < 1e-6
+    assert texts.self_bleu([text, text]) == pytest.approx(100)
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["cat", "dog", "sat,", "the", "mat."]), min_size=4, max_size=8), min_size=2, max_size=6
+    )
+)
+def test_bleu_is_sacrebleus_where_a_text_has_four_words(words: list[list[str]]) -> None:
+    said = [" ".join(each) for each in words]
+    assert texts.bleu(said, said[::-1]) == pytest.approx(BLEU().corpus_score(said, [said[::-1]]).score)
+
+
+def test_chinese_is_compared_by_character_as_sacrebleu_does() -> None:
+    said, wanted = ["今天天气很好我们去公园吧", "我喜欢吃苹果。"], ["今天天气不好我们去公园玩", "我喜欢吃苹果!"]
+    assert texts.bleu(said, wanted) == pytest.approx(BLEU(tokenize="zh").corpus_score(said, [wanted]).score)
+    assert 20 < texts.bleu(said, wanted) < 90
+
+
+def test_scripts_without_spaces_are_taken_by_character_with_its_marks() -> None:
+    assert texts.distinct(["猫猫 猫", "cat猫"], 1) == pytest.approx(2 / 5)
+    assert texts.distinct(["กี่กี่"], 1) == 1 / 2, "a consonant and its vowel sign are one"
+    assert texts.self_bleu(["今天天气很好", "今天天气不好"]) > 20
+    assert texts.rouge(["สวัสดี"], ["สวัส"])["rouge-1"] == pytest.approx(2 * 3 / (4 + 3))
+    assert texts.rouge(["नमस्ते दोस्त"], ["नमस्ते मित्र"])["rouge-1"] == pytest.approx(1 / 2)
+
+
 def test_accuracy_forgives_case_spaces_and_the_final_stop() -> None:
     assert texts.accuracy([" Good. ", "bad", "good"], ["good", "good", "good"]) == pytest.approx(2 / 3)
-
-
-def test_intervals_cover_the_mean_as_often_as_they_say() -> None:
-    rng = np.random.default_rng(0)
-    covered = [
-        (found := interval(rng.normal(1.0, 2.0, 60).tolist(), seed=n)).low <= 1.0 <= found.high for n in range(200)
-    ]
-    assert 0.90 <= np.mean(covered) <= 0.985
-    one = interval([0.5] * 10)
-    assert (one.mean, one.low, one.high) == (0.5, 0.5, 0.5)
-
-
-def decided(found: WinRate) -> bool:
-    return not found.rate.low <= 0.5 <= found.rate.high
-
-
-def test_a_few_wins_in_a_row_are_not_certainty() -> None:
-    found = win_rate([1.0] * 10)
-    assert (found.rate.mean, found.rate.high) == (1.0, pytest.approx(1.0))
-    assert found.rate.low == pytest.approx(10 / (10 + 1.959964**2), abs=1e-6), "Wilson's bound for n of n"
-    assert decided(found)
-    assert not decided(win_rate([0.0]))
-    assert not decided(win_rate([1.0] * 3))
-    for ties in (1, 2, 3, 8):
-        told = win_rate([0.5] * ties).rate
-        assert told.low == pytest.approx(1 - told.high), "an even match is even"
-        assert told.high > 0.6
-
-
-def test_a_win_rate_counts_ties_half_and_knows_when_it_is_open() -> None:
-    even = win_rate([1.0, 0.0] * 50)
-    assert not decided(even)
-    clear = win_rate([1.0] * 80 + [0.5] * 10 + [0.0] * 10)
-    assert decided(clear)
-    assert (clear.wins, clear.ties, clear.losses, clear.rate.mean) == (80, 10, 10, pytest.approx(0.85))
-
-
-def test_what_one_value_cannot_say_is_no_number() -> None:
-    found = interval([0.25])
-    assert found.mean == 0.25
-    assert math.isnan(found.low)
-    assert math.isnan(found.high)
-    assert math.isnan(interval([]).mean)

@@ -1,20 +1,15 @@
 """Aggregation and agreement on simulated annotators whose truth is known."""
 
-import math
 import random
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlhf_dist.data.feedback import Judged
-from rlhf_dist.feedback.aggregate import aggregate, share
-from rlhf_dist.feedback.agreement import agreement
-from rlhf_dist.feedback.crowd_bradley_terry import (
-    RELIABILITY_LOGIT,
-    RELIABILITY_STD,
-    STRENGTH_STD,
-    crowd_bradley_terry,
-)
+from rlhf_dist.feedback.aggregate import Aggregated, aggregate, share
+from rlhf_dist.feedback.crowd_bradley_terry import crowd_bradley_terry
 
 CAREFUL = {"ann": 0.85, "bob": 0.85, "cat": 0.85}
 CARELESS = {"dan": 0.5, "eve": 0.3}
@@ -72,18 +67,6 @@ def test_bradley_terry_knows_reliabilities_and_believes_the_unanimous() -> None:
     assert [one.label > 0.5 for one in aggregate(unanimous, "bradley-terry").judged] == [False, True]
 
 
-def test_bradley_terry_is_the_optimum_of_its_formula() -> None:
-    """One vote by a reliable annotator: the derivative by the gap vanishes where the model says it does."""
-    better, reliability = crowd_bradley_terry(["x"], ["y"], [True], ["ann"])
-    p, q = float(better[0]), reliability["ann"]
-    gap, skill = math.log(p / (1 - p)), math.log(q / (1 - q))
-    chance = q * p + (1 - q) * (1 - p)
-    assert (2 * q - 1) * p * (1 - p) / chance == pytest.approx(gap / 2 / STRENGTH_STD**2, abs=1e-4)
-    assert (2 * p - 1) * q * (1 - q) / chance == pytest.approx(
-        (skill - RELIABILITY_LOGIT) / RELIABILITY_STD**2, abs=1e-4
-    )
-
-
 def test_who_was_not_named_keeps_what_they_said_and_sources_their_own_votes() -> None:
     plain = [vote(0, 1.0, ""), vote(0, 0.0, ""), vote(1, 0.0, "")]
     other = [vote(1, 1.0, "ann"), vote(1, 1.0, "bob")]
@@ -106,6 +89,7 @@ def test_soft_labels_are_shares_and_sides_do_not_matter() -> None:
     assert (one.answers, one.label, one.annotator) == (("x", "y"), pytest.approx(2 / 3), "")
     assert share([vote(0, 1.0, "a"), vote(0, 0.0, "b")], majority=True) == 0.5
     assert share([vote(0, 0.5, "a"), vote(0, 1.0, "b")]) == 0.75
+    assert share([vote(0, 0.7 - 0.2, "a")], majority=True) == 0.5, "a tie, but for floats"
 
 
 def test_scores_become_means_and_what_was_asked_once_stays() -> None:
@@ -122,30 +106,6 @@ def test_scores_become_means_and_what_was_asked_once_stays() -> None:
     assert len(aggregate(votes, "none").judged) == 3
 
 
-def test_agreement_is_one_for_the_same_votes_and_near_zero_for_guesses() -> None:
-    rng = random.Random(0)
-    same = [vote(n, float(n % 2), name) for n in range(50) for name in "ab"]
-    found = agreement(same)
-    assert found is not None
-    assert (found.alpha, found.kappa, found.shared) == (1.0, {("a", "b"): 1.0}, 50)
-    guesses = agreement([vote(n, float(rng.random() < 0.5), name) for n in range(400) for name in "ab"])
-    assert guesses is not None
-    assert abs(guesses.alpha) < 0.15
-    assert agreement([vote(n, 1.0, "a") for n in range(3)]) is None
-    alike = agreement([vote(n, 1.0, name) for n in range(3) for name in "ab"])
-    assert alike is not None
-    assert math.isnan(alike.alpha)
-
-
-def test_alpha_is_the_published_example_of_krippendorff() -> None:
-    """Nominal data of two observers, ten units, alpha 0.095 (Krippendorff 2011, "Computing alpha-reliability", B)."""
-    first, second = [0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
-    votes = [vote(n, float(v), name) for name, row in (("m", first), ("j", second)) for n, v in enumerate(row)]
-    found = agreement(votes)
-    assert found is not None
-    assert found.alpha == pytest.approx(0.095, abs=5e-4)
-
-
 @pytest.mark.parametrize("others", [[], [vote("q", 1.0, "ann"), vote("q", 0.0, "bob")], [vote("q", 1.0, "ann")]])
 def test_scores_become_their_mean_whatever_else_was_judged(others: list[Judged]) -> None:
     scores = [vote(0, 0.0, "ann", kind="scores"), vote(0, 1.0, "bob", kind="scores")]
@@ -155,18 +115,11 @@ def test_scores_become_their_mean_whatever_else_was_judged(others: list[Judged])
     assert sorted(one.label for one in raw if one.kind == "scores") == [0.0, 1.0]
 
 
-@pytest.mark.parametrize("how", ["majority", "share", "dawid-skene", "bradley-terry"])
-def test_ties_only_leave_nobody_to_be_weighed(how: str) -> None:
-    made = aggregate([vote(0, 0.5, "ann"), vote(0, 0.5, "bob")], how)
-    assert [one.label for one in made.judged] == [0.5]
-    assert made.annotators == []
-
-
 HOWS = ("soft", "majority", "dawid-skene", "bradley-terry")
 SHARED = [vote("z", 1.0, "ann"), vote("z", 0.0, "bob")]
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", HOWS[:3])
 def test_a_question_that_one_was_asked_stays_as_it_is_whatever_others_were(how: str) -> None:
     alone = [vote(0, 1.0, "ann"), vote(1, 0.0, "bob"), vote(2, 0.7, "ann")]
     made = aggregate([*alone, *SHARED], how).judged
@@ -194,17 +147,113 @@ def test_one_voice_each_however_often_somebody_was_asked() -> None:
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_margins_become_their_mean_in_whatever_order(how: str) -> None:
-    votes = [
-        replace(vote(0, label, name), margin=m)
-        for label, name, m in ((1.0, "a", 3.0), (0.0, "b", 1.0), (0.0, "c", 2.0))
-    ]
-    assert [aggregate(order, how).judged[0].margin for order in (votes, votes[::-1])] == [2.0, 2.0]
-
-
-@pytest.mark.parametrize("how", HOWS)
 def test_each_source_has_votes_of_its_own(how: str) -> None:
     here = [vote(0, 1.0, "ann"), vote(0, 1.0, "bob")]
     there = [replace(vote(0, 0.0, name), source="t") for name in ("ann", "bob", "cat")]
     first, second = aggregate([*here, *there], how).judged
     assert first.label > 0.5 > second.label
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_margin_is_the_mean_of_those_who_agree_with_the_label(how: str) -> None:
+    """One is much for a, two are a little for b: the label is b's, and so is the margin."""
+    said = ((1.0, "a", 3.0), (0.0, "b", 1.0), (0.0, "c", 2.0))
+    votes = [replace(vote(0, label, name), margin=margin) for label, name, margin in said]
+    made = aggregate(votes, how).judged[0]
+    assert made.label < 0.5
+    assert made.margin == 1.5
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_tie_has_no_margin(how: str) -> None:
+    votes = [replace(vote(0, label, name), margin=1.0) for label, name in ((1.0, "a"), (0.0, "b"))]
+    (made,) = aggregate(votes, how).judged
+    assert (made.label, made.margin) == (0.5, 0.0)
+    again = [replace(one, annotator="a") for one in votes]
+    assert [(one.label, one.margin) for one in aggregate(again, how).judged] == [(0.5, 0.0)]
+
+
+SAID = st.tuples(
+    st.integers(0, 3),
+    st.sampled_from("abcd"),
+    st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]),
+    st.sampled_from([0.0, 1.0, 2.5]),
+)
+
+
+@pytest.mark.parametrize("how", HOWS)
+@given(said=st.lists(SAID, min_size=1, max_size=14), data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_neither_the_order_of_rows_nor_the_side_of_an_answer_changes_anything(
+    how: str, said: list[tuple[int, str, float, float]], data: st.DataObject
+) -> None:
+    rows = [replace(vote(task, label, name), margin=margin) for task, name, label, margin in said]
+    other = [
+        replace(one, answers=one.answers[::-1], label=1 - one.label) if data.draw(st.booleans()) else one
+        for one in data.draw(st.permutations(rows))
+    ]
+    made, again = aggregate(rows, how), aggregate(other, how)
+    assert labels_of(made) == pytest.approx(labels_of(again), abs=1e-9)
+    assert [(one.name, one.judgements) for one in made.annotators] == [
+        (one.name, one.judgements) for one in again.annotators
+    ]
+    assert (made.agreement is None) == (again.agreement is None)
+
+
+def labels_of(made: Aggregated) -> dict[tuple[str, str], float]:
+    return {
+        (one.prompt, name): getattr(one, name)
+        for one in made.judged
+        for name in ("label", "margin")
+        if one.answers == ("x", "y")
+    }
+
+
+def test_bradley_terry_knows_an_answer_from_other_questions() -> None:
+    """A over B, B over C, A over C, each said once: a pair between strangers is closer than the ends of the chain."""
+    pairs = [("x", "y", "ann"), ("y", "z", "bob"), ("x", "z", "cat")]
+    chain = [Judged("comparisons", "p", (one, two), 1.0, "s", "here", name) for one, two, name in pairs]
+    first, second, ends = (one.label for one in aggregate(chain, "bradley-terry").judged)
+    assert 0.5 < first == pytest.approx(second, abs=1e-4)
+    assert first < ends < 1.0
+    more = aggregate([*chain, *SHARED], "bradley-terry").judged
+    assert [one.label for one in more[:3]] == pytest.approx([first, second, ends], abs=0.02), (
+        "nor do other questions matter"
+    )
+
+
+def test_a_lone_vote_that_bradley_terry_turns_round_loses_its_margin() -> None:
+    known = [Judged("comparisons", "p", ("x", "y"), 1.0, "s", "here", name) for name in "abcdef"]
+    known += [Judged("comparisons", "p", ("y", "z"), 1.0, "s", "here", name) for name in "abcdef"]
+    contrary = Judged("comparisons", "p", ("x", "z"), 0.0, "s", "here", "g", 2.0)
+    made = aggregate([*known, contrary], "bradley-terry").judged[-1]
+    assert made.label > 0.5
+    assert made.margin == 0.0
+
+
+def test_raw_judgements_come_with_what_is_known_of_those_who_judged() -> None:
+    votes = [vote(n, float(n % 2), name) for n in range(4) for name in "ab"]
+    raw, soft = aggregate(votes, "none"), aggregate(votes, "soft")
+    assert raw.judged == votes
+    assert (raw.annotators, raw.agreement) == (soft.annotators, soft.agreement)
+    assert raw.agreement is not None
+    assert raw.agreement.alpha == 1.0
+    assert [one.shared for one in raw.annotators] == [4, 4]
+    assert raw.barely_known == ["a", "b"]
+    many = [vote(n, float(n % 2), name) for n in range(20) for name in "ab"]
+    alone = [vote(f"q{n}", 1.0, "c") for n in range(30)]
+    assert aggregate([*many, *alone], "soft").barely_known == ["c"], "what nobody else was asked tells nothing"
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_ties_only_leave_nobody_suspected(how: str) -> None:
+    made = aggregate([vote(task, 0.5, name) for task in range(50) for name in "ab"], how)
+    assert {one.label for one in made.judged} == {0.5}
+    assert [one.careless for one in made.annotators] == [False, False]
+
+
+def test_who_always_says_that_it_is_a_tie_is_suspected_and_who_often_does_is_not() -> None:
+    votes, _ = simulated(CAREFUL, tasks=100, seed=0)
+    often = [replace(one, annotator="oft", label=0.5 if n % 5 < 2 else one.label) for n, one in enumerate(votes[::3])]
+    never = [vote(n, 0.5, "nil") for n in range(100)]
+    assert [one.name for one in aggregate([*votes, *often, *never], "soft").annotators if one.careless] == ["nil"]

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 from rlhf_dist.config import FunctionReward, ModelReward, Safety
 from rlhf_dist.errors import ConfigError, ModelError, RewardError
 from rlhf_dist.records import RowKey
+from rlhf_dist.scoring import safety
 from rlhf_dist.scoring.answers import Failures
 from rlhf_dist.scoring.reward import RewardScorer
 from rlhf_dist.scoring.reward_file import RewardFile, read_reward_file
@@ -170,17 +171,35 @@ def test_a_sum_that_is_not_finite_is_its_own_failure(tokenizer_folder: str) -> N
 
 def test_an_answer_that_breaks_a_rule_scores_at_most_the_cap(tokenizer_folder: str) -> None:
     rule = FunctionReward(kind="function", name="a", path=f"{HERE}:length_of")
-    safety = Safety(forbidden=("password",), required=("[!.]$",), shortest=2, longest=6, cap=-1.0)
-    found = scorer(tokenizer_folder, rule, safety=safety).score(ROWS)
+    rules = Safety(forbidden=("password",), required=("[!.]$",), shortest=2, longest=6, cap=-1.0)
+    found = scorer(tokenizer_folder, rule, safety=rules).score(ROWS)
     told = parts(found)
     assert told["unsafe_forbidden"] == [0.0, 1.0, 0.0]
     assert told["unsafe"] == [max(each) for each in zip(told["unsafe_forbidden"], told["unsafe_length"], strict=True)]
     assert found["score"][0] == len(ANSWERS[0])
     assert found["score"][1] == -1.0
     low = FunctionReward(kind="function", name="a", path=f"{HERE}:length_of", weight=-1.0)
-    assert scorer(tokenizer_folder, low, safety=safety).score(ROWS)["score"][1] == -len(ANSWERS[1]), (
-        "a cap, not a score"
+    assert scorer(tokenizer_folder, low, safety=rules).score(ROWS)["score"][1] == -len(ANSWERS[1]), "a cap, not a score"
+
+
+@pytest.mark.parametrize("rule", ["forbidden", "required"])
+def test_an_answer_on_which_a_pattern_is_not_decided_has_failed(
+    rule: str, tokenizer_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pattern that tries ways without number, on an answer of thirty letters; the others are fine."""
+    monkeypatch.setattr(safety, "MATCH_S", 0.05)
+    stuck = single_turn(TOKENS[0][0], tokens(["a" * 30 + "b"], prompt=False)[0])
+    found = scorer(tokenizer_folder, safety=Safety(**{rule: ("(a|aa)+$",)}))
+    told = (
+        rf"safety.{rule}: the pattern '\(a\|aa\)\+\$' was not decided within 0.05 s, on prompt .* and answer 'a{{30}}b'"
     )
+    with pytest.raises(RewardError, match=told):
+        found.score([ROWS[0], stuck])
+    failures = Failures(1, [RowKey(0, n, 0) for n in range(2)])
+    left = found.score([ROWS[0], stuck], failures)
+    assert [*failures.causes] == [1]
+    assert np.isnan(left["score"]).tolist() == [False, True]
+    assert parts(left)["unsafe"][1] == 1.0, "what is not decided is not safe"
 
 
 @pytest.mark.parametrize("name", ["unsafe", "unsafe_length", "UNSAFE", "a_disagreement"])

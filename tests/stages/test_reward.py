@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rlhf_dist.data.examples import ExampleSet, example_table
 from rlhf_dist.data.feedback import Judged
 from rlhf_dist.data.judgements import JudgedTokens
 from rlhf_dist.errors import WorkerLost
-from rlhf_dist.feedback.aggregate import Aggregated
+from rlhf_dist.feedback.aggregate import Aggregated, aggregate
 from rlhf_dist.learner.optimizer_state import PIECES
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
@@ -22,7 +23,7 @@ from rlhf_dist.scoring.reward_file import RewardFile
 from rlhf_dist.stages.inputs import keep_inputs
 from rlhf_dist.stages.restarting import restarting
 from rlhf_dist.stages.reward import PreparedReward, _lessons, _moments, _objective, _outcome, _train_members
-from rlhf_dist.stages.reward_passages import Outcome, _policy_passage
+from rlhf_dist.stages.reward_passages import Outcome, _policy_passage, passages
 from rlhf_dist.stages.stage_checkpoints import Reached, newest
 from rlhf_dist.tasks.helpdesk import build_tokenizer
 from tests.runs import metrics
@@ -56,6 +57,14 @@ def test_without_a_policy_no_mean_is_told_and_members_are_compared_beside_their_
     told = outcome(np.array([[10.0, -10.0], [6.0, -10.0]])).facts()
     assert (told["reward_mean"], told["reward_std"]) == (-1.0, 1.0)
     assert told["disagreement"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("questions", "warns"), [(19, True), (20, False)])
+def test_a_reliability_of_few_shared_questions_is_said_to_be_assumed(questions: int, warns: bool) -> None:
+    votes = [replace(one, annotator=name) for one in JUDGED[:questions] for name in ("ann", "bob")]
+    told = next(one for one in passages(outcome(None), aggregate(votes, "none")) if one.title == "Annotators")
+    assert ("ann, bob judged fewer than 20 shared questions" in told.text) == warns
+    assert [row[:2] for row in told.rows] == [("ann", str(questions)), ("bob", str(questions))]
 
 
 def test_a_policy_whose_answers_all_score_alike_has_no_standard_deviation_to_tell() -> None:
