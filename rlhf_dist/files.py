@@ -292,18 +292,19 @@ def check_depth(value: Any, where: str) -> None:
             raise DataError(f"{where}: JSON nested too deep; expected at most {DEEPEST} levels")
 
 
-def check_text(value: Any, where: str) -> None:
+def check_text(row: Any, where: str) -> None:
     """Check that texts are Unicode: halves of a surrogate pair pass JSON, but neither a tokenizer nor Arrow.
 
     Raises:
-        DataError: there is such a half; begins with `where`.
+        DataError: there is such a half; begins with `where`, and names the column.
     """
-    try:
-        as_json(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: a lone surrogate \\u{ord(error.object[error.start]):04x}, half of a character; expected whole ones"
-        ) from None
+    for name, value in row.items() if isinstance(row, dict) else [("", row)]:
+        try:
+            as_json({name: value}, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            told = f"a lone surrogate {half} in the column {name!r}, half of a character; expected whole ones"
+            raise DataError(f"{where}: {told}") from None
 
 
 def remove_folder(folder: Path) -> None:

@@ -98,12 +98,16 @@ def read_feedback(
 
 
 def _with_messages(where: str, row: dict[str, Any]) -> dict[str, Any]:
-    """A row with its prompt as messages where they are JSON text, or beside it; so are whole chats."""
-    asked = column(where, row, "prompt_messages", list) or _messages(row.get("prompt"))
+    """A row whose prompt is messages where they are JSON text, or beside it; then, and without a prompt, TRL's answers, too."""
+    asked = column(where, row, "prompt_messages", list)
     if asked:
         return {**row, "prompt": asked}
-    chats = {name: _messages(row.get(name)) for name in ("chosen", "rejected")}
-    return {**row, **chats} if row.get("prompt") is None and all(chats.values()) else row
+    asked = _messages(row.get("prompt"))
+    if asked is None and row.get("prompt") is not None:
+        return row
+    said = {name: _messages(row.get(name)) for name in ("chosen", "rejected", "completion")}
+    found = {name: messages for name, messages in {"prompt": asked, **said}.items() if messages}
+    return {**row, **found}
 
 
 def _messages(value: Any) -> list[Any] | None:

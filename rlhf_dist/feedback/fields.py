@@ -93,7 +93,7 @@ def fields_of(where: str, found: Mapping[str, Any]) -> Fields:
     if asked is None:
         raise DataError(f"{told} a prompt. Known names are {KNOWN}")
     prompt = _prompt(f"{where}: {asked}", found[asked])
-    answers = _items({name: found[name] for name in found if name != asked}) or _several(told, texts) or _single(texts)
+    answers = _items({name: found[name] for name in found if name != asked}) or _named(told, texts)
     if not answers and isinstance(prompt, list) and len(prompt) > 1 and prompt[-1]["role"] == "assistant":
         answers, prompt = {asked: prompt[-1]["content"]}, prompt[:-1]
     if not answers:
@@ -126,27 +126,28 @@ def _text(value: Any) -> str | None:
     return text if isinstance(text, str) and text.strip() else None
 
 
-def _several(told: str, texts: Mapping[str, str]) -> dict[str, str]:
-    """Answers whose names differ by a number or letter, in that order, or are a known pair."""
+def _named(told: str, texts: Mapping[str, str]) -> dict[str, str]:
+    """Answers by their names: usual ones that differ by a number or letter, a pair, one alone, then others with numbers."""
     groups: dict[str, list[tuple[bool, Any, str]]] = defaultdict(list)
     for name in texts:
         stem, index = _index(name)
         if index is not None:
             groups[stem].append((isinstance(index, str), index, name))
-    several = {stem: sorted(group) for stem, group in groups.items() if len(group) > 1}
-    usual = {stem: group for stem, group in several.items() if stem in STEMS}
-    found = usual or several
-    if len(found) > 1:
-        raise DataError(f"{told} answers under one name with numbers, found {', '.join(sorted(found))}")
+    several = {stem: [name for *_, name in sorted(group)] for stem, group in groups.items() if len(group) > 1}
     by_name = {name.lower(): name for name in texts}
-    pairs = [[by_name[name] for name in pair] for pair in PAIRS if all(name in by_name for name in pair)]
-    names = [name for group in found.values() for *_, name in group] or next(iter(pairs), [])
-    return {name: texts[name] for name in names}
-
-
-def _single(texts: Mapping[str, str]) -> dict[str, str]:
-    usual = [name for name in texts if name.lower() in ONLY] or [name for name in texts if _index(name)[0] in ONLY]
-    return {name: texts[name] for name in usual[:1]}
+    alone = [name for name in texts if name.lower() in ONLY] + [name for name in texts if _index(name)[0] in ONLY]
+    choices = [
+        [names for stem, names in several.items() if stem in STEMS],
+        [[by_name[name] for name in pair] for pair in PAIRS if all(name in by_name for name in pair)],
+        [[name] for name in alone[:1] if name.lower() in ONLY],
+        [*several.values()],
+        [[name] for name in alone[:1]],
+    ]
+    found = next((names for names in choices if names), [[]])
+    if len(found) > 1:
+        stems = ", ".join(names[0] for names in found)
+        raise DataError(f"{told} the answers under one name with numbers, found several such: {stems}")
+    return {name: texts[name] for name in found[0]}
 
 
 def _items(found: Mapping[str, Any]) -> dict[str, str]:

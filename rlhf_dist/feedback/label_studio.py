@@ -15,7 +15,7 @@ from typing import Any
 from rlhf_dist.data.feedback import is_number
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.fields import Fields, fields_of, mappings, part
-from rlhf_dist.feedback.retold import Task, tasks_of
+from rlhf_dist.feedback.retold import ToolTask, tasks_of
 from rlhf_dist.feedback.told import REMARKS, Said, Told, rows_of
 from rlhf_dist.files import shown
 
@@ -211,7 +211,7 @@ def _number(value: Any) -> float | None:
     return float(value) if is_number(value) else None
 
 
-def _data(task: Task) -> dict[str, Any]:
+def _data(task: ToolTask) -> dict[str, Any]:
     items = [{"id": name, "title": name, "body": text} for name, text in task.answers.items()]
     sources = {"sources": list(task.sources)} if any(task.sources) else {}
     scales = {"scales": dict(task.scales)} if task.scales else {}
@@ -219,13 +219,13 @@ def _data(task: Task) -> dict[str, Any]:
     return {"prompt": task.prompt, **answers, **sources, **scales, **task.others}
 
 
-def _annotation(task: Task, row: Mapping[str, Any], said: Sequence[Said]) -> dict[str, Any]:
+def _annotation(task: ToolTask, row: Mapping[str, Any], said: Sequence[Said]) -> dict[str, Any]:
     who = {"completed_by": {"email": row["annotator"]}} if row.get("annotator") else {}
     told = {"created_at": row.get("created"), "lead_time": row.get("seconds"), "was_cancelled": False}
     return {**who, **told, "result": [_result(task, number, each) for number, each in enumerate(said)]}
 
 
-def _result(task: Task, number: int, said: Said) -> dict[str, Any]:
+def _result(task: ToolTask, number: int, said: Said) -> dict[str, Any]:
     kind, value = _value(said)
     aim = said.about or ("items" if len(task.answers) > 2 else next(iter(task.answers)))
     return {"id": str(number), "from_name": said.question, "to_name": aim, "type": kind, "value": value}

@@ -14,7 +14,7 @@ SIDES = {1.0: "response_a", 0.0: "response_b"}
 
 
 @dataclass(frozen=True)
-class Task:
+class ToolTask:
     """What was judged, once, whoever judged it."""
 
     prompt: Any
@@ -29,7 +29,7 @@ class Task:
     """Each with a row that says who and when."""
 
 
-def tasks_of(rows: Iterable[Row]) -> list[Task]:
+def tasks_of(rows: Iterable[Row]) -> list[ToolTask]:
     """Tasks in the order of their first rows; skips and gold questions are left out."""
     by_task: dict[Any, list[Row]] = defaultdict(list)
     for row in rows:
@@ -50,7 +50,7 @@ def _sources(row: Row) -> list[str]:
     return [str(row.get(name) or "") for name in (("source",) if "answer" in row else ("source_a", "source_b"))]
 
 
-def _task(rows: Sequence[Row]) -> Task:
+def _task(rows: Sequence[Row]) -> ToolTask:
     told = [row for row in rows if row["kind"] != "choices"] or rows  # a label has no sources
     shown = [*zip(_texts(told[0]), _sources(told[0]), strict=False)] or [(text, "") for text in _texts(told[0])]
     if len(shown) > 2:
@@ -64,7 +64,7 @@ def _task(rows: Sequence[Row]) -> Task:
     scales = {row.get("criterion") or "score": row["scale"] for row in rows if row.get("scale")}
     others = {name: rows[0][name] for name in CARRIED if rows[0].get(name)}
     judgements = [(each[0], _said(each, answers)) for each in by_judgement.values()]
-    return Task(rows[0]["prompt"], answers, [source for _, source in shown], scales, others, judgements)
+    return ToolTask(rows[0]["prompt"], answers, [source for _, source in shown], scales, others, judgements)
 
 
 def _said(rows: Sequence[Row], answers: Mapping[str, str]) -> list[Said]:

@@ -151,6 +151,11 @@ def test_answers_are_fields_that_differ_by_a_number_or_letter(case: str) -> None
     assert (row["a"], row["b"], row["preference"]) in {("x", "y", 1.0), ("y", "x", 0.0)}
 
 
+def test_one_usual_answer_goes_before_other_fields_with_numbers() -> None:
+    (row,) = read(record({"prompt": "q", "source_1": "u", "source_2": "v", "response": "x"}, stars=3))
+    assert row["answer"] == "x"
+
+
 def test_a_conversation_that_ends_with_the_answer_is_prompt_and_answer() -> None:
     chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
     (row,) = read(record({"chat": chat}, stars=3))
@@ -166,7 +171,7 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
     "span": (record(ONE, q=[{"start": "0", "end": 1}]), "expected a span with start, end and label"),
     "answers": (
         record({"prompt": "q", "u_1": "x", "u_2": "x", "v_1": "y", "v_2": "x"}, q=1),
-        "under one name with numbers, found u, v",
+        "under one name with numbers, found several such: u_1, v_1",
     ),
     "no answer": (record({"prompt": "q"}, q=1), "fields are .'prompt'.; expected an answer. Known names are"),
     "messages": (record({"prompt": [{"role": 1}], "answer": "x"}, q=1), "prompt has .'role': 1.; expected messages"),
