@@ -170,3 +170,11 @@ def test_records_of_another_form_are_named(case: str) -> None:
     made, told = ODD[case]
     with pytest.raises(DataError, match=rf"e: record 1: .*{told}"):
         read(made)
+
+
+def test_a_task_that_goes_out_does_not_tell_how_it_was_ranked() -> None:
+    def shown(*order: str) -> object:
+        (task,) = tasks(read(annotated(ITEMS, result("ranker", "order", "items", ranker=list(order)))))
+        return task["data"]
+
+    assert shown("llm_2", "llm_0", "llm_1") == shown("llm_0", "llm_1", "llm_2")
