@@ -136,14 +136,14 @@ def _named(told: str, texts: Mapping[str, str]) -> dict[str, str]:
     several = {stem: [name for *_, name in sorted(group)] for stem, group in groups.items() if len(group) > 1}
     by_name = {name.lower(): name for name in texts}
     alone = [name for name in texts if name.lower() in ONLY] + [name for name in texts if _index(name)[0] in ONLY]
-    choices = [
+    choices: list[list[list[str]]] = [
         [names for stem, names in several.items() if stem in STEMS],
         [[by_name[name] for name in pair] for pair in PAIRS if all(name in by_name for name in pair)],
         [[name] for name in alone[:1] if name.lower() in ONLY],
         [*several.values()],
         [[name] for name in alone[:1]],
     ]
-    found = next((names for names in choices if names), [[]])
+    found: list[list[str]] = next((names for names in choices if names), [[]])
     if len(found) > 1:
         stems = ", ".join(names[0] for names in found)
         raise DataError(f"{told} the answers under one name with numbers, found several such: {stems}")
