@@ -246,10 +246,10 @@ def parsed(line: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(row, dict):
         raise DataError(f"{where}: found {type(row).__name__}; expected a JSON object")
-    if line.count(b"[") + line.count(b"{") > DEEPEST and _depth(row) > DEEPEST:
-        raise DataError(f"{where}: JSON nested too deep; expected at most {DEEPEST} levels")
+    if line.count(b"[") + line.count(b"{") > DEEPEST:
+        check_depth(row, where)
     if b"\\u" in line or b"\xed" in line:
-        _check_unicode(row, where)
+        check_text(row, where)
     return row
 
 
@@ -277,24 +277,34 @@ def shown(value: Any, *, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def _depth(value: Any) -> int:
-    """Levels of nesting, counted without recursion."""
+def check_depth(value: Any, where: str) -> None:
+    """Check that a value is nested no deeper than `DEEPEST`; the levels are counted without recursion.
+
+    Raises:
+        DataError: it is; begins with `where`.
+    """
     depth, level = 0, [value]
     while level:
         depth += 1
         inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list))]
         level = [each for values in inner for each in values]
-    return depth
+        if depth > DEEPEST:
+            raise DataError(f"{where}: JSON nested too deep; expected at most {DEEPEST} levels")
 
 
-def _check_unicode(row: dict[str, Any], where: str) -> None:
-    """Halves of a surrogate pair pass JSON, but neither a tokenizer nor Arrow."""
-    try:
-        as_json(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: a lone surrogate \\u{ord(error.object[error.start]):04x}, half of a character; expected whole ones"
-        ) from None
+def check_text(row: Any, where: str) -> None:
+    """Check that texts are Unicode: halves of a surrogate pair pass JSON, but neither a tokenizer nor Arrow.
+
+    Raises:
+        DataError: there is such a half; begins with `where`, and names the column.
+    """
+    for name, value in row.items() if isinstance(row, dict) else [("", row)]:
+        try:
+            as_json({name: value}, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            told = f"a lone surrogate {half} in the column {name!r}, half of a character; expected whole ones"
+            raise DataError(f"{where}: {told}") from None
 
 
 def remove_folder(folder: Path) -> None:

@@ -85,11 +85,18 @@ class SFTConfig(SFT, SupervisedJob):
 class Feedback(DataFile):
     """A file of people's judgements."""
 
-    kind: Literal["comparisons", "rankings", "scores", "comments"] = Field(
-        "comparisons", description="what each row says"
+    kind: Literal["auto", "comparisons", "rankings", "scores", "comments"] = Field(
+        "auto",
+        description="what is read; auto: of each row what its column `kind` says, without one a comparison. Of rows that say "
+        "their kind, only those of this one",
+    )
+    criterion: str | None = Field(
+        None, min_length=1, description="a further question whose answers are read; null: those to the main one"
     )
     source: str = Field("", description="name in the evaluation; empty: the file's name")
-    scale: tuple[float, float] = Field((0.0, 1.0), description="worst and best score, mapped to 0 and 1")
+    scale: tuple[float, float] = Field(
+        (0.0, 1.0), description="worst and best score, mapped to 0 and 1; a row's own `scale` goes before"
+    )
 
     @model_validator(mode="after")
     def _scale_is_wide(self) -> Feedback:
@@ -147,7 +154,7 @@ class RewardModel(FeedbackTraining):
     )
     heads: int = Field(1, ge=1, le=64, description="heads of an ensemble that share the model")
     models: int = Field(1, ge=1, le=64, description="models of an ensemble, each trained with a seed of its own")
-    comment_judge: CommentJudge | None = Field(None, description="reads the comments; needed where there are some")
+    comment_judge: CommentJudge | None = Field(None, description="reads the comments; null: they are left out")
     normalise_on: int = Field(256, ge=2, description="answers of the policy from which mean and std are taken")
 
 

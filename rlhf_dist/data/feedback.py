@@ -5,19 +5,25 @@ Rows of a file, by kind (further columns are ignored):
     comparisons  prompt, chosen, rejected (TRL's names) [, label, margin, annotator]
                  prompt, a, b, preference: a | b | tie | P(a better) [, margin, annotator]
     rankings     prompt, answers (best first) [, annotator]
-    scores       prompt, answer, score [, annotator]
+    scores       prompt, answer, score [, scale: [worst, best], annotator]
+                 prompt, completion, label: true | false | from 0 to 1 (TRL's names) [, annotator]
     comments     prompt, answer, comment [, annotator]
 
+A row's column `kind` says which; without one, it is a comparison, or TRL's score. Rows of a further question have its name as
+`criterion`. Left out are skips, choices (labels), and rows with a `gold`, which is known to be right.
+
 A prompt is text or chat messages, an answer text or one message. `chosen` and `rejected` may also be whole chats that differ
-in their last message; a `prompt` beside them is then what the chats begin with, or its text. `prompt_messages`, which
-`rlhf-dist feedback` writes beside a prompt that people were shown as text, goes before `prompt`. `tools` and
-`chat_template_kwargs` reach the chat template.
+in their last message; a `prompt` beside them is then what the chats begin with, or its text. `prompt_messages`, where
+people were shown the prompt as text, goes before `prompt`. `tools` and `chat_template_kwargs` reach the chat template. Messages
+may be JSON text, as `rlhf-dist feedback` writes them to Parquet.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +31,8 @@ from typing import Any
 from rlhf_dist.config import Feedback
 from rlhf_dist.data.columns import meant
 from rlhf_dist.data.demonstrations import completion, completion_text
+from rlhf_dist.data.encoder import Encoder
+from rlhf_dist.data.learnable import KINDS, Learnable, is_unpaired
 from rlhf_dist.data.tables import read_table
 from rlhf_dist.data.templates import PLAIN, Reading, column, reading_of
 from rlhf_dist.errors import DataError
@@ -62,22 +70,56 @@ class Judged:
         return self.kind, repr((self.prompt, self.reading)), self.answers
 
 
-def read_feedback(files: Sequence[Feedback]) -> list[Judged]:
-    """All rows of some feedback files.
+def read_feedback(
+    files: Sequence[Feedback], *, kinds: Collection[str] = KINDS, encoder: Encoder | None = None
+) -> list[Judged]:
+    """All rows of some feedback files that are learnt from; the log says what is left out of a file.
+
+    Args:
+        files: their settings.
+        kinds: that the stage learns from; others are left out.
+        encoder: is told the same.
 
     Raises:
-        DataError: a row lacks a column or has a value that cannot be; names file and line.
+        DataError: a row lacks a column or has a value that cannot be, or a file has nothing to learn from; names file and line.
     """
     readers = {"comparisons": _comparison, "rankings": _ranking, "scores": _score, "comments": _comment}
     found = []
     for file in files:
-        source = file.source or Path(file.path).stem
+        source = ", ".join(filter(None, [file.source or Path(file.path).stem, file.criterion]))
+        learnable = Learnable(file, kinds)
         for where, row in read_table(file):
-            asked = column(where, row, "prompt_messages", list)
-            whole = {**row, "prompt": asked} if asked else row
-            made = readers[file.kind](where, whole, source, file)
-            found.append(replace(made, reading=reading_of(file, where, row)))
+            kind = learnable.kind(where, row)
+            if kind is not None:
+                made = readers[kind](where, _with_messages(where, row), source, file)
+                found.append(replace(made, reading=reading_of(file, where, row)))
+        learnable.close(encoder)
     return found
+
+
+def _with_messages(where: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose prompt is messages where they are JSON text, or beside it; then, and without a prompt, TRL's answers, too."""
+    asked = column(where, row, "prompt_messages", list)
+    if asked:
+        return {**row, "prompt": asked}
+    asked = _messages(row.get("prompt"))
+    if asked is None and row.get("prompt") is not None:
+        return row
+    said = {name: _messages(row.get(name)) for name in ("chosen", "rejected", "completion")}
+    found = {name: messages for name, messages in {"prompt": asked, **said}.items() if messages}
+    return {**row, **found}
+
+
+def _messages(value: Any) -> list[Any] | None:
+    """Messages that are JSON text."""
+    if not isinstance(value, str) or not value.startswith("[{") or not value.rstrip().endswith("}]"):
+        return None
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    is_chat = all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in found)
+    return list(found) if is_chat else None
 
 
 def _comparison(where: str, row: dict[str, Any], source: str, _: Feedback) -> Judged:
@@ -93,24 +135,23 @@ def _comparison(where: str, row: dict[str, Any], source: str, _: Feedback) -> Ju
         told = row.get("label")
         label = 1.0 if told is None else told
         name = "label"
-    if not _number(label) or not 0 <= label <= 1:
+    if not is_number(label) or not 0 <= label <= 1:
         expected = "a, b, tie, or a number from 0 to 1" if name == "preference" else "P(chosen is better), from 0 to 1"
         raise DataError(f"{where}: {name} is {shown(told)}; expected {expected}")
     margin = row.get("margin")
     margin = 0.0 if margin is None else margin
-    if not _number(margin) or margin < 0:
+    if not is_number(margin) or margin < 0:
         raise DataError(f"{where}: margin is {margin!r}; expected a number of at least 0")
     given = _answers(where, prompt, first, second)
-    if given[0][0] == given[0][1]:
-        raise DataError(f"{where}: both answers are the same; expected two different ones")
+    if given[0][0].split() == given[0][1].split():
+        raise DataError(f"{where}: both answers are the same, but for white space at most; expected two different ones")
     return _judged("comparisons", where, row, source, prompt, given, float(label), margin=float(margin))
 
 
 def _check_pairs(where: str, row: dict[str, Any]) -> None:
-    if "completion" in row and isinstance(row.get("label"), bool) and "chosen" not in row:
+    if is_unpaired(row):
         raise DataError(
-            f"{where}: one completion with a label; expected chosen and rejected. Rows of one answer are kind: scores, with "
-            "`completion` renamed to `answer`, and `label` to `score`, 1 or 0"
+            f"{where}: one completion with a label; expected chosen and rejected. Rows of one answer are kind: scores"
         )
 
 
@@ -168,19 +209,30 @@ def _asks(messages: list[Any], prompt: str) -> bool:
 
 def _ranking(where: str, row: dict[str, Any], source: str, _: Feedback) -> Judged:
     _need(where, row, "prompt", "answers")
-    if not isinstance(row["answers"], list) or len(row["answers"]) < 2:
+    ranked = column(where, row, "answers", list)
+    if ranked is None or len(ranked) < 2:
         raise DataError(f"{where}: answers is {shown(row['answers'])}; expected a list of two or more, best first")
-    given = _answers(where, row["prompt"], *row["answers"])
+    given = _answers(where, row["prompt"], *ranked)
     return _judged("rankings", where, row, source, row["prompt"], given, 1.0)
 
 
 def _score(where: str, row: dict[str, Any], source: str, file: Feedback) -> Judged:
+    if is_unpaired(row):
+        row = {**row, "answer": row["completion"], "score": row["label"], "scale": [0, 1]}
+        row["score"] = int(row["score"]) if isinstance(row["score"], bool) else row["score"]
     _need(where, row, "prompt", "answer", "score")
-    low, high = file.scale
-    if not _number(row["score"]) or not low <= row["score"] <= high:
+    low, high = _scale(where, row) or file.scale
+    if not is_number(row["score"]) or not low <= row["score"] <= high:
         raise DataError(f"{where}: score is {shown(row['score'])}; expected a number from {low:g} to {high:g} (scale)")
     label = (row["score"] - low) / (high - low)
     return _judged("scores", where, row, source, row["prompt"], _answers(where, row["prompt"], row["answer"]), label)
+
+
+def _scale(where: str, row: dict[str, Any]) -> list[float] | None:
+    scale: list[float] | None = column(where, row, "scale", list)
+    if scale is not None and (len(scale) != 2 or not all(map(is_number, scale)) or scale[0] >= scale[1]):
+        raise DataError(f"{where}: scale is {shown(scale)}; expected [worst, best] with worst below best")
+    return scale
 
 
 def _comment(where: str, row: dict[str, Any], source: str, _: Feedback) -> Judged:
@@ -210,5 +262,6 @@ def _need(where: str, row: dict[str, Any], *names: str) -> None:
         raise DataError(f"{where}: no {missing[0]!r} among {sorted(row)}; expected {', '.join(names)}{hint}")
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, small enough for a float, and no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

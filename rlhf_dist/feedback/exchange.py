@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,18 +13,16 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session, joinedload, selectinload
 
+from rlhf_dist.data.tables import SUFFIXES, read_rows
 from rlhf_dist.errors import DataError
-from rlhf_dist.feedback import marks
+from rlhf_dist.feedback import argilla, label_studio, marks
 from rlhf_dist.feedback.database import Judgement, Rating, Task
 from rlhf_dist.feedback.verdicts import LABELS, LETTERS, MARGINS, SCORES, SKIP, pairs, ranked
-from rlhf_dist.files import as_json, shown, written_aside
+from rlhf_dist.files import as_json, check_depth, check_text, written_aside
+
+LOG = logging.getLogger(__name__)
 
 FORMS = ("raw", "trl")
-UNSAID = ("discarded", "draft")
-"""States of a response that its annotator does not stand by."""
-SAID = ("selected", "choices", "rating", "number", "text")
-"""Where a result of Label Studio has what was said, by its type."""
-SIDES = {"left": "a", "right": "b", "a": "a", "b": "b", "chosen": "a", "rejected": "b", "tie": "tie", "both": "tie"}
 
 
 def standing(session: Session) -> Iterator[Judgement]:
@@ -181,148 +181,41 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def imported(path: Path, tool: str) -> list[dict[str, Any]]:
-    """Rows of another tool's export, as `rlhf-dist reward` reads them.
+    """Rows of another tool's export, as `rlhf-dist reward` reads them; what is left out is told in the log.
 
     Args:
         path: the export.
-        tool: `argilla` (records as JSON), `label-studio` (JSON).
+        tool: `argilla` (records as JSON, or a data set of them as files), `label-studio` (JSON or JSON-MIN).
 
     Raises:
         DataError: the file is not such an export, or holds no judgement; names the record.
     """
+    readers = {"argilla": argilla.judgements, "label-studio": label_studio.judgements}
+    if tool not in readers:
+        raise DataError(f"tool is {tool!r}; expected one of {', '.join(readers)}")
+    records = _records(path)
+    left_out: Counter[str] = Counter()
+    rows = readers[tool](records, left_out)
+    told = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
+    if not rows:
+        raise DataError(f"{path}: no judgements in {len(records)} records{told and f'; left out: {told}'}")
+    if told:
+        LOG.warning("%s: left out: %s", path, told)
+    return rows
+
+
+def _records(path: Path) -> list[tuple[str, Any]]:
+    """Each with its place."""
+    if path.suffix in SUFFIXES or path.is_dir():
+        return [(f"{path}: record {number}", row) for number, row in enumerate(read_rows(str(path)), start=1)]
     try:
         records = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a readable JSON file: {error}") from None
     if not isinstance(records, list):
         raise DataError(f"{path}: found {type(records).__name__}; expected a list of records")
-    readers = {"argilla": _argilla, "label-studio": _label_studio}
-    if tool not in readers:
-        raise DataError(f"tool is {tool!r}; expected one of {', '.join(readers)}")
-    rows = [
-        row for number, record in enumerate(records) for row in readers[tool](f"{path}: record {number + 1}", record)
-    ]
-    if not rows:
-        raise DataError(f"{path}: no judgements in {len(records)} records")
-    return rows
-
-
-def _argilla(where: str, record: Any) -> list[dict[str, Any]]:
-    """Argilla 2: fields by name; responses by question, each a list of {value, user_id}."""
-    fields, responses = _part(where, record, "fields"), _part(where, record, "responses")
-    told = [
-        (question, response.get("value"), str(response.get("user_id") or ""))
-        for question, given in responses.items()
-        for response in _mappings(where, question, given)
-        if response.get("status") not in UNSAID
-    ]
-    return _rows(where, fields, told)
-
-
-def _label_studio(where: str, record: Any) -> list[dict[str, Any]]:
-    """Label Studio: data by name; annotations, each with results of type pairwise, choices, rating or textarea."""
-    data, told = _part(where, record, "data"), []
-    for annotation in _mappings(where, "annotations", record.get("annotations")):
-        if annotation.get("was_cancelled"):
-            continue
-        who = annotation.get("completed_by")
-        who = (who.get("email") or who.get("id")) if isinstance(who, dict) else who
-        name = "" if who is None else str(who)
-        for result in _mappings(where, "result", annotation.get("result")):
-            (value,) = _mappings(where, "value", [result.get("value") or {}])
-            said = next((value[key] for key in SAID if value.get(key) not in (None, [])), None)
-            told.append((str(result.get("from_name", "")), said[0] if isinstance(said, list) and said else said, name))
-    return _rows(where, data, told)
-
-
-def _mappings(where: str, name: str, given: Any) -> list[dict[str, Any]]:
-    """What a record lists under a name; null is nothing."""
-    several = [] if given is None else given
-    if not isinstance(several, list) or not all(isinstance(each, dict) for each in several):
-        raise DataError(f"{where}: {name} is {shown(given)}; expected a list of mappings")
-    return several
-
-
-class _NoSide(DataError):
-    """Text about a pair of answers that names neither: a remark, beside a choice."""
-
-
-def _rows(where: str, fields: dict[str, Any], told: Sequence[tuple[str, Any, str]]) -> list[dict[str, Any]]:
-    """Judgements of one record, from questions, what was said, and by whom; remarks on a pair have no place of their own."""
-    rows, remarks = [], []
-    for question, value, annotator in told:
-        try:
-            row = _row(where, fields, value, question, annotator=annotator)
-        except _NoSide as error:
-            remarks.append(error)
-        else:
-            rows += [row] if row is not None else []
-    if remarks and not rows:
-        raise remarks[0]
-    return rows
-
-
-def _row(where: str, fields: dict[str, Any], value: Any, question: str, *, annotator: str) -> dict[str, Any] | None:
-    """One judgement: a side, a number, or text, with the fields it is about; None for an empty one."""
-    if value in (None, "", []):
-        return None
-    prompt = _first(where, fields, "prompt", "instruction", "question", "input")
-    second = _named(fields, SECOND)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if second is not None:
-            raise DataError(f"{where}: {question} is {value}, of two answers; expected a score of one, or a side")
-        return {"prompt": prompt, "answer": _answer(where, fields), "score": value, "annotator": annotator}
-    text = _best(where, value) if isinstance(value, list) else value
-    if not isinstance(text, str):
-        raise DataError(f"{where}: {question} is {shown(text)}; expected text or a number")
-    side = SIDES.get(_side(str(text)))
-    if side is not None and second is not None:
-        first = _first(where, fields, *FIRST)
-        return {"prompt": prompt, "a": first, "b": second, "preference": side, "annotator": annotator}
-    if second is not None:
-        raise _NoSide(f"{where}: {question} is {text!r}; expected a side ({', '.join(SIDES)}) or the name of a field")
-    return {"prompt": prompt, "answer": _answer(where, fields), "comment": str(text), "annotator": annotator}
-
-
-def _best(where: str, ranking: Sequence[Any]) -> Any:
-    """The first of names, or the one of {value, rank} with the lowest rank; `tie` if two share it."""
-    if not all(isinstance(each, dict) for each in ranking):
-        return ranking[0]
-    wrong = [each for each in ranking if not isinstance(each.get("rank", 0), (int, float))]
-    if wrong:
-        raise DataError(f"{where}: a ranking has {shown(wrong[0])}; expected a rank that is a number")
-    ordered = sorted(ranking, key=lambda each: each.get("rank", 0))
-    shared = len(ordered) > 1 and "rank" in ordered[0] and ordered[0]["rank"] == ordered[1].get("rank")
-    return "tie" if shared else ordered[0].get("value")
-
-
-FIRST = ("a", "response_a", "answer1", "answer_a", "response1", "response-1", "chosen", "left")
-SECOND = ("b", "response_b", "answer2", "answer_b", "response2", "response-2", "rejected", "right")
-ONLY = ("answer", "response", "completion", "output", *FIRST)
-
-
-def _side(text: str) -> str:
-    low = text.strip().lower()
-    return "a" if low in FIRST else "b" if low in SECOND else low
-
-
-def _answer(where: str, fields: dict[str, Any]) -> Any:
-    return _first(where, fields, *ONLY)
-
-
-def _named(fields: dict[str, Any], names: Sequence[str]) -> Any:
-    return next((fields[name] for name in names if fields.get(name)), None)
-
-
-def _first(where: str, fields: dict[str, Any], *names: str) -> Any:
-    found = _named(fields, names)
-    if found is None:
-        raise DataError(f"{where}: fields are {sorted(fields)}; expected one of {', '.join(names)}")
-    return found
-
-
-def _part(where: str, record: Any, name: str) -> dict[str, Any]:
-    part = record.get(name) if isinstance(record, dict) else None
-    if not isinstance(part, dict):
-        raise DataError(f"{where}: no {name!r}; expected a record as the tool exports it")
-    return part
+    placed = [(f"{path}: record {number}", record) for number, record in enumerate(records, start=1)]
+    for where, record in placed:
+        check_depth(record, where)
+        check_text(record, where)
+    return placed

@@ -110,12 +110,13 @@ def prepare(config: DPOConfig, resume: Path | None = None) -> PreparedDPO:
     config = resolved(config)
     encoder = encoder_of(config.model)
     check_same_tokenizer(config.model, {"reference": config.reference or config.model})
-    others = [each for each in config.data if each.kind != "comparisons"]
+    others = [each for each in config.data if each.kind not in ("auto", "comparisons")]
     if not config.data or others:
         found = f"a file of {others[0].kind}: {others[0].path}" if others else "nothing"
         raise ConfigError(f"data has {found}; DPO learns from comparisons, expected at least one file of them")
+    raw = read_feedback(config.data, kinds=("comparisons",), encoder=encoder)
     tokens = JudgedTokens(encoder, max_tokens=config.max_tokens, too_long=config.too_long)
-    judged = tokens.fitting(aggregate(read_feedback(config.data), config.aggregate).judged)
+    judged = tokens.fitting(aggregate(raw, config.aggregate).judged)
     away = held_out([repr(one.prompt) for one in judged], config.held_out)
 
     def examples(kept: bool) -> ExampleSet:

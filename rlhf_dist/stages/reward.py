@@ -18,7 +18,7 @@ from rlhf_dist.config import RewardConfig
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.examples import ExampleSet, example_table
 from rlhf_dist.data.feedback import Judged, read_feedback
-from rlhf_dist.data.judgements import JudgedTokens, judged_set
+from rlhf_dist.data.judgements import KINDS, JudgedTokens, judged_set
 from rlhf_dist.data.prompts import read_prompts
 from rlhf_dist.data.tables import held_out
 from rlhf_dist.errors import ConfigError
@@ -111,7 +111,8 @@ def prepare(config: RewardConfig, resume: Path | None = None) -> PreparedReward:
     encoder = encoder_of(config.model)
     if not config.data:
         raise ConfigError("data is empty; expected at least one file of feedback")
-    raw = read_feedback(config.data)
+    kinds = [kind for kind in KINDS if kind != "comments" or config.comment_judge is not None]
+    raw = read_feedback(config.data, kinds=kinds, encoder=encoder)
     made = aggregate(raw, config.aggregate)
     tokens = JudgedTokens(encoder, max_tokens=config.max_tokens, too_long=config.too_long)
     made = replace(made, judged=tokens.fitting(made.judged))

@@ -1,13 +1,17 @@
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlhf_dist.config import Feedback
 from rlhf_dist.data.feedback import read_feedback
 from rlhf_dist.data.judgements import KINDS, JudgedTokens, judged_set
 from rlhf_dist.errors import DataError
+from rlhf_dist.feedback.exchange import write_rows
 from rlhf_dist.tasks.helpdesk import build_tokenizer
 from tests.chats import CHATML, LLAMA3, chat_tokenizer, spelled
 
@@ -41,10 +45,25 @@ def test_scores_are_mapped_from_their_scale(tmp_path: Path) -> None:
 
 BAD = {
     "same answers": ("comparisons", {"prompt": "q", "chosen": "x", "rejected": "x"}, "both answers are the same"),
+    "the same but for white space": (
+        "comparisons",
+        {"prompt": "q", "a": "x y", "b": " x\n\ty ", "preference": "a"},
+        "are the same",
+    ),
+    "odd scale": (
+        "scores",
+        {"prompt": "q", "answer": "x", "score": 1, "scale": [5, 1]},
+        r"scale is .5, 1.; expected .worst",
+    ),
+    "huge score": ("scores", {"prompt": "q", "answer": "x", "score": 10**400}, "score is 1000"),
     "odd preference": ("comparisons", {"prompt": "q", "a": "x", "b": "y", "preference": "left"}, "expected a, b, tie"),
     "bad label": ("comparisons", {"prompt": "q", "chosen": "x", "rejected": "y", "label": 2}, "label is 2"),
     "odd label": ("comparisons", {"prompt": "q", "chosen": "x", "rejected": "y", "label": True}, "label is True"),
-    "one of KTO": ("comparisons", {"prompt": "q", "completion": "x", "label": True}, "kind: scores, with `completion`"),
+    "one of KTO": (
+        "comparisons",
+        {"prompt": "q", "completion": "x", "label": True},
+        "Rows of one answer are kind: scores",
+    ),
     "negative margin": ("comparisons", {"prompt": "q", "chosen": "x", "rejected": "y", "margin": -1}, "margin is -1"),
     "no rejected": ("comparisons", {"prompt": "q", "chosen": "x"}, "no 'rejected' among"),
     "no prompt": ("comparisons", {"chosen": "x", "rejected": "y"}, "no `prompt`; expected one, or two chats"),
@@ -175,3 +194,77 @@ def test_a_prompt_that_is_not_the_chats_is_refused(prompt: object, asked: object
 def test_messages_that_are_none_leave_the_prompt_as_it_is(tmp_path: Path) -> None:
     (one,) = read(tmp_path / "s.jsonl", "scores", {"prompt": "q", "prompt_messages": [], "answer": "x", "score": 1})
     assert one.prompt == "q"
+
+
+ODD_TEXT = "a\x00b\r\nc\rd\x1b[31m\u202e\u2028\ufffe\U0010ffff"
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_control_characters_reach_the_model_as_they_are(suffix: str, tmp_path: Path) -> None:
+    """NUL, bare carriage returns, escapes and non-characters are text; files, Arrow and tokenizers take them."""
+    row = {"kind": "comparisons", "prompt": ODD_TEXT, "a": ODD_TEXT, "b": "y", "preference": 1.0, "annotator": ODD_TEXT}
+    write_rows(tmp_path / f"f.{suffix}", [row])
+    (one,) = read_feedback([Feedback(path=str(tmp_path / f"f.{suffix}"))])
+    assert (one.prompt, one.answers[0], one.annotator) == (ODD_TEXT,) * 3
+    tokens = JudgedTokens(chat_tokenizer(CHATML), max_tokens=999)
+    table = judged_set([one], tokens, select="last").table
+    assert len(table.column("tokens")[0].as_py()) > len(ODD_TEXT)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 10**400)
+    | st.floats()
+    | st.text(max_size=3)
+    | st.sampled_from(["[{}]", "[1]"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "text"]), inner),
+    max_leaves=5,
+)
+COLUMNS = [
+    "kind",
+    "prompt",
+    "a",
+    "b",
+    "answer",
+    "answers",
+    "score",
+    "scale",
+    "label",
+    "preference",
+    "margin",
+    "criterion",
+]
+COLUMNS += [
+    "chosen",
+    "rejected",
+    "completion",
+    "comment",
+    "gold",
+    "tools",
+    "prompt_messages",
+    "special_tokens",
+    "annotator",
+]
+WHOLE: list[dict[str, object]] = [
+    {"kind": "comparisons", "prompt": "q", "a": "x", "b": "y", "preference": 1},
+    {"kind": "rankings", "prompt": "q", "answers": ["x", "y"]},
+    {"kind": "scores", "prompt": "q", "answer": "x", "score": 1},
+    {"kind": "comments", "prompt": "q", "answer": "x", "comment": "c"},
+    {"chosen": [{"role": "user", "content": "q"}] * 2, "rejected": [{"role": "user", "content": "q"}] * 2},
+    {"prompt": "q", "completion": "x", "label": True},
+]
+
+
+@given(row=st.sampled_from(WHOLE), odd=st.dictionaries(st.sampled_from(COLUMNS), JSON, max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_whatever_stands_in_a_row_is_judgements_or_a_sentence(row: dict[str, object], odd: dict[str, object]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file, told = Path(folder) / "f.jsonl", ""
+        try:
+            file.write_text(json.dumps({**row, **odd}) + "\n")
+            judged = read_feedback([Feedback(path=str(file))])
+            JudgedTokens(chat_tokenizer(CHATML), max_tokens=999).fitting(judged)
+        except DataError as error:
+            told = str(error)
+        assert not told or told.startswith(str(file))

@@ -61,4 +61,4 @@ def test_import_writes_what_we_read(run: Path) -> None:
     record = {"fields": {"prompt": "q", "a": "x", "b": "y"}, "responses": {"pick": [{"value": "a", "user_id": "u"}]}}
     (run / "argilla.json").write_text(json.dumps([record]))
     assert "1 judgements" in call("import", run / "argilla.json", run / "in.jsonl", "--from", "argilla")
-    assert json.loads((run / "in.jsonl").read_text())["preference"] == "a"
+    assert json.loads((run / "in.jsonl").read_text())["preference"] == 1.0

@@ -87,6 +87,25 @@ def test_comparisons_and_scores_show_where_they_end(files: Callable[..., str]) -
     assert "|[o]|[.]|[<|eot_id|>]" in shown
 
 
+def test_a_file_of_all_kinds_is_read_by_the_stages_that_learn_from_it_and_the_rest_is_told(
+    files: Callable[..., str],
+) -> None:
+    asked = [{"prompt": [{"role": "user", "content": f"Why {n}?"}], "annotator": "ann", "gold": None} for n in range(4)]
+    rows = [{"kind": "comparisons", **one, "a": "So.", "b": "No.", "preference": 1.0, "margin": 0.0} for one in asked]
+    rows += [{"kind": "scores", **one, "answer": "So.", "score": 4, "scale": [1, 5]} for one in asked]
+    rows += [{"kind": "scores", **asked[0], "answer": "So.", "score": 4, "scale": [1, 5], "criterion": "kind"}]
+    rows += [{"kind": "rankings", **one, "answers": ["So.", "No.", "Hm."]} for one in asked[:3]]
+    rows += [{"kind": "comments", **asked[0], "answer": "So.", "comment": "short"}]
+    rows += [{"kind": "skips", **asked[0], "a": "So.", "b": "No.", "comment": "both bad"}]
+    path = files("all.jsonl", *rows)
+    told = reward.prepare(RewardConfig(model="acme/policy", data=[{"path": path}])).describe().split("\n")
+    assert told[0].startswith("11 judgements, aggregated to 4 comparisons, 4 scores, 3 rankings")
+    assert f"{path}: left out: 1 comments, 1 skips, 1 of criteria kind" in told
+    told = dpo.prepare(DPOConfig(model="acme/policy", data=[{"path": path}])).describe().split("\n")
+    assert told[0].startswith("3 comparisons, 1 held out")
+    assert f"{path}: left out: 5 scores, 3 rankings, 1 comments, 1 skips" in told
+
+
 def test_ppo_and_evaluation_resolve_all_their_models_and_show_a_prompt(files: Callable[..., str], hub: Path) -> None:
     prompts = {"path": files("p.jsonl", *({"prompt": ASKED} for _ in range(4))), "max_tokens": 60}
     tree = {"policy": "acme/policy", "reward": "acme/reward", "prompts": prompts}
