@@ -19,6 +19,7 @@ class Comparison:
     """One held-out prompt answered by the policy before and after training."""
 
     prompt: str
+    """As people read it."""
     before: str
     after: str
     gold_before: float | None
@@ -54,7 +55,7 @@ def compare(
     for prompt, first, second in zip(prompts, rows_of(before), rows_of(after), strict=True):
         texts = [tokenizer.decode(row.answer, skip_special_tokens=True) for row in (first, second)]
         gold = [_judged(judge, prompt.text, text, failures) for text in texts]
-        comparisons.append(Comparison(prompt.text, texts[0], texts[1], gold[0], gold[1]))
+        comparisons.append(Comparison(prompt.shown, texts[0], texts[1], gold[0], gold[1]))
     pairs = [
         (c.gold_before, c.gold_after) for c in comparisons if c.gold_before is not None and c.gold_after is not None
     ]
