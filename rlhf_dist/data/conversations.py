@@ -70,14 +70,15 @@ def _offered(tool: Any) -> str:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         return _readable(tool)
-    return f"{function['name']}: {function['description']}" if function.get("description") else function["name"]
+    name = str(function["name"])
+    return f"{name}: {function['description']}" if function.get("description") else name
 
 
 def _readable(value: Any) -> str:
     """JSON as people read it; text that is JSON already, such as a call's arguments, is not quoted again."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return as_json(value, ensure_ascii=False)
+    if not isinstance(value, str):
+        return as_json(value, ensure_ascii=False)
+    try:
+        return as_json(json.loads(value), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return value

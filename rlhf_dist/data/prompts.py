@@ -75,9 +75,8 @@ def _spoken(value: Any, reading: Reading, encoder: Encoder) -> str:
 
 def _source(value: Any, reading: Reading, spoken: str) -> str:
     """What the tokens were made from, where what people are shown does not give the same ones again."""
-    if isinstance(value, str):
-        source = {"prompt": value if spoken else None}
-    else:
+    source: dict[str, Any] = {"prompt": value if spoken else None}
+    if not isinstance(value, str):
         source = {"prompt_messages": value, "tools": reading.tools, "chat_template_kwargs": dict(reading.template)}
     told = {key: each for key, each in {**source, "special_tokens": reading.special_tokens}.items() if each}
     return as_json(told) if told else ""

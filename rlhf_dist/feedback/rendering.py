@@ -55,7 +55,7 @@ _CLOSING = {"$$": "$$", "\\[": "\\]"}
 _DISPLAYED = ("square", "double")
 
 
-class _TooMuch(Exception):
+class _OverBudget(Exception):
     """More work than a text may take."""
 
 
@@ -93,7 +93,7 @@ def rendered(text: str) -> Markup:
         env: dict[str, Any] = {"left": WORK - _within_rules(written), "labels": []}
         try:
             made: str = visible(_markdown().render(written, env))
-        except (_TooMuch, RecursionError):
+        except (_OverBudget, RecursionError):
             made = ""
         if made and _keeps_words(written, made, env):
             return Markup(made)
@@ -151,7 +151,7 @@ def _counted(rule: Callable[..., Any]) -> Callable[..., Any]:
     def counted(state: Any, *args: Any) -> Any:
         state.env["left"] -= 1
         if state.env["left"] < 0:
-            raise _TooMuch
+            raise _OverBudget
         return rule(state, *args)
 
     return counted
@@ -258,8 +258,9 @@ class _Page(RendererHTML):
     def fence(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
         """Code with its language, or a formula, as GitHub has it."""
         info = unescape(tokens[idx].info).strip()
-        if info == "math":
-            return self.formula_block(tokens, idx, options, env)
+        made = _affordable(tokens[idx].content, env, display=True) if info == "math" else None
+        if made is not None:
+            return f"{_scrolling('Formula', 'div', 'formula')}{made}</div>\n"
         language = _LANGUAGE.match(info)
         named = f' class="language-{language[0]}"' if language else ""
         label = f"Code, {info}" if info else "Code"
@@ -274,7 +275,7 @@ class _Page(RendererHTML):
         return f'<code dir="ltr">{escape(tokens[idx].content)}</code>'
 
     def formula(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
-        r"""A formula among words; as it is written where there is no other way."""
+        """A formula among words; as it is written where there is no other way."""
         token = tokens[idx]
         made = _affordable(token.content, env, display=token.meta["display"])
         if made is None:
@@ -291,6 +292,8 @@ class _Page(RendererHTML):
 
     def link_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
         """A link that leads away from the page, and tells nobody where from."""
+        if not tokens[idx].attrs["href"]:
+            del tokens[idx].attrs["href"]  # `[a]()` would lead to the page itself
         tokens[idx].attrs |= {"rel": "noopener noreferrer nofollow", "target": "_blank"}
         return self.renderToken(tokens, idx, options, env)
 

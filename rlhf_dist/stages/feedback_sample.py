@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def tasks(wanted: Wanted, prompts: Sequence[Prompt], ours: Sequence[str], theirs
     other = {"sft": "sft", "self": "policy"}.get(wanted.against) or _name(Path(wanted.against))
     rows: list[TaskRow] = []
     left_out: Counter[str] = Counter()
-    for prompt, a, b in zip(prompts, ours, theirs or [None] * len(ours), strict=True):
+    for prompt, a, b in zip(prompts, ours, theirs or repeat(None, len(ours)), strict=True):
         why = _why_not(prompt, a, b)
         if why:
             left_out[why] += 1

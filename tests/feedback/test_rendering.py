@@ -131,6 +131,8 @@ def test_formulae_are_mathematics_and_nothing_else(parts: list[str]) -> None:
         ("![a *b*](http://c.d/e.png)", '<span class="image">Image: a b (http://c.d/e.png)</span>'),
         ("[a](javascript:b)", "[a](javascript:b)"),
         ("[a](/supervise)", "[a](/supervise)"),
+        ("[a]()", '<a rel="noopener noreferrer nofollow" target="_blank">a</a>'),
+        ("```math\n\\unheard\n```", "<code class=\"language-math\">\\unheard\n</code>"),
         ("[a][1]\n\n[1]: http://b.c", '<a href="http://b.c" rel="noopener noreferrer nofollow" target="_blank">a</a>'),
         ("seen\n\n[hidden]: # (words)", "[hidden]: # (words)"),
         ("|a|\n|-|\n|b|lost|", "|b|lost|"),
