@@ -48,8 +48,11 @@ def sample(
     target = out or run / TASKS
     check_writable(target.parent, HINT)
     with locked(run) if out is None else nullcontext():
-        rows = spread(known, make(Wanted(run, against, kind, prompts, seed)))
+        sampled = make(Wanted(run, against, kind, prompts, seed))
+        rows = spread(known, sampled.rows)
         write_tasks(target, rows)
+    if sampled.left_out:
+        print(sampled.told())
     print(f"{len(rows)} tasks in {target}; show them to people with: rlhf-dist feedback serve {target if out else run}")
 
 

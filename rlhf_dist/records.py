@@ -41,8 +41,16 @@ class Prompt:
     """Position in the data set."""
     tokens: tuple[int, ...]
     text: str
+    """What the tokens say, a template's text in: judges and rewards are given this."""
     source: str = ""
-    """As JSON, the columns of feedback from which the text's tokens are made again; empty: from the text."""
+    """As JSON, the columns of feedback from which the tokens are made again; empty: from the text."""
+    spoken: str = ""
+    """The text as people read it, where that is another: without a template's text."""
+
+    @property
+    def shown(self) -> str:
+        """What people are shown."""
+        return self.spoken or self.text
 
 
 @dataclass(frozen=True)

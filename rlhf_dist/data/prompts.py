@@ -10,6 +10,7 @@ import numpy as np
 
 from rlhf_dist.config import Prompts
 from rlhf_dist.data.columns import missing
+from rlhf_dist.data.conversations import spoken_text, turns
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.lengths import Lengths
 from rlhf_dist.data.tables import read_table
@@ -45,7 +46,9 @@ def read_prompts(settings: Prompts, tokenizer: Any, *, path: str | None = None) 
         text, tokens = encoder.prompt(where, value, reading)
         kept = lengths.fit(where, len(tokens), tokens, partial(encoder.words.tail, tokens, settings.max_tokens))
         if kept is not None:
-            found.append(Prompt(number, tuple(kept), text, _source(value, reading)))
+            spoken = _spoken(value, reading, encoder)
+            spoken = spoken if spoken.strip() and spoken != text else ""
+            found.append(Prompt(number, tuple(kept), text, _source(value, reading, spoken), spoken))
     lengths.close(path, encoder)
     return found
 
@@ -63,13 +66,20 @@ def _column(where: str, row: Mapping[str, Any], named: str | None) -> str:
     return chosen
 
 
-def _source(value: Any, reading: Reading) -> str:
-    """What the text was made from, where the text alone does not give the same tokens again."""
-    if isinstance(value, str):
-        return as_json({"special_tokens": True}) if reading.special_tokens else ""
-    source = {"prompt_messages": value, "tools": reading.tools, "chat_template_kwargs": dict(reading.template)}
-    told = {key: each for key, each in source.items() if each}
-    return as_json(told | ({"special_tokens": True} if reading.special_tokens else {}))
+def _spoken(value: Any, reading: Reading, encoder: Encoder) -> str:
+    """A prompt as people read it."""
+    if not isinstance(value, str):
+        return spoken_text(turns({"prompt_messages": value, "tools": reading.tools}))
+    return encoder.words.quotes.without(value) if reading.special_tokens else encoder.words.without_bos(value)
+
+
+def _source(value: Any, reading: Reading, spoken: str) -> str:
+    """What the tokens were made from, where what people are shown does not give the same ones again."""
+    source: dict[str, Any] = {"prompt": value if spoken else None}
+    if not isinstance(value, str):
+        source = {"prompt_messages": value, "tools": reading.tools, "chat_template_kwargs": dict(reading.template)}
+    told = {key: each for key, each in {**source, "special_tokens": reading.special_tokens}.items() if each}
+    return as_json(told) if told else ""
 
 
 def prompt_tokens(where: str, value: Any, tokenizer: Any) -> tuple[str, list[int]]:

@@ -219,6 +219,10 @@ class Quotes:
         """A text as it was before hiding."""
         return _PRIVATE.sub(lambda found: self._known[_number(found[0])], text)
 
+    def without(self, text: str) -> str:
+        """A text without the special tokens that it spells."""
+        return self._pattern.sub(lambda found: found[0] if _PRIVATE.match(found[0]) else "", text)
+
     def hides(self, value: Any) -> bool:
         """Whether anything is hidden in a value."""
         if isinstance(value, dict):

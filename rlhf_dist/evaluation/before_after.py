@@ -21,6 +21,7 @@ class Comparison:
     """One held-out prompt answered by the policy before and after training."""
 
     prompt: str
+    """As people read it."""
     before: str
     after: str
     gold_before: float | None
@@ -59,7 +60,7 @@ def compare(
     for prompt, *rows in zip(prompts, rows_of(before), rows_of(after), strict=True):
         texts = [tokenizer.decode(row.answer, skip_special_tokens=True) for row in rows]
         gold = [_judged(judge, prompt.text, text, failures) for text in texts]
-        comparisons.append(Comparison(prompt.text, texts[0], texts[1], gold[0], gold[1]))
+        comparisons.append(Comparison(prompt.shown, texts[0], texts[1], gold[0], gold[1]))
         lengths.append((int(rows[0].sampled.sum()), int(rows[1].sampled.sum())))
     problem = (
         f"the gold judge failed on {len(failures)} of {2 * len(comparisons)} answers, which have no gold score: {failures[0]}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_dist.errors import DataError
+from rlhf_dist.feedback.rendering import plain, rendered
 from rlhf_dist.files import read_json_lines, write_text
 from rlhf_dist.run_folder.charts import legend, line_chart, stacked_bars
 from rlhf_dist.run_folder.console import shown
@@ -116,6 +117,8 @@ def write_report(run_dir: Path, summary: dict[str, Any] | None = None) -> Path:
         tiles=tiles(summary) if summary["stage"] == "ppo" else stage_tiles(summary),
         charts=charts(rows),
         samples=_telling(samples)[:SHOWN_SAMPLES],
+        plain=plain,
+        rendered=rendered,
         stages=_earlier(run_dir / "stages"),
         passages=[*_notes(summary), *read_passages(run_dir)],
         run=str(run_dir),

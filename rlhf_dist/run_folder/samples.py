@@ -53,8 +53,9 @@ def show_samples(run: Path, *, iteration: int | None, worst: int | None, best: i
             f"score {facts['score']:.3f}, KL {float((log_probs - reference).sum()):.2f} nats, {len(log_probs)} tokens, "
             f"{facts['finish_reason']}, policy version {', '.join(str(version) for version, _ in row.versions)}"
         )
-        console.print(Text(tokenizer.decode(row.prompt), style="dim"))
-        console.print(Text(tokenizer.decode(row.answer)))
+        # Special tokens are what one asks for who asks for tokens.
+        console.print(Text(tokenizer.decode(row.prompt, skip_special_tokens=not tokens), style="dim"))
+        console.print(Text(tokenizer.decode(row.answer, skip_special_tokens=not tokens)))
         if tokens:
             console.print(_token_table(row, log_probs, reference, tokenizer))
 

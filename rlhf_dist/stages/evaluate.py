@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,11 +202,18 @@ def _scored(
     )
 
 
+def _messages(prompt: Prompt) -> dict[str, Any]:
+    """The chat that a prompt was, if it was one."""
+    columns = json.loads(prompt.source) if prompt.source else {}
+    return {"messages": columns["prompt_messages"]} if "prompt_messages" in columns else {}
+
+
 def _rows(prompts: Sequence[Prompt], scored: Sequence[ScoredAnswers], samples: int) -> list[dict[str, Any]]:
     """Every answer with its scores."""
     return [
         {
-            "prompt": prompt.text,
+            "prompt": prompt.shown,
+            **_messages(prompt),
             "policy": one.name,
             "answer": one.answers[number * samples + sample],
             "kl": None if one.kl is None else one.kl[number * samples + sample],

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,28 @@ from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.supervised import encoder_of
 from rlhf_dist.store.row import rows_of
 
+EMPTY, EQUAL, UNSTORABLE = (
+    "an answer says nothing",
+    "both answers are equal but for white space",
+    "a text has NUL or half of a character, which no database takes",
+)
+"""Why a prompt becomes no task."""
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What was made of the prompts."""
+
+    rows: list[TaskRow]
+    left_out: dict[str, int]
+    """How many prompts became no task, by why."""
+
+    def told(self) -> str:
+        """A sentence about what was left out; empty if nothing was."""
+        reasons = "; ".join(f"{count:,}, since {why}" for why, count in self.left_out.items())
+        return f"left out {sum(self.left_out.values()):,} prompts: {reasons}" if reasons else ""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -38,8 +63,8 @@ class Wanted:
     seed: int
 
 
-def sample(wanted: Wanted) -> list[TaskRow]:
-    """Generate answers with real engines and pair them; pairs of equal answers are left out.
+def sample(wanted: Wanted) -> Sampled:
+    """Generate answers with real engines and pair them.
 
     Raises:
         UserError: the run has no policy or no prompts, or the policies' tokenizers differ.
@@ -56,19 +81,40 @@ def sample(wanted: Wanted) -> list[TaskRow]:
         theirs = None
         if wanted.kind == "comparison":
             theirs = _answers(config, wanted, rival, prompts, encoder.tokenizer, first_sample=int(rival == policy))
-    if theirs is None:
-        return [
-            TaskRow(wanted.kind, prompt.text, a, source_a="policy", prompt_source=prompt.source)
-            for prompt, a in zip(prompts, ours, strict=True)
-            if a.strip()
-        ]
+    return tasks(wanted, prompts, ours, theirs)
+
+
+def tasks(wanted: Wanted, prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str] | None) -> Sampled:
+    """Answers as tasks for people, those left out that ask nothing, or that could not be kept.
+
+    Args:
+        wanted: what they are for.
+        prompts: what was answered.
+        ours: the policy's answer to each.
+        theirs: what it is compared with; None: nothing.
+    """
     other = {"sft": "sft", "self": "policy"}.get(wanted.against) or _name(Path(wanted.against))
-    pairs = zip(prompts, ours, theirs, strict=True)
-    return [
-        _blind(prompt, (a, "policy"), (b, other), wanted.seed)
-        for prompt, a, b in pairs
-        if a != b and a.strip() and b.strip()
-    ]
+    rows: list[TaskRow] = []
+    left_out: Counter[str] = Counter()
+    for prompt, a, b in zip(prompts, ours, theirs or repeat(None, len(ours)), strict=True):
+        why = _why_not(prompt, a, b)
+        if why:
+            left_out[why] += 1
+        elif b is None:
+            rows.append(TaskRow(wanted.kind, prompt.shown, a, source_a="policy", prompt_source=prompt.source))
+        else:
+            rows.append(_blind(prompt, (a, "policy"), (b, other), wanted.seed))
+    return Sampled(rows, dict(left_out))
+
+
+def _why_not(prompt: Prompt, a: str, b: str | None) -> str | None:
+    """Why a prompt becomes no task."""
+    answers = [a] if b is None else [a, b]
+    if not all(answer.strip() for answer in answers):
+        return EMPTY
+    if b is not None and a.split() == b.split():
+        return EQUAL
+    return UNSTORABLE if any(map(_UNSTORABLE.search, [prompt.shown, prompt.source, *answers])) else None
 
 
 def _name(folder: Path) -> str:
@@ -80,7 +126,7 @@ def _blind(prompt: Prompt, ours: tuple[str, str], theirs: tuple[str, str], seed:
     """A comparison whose sides a coin decides."""
     heads = blake2b(f"{seed}/{prompt.id}".encode(), digest_size=1).digest()[0] & 1
     (a, source_a), (b, source_b) = (ours, theirs) if heads else (theirs, ours)
-    return TaskRow("comparison", prompt.text, a, b, source_a, source_b, prompt_source=prompt.source)
+    return TaskRow("comparison", prompt.shown, a, b, source_a, source_b, prompt_source=prompt.source)
 
 
 def _prompts(settings: Prompts, encoder: Encoder, wanted: Wanted) -> Sequence[Prompt]:

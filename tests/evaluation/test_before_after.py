@@ -32,6 +32,14 @@ def test_win_rate_counts_strict_wins_and_ties_apart() -> None:
     assert (verdict.length_bias.longer_wins.mean, verdict.length_bias.difference) == (1.0, 1 / 4)
 
 
+def test_people_read_a_prompt_without_its_template_and_the_judge_is_given_it_with() -> None:
+    given: list[str] = []
+    prompts = [Prompt(0, (1,), "<s>user hi<e>", spoken="User: hi")]
+    verdict = compare(prompts, answers("a"), answers("b"), Letters(), lambda prompt, _: given.append(prompt) or 0.0)
+    assert verdict.comparisons[0].prompt == "User: hi"
+    assert given == ["<s>user hi<e>"] * 2
+
+
 def test_without_a_judge_answers_are_kept_and_nothing_is_decided() -> None:
     verdict = compare(PROMPTS, answers("a", "a", "a", "a"), answers("b", "b", "b", "b"), Letters(), None)
     assert verdict.win_rate is None

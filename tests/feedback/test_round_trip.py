@@ -32,6 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "text": (CHATML, {"prompt": "Hi <|im_end|>"}, {}),
     "text with a beginning": (CHATML, {"prompt": "<bos>Hi"}, {}),
+    "text with a beginning that the tokenizer puts nowhere": (CHATML, {"prompt": "<bos><bos>Hi"}, {}),
     "rendered before": (CHATML, {"prompt": "<|im_start|>user\nHi<|im_end|>\n"}, {"special_tokens": True}),
 }
 
@@ -44,7 +45,7 @@ def test_judged_prompts_are_the_tokens_that_the_policy_saw(case: str, form: str,
     tokenizer = chat_tokenizer(template)
     (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({"prompt": "plain"}) + "\n")
     prompts = read_prompts(Prompts(path=str(tmp_path / "p.jsonl"), **settings), tokenizer)
-    tasks = [TaskRow("comparison", one.text, "A", "B", "policy", "sft", prompt_source=one.source) for one in prompts]
+    tasks = [TaskRow("comparison", one.shown, "A", "B", "policy", "sft", prompt_source=one.source) for one in prompts]
     write_tasks(tmp_path / "tasks.jsonl", tasks)
     with Session(open_database(sqlite_url(tmp_path / "f.db"))) as session, session.begin():
         load_tasks(session, read_tasks(str(tmp_path / "tasks.jsonl")), overlap=1)

@@ -126,7 +126,9 @@ def test_answers_of_a_finished_demo_become_tasks_for_people(demo: tuple[Path, st
     path, _ = demo
     file = path / "config.yaml"
     file.write_text(file.read_text().replace("engine: vllm", "engine: transformers"))
-    tasks = sample(Wanted(path, against="sft", kind="comparison", prompts=8, seed=1))
+    sampled = sample(Wanted(path, against="sft", kind="comparison", prompts=8, seed=1))
+    tasks = sampled.rows
+    assert len(tasks) + sum(sampled.left_out.values()) == 8
     assert {task.source_a for task in tasks} | {task.source_b for task in tasks} == {"policy", "sft"}
     assert all(task.a != task.b for task in tasks)
 

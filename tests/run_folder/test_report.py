@@ -57,6 +57,15 @@ def test_report_stands_alone_and_shows_samples_as_text(run: Path) -> None:
         assert text in page
 
 
+def test_answers_are_shown_as_their_readers_see_them_and_prompts_line_by_line(run: Path) -> None:
+    sample = {"prompt": "User: a\n\nAssistant: b\u202e", "before": "**x** $y^2$", "after": "one\n\n- two"}
+    (run / "samples.jsonl").write_text(json.dumps(sample | {"gold_before": None, "gold_after": None}) + "\n")
+    page = write_report(run).read_text()
+    assert "User: a\n\nAssistant: b⟨U+202E⟩" in page
+    for part in ("<strong>x</strong>", "<msup><mi>y</mi><mn>2</mn></msup>", "<li"):
+        assert part in page
+
+
 def test_what_is_no_number_is_a_dash_and_no_point(run: Path) -> None:
     nothing = dict.fromkeys(("gold_score_after", "reward_end", "kl_end", "samples_per_second"))
     (run / "summary.json").write_text(json.dumps(SUMMARY | nothing))

@@ -55,8 +55,11 @@ def test_a_sample_is_shown_with_text_score_kl_and_tokens(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
+    show_samples(run, iteration=7, worst=1, best=None, tokens=False)
+    assert "<bos>" not in capsys.readouterr().out, "special tokens are tokens"
     show_samples(run, iteration=7, worst=1, best=None, tokens=True)
     told = capsys.readouterr().out
+    assert "<bos>" in told
     for text in (
         "Customer: Hi",
         "Please help",

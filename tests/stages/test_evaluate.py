@@ -1,5 +1,6 @@
 """From what engines and scorers said to what is reckoned with; whole evaluations: tests/integration."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ def test_every_answer_is_a_row_with_its_own_scores() -> None:
         ("q", "z", 0.3, 3.0, 0),
         ("q", "w", 0.4, 4.0, 1),
     ]
+
+
+def test_answers_to_a_chat_have_its_messages_and_its_text_without_a_template() -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    one = ScoredAnswers("a", ["x"], [1], None, [-1.0], [1.0], {})
+    prompt = Prompt(0, (1,), "<s>user hi<e>", json.dumps({"prompt_messages": messages}), "User: hi")
+    (row,) = _rows([prompt], [one], samples=1)
+    assert (row["prompt"], row["messages"]) == ("User: hi", messages)
+    assert "messages" not in _rows([Prompt(0, (1,), "p")], [one], samples=1)[0]
 
 
 def test_kl_is_what_the_policy_found_likelier_than_the_reference_did() -> None:
