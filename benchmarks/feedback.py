@@ -27,7 +27,6 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from rlhf_dist.feedback.database import Judgement, Task, open_database, sqlite_url
-from rlhf_dist.feedback.orders import as_text, order_of
 from rlhf_dist.feedback.serve import open_feedback
 from rlhf_dist.feedback.task_files import TaskRow, write_tasks
 

@@ -57,15 +57,18 @@ def sample(
 
 
 @app.command()
-def serve(
+def serve(  # noqa: PLR0913 - each is an option of the command
     run_or_file: RunOrFile,
     annotator: Annotated[list[str] | None, typer.Option(help="somebody to invite; repeat for several")] = None,
     overlap: Annotated[
         int | None,
-        typer.Option(min=1, help="judgements wanted of each task, by different annotators; default: as it was, 1 at first"),
+        typer.Option(
+            min=1, help="judgements wanted of each task, by different annotators; default: as it was, 1 at first"
+        ),
     ] = None,
     guide: Annotated[
-        Path | None, typer.Option(help="YAML with question, guidelines and criteria: what annotators are told and asked")
+        Path | None,
+        typer.Option(help="YAML with question, guidelines and criteria: what annotators are told and asked"),
     ] = None,
     database: Database = None,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
@@ -151,7 +154,10 @@ def import_(
 def report(
     run_or_file: RunOrFile,
     weigh: Annotated[
-        str, typer.Option(help="all: annotators count alike in win rates; trusted: without the suspected; weighed: by reliability")
+        str,
+        typer.Option(
+            help="all: annotators count alike in win rates; trusted: without the suspected; weighed: by reliability"
+        ),
     ] = "all",
     database: Database = None,
 ) -> None:

@@ -123,7 +123,11 @@ def next_page(request: Request, view: str = "") -> HTMLResponse:
     with visiting(request) as (session, visit):
         me = visit.annotator_id
         task = assignment.next_task(session, me)
-        shared = {"visit": visit, "progress": assignment.progress(session, me), "newest": assignment.newest(session, me)}
+        shared = {
+            "visit": visit,
+            "progress": assignment.progress(session, me),
+            "newest": assignment.newest(session, me),
+        }
         if task is None:
             return page(request, "done", shared)
         guide = kept_guide(session)

@@ -17,7 +17,7 @@ from rlhf_dist.data.feedback import is_number
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.fields import TIES, Fields, fields_of, mappings, part
 from rlhf_dist.feedback.retold import tasks_of
-from rlhf_dist.feedback.told import REMARKS, Said, Told, rows_of
+from rlhf_dist.feedback.told import REMARKS, Statement, Told, rows_of
 from rlhf_dist.files import shown
 
 UNSAID = ("discarded", "draft")
@@ -132,21 +132,25 @@ def _labels(said: Sequence[tuple[Fields, str, Any]]) -> set[str]:
     return found | {each for each in repeated if all(len(text) <= LONGEST_LABEL for text in texts[each])}
 
 
-def _said(where: str, fields: Fields, question: str, value: Any, labels: set[str]) -> list[Said]:
+def _said(where: str, fields: Fields, question: str, value: Any, labels: set[str]) -> list[Statement]:
     """What a value says, by its form."""
     if isinstance(value, bool):
-        return [Said(question, "labels", [str(value).lower()])]
+        return [Statement(question, "labels", [str(value).lower()])]
     if is_number(value):
-        return [Said(question, "number", value)]
+        return [Statement(question, "number", value)]
     if isinstance(value, str):
-        return [Said(question, "labels", [value]) if question in labels else Said(question, "text", value)]
+        return [Statement(question, "labels", [value]) if question in labels else Statement(question, "text", value)]
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         several = len(value) > 1 and all(fields.answer(each) is not None for each in value)
-        return [Said(question, "ranking", [[each] for each in value]) if several else Said(question, "labels", value)]
+        return [
+            Statement(question, "ranking", [[each] for each in value])
+            if several
+            else Statement(question, "labels", value)
+        ]
     if isinstance(value, list) and all(isinstance(each, dict) for each in value):
         if all("start" in each and "end" in each for each in value):
-            return [Said(question, "mark", _mark(where, question, each)) for each in value]
-        return [Said(question, "ranking", _ranked(where, question, value))]
+            return [Statement(question, "mark", _mark(where, question, each)) for each in value]
+        return [Statement(question, "ranking", _ranked(where, question, value))]
     raise DataError(
         f"{where}: {question} is {shown(value)}; expected text or a number, or a list of labels, ranks or spans"
     )
@@ -170,7 +174,7 @@ def _mark(where: str, question: str, span: Mapping[str, Any]) -> dict[str, Any]:
     return {"text": None, "start": start, "end": end, "comment": None if label == "mark" else label}
 
 
-def _value(said: Said) -> Any:
+def _value(said: Statement) -> Any:
     if said.kind == "ranking":
         return [{"value": name, "rank": rank} for rank, group in enumerate(said.value, start=1) for name in group]
     if said.kind == "labels":

@@ -74,7 +74,9 @@ def _shown_before(session: Session, annotator_id: int) -> Task | None:
 def _chosen(session: Session, annotator_id: int) -> Task | None:
     judged, golden = _said(session, annotator_id)
     gold = _next_gold(session, annotator_id, judged, golden)
-    return gold or _next_open(session, annotator_id, judged) or _next_gold(session, annotator_id, judged, golden, due=True)
+    return (
+        gold or _next_open(session, annotator_id, judged) or _next_gold(session, annotator_id, judged, golden, due=True)
+    )
 
 
 def _said(session: Session, annotator_id: int) -> tuple[int, int]:
@@ -117,7 +119,10 @@ def _next_open(session: Session, annotator_id: int, judged: int) -> Task | None:
         ~_judged_by(annotator_id),
     )
     start = probe(annotator_id, judged)
-    found = (select(Task).where(*wanted, side).order_by(Task.place).limit(1) for side in (Task.place >= start, Task.place < start))
+    found = (
+        select(Task).where(*wanted, side).order_by(Task.place).limit(1)
+        for side in (Task.place >= start, Task.place < start)
+    )
     return next((task for task in map(session.scalar, found) if task is not None), None)
 
 

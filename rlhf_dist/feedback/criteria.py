@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.verdicts import by_own_sides
+from rlhf_dist.files import as_json
 
 CHOICES = ("a", "tie", "b")
 """What a further comparison can say."""
@@ -89,7 +90,9 @@ def checked_criteria(where: str, value: object) -> list[Criterion]:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "criteria"
-        raise DataError(f"{where}: {place}: {first['msg']}; expected a list of criteria with name, ask, kind, scale") from None
+        raise DataError(
+            f"{where}: {place}: {first['msg']}; expected a list of criteria with name, ask, kind, scale"
+        ) from None
     names = [each.name for each in found]
     if len(set(names)) < len(names):
         raise DataError(f"{where}: criteria are named {', '.join(names)}; expected different names")
@@ -98,7 +101,7 @@ def checked_criteria(where: str, value: object) -> list[Criterion]:
 
 def as_text(criteria: Sequence[Criterion]) -> str:
     """As the store keeps them; `from_text` reads it."""
-    return json.dumps([each.model_dump(mode="json", exclude_defaults=True) for each in criteria]) if criteria else ""
+    return as_json([each.model_dump(mode="json", exclude_defaults=True) for each in criteria]) if criteria else ""
 
 
 def from_text(text: str) -> list[Criterion]:

@@ -27,7 +27,11 @@ FORMS = ("raw", "trl")
 
 def standing(session: Session) -> Iterator[Judgement]:
     """Judgements that stand, in the order in which they were given, with all that an export needs of each."""
-    whole = (joinedload(Judgement.task).joinedload(Task.text), joinedload(Judgement.annotator), selectinload(Judgement.ratings))
+    whole = (
+        joinedload(Judgement.task).joinedload(Task.text),
+        joinedload(Judgement.annotator),
+        selectinload(Judgement.ratings),
+    )
     query = select(Judgement).where(Judgement.withdrawn.is_(None)).options(*whole).order_by(Judgement.id)
     yield from session.scalars(query.execution_options(yield_per=1000))
 
@@ -126,7 +130,9 @@ def _trl(one: Judgement, prompt: dict[str, Any], *, chats: bool) -> Iterator[dic
         chosen, rejected = (first, second) if label == 1 else (second, first)
         row = {**prompt, "chosen": answers[chosen], "rejected": answers[rejected]}
         if chats:
-            row["prompt"] = [{name: each.get(name) for name in ("role", "content")} for each in prompt["prompt_messages"]]
+            row["prompt"] = [
+                {name: each.get(name) for name in ("role", "content")} for each in prompt["prompt_messages"]
+            ]
             row |= {name: [{"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected")}
         yield {**row, "margin": MARGINS.get(one.verdict, 0.0), "annotator": one.annotator.name}
 
@@ -163,7 +169,8 @@ def _column(values: Sequence[Any]) -> list[Any]:
 def _is_chat(value: Any) -> bool:
     """Whether a value is a list of messages that have a role and text, and nothing else."""
     return isinstance(value, list) and all(
-        isinstance(each, dict) and each.keys() == {"role", "content"} and isinstance(each["content"], str) for each in value
+        isinstance(each, dict) and each.keys() == {"role", "content"} and isinstance(each["content"], str)
+        for each in value
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import BigInteger, ColumnElement, Integer, Select, String, case, cast, func, literal, select
+from sqlalchemy import BigInteger, ColumnElement, Integer, String, case, cast, func, literal, select
 from sqlalchemy.orm import Session
 
 from rlhf_dist.feedback.database import Judgement, Rating, Task
@@ -25,7 +25,7 @@ LABEL = np.array([*(LABELS[name] for name in COMPARISONS), np.nan])
 SIDES = 3
 """Codes of the order that was seen: 0 as the task has it, 1 turned, 2 of more or fewer than two answers."""
 TENTHS = 4096
-"""Of a second; the last says that the time is not known, and stands for all that is longer, which no median needs to tell apart."""
+"""Of a second; the last says that the time is not known, and stands for all longer ones, which no median tells apart."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,10 @@ def scores(session: Session) -> list[Scores]:
     for query, value in (
         (own.select_from(Judgement).join(Task).where(Task.kind == "score"), Judgement.verdict),
         (
-            asked.select_from(Judgement).join(Task).join(Rating).where(Rating.kind == "score", Rating.place.is_not(None)),
+            asked.select_from(Judgement)
+            .join(Task)
+            .join(Rating)
+            .where(Rating.kind == "score", Rating.place.is_not(None)),
             Rating.value,
         ),
     ):
@@ -203,7 +206,7 @@ def scores(session: Session) -> list[Scores]:
     ]
 
 
-def _by_group(session: Session, query: Select[Any], value: Any) -> Iterator[tuple[tuple[Any, ...], Array]]:
+def _by_group(session: Session, query: Any, value: Any) -> Iterator[tuple[tuple[Any, ...], Array]]:
     """Task and value of all that a query has, by its other columns."""
     packed = func.aggregate_strings(cast(Judgement.task_id, String) + "," + value, ",")
     keys = [column for column in query.selected_columns if not hasattr(column, "effective_value")]

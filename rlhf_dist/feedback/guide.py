@@ -57,7 +57,9 @@ def read_guide(path: Path) -> Guide:
     for name in ("question", "guidelines"):
         text = tree.get(name) or ""
         if not isinstance(text, str) or len(text) > LONGEST_GUIDELINES:
-            raise DataError(f"{path}: {name} is {shown(text)}; expected text of at most {LONGEST_GUIDELINES} characters")
+            raise DataError(
+                f"{path}: {name} is {shown(text)}; expected text of at most {LONGEST_GUIDELINES} characters"
+            )
     criteria = checked_criteria(f"{path}: criteria", tree.get("criteria") or [])
     return Guide((tree.get("question") or "").strip(), (tree.get("guidelines") or "").strip(), tuple(criteria))
 

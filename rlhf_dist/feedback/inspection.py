@@ -46,7 +46,7 @@ class Filter:
 
 
 @dataclass(frozen=True)
-class Said:
+class Opinion:
     """One judgement, to be read."""
 
     judgement: Judgement
@@ -66,11 +66,11 @@ class Said:
         ]
 
 
-def said(one: Judgement) -> Said:
+def said(one: Judgement) -> Opinion:
     """A judgement with its verdict in words."""
     gold, kind = one.task.gold, one.task.kind
     right = None if gold is None or one.verdict == SKIP else is_right(kind, one.verdict, gold)
-    return Said(one, words(kind, one.verdict), right, marks.from_text(one.marks))
+    return Opinion(one, words(kind, one.verdict), right, marks.from_text(one.marks))
 
 
 def words(kind: str, verdict: str) -> str:
@@ -80,7 +80,7 @@ def words(kind: str, verdict: str) -> str:
     return WORDS.get(verdict, verdict)
 
 
-def judgements(session: Session, wanted: Filter) -> list[Said]:
+def judgements(session: Session, wanted: Filter) -> list[Opinion]:
     """The newest judgements that are wanted, one page of them.
 
     Raises:
@@ -174,7 +174,7 @@ def _conditions(which: str) -> list[Any]:
     return conditions[which]
 
 
-def one_task(session: Session, task_id: int) -> tuple[Task, Sequence[Said]]:
+def one_task(session: Session, task_id: int) -> tuple[Task, Sequence[Opinion]]:
     """A task and all that was said to it, also what was withdrawn.
 
     Raises:

@@ -16,7 +16,7 @@ from rlhf_dist.data.feedback import is_number
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.fields import Fields, fields_of, mappings, part
 from rlhf_dist.feedback.retold import ToolTask, tasks_of
-from rlhf_dist.feedback.told import REMARKS, Said, Told, rows_of
+from rlhf_dist.feedback.told import REMARKS, Statement, Told, rows_of
 from rlhf_dist.files import shown
 
 OURS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")
@@ -87,9 +87,9 @@ def _least(where: str, task: int, record: Mapping[str, Any], left_out: Counter[s
         if not isinstance(value, str) or not value:
             continue
         if fields.side(value) is not None:
-            said.append(Said(name, "labels", [value]))
+            said.append(Statement(name, "labels", [value]))
         elif name.lower() in REMARKS:
-            said.append(Said(name, "text", value))
+            said.append(Statement(name, "text", value))
         else:
             left_out[f"texts of {name}, which JSON-MIN does not tell from data (the export JSON does)"] += 1
     created = record.get("created_at")
@@ -101,13 +101,15 @@ def _is_value(value: Any) -> bool:
     return isinstance(value, dict) and any(key in value for key in READERS) and "id" not in value
 
 
-def _results(where: str, fields: Fields, results: Sequence[Mapping[str, Any]], left_out: Counter[str]) -> list[Said]:
+def _results(
+    where: str, fields: Fields, results: Sequence[Mapping[str, Any]], left_out: Counter[str]
+) -> list[Statement]:
     """What an annotation's results say.
 
     A control of Label Studio is tied to one object, whatever it asks; where several are tied to different answers, each asks
     about its own.
     """
-    said: list[Said] = []
+    said: list[Statement] = []
     marks: dict[str, dict[str, Any]] = {}
     for result in results:
         (value,) = mappings(where, "value", [result.get("value") or {}])
@@ -118,7 +120,7 @@ def _results(where: str, fields: Fields, results: Sequence[Mapping[str, Any]], l
             left_out[f"results of the type {shown(kind)[1:-1]}"] += bool(value) or kind == "relation"
         elif key == "labels":
             marks[region] = mark = _mark(where, value)
-            said.append(Said(question, "mark", mark, _marked(fields, result, mark)))
+            said.append(Statement(question, "mark", mark, _marked(fields, result, mark)))
         elif "start" not in value:
             aim = str(result.get("to_name") or "")
             said += [replace(each, about=each.about or aim) for each in READERS[key](where, question, value[key])]
@@ -157,39 +159,39 @@ def _strings(where: str, question: str, value: Any) -> list[str]:
     return several
 
 
-def _labels(where: str, question: str, value: Any) -> list[Said]:
-    return [Said(question, "labels", _strings(where, question, value))]
+def _labels(where: str, question: str, value: Any) -> list[Statement]:
+    return [Statement(question, "labels", _strings(where, question, value))]
 
 
-def _texts(where: str, question: str, value: Any) -> list[Said]:
-    return [Said(question, "text", "\n".join(_strings(where, question, value)))]
+def _texts(where: str, question: str, value: Any) -> list[Statement]:
+    return [Statement(question, "text", "\n".join(_strings(where, question, value)))]
 
 
-def _numbers(where: str, question: str, value: Any) -> list[Said]:
+def _numbers(where: str, question: str, value: Any) -> list[Statement]:
     if not is_number(value):
         raise DataError(f"{where}: {question} is {shown(value)}; expected a number")
-    return [Said(question, "number", value)]
+    return [Statement(question, "number", value)]
 
 
-def _taxonomy(where: str, question: str, value: Any) -> list[Said]:
+def _taxonomy(where: str, question: str, value: Any) -> list[Statement]:
     paths = value if isinstance(value, list) else [value]
-    return [Said(question, "labels", [" > ".join(_strings(where, question, path)) for path in paths])]
+    return [Statement(question, "labels", [" > ".join(_strings(where, question, path)) for path in paths])]
 
 
-def _ranker(where: str, question: str, value: Any) -> list[Said]:
+def _ranker(where: str, question: str, value: Any) -> list[Statement]:
     """One bucket is an order, buckets with numbers are groups, best first, and others labels of the items in them."""
     buckets = value if isinstance(value, dict) else {question: value}
     items = {name: _strings(where, question, each) for name, each in buckets.items() if name != "_" and each}
     numbers = {name: re.search(r"\d{1,9}$", name) for name in items}
     if len(items) == 1:
-        return [Said(question, "ranking", [[name] for name in next(iter(items.values()))])]
+        return [Statement(question, "ranking", [[name] for name in next(iter(items.values()))])]
     if items and all(numbers.values()):
         ordered = sorted(items, key=lambda name: int(found[0]) if (found := numbers[name]) else 0)
-        return [Said(question, "ranking", [items[name] for name in ordered])]
-    return [Said(question, "labels", [bucket], name) for bucket, names in items.items() for name in names]
+        return [Statement(question, "ranking", [items[name] for name in ordered])]
+    return [Statement(question, "labels", [bucket], name) for bucket, names in items.items() for name in names]
 
 
-READERS: dict[str, Callable[[str, str, Any], list[Said]]] = {
+READERS: dict[str, Callable[[str, str, Any], list[Statement]]] = {
     "labels": _labels,
     "selected": _labels,
     "choices": _labels,
@@ -219,19 +221,19 @@ def _data(task: ToolTask) -> dict[str, Any]:
     return {"prompt": task.prompt, **answers, **sources, **scales, **task.others}
 
 
-def _annotation(task: ToolTask, row: Mapping[str, Any], said: Sequence[Said]) -> dict[str, Any]:
+def _annotation(task: ToolTask, row: Mapping[str, Any], said: Sequence[Statement]) -> dict[str, Any]:
     who = {"completed_by": {"email": row["annotator"]}} if row.get("annotator") else {}
     told = {"created_at": row.get("created"), "lead_time": row.get("seconds"), "was_cancelled": False}
     return {**who, **told, "result": [_result(task, number, each) for number, each in enumerate(said)]}
 
 
-def _result(task: ToolTask, number: int, said: Said) -> dict[str, Any]:
+def _result(task: ToolTask, number: int, said: Statement) -> dict[str, Any]:
     kind, value = _value(said)
     aim = said.about or ("items" if len(task.answers) > 2 else next(iter(task.answers)))
     return {"id": str(number), "from_name": said.question, "to_name": aim, "type": kind, "value": value}
 
 
-def _value(said: Said) -> tuple[str, dict[str, Any]]:
+def _value(said: Statement) -> tuple[str, dict[str, Any]]:
     if said.kind == "mark":
         place = {name: said.value[name] for name in ("start", "end", "text")}
         return "labels", {**place, "labels": [said.value["comment"] or "mark"]}

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from rlhf_dist.errors import DataError
+from rlhf_dist.files import as_json
 
 MOST = 20
 LONGEST = 2000
 _BETWEEN = r"\s*`~#>|-"
 """What formatting puts between words; `_` is left out, as it belongs to words."""
-_WORDS = re.compile(rf"\w+|[^\w{_BETWEEN}]")  # none begins as what stands between them, so that matching never goes back
+_WORDS = re.compile(
+    rf"\w+|[^\w{_BETWEEN}]"
+)  # none begins as what stands between them, so that matching never goes back
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,12 @@ def taken(
         if not side.isdecimal() or int(side) >= len(order):
             raise DataError(f"a passage is marked in answer {side!r}; expected one of the answers")
         if len(text) > LONGEST or len(comment) > LONGEST:
-            raise DataError(f"a marked passage or its comment is longer than {LONGEST} characters; expected a shorter one")
+            raise DataError(
+                f"a marked passage or its comment is longer than {LONGEST} characters; expected a shorter one"
+            )
         place = order[int(side)]
-        found.append(Mark(place, text.strip(), *located(answers[place], text.strip()), comment.strip()))
+        start, end = located(answers[place], text.strip())
+        found.append(Mark(place, text.strip(), start, end, comment.strip()))
     return found
 
 
@@ -70,7 +76,7 @@ def located(answer: str, passage: str) -> tuple[int, int] | tuple[None, None]:
 
 def as_text(marks: Sequence[Mark]) -> str:
     """As the store keeps them."""
-    return json.dumps([asdict(each) for each in marks]) if marks else ""
+    return as_json([asdict(each) for each in marks]) if marks else ""
 
 
 def from_text(text: str) -> list[Mark]:

@@ -1,4 +1,4 @@
-"""Coins that fall alike on every visit: where a task comes in each one's row, and from left to right what answer they see first."""
+"""Coins that fall alike on every visit: where a task comes in each one's row, and which answer they see on the left."""
 
 from __future__ import annotations
 

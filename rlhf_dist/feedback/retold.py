@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_dist.feedback.told import CARRIED, Said
+from rlhf_dist.feedback.told import CARRIED, Statement
 
 Row = Mapping[str, Any]
 SIDES = {1.0: "response_a", 0.0: "response_b"}
@@ -25,7 +25,7 @@ class ToolTask:
     """Of scores, by question."""
     others: Mapping[str, Any]
     """What its prompt's tokens depend on."""
-    judgements: Sequence[tuple[Row, Sequence[Said]]]
+    judgements: Sequence[tuple[Row, Sequence[Statement]]]
     """Each with a row that says who and when."""
 
 
@@ -67,23 +67,25 @@ def _task(rows: Sequence[Row]) -> ToolTask:
     return ToolTask(rows[0]["prompt"], answers, [source for _, source in shown], scales, others, judgements)
 
 
-def _said(rows: Sequence[Row], answers: Mapping[str, str]) -> list[Said]:
+def _said(rows: Sequence[Row], answers: Mapping[str, str]) -> list[Statement]:
     """All that one judgement says."""
     said = [each for row in rows for each in _answer(row, answers)]
     if rows[0].get("comment"):
-        said.append(Said("comment", "text", rows[0]["comment"]))
+        said.append(Statement("comment", "text", rows[0]["comment"]))
     names = [*answers]
     for mark in rows[0].get("marks") or []:
         name = names["abcdefghijklmnopqrstuvwxyz".index(mark["answer"])]
-        said.append(Said("marks", "mark", mark, name))
+        said.append(Statement("marks", "mark", mark, name))
     return said
 
 
-def _answer(row: Row, answers: Mapping[str, str]) -> list[Said]:
+def _answer(row: Row, answers: Mapping[str, str]) -> list[Statement]:
     criterion = row.get("criterion")
     if row["kind"] == "comparisons":
-        side = Said(criterion or "preference", "labels", [SIDES.get(row["preference"], "tie")])
-        return [side, Said("margin", "number", row["margin"])] if row.get("margin") and criterion is None else [side]
+        side = Statement(criterion or "preference", "labels", [SIDES.get(row["preference"], "tie")])
+        return (
+            [side, Statement("margin", "number", row["margin"])] if row.get("margin") and criterion is None else [side]
+        )
     if row["kind"] == "rankings":
         left = [*answers.items()]
         groups = []
@@ -91,9 +93,11 @@ def _answer(row: Row, answers: Mapping[str, str]) -> list[Said]:
             found = next(each for each in left if each[1] == text)
             left.remove(found)
             groups.append([found[0]])
-        return [Said(criterion or "ranking", "ranking", groups)]
+        return [Statement(criterion or "ranking", "ranking", groups)]
     if row["kind"] == "scores":
-        return [Said(criterion or "score", "number", row["score"])]
+        return [Statement(criterion or "score", "number", row["score"])]
     if row["kind"] == "choices":
-        return [Said(row["criterion"], "labels", [row["choice"]] if isinstance(row["choice"], str) else row["choice"])]
+        return [
+            Statement(row["criterion"], "labels", [row["choice"]] if isinstance(row["choice"], str) else row["choice"])
+        ]
     return []

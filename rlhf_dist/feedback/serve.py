@@ -13,7 +13,7 @@ from rlhf_dist.errors import ConfigError, DataError, EnvironmentProblem
 from rlhf_dist.feedback.database import Annotator, Task, open_database, sqlite_url, transaction
 from rlhf_dist.feedback.guide import Guide, keep_guide
 from rlhf_dist.feedback.people import checked_name, invite
-from rlhf_dist.feedback.task_files import Loaded, load_tasks, read_tasks
+from rlhf_dist.feedback.task_files import LoadedTasks, load_tasks, read_tasks
 from rlhf_dist.secrets import masked
 
 TASKS = Path("feedback") / "tasks.jsonl"
@@ -31,7 +31,7 @@ class Opened:
     engine: Engine
     place: str
     """The database's URL, as it may be shown."""
-    loaded: Loaded
+    loaded: LoadedTasks
     invitations: dict[str, str]
     """Name to token, of those invited just now."""
     notes: list[str]
@@ -76,7 +76,7 @@ def open_feedback(
     engine = open_database(found)
     with transaction(engine) as session:
         loaded = load_tasks(session, rows, overlap=overlap)
-        known = {name: rules for name, rules in session.execute(select(Annotator.name, Annotator.supervisor))}
+        known = {one.name: one.supervisor for one in session.scalars(select(Annotator))}
         wanted = [(checked_name(name), False) for name in annotators]
         wanted += [] if any(known.values()) else [("supervisor", True)]
         tokens = {name: invite(session, name, supervisor=rules) for name, rules in wanted if name not in known or rules}
@@ -88,7 +88,7 @@ def open_feedback(
     return Opened(engine, masked(found), loaded, tokens, notes)
 
 
-def _notes(loaded: Loaded, guided: bool) -> list[str]:
+def _notes(loaded: LoadedTasks, guided: bool) -> list[str]:
     """What became different in a store that was there."""
     told = {
         f"{loaded.needed_changed} tasks now want another number of judgements": loaded.needed_changed,

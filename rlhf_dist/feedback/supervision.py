@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,13 +11,13 @@ import numpy as np
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from rlhf_dist.evaluation.intervals import Interval, WinRate, rate_interval, win_rate
+from rlhf_dist.evaluation.intervals import Interval, WinRate, interval, win_rate
 from rlhf_dist.evaluation.length_bias import LengthBias, length_bias
-from rlhf_dist.feedback.agreement import Agreement, agreement_of
+from rlhf_dist.feedback.agreement import Agreement, agreement
 from rlhf_dist.feedback.database import Annotator, Judgement, Task, Visit
 from rlhf_dist.feedback.dawid_skene import dawid_skene_arrays
 from rlhf_dist.feedback.facts import Array, Facts, Scores, facts, scores, stands
-from rlhf_dist.feedback.suspicion import Habits, suspicions
+from rlhf_dist.feedback.suspicion import Conduct, suspicions
 from rlhf_dist.feedback.verdicts import SKIP, is_right
 
 Weighing = Literal["all", "trusted", "weighed"]
@@ -39,7 +40,7 @@ class Person:
     withdrawn: int
     visits: int
     """Browsers that are signed in."""
-    habits: Habits
+    conduct: Conduct
     suspicions: list[str]
     """Sentences; none: not suspected."""
 
@@ -52,8 +53,7 @@ class Contest:
     second: str
     won: WinRate
     """The first's over the second, each task counting once."""
-    length: LengthBias | None
-    """None where nothing was decided."""
+    length: LengthBias
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def overview(session: Session, weighing: Weighing = "all") -> Overview:
     """
     found = facts(session)
     reliability = _reliability(found)
-    habits = _habits(session, found, reliability)
-    people = _people(session, found, habits)
+    conduct = _habits(session, found, reliability)
+    people = _people(session, found, conduct)
     suspected = [one.id for one in people if one.suspicions]
     weights = _weights(found, reliability, suspected, weighing)
     out = [one.name for one in people if one.judged and weighing != "all" and weights.get(one.id, 1.0) == 0]
@@ -168,18 +168,19 @@ def _reliability(found: Facts) -> dict[int, float]:
 
 
 def _agreement(session: Session, found: Facts) -> Agreement | None:
-    names = {one: name for one, name in session.execute(select(Annotator.id, Annotator.name))}
+    named = {one.id: one.name for one in session.scalars(select(Annotator))}
     votes = found.votes
-    return agreement_of(votes.pair, votes.annotator, (2 * votes.label).astype(int), names)
+    people, worker = np.unique(votes.annotator, return_inverse=True)
+    return agreement(votes.pair, worker, (2 * votes.label).astype(int), [named[one] for one in people.tolist()])
 
 
-def _habits(session: Session, found: Facts, reliability: Mapping[int, float]) -> dict[int, Habits]:
+def _habits(session: Session, found: Facts, reliability: Mapping[int, float]) -> dict[int, Conduct]:
     votes, gold = found.votes, _gold(session)
     made = {}
     for one in found.judged:
         own = votes.annotator == one
         left = votes.left[own]
-        made[one] = Habits(
+        made[one] = Conduct(
             seconds=found.seconds.get(one),
             gold=gold.get(one, (0, 0)),
             left=(int(np.nansum(left)), int((~np.isnan(left)).sum())),
@@ -196,12 +197,12 @@ def _gold(session: Session) -> dict[int, tuple[int, int]]:
     counts: dict[int, tuple[int, int]] = {}
     for annotator, kind, verdict, gold, number in session.execute(groups):
         right, all_ = counts.get(annotator, (0, 0))
-        counts[annotator] = (right + number * is_right(kind, verdict, gold), all_ + number)
+        counts[annotator] = (right + number * is_right(kind, verdict, gold or ""), all_ + number)
     return counts
 
 
-def _people(session: Session, found: Facts, habits: Mapping[int, Habits]) -> list[Person]:
-    visits = {one: number for one, number in session.execute(select(Visit.annotator_id, func.count()).group_by(Visit.annotator_id))}
+def _people(session: Session, found: Facts, conduct: Mapping[int, Conduct]) -> list[Person]:
+    visits = Counter(session.scalars(select(Visit.annotator_id)))
     gone = Judgement.withdrawn.is_not(None)
     odd = session.execute(
         select(Judgement.annotator_id, func.count().filter(gone), func.count().filter(~gone))
@@ -211,10 +212,10 @@ def _people(session: Session, found: Facts, habits: Mapping[int, Habits]) -> lis
     withdrawn = {annotator: (undone, skipped) for annotator, undone, skipped in odd}
     people = []
     for one in session.scalars(select(Annotator).order_by(Annotator.name)):
-        own = habits.get(one.id, Habits())
+        own = conduct.get(one.id, Conduct())
         undone, skipped = withdrawn.get(one.id, (0, 0))
-        others = [each for number, each in habits.items() if number != one.id]
-        told = (found.judged.get(one.id, 0), skipped, undone, visits.get(one.id, 0))
+        others = [each for number, each in conduct.items() if number != one.id]
+        told = (found.judged.get(one.id, 0), skipped, undone, visits[one.id])
         people.append(Person(one.id, one.name, one.supervisor, *told, own, suspicions(own, others)))
     return people
 
@@ -253,9 +254,8 @@ def _contests(found: Facts, weights: Mapping[int, float]) -> list[Contest]:
 
 
 def _contest(names: tuple[str, str], labels: Array, longer: Array) -> Contest:
-    return Contest(*names, win_rate(labels.tolist()), length_bias(longer, labels))
+    return Contest(*names, win_rate(labels), length_bias(longer, np.zeros_like(longer), labels))
 
 
 def _score(one: Scores) -> ScoreOf:
-    return ScoreOf(one.source, one.criterion, one.scale, rate_interval(one.values), len(one.values))
-
+    return ScoreOf(one.source, one.criterion, one.scale, interval(one.values), len(one.values))

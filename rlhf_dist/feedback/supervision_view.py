@@ -19,9 +19,14 @@ def show_overview(console: Console, seen: Overview) -> None:
         console.print(f"{seen.only_skipped} tasks were skipped by all who saw them", highlight=False)
     if seen.agreement is not None and not math.isnan(seen.agreement.alpha):
         console.print(
-            f"Krippendorff's alpha {seen.agreement.alpha:.2f} on {seen.agreement.shared} shared comparisons", highlight=False
+            f"Krippendorff's alpha {seen.agreement.alpha:.2f} on {seen.agreement.shared} shared comparisons",
+            highlight=False,
         )
-    _table(console, ("annotator", "judged", "skipped", "seconds", "gold", "reliable", "left", "ties"), map(_person, seen.people))
+    _table(
+        console,
+        ("annotator", "judged", "skipped", "seconds", "gold", "reliable", "left", "ties"),
+        map(_person, seen.people),
+    )
     for one in seen.people:
         for reason in one.suspicions:
             console.print(f"{one.name} is suspected: {reason}", markup=False, highlight=False)
@@ -42,16 +47,16 @@ def _table(console: Console, head: tuple[str, ...], rows: Iterable[tuple[str, ..
 
 
 def _person(one: Person) -> tuple[str, ...]:
-    habits = one.habits
+    conduct = one.conduct
     return (
         one.name,
         str(one.judged),
         str(one.skipped),
-        "–" if habits.seconds is None else f"{habits.seconds:.1f}",
-        _of(habits.gold),
-        "–" if habits.reliability is None else f"{habits.reliability:.2f}",
-        _of(habits.left),
-        _of(habits.ties),
+        "–" if conduct.seconds is None else f"{conduct.seconds:.1f}",
+        _of(conduct.gold),
+        "–" if conduct.reliability is None else f"{conduct.reliability:.2f}",
+        _of(conduct.left),
+        _of(conduct.ties),
     )
 
 
@@ -67,14 +72,25 @@ def _contest(one: Contest) -> tuple[str, ...]:
         f"{won.rate.mean:.1%}",
         _between(won.rate, "{:.1%}") + ("" if won.decided else " (open)"),
         f"{won.wins}, {won.ties}, {won.losses}",
-        "–" if length is None else f"{length.controlled.mean:.1%}",
-        "–" if length is None else f"{length.longer_wins:.1%}",
+        _share(length.controlled),
+        _share(length.longer_wins),
     )
+
+
+def _share(one: Interval) -> str:
+    return "–" if math.isnan(one.mean) else f"{one.mean:.1%}"
 
 
 def _score(one: ScoreOf) -> tuple[str, ...]:
     scale = f"{one.scale[0]:g} to {one.scale[1]:g}"
-    return one.source or "–", one.criterion or "how good", f"{one.mean.mean:.2f}", _between(one.mean, "{:.2f}"), scale, str(one.tasks)
+    return (
+        one.source or "–",
+        one.criterion or "how good",
+        f"{one.mean.mean:.2f}",
+        _between(one.mean, "{:.2f}"),
+        scale,
+        str(one.tasks),
+    )
 
 
 def _between(one: Interval, form: str) -> str:

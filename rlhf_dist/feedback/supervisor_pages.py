@@ -63,7 +63,12 @@ def _seen(request: Request, session: Session, weigh: Any) -> Overview:
 
 @routes.get("/judgements")
 def judgements(
-    request: Request, person: str = "", verdict: str = "", remarks: bool = False, state: str = "standing", before: int | None = None
+    request: Request,
+    person: str = "",
+    verdict: str = "",
+    remarks: bool = False,
+    state: str = "standing",
+    before: int | None = None,
 ) -> HTMLResponse:
     """Single judgements, filtered."""
     number = int(person) if person.isdecimal() else None
@@ -105,7 +110,9 @@ def task(request: Request, number: int, mode: str = "formatted") -> HTMLResponse
 
 
 @routes.post("/withdraw")
-def withdraw(request: Request, csrf: Csrf, judgement: Annotated[int, Form()], back: Annotated[str, Form()] = "") -> Response:
+def withdraw(
+    request: Request, csrf: Csrf, judgement: Annotated[int, Form()], back: Annotated[str, Form()] = ""
+) -> Response:
     """Let one judgement stand no more."""
     with visiting(request, csrf=csrf, supervises=True) as (session, visit):
         judging.withdraw(session, judgement, by=visit.annotator_id)
@@ -117,7 +124,9 @@ def withdraw_all(request: Request, csrf: Csrf, person: Annotated[int, Form()]) -
     """Let nothing that somebody said stand any more."""
     with visiting(request, csrf=csrf, supervises=True) as (session, visit):
         judging.withdraw_all(session, person, by=visit.annotator_id)
-    return RedirectResponse(f"{site_of(request).base}/supervise/judgements?person={person}&state=withdrawn", status_code=303)
+    return RedirectResponse(
+        f"{site_of(request).base}/supervise/judgements?person={person}&state=withdrawn", status_code=303
+    )
 
 
 @routes.post("/sign-out")
@@ -130,7 +139,11 @@ def sign_out(request: Request, csrf: Csrf, person: Annotated[int, Form()]) -> Re
 
 @routes.post("/invite")
 def invite(
-    request: Request, csrf: Csrf, name: Annotated[str, Form()], token: Annotated[str, Form()], replace: Annotated[bool, Form()] = False
+    request: Request,
+    csrf: Csrf,
+    name: Annotated[str, Form()],
+    token: Annotated[str, Form()],
+    replace: Annotated[bool, Form()] = False,
 ) -> HTMLResponse:
     """Make an invitation, and show its link; the form brings its token, so that sent twice it makes the same."""
     with visiting(request, csrf=csrf, supervises=True) as (session, _):

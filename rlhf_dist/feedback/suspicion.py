@@ -20,7 +20,7 @@ HASTY = 0.25
 
 
 @dataclass(frozen=True)
-class Habits:
+class Conduct:
     """How somebody judges."""
 
     seconds: float | None = None
@@ -40,7 +40,7 @@ class Habits:
         return self.ties[1] - self.ties[0]
 
 
-def suspicions(own: Habits, others: Sequence[Habits]) -> list[str]:
+def suspicions(own: Conduct, others: Sequence[Conduct]) -> list[str]:
     """Sentences about what speaks against an annotator; none: nothing does.
 
     Args:
@@ -51,7 +51,7 @@ def suspicions(own: Habits, others: Sequence[Habits]) -> list[str]:
     return [each for each in found if each]
 
 
-def _unreliable(own: Habits, others: Sequence[Habits]) -> str:
+def _unreliable(own: Conduct, others: Sequence[Conduct]) -> str:
     """Surely nearer to guessing than to the others: one-sided 95 % of a normal approximation."""
     known = [each.reliability for each in others if each.reliability is not None]
     if own.reliability is None or not known or not own.decided:
@@ -63,7 +63,7 @@ def _unreliable(own: Habits, others: Sequence[Habits]) -> str:
     return f"chooses the better answer {own.reliability:.0%} of the time (others {middle:.0%}, guessing 50%)"
 
 
-def _wrong(own: Habits) -> str:
+def _wrong(own: Conduct) -> str:
     from scipy.stats import binomtest
 
     right, answered = own.gold
@@ -72,7 +72,7 @@ def _wrong(own: Habits) -> str:
     return f"{right} of {answered} gold questions right"
 
 
-def _one_sided(own: Habits) -> str:
+def _one_sided(own: Conduct) -> str:
     """A coin decides who is on the left, so that half of the better ones are."""
     from scipy.stats import binomtest
 
@@ -83,7 +83,7 @@ def _one_sided(own: Habits) -> str:
     return f"chooses the answer on the {side} {share:.0%} of the time"
 
 
-def _undecided(own: Habits, others: Sequence[Habits]) -> str:
+def _undecided(own: Conduct, others: Sequence[Conduct]) -> str:
     """More ties than others by Fisher's exact test, and more often than not."""
     from scipy.stats import fisher_exact
 
@@ -99,7 +99,7 @@ def _undecided(own: Habits, others: Sequence[Habits]) -> str:
     return f"says that answers are as good {ties / judged:.0%} of the time (others {theirs / all_:.0%})"
 
 
-def _hasty(own: Habits, others: Sequence[Habits]) -> str:
+def _hasty(own: Conduct, others: Sequence[Conduct]) -> str:
     times = [each.seconds for each in others if each.seconds is not None]
     if own.seconds is None or len(times) < 2 or own.ties[1] < FEW:
         return ""

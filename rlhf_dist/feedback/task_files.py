@@ -112,7 +112,7 @@ def spread(gold: Sequence[TaskRow], among: Sequence[TaskRow]) -> list[TaskRow]:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedTasks:
     """What became of a task file."""
 
     new: int
@@ -122,7 +122,7 @@ class Loaded:
     """Tasks that the store has and the file has not; they stay."""
 
 
-def load_tasks(session: Session, rows: Sequence[TaskRow], *, overlap: int | None) -> Loaded:
+def load_tasks(session: Session, rows: Sequence[TaskRow], *, overlap: int | None) -> LoadedTasks:
     """Put tasks that the store does not have yet into it, and bring those that it has up to date.
 
     Args:
@@ -139,9 +139,9 @@ def load_tasks(session: Session, rows: Sequence[TaskRow], *, overlap: int | None
     both = [(known[digest], row) for digest, row in given.items() if digest in known]
     gold = [_update(task, "gold", row.gold) for task, row in both]
     for task, row in both:
-        task.sources = json.dumps(row.origins)
+        task.sources = as_json(row.origins)
     needed = [_update(task, "needed", wanted) for task in known.values()]
-    return Loaded(len(given.keys() - known.keys()), sum(gold), sum(needed), len(known.keys() - given.keys()))
+    return LoadedTasks(len(given.keys() - known.keys()), sum(gold), sum(needed), len(known.keys() - given.keys()))
 
 
 def _update(task: Task, name: str, value: Any) -> bool:
@@ -153,14 +153,14 @@ def _update(task: Task, name: str, value: Any) -> bool:
 
 def _made(row: TaskRow, needed: int) -> Task:
     text = TaskText(
-        prompt=json.dumps(row.prompt), answers=json.dumps(row.texts), columns=row.prompt_source, criteria=row.criteria
+        prompt=as_json(row.prompt), answers=as_json(row.texts), columns=row.prompt_source, criteria=row.criteria
     )
     return Task(
         digest=row.digest,
         kind=row.kind,
         place=place_of(row.digest),
-        sources=json.dumps(row.origins),
-        lengths=json.dumps([len(each) for each in row.texts]),
+        sources=as_json(row.origins),
+        lengths=as_json([len(each) for each in row.texts]),
         gold=row.gold,
         needed=needed,
         text=text,
@@ -177,19 +177,14 @@ def _task(where: str, row: dict[str, Any]) -> TaskRow:
     several = _several(where, row) if kind == "ranking" else ()
     _check_differ(where, answers or several)
     criteria = checked_criteria(f"{where}: criteria", row.get("criteria") or [])
-    origins = (str(row.get("source_a") or ""), str(row.get("source_b") or "") if kind == "comparison" else "")
-    return TaskRow(
-        kind,
-        prompt,
-        *(answers or ("",)),
-        source_a=origins[0],
-        source_b=origins[1],
-        gold=checked_gold(where, kind, row.get("gold"), len(answers or several)),
-        prompt_source=source,
-        answers=several,
-        sources=tuple(str(each or "") for each in row.get("sources") or ()) if several else (),
-        criteria=as_text(criteria),
-    )
+    gold = checked_gold(where, kind, row.get("gold"), len(answers or several))
+    shared: dict[str, Any] = {"gold": gold, "prompt_source": source, "criteria": as_text(criteria)}
+    if several:
+        sources = tuple(str(each or "") for each in row.get("sources") or ())
+        return TaskRow(kind, prompt, answers=several, sources=sources, **shared)
+    first, second = (*answers, None)[:2]
+    origins = [str(row.get(name) or "") for name in ("source_a", "source_b")]
+    return TaskRow(kind, prompt, first or "", second, origins[0], origins[1] if second else "", **shared)
 
 
 def _prompt(where: str, row: dict[str, Any]) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from rlhf_dist.data.conversations import turns
 from rlhf_dist.feedback.criteria import Criterion, field_name, from_text
 from rlhf_dist.feedback.database import Task
-from rlhf_dist.feedback.differences import differences
+from rlhf_dist.feedback.differences import differences, why_unmarked
 from rlhf_dist.feedback.guide import Guide
 from rlhf_dist.feedback.orders import order_of
 from rlhf_dist.feedback.rendering import plain, rendered
@@ -36,6 +36,7 @@ class Part:
     """What somebody said before the answer."""
 
     role: str
+    speaker: str
     html: Markup
 
 
@@ -72,14 +73,15 @@ def view_of(task: Task, annotator_id: int, guide: Guide, mode: str) -> dict[str,
     order = order_of(task.id, annotator_id, len(answers))
     shown = [answers[place].strip() for place in order]
     letters = [LETTERS[number].upper() for number in range(len(shown))] if len(shown) > 1 else [""]
-    sides, alike = _sides(shown, mode)
+    pair = len(shown) == 2
+    mode = mode if pair or mode != "differences" else "raw"
     asked = asked_of(task, guide)
     return {
         "task": task,
-        "mode": mode if len(shown) == 2 or mode != "differences" else "raw",
+        "mode": mode,
         "parts": parts(task, mode),
-        "sides": [Side(letter, html) for letter, html in zip(letters, sides, strict=True)],
-        "alike": alike,
+        "sides": [Side(letter, html) for letter, html in zip(letters, _sides(shown, mode), strict=True)],
+        "unmarked": why_unmarked(*shown) if pair and mode == "differences" else "",
         "hint": guide.asks(task.kind),
         "guidelines": rendered(guide.guidelines) if guide.guidelines else None,
         "scores": [(score, SCORE_WORDS.get(score, "")) for score in SCORES],
@@ -94,28 +96,29 @@ def parts(task: Task, mode: str) -> list[Part]:
     said = turns(columns) if columns.get("prompt_messages") else []
     show = rendered if mode == "formatted" else plain
     if not said:
-        return [Part("", show(json.loads(task.text.prompt)))]
-    return [Part(each.role, show(each.text)) for each in said]
+        return [Part("", "", show(json.loads(task.text.prompt)))]
+    return [Part(each.role, each.speaker, show(each.text)) for each in said]
 
 
 def sides_of(task: Task, mode: str) -> list[Side]:
     """A task's answers in its own order, as supervisors see them."""
     answers = [each.strip() for each in json.loads(task.text.answers)]
-    return [Side(LETTERS[place].upper(), html) for place, html in enumerate(_sides(answers, mode)[0])]
+    return [Side(LETTERS[place].upper(), html) for place, html in enumerate(_sides(answers, mode))]
 
 
-def _sides(shown: Sequence[str], mode: str) -> tuple[list[Markup], bool]:
-    """Each answer as it is seen, and whether two have enough in common for their differences to be marked."""
+def _sides(shown: Sequence[str], mode: str) -> list[Markup]:
+    """Each answer as it is seen."""
     if mode == "formatted":
-        return [rendered(each) for each in shown], True
-    if mode == "raw" or len(shown) != 2:
-        return [plain(each) for each in shown], True
-    found = differences(*shown)
-    return [_marked(side) for side in (found.first, found.second)], found.alike
+        return [rendered(each) for each in shown]
+    if mode == "raw" or len(shown) != 2 or why_unmarked(*shown):
+        return [plain(each) for each in shown]
+    return [_marked(side) for side in differences(*shown)]
 
 
 def _marked(pieces: Sequence[tuple[str, bool]]) -> Markup:
-    return Markup("").join(Markup("<mark>{}</mark>").format(plain(text)) if differs else plain(text) for text, differs in pieces)
+    return Markup("").join(
+        Markup("<mark>{}</mark>").format(plain(text)) if differs else plain(text) for text, differs in pieces
+    )
 
 
 def _ranks(letters: Sequence[str]) -> list[Field]:

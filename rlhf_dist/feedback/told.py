@@ -23,7 +23,7 @@ Kind = Literal["labels", "number", "ranking", "text", "mark"]
 
 
 @dataclass(frozen=True)
-class Said:
+class Statement:
     """An answer to a question of another tool."""
 
     question: str
@@ -42,7 +42,7 @@ class Told:
     task: int
     fields: Fields
     annotator: str
-    said: Sequence[Said]
+    said: Sequence[Statement]
     created: str | None = None
     seconds: float | None = None
 
@@ -115,7 +115,7 @@ class _Sorted:
             self._left_out["margins without a preference"] += 1
         return [self._common(judgement, row) for row in found or self._comments()]
 
-    def _labels(self, said: Said) -> None:
+    def _labels(self, said: Statement) -> None:
         about, question = self._about(said)
         side = self._fields.side(said.value[0]) if len(said.value) == 1 else None
         if side is None or self._fields.about(said.question)[0]:
@@ -128,7 +128,7 @@ class _Sorted:
         else:
             self._orders.append((question, [others]))
 
-    def _number(self, said: Said) -> None:
+    def _number(self, said: Statement) -> None:
         about, question = self._about(said)
         if about is not None:
             self._scores.append((question, about, said.value))
@@ -137,7 +137,7 @@ class _Sorted:
         else:
             self._left_out[f"numbers of {question}, which say of no answer what it is worth"] += 1
 
-    def _ranking(self, said: Said) -> None:
+    def _ranking(self, said: Statement) -> None:
         groups = [[self._fields.answer(name) for name in group] for group in said.value]
         names = [name for group in groups for name in group]
         if None in names or len(set(names)) < len(names) or len(names) < 2:
@@ -145,11 +145,11 @@ class _Sorted:
         else:
             self._orders.append((said.question, [[name for name in group if name] for group in groups if group]))
 
-    def _text(self, said: Said) -> None:
+    def _text(self, said: Statement) -> None:
         about = said.about or self._fields.about(said.question)[0]
         self._texts[about].append(said.value)
 
-    def _mark(self, said: Said) -> None:
+    def _mark(self, said: Statement) -> None:
         about, _ = self._about(said)
         start, end = said.value["start"], said.value["end"]
         answer = "" if about is None else self._fields.answers[about]
@@ -160,7 +160,7 @@ class _Sorted:
         else:
             self._left_out["marks of texts that are no answers"] += 1
 
-    def _about(self, said: Said) -> tuple[str | None, str]:
+    def _about(self, said: Statement) -> tuple[str | None, str]:
         name, question = self._fields.about(said.question)
         return said.about or name or self._only, question or said.question
 

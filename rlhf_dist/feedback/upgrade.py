@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
-from rlhf_dist.feedback.orders import place_of, turned
 from sqlalchemy import Connection, Engine, MetaData, inspect, text
 from sqlalchemy.schema import CreateColumn
+
+from rlhf_dist.feedback.orders import place_of, turned
+from rlhf_dist.files import as_json
 
 BATCH = 1000
 
@@ -52,7 +52,9 @@ def _move_texts(connection: Connection) -> None:
         connection.execute(facts, rows[start : start + BATCH])
         connection.execute(texts, rows[start : start + BATCH])
     seen = text("UPDATE judgements SET order_shown = :order WHERE id = :id")
-    pairs = text("SELECT j.id, task_id, annotator_id FROM judgements j JOIN tasks t ON t.id = task_id WHERE answer_b IS NOT NULL")
+    pairs = text(
+        "SELECT j.id, task_id, annotator_id FROM judgements j JOIN tasks t ON t.id = task_id WHERE answer_b IS NOT NULL"
+    )
     for number, task, annotator in connection.execute(pairs).all():
         connection.execute(seen, {"id": number, "order": "10" if turned(task, annotator) else "01"})
     connection.execute(text("DROP INDEX IF EXISTS open_tasks"))
@@ -67,9 +69,9 @@ def _row(number: int, digest: str, prompt: str, *told: str | None) -> dict[str, 
     return {
         "id": number,
         "place": place_of(digest),
-        "sources": json.dumps(sources),
-        "lengths": json.dumps([len(each) for each in answers]),
-        "prompt": json.dumps(prompt),
-        "answers": json.dumps(answers),
+        "sources": as_json(sources),
+        "lengths": as_json([len(each) for each in answers]),
+        "prompt": as_json(prompt),
+        "answers": as_json(answers),
         "columns": columns or "",
     }

@@ -150,7 +150,7 @@ class Doors:
         name = _name(headers.get(b"host", b"").decode("latin-1"))
         if self._hosts is not None and name not in self._hosts:
             known = ", ".join(dict.fromkeys(self._hosts))
-            told = f"This page answers under {known} only, not under {name or 'no name'}. Start it with --base-url to reach it otherwise."
+            told = f"This page answers under {known} only, not under {name or 'no name'}. Its --base-url opens other names."
             return Response(told, status_code=400, media_type="text/plain")
         size = headers.get(b"content-length", b"0")
         if not size.isdigit() or int(size) > LARGEST_BODY:

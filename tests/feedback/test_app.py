@@ -15,7 +15,6 @@ from rlhf_dist.errors import DataError, EnvironmentProblem, StorageError
 from rlhf_dist.feedback import exchange, people
 from rlhf_dist.feedback.app import make_app
 from rlhf_dist.feedback.database import Annotator, Judgement, Task, Visit, open_database, transaction
-from rlhf_dist.feedback.differences import differences
 from rlhf_dist.feedback.orders import turned as is_flipped
 from rlhf_dist.feedback.serve import open_feedback
 from rlhf_dist.feedback.supervision import overview
@@ -302,7 +301,7 @@ def test_gold_questions_go_to_everybody_and_count_for_quality(tmp_path: Path) ->
         page = Page(made.engine, made.invitations[name])
         page.send(page.better(wanted))
     with Session(made.engine) as session:
-        golden = {one.name: one.habits.gold for one in overview(session).people}
+        golden = {one.name: one.conduct.gold for one in overview(session).people}
         rows = exchange.exported(exchange.standing(session), form="raw")
         assert [(row["gold"], row["preference"]) for row in rows] == [("a", 1.0), ("a", 0.0)], "said to be gold's"
         assert exchange.exported(exchange.standing(session), form="trl") == [], "they are no feedback"
@@ -325,15 +324,6 @@ def test_loading_twice_adds_nothing_and_bad_tasks_are_named(opened, tmp_path: Pa
         open_feedback(tmp_path, None, overlap=1, annotators=[])
     with pytest.raises(EnvironmentProblem, match="expected a URL of SQLAlchemy's"):
         open_database("nonsense")
-
-
-@pytest.mark.parametrize(("first", "second"), [("a b c", "a x c"), ("", "new"), ("same", "same"), ("a  b\n", "b a")])
-def test_differences_join_to_the_texts(first: str, second: str) -> None:
-    left, right = differences(first, second)
-    assert "".join(text for text, _ in left) == first
-    assert "".join(text for text, _ in right) == second
-    if first == second:
-        assert not any(differs for _, differs in left)
 
 
 def test_on_a_full_disk_nothing_is_lost_and_it_is_said(opened: tuple[Engine, dict[str, str]]) -> None:
