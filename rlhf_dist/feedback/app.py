@@ -36,6 +36,7 @@ def make_app(engine: Engine, *, hosts: list[str] | None = None, base_url: str | 
         store = session.get_one(Setting, STORE).value
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.site = site = Site(engine, store, base_url)
+    app.state.seen = supervisor_pages.Seen()
     # SQLite has one writer at a time; elsewhere a few, since Python runs one thread at a time and its turns are long.
     threads = 1 if engine.dialect.name == "sqlite" else 3
     app.add_middleware(Doors, hosts=hosts, base=site.base, threads=threads)

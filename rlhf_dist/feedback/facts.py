@@ -18,10 +18,10 @@ from rlhf_dist.feedback.database import Judgement, Rating, Task
 from rlhf_dist.feedback.verdicts import COMPARISONS, LABELS, SCORES, SKIP, pairs
 
 Array = np.ndarray[Any, Any]
-OTHER = len(COMPARISONS)
-"""Code of a verdict that is none of a comparison's."""
-CODES = OTHER + 1
-LABEL = np.array([*(LABELS[name] for name in COMPARISONS), np.nan])
+OTHER, SKIPPED = len(COMPARISONS), len(COMPARISONS) + 1
+"""Codes of a verdict that is none of a comparison's, and of none at all."""
+CODES = SKIPPED + 1
+LABEL = np.array([*(LABELS[name] for name in COMPARISONS), np.nan, np.nan])
 SIDES = 3
 """Codes of the order that was seen: 0 as the task has it, 1 turned, 2 of more or fewer than two answers."""
 TENTHS = 4096
@@ -53,6 +53,8 @@ class Pairs:
     longer: Array
     """Characters of the first answer less those of the second."""
     contests: list[tuple[str, str]]
+    known: Array
+    """1 where the first answer is known to be better, 0 the second, NaN where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Facts:
     pairs: Pairs
     judged: dict[int, int]
     """Judgements by annotator."""
+    skipped: dict[int, int]
+    """Skips likewise."""
     seconds: dict[int, float]
     """Their median by annotator, breaks left out."""
 
@@ -79,25 +83,33 @@ class Scores:
     """A task's mean each."""
 
 
-def facts(session: Session) -> Facts:
-    """Read all judgements that stand."""
+def facts(session: Session, tasks: Tasks | None = None) -> Facts:
+    """Read all judgements that stand.
+
+    Args:
+        session: of the store.
+        tasks: of `compared`, as long as there are no others; None: they are read, too.
+    """
+    ids, pairs_ = tasks or compared(session)
     task, annotator, code, side, tenths = _judgements(session)
-    known = tenths < TENTHS - 1
+    judged = code != SKIPPED
+    known = judged & (tenths < TENTHS - 1)
     pace = {int(one): float(np.median(tenths[known & (annotator == one)])) / 10 for one in np.unique(annotator[known])}
-    counts = np.unique(annotator, return_counts=True)
-    ids, pairs_ = _compared(session)
-    compared = code != OTHER
-    number = np.searchsorted(ids, task[compared])
-    label, seen = LABEL[code[compared]], side[compared]
+    own = code < OTHER
+    label, seen = LABEL[code[own]], side[own]
     left = np.where((label == 0.5) | (seen == 2), np.nan, np.abs(label - seen))
     ranked, more = _ranked(session, len(ids))
     votes = Votes(
-        pair=np.concatenate([number, ranked[:, 0].astype(int)]),
-        annotator=np.concatenate([annotator[compared], ranked[:, 1].astype(int)]),
+        pair=np.concatenate([np.searchsorted(ids, task[own]), ranked[:, 0].astype(int)]),
+        annotator=np.concatenate([annotator[own], ranked[:, 1].astype(int)]),
         label=np.concatenate([label, ranked[:, 2]]),
         left=np.concatenate([left, np.full(len(ranked), np.nan)]),
     )
-    return Facts(votes, _with(pairs_, more), dict(zip(*(each.tolist() for each in counts), strict=True)), pace)
+    return Facts(votes, _with(pairs_, more), _counted(annotator[judged]), _counted(annotator[~judged]), pace)
+
+
+def _counted(annotator: Array) -> dict[int, int]:
+    return dict(zip(*(each.tolist() for each in np.unique(annotator, return_counts=True)), strict=True))
 
 
 def stands() -> Any:
@@ -108,14 +120,16 @@ def stands() -> Any:
 def _judgements(session: Session) -> list[Array]:
     """Task, annotator, verdict, side and tenths of a second of each."""
     people = (session.scalar(select(func.max(Judgement.annotator_id))) or 0) + 1
-    code = case({name: number for number, name in enumerate(COMPARISONS)}, value=Judgement.verdict, else_=OTHER)
+    codes = {SKIP: SKIPPED, **{name: number for number, name in enumerate(COMPARISONS)}}
+    code = case(codes, value=Judgement.verdict, else_=OTHER)
     side = case({"01": 0, "10": 1}, value=Judgement.order_shown, else_=2)
     tenths = case((Judgement.active < (TENTHS - 1) / 10, cast(Judgement.active * 10, Integer)), else_=TENTHS - 1)
     sizes = (people, CODES, SIDES, TENTHS + 1)  # a rounded time may reach the size
     packed: ColumnElement[int] = cast(Judgement.task_id, BigInteger)
     for size, each in zip(sizes, (Judgement.annotator_id, code, side, tenths), strict=True):
         packed = packed * size + each
-    numbers = _read(session.scalar(select(func.aggregate_strings(cast(packed, String), ",")).where(stands())), np.int64)
+    there = Judgement.withdrawn.is_(None)
+    numbers = _read(session.scalar(select(func.aggregate_strings(cast(packed, String), ",")).where(there)), np.int64)
     found = []
     for size in reversed(sizes):
         numbers, rest = np.divmod(numbers, size)
@@ -123,23 +137,25 @@ def _judgements(session: Session) -> list[Array]:
     return [numbers, *reversed(found)]
 
 
-def _compared(session: Session) -> tuple[Array, Pairs]:
+Tasks = tuple[Array, Pairs]
+"""Ids, ascending, and what is known of each."""
+
+
+def compared(session: Session) -> Tasks:
     """Tasks of two answers, in the order of their ids; those of the same sources come out of the store in one text."""
     sizes = func.replace(func.replace(Task.lengths, "[", ""), "]", "")
     packed = func.aggregate_strings(cast(Task.id, String) + "," + sizes, ",")
-    golden = Task.gold.is_not(None)
-    query = select(Task.sources, golden, packed).where(Task.kind == "comparison").group_by(Task.sources, golden)
+    query = select(Task.sources, Task.gold, packed).where(Task.kind == "comparison").group_by(Task.sources, Task.gold)
     contests: dict[tuple[str, str], int] = {}
-    tables = [np.empty((0, 4))]
+    tables = [np.empty((0, 5))]
     for sources, gold, text in session.execute(query):
         table = _read(text, float).reshape(-1, 3)
         first, second = json.loads(sources)
-        number = _contest(contests, first, second, gold)
-        told = np.tile([number, first > second], (len(table), 1))
-        tables.append(np.column_stack([table[:, 0], told, table[:, 1] - table[:, 2]]))
+        told = [_contest(contests, first, second, gold is not None), first > second, {"a": 1, "b": 0}.get(gold or "", np.nan)]
+        tables.append(np.column_stack([table[:, 0], table[:, 1] - table[:, 2], np.tile(told, (len(table), 1))]))
     whole = np.concatenate(tables)
-    whole = whole[np.argsort(whole[:, 0])]
-    return whole[:, 0], Pairs(whole[:, 1].astype(int), whole[:, 2].astype(bool), whole[:, 3], [*contests])
+    ids, longer, number, turned, known = whole[np.argsort(whole[:, 0])].T
+    return ids, Pairs(number.astype(int), turned.astype(bool), longer, [*contests], known)
 
 
 def _contest(contests: dict[tuple[str, str], int], first: str, second: str, gold: bool) -> int:
@@ -180,6 +196,7 @@ def _with(known: Pairs, more: Sequence[Ranked]) -> Pairs:
         np.concatenate([known.turned, np.array([row[0] > row[1] for row in more], dtype=bool)]),
         np.concatenate([known.longer, np.array([row[3] for row in more], dtype=float)]),
         [*contests],
+        np.concatenate([known.known, np.full(len(more), np.nan)]),
     )
 
 

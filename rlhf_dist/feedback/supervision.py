@@ -16,7 +16,7 @@ from rlhf_dist.evaluation.length_bias import LengthBias, length_bias
 from rlhf_dist.feedback.agreement import Agreement, agreement
 from rlhf_dist.feedback.database import Annotator, Judgement, Task, Visit
 from rlhf_dist.feedback.dawid_skene import dawid_skene_arrays
-from rlhf_dist.feedback.facts import Array, Facts, Scores, facts, scores, stands
+from rlhf_dist.feedback.facts import Array, Facts, Scores, Tasks, facts, scores, stands
 from rlhf_dist.feedback.suspicion import Conduct, suspicions
 from rlhf_dist.feedback.verdicts import SKIP, is_right
 
@@ -90,49 +90,48 @@ class Overview:
 class Version:
     """What a store has when it is looked at: as long as it is the same, so is everything that is made of it."""
 
-    judgements: int
-    withdrawn: int
-    people: int
-    visits: int
-    tasks: int
-    gold: int
-    needed: int
+    tasks: tuple[int, ...]
+    """Their number, that of gold questions, and how many judgements they want."""
+    judgements: tuple[int, ...]
+    """The newest, and how many are withdrawn; people, and browsers that are signed in."""
 
 
 def version(session: Session) -> Version:
-    """The store's, in a query that reads no text and no row twice."""
+    """The store's, in a query that reads no text."""
     parts = (
+        select(func.count()).select_from(Task),
+        select(func.count()).select_from(Task).where(Task.gold.is_not(None)),
+        select(func.coalesce(func.max(Task.needed), 0)),
         select(func.coalesce(func.max(Judgement.id), 0)),
         select(func.count()).select_from(Judgement).where(Judgement.withdrawn.is_not(None)),
         select(func.count()).select_from(Annotator),
         select(func.count()).select_from(Visit),
-        select(func.count()).select_from(Task),
-        select(func.count()).select_from(Task).where(Task.gold.is_not(None)),
-        select(func.coalesce(func.max(Task.needed), 0)),
     )
-    return Version(*session.execute(select(*(each.scalar_subquery() for each in parts))).one())
+    found = tuple(session.execute(select(*(each.scalar_subquery() for each in parts))).one())
+    return Version(found[:3], found[3:])
 
 
-def overview(session: Session, weighing: Weighing = "all") -> Overview:
+def overview(session: Session, weighing: Weighing = "all", tasks: Tasks | None = None) -> Overview:
     """Agreement, reliabilities and win rates of all judgements that stand.
 
     Args:
         session: of the store.
         weighing: how annotators count in win rates.
+        tasks: of `facts.compared`, as long as there are no others; None: they are read, too.
     """
-    found = facts(session)
+    found = facts(session, tasks)
     reliability = _reliability(found)
-    conduct = _habits(session, found, reliability)
+    conduct = _conduct(session, found, reliability)
     people = _people(session, found, conduct)
     suspected = [one.id for one in people if one.suspicions]
     weights = _weights(found, reliability, suspected, weighing)
     out = [one.name for one in people if one.judged and weighing != "all" and weights.get(one.id, 1.0) == 0]
-    tasks, finished, only_skipped = _counts(session)
+    counts = _counts(session)
     return Overview(
         people=people,
-        tasks=tasks,
-        finished=finished,
-        only_skipped=only_skipped,
+        tasks=counts[0],
+        finished=counts[1],
+        only_skipped=counts[2],
         judgements=sum(found.judged.values()),
         agreement=_agreement(session, found),
         contests=_contests(found, weights),
@@ -174,15 +173,17 @@ def _agreement(session: Session, found: Facts) -> Agreement | None:
     return agreement(votes.pair, worker, (2 * votes.label).astype(int), [named[one] for one in people.tolist()])
 
 
-def _habits(session: Session, found: Facts, reliability: Mapping[int, float]) -> dict[int, Conduct]:
+def _conduct(session: Session, found: Facts, reliability: Mapping[int, float]) -> dict[int, Conduct]:
     votes, gold = found.votes, _gold(session)
+    known = found.pairs.known[votes.pair]
+    asked, right = ~np.isnan(known), known == votes.label
     made = {}
     for one in found.judged:
         own = votes.annotator == one
-        left = votes.left[own]
+        left, golden = votes.left[own], gold.get(one, (0, 0))
         made[one] = Conduct(
             seconds=found.seconds.get(one),
-            gold=gold.get(one, (0, 0)),
+            gold=(golden[0] + int(right[own].sum()), golden[1] + int(asked[own].sum())),
             left=(int(np.nansum(left)), int((~np.isnan(left)).sum())),
             ties=(int((votes.label[own] == 0.5).sum()), int(own.sum())),
             reliability=reliability.get(one),
@@ -191,11 +192,12 @@ def _habits(session: Session, found: Facts, reliability: Mapping[int, float]) ->
 
 
 def _gold(session: Session) -> dict[int, tuple[int, int]]:
-    """Gold questions answered rightly, and answered, by annotator."""
+    """Gold questions of other kinds than comparisons: answered rightly, and answered, by annotator."""
+    known = session.scalars(select(Task.id).where(Task.gold.is_not(None), Task.kind != "comparison")).all()
     query = select(Judgement.annotator_id, Task.kind, Judgement.verdict, Task.gold, func.count()).join(Task)
-    groups = query.where(stands(), Task.gold.is_not(None)).group_by(*query.selected_columns[:4])
+    asked = query.where(stands(), Judgement.task_id.in_(known))
     counts: dict[int, tuple[int, int]] = {}
-    for annotator, kind, verdict, gold, number in session.execute(groups):
+    for annotator, kind, verdict, gold, number in session.execute(asked.group_by(*query.selected_columns[:4])):
         right, all_ = counts.get(annotator, (0, 0))
         counts[annotator] = (right + number * is_right(kind, verdict, gold or ""), all_ + number)
     return counts
@@ -203,19 +205,13 @@ def _gold(session: Session) -> dict[int, tuple[int, int]]:
 
 def _people(session: Session, found: Facts, conduct: Mapping[int, Conduct]) -> list[Person]:
     visits = Counter(session.scalars(select(Visit.annotator_id)))
-    gone = Judgement.withdrawn.is_not(None)
-    odd = session.execute(
-        select(Judgement.annotator_id, func.count().filter(gone), func.count().filter(~gone))
-        .where(gone | (Judgement.verdict == SKIP))
-        .group_by(Judgement.annotator_id)
-    )
-    withdrawn = {annotator: (undone, skipped) for annotator, undone, skipped in odd}
+    gone = select(Judgement.annotator_id).where(Judgement.withdrawn.is_not(None))
+    withdrawn = Counter(session.scalars(gone))
     people = []
     for one in session.scalars(select(Annotator).order_by(Annotator.name)):
         own = conduct.get(one.id, Conduct())
-        undone, skipped = withdrawn.get(one.id, (0, 0))
         others = [each for number, each in conduct.items() if number != one.id]
-        told = (found.judged.get(one.id, 0), skipped, undone, visits[one.id])
+        told = (found.judged.get(one.id, 0), found.skipped.get(one.id, 0), withdrawn[one.id], visits[one.id])
         people.append(Person(one.id, one.name, one.supervisor, *told, own, suspicions(own, others)))
     return people
 

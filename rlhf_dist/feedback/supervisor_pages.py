@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback import exchange, inspection, judging, people
 from rlhf_dist.feedback.database import Annotator
+from rlhf_dist.feedback.facts import Tasks, compared
 from rlhf_dist.feedback.inspection import KINDS_OF_TASKS, STATES, Filter
-from rlhf_dist.feedback.supervision import WEIGHINGS, Overview, overview, version
+from rlhf_dist.feedback.supervision import WEIGHINGS, Overview, Version, Weighing, overview, version
 from rlhf_dist.feedback.task_view import parts, sides_of
 from rlhf_dist.feedback.verdicts import COMPARISONS, SKIP
 from rlhf_dist.feedback.web import page, site_of, visiting
@@ -41,24 +42,34 @@ async def supervise(request: Request, weigh: str = "all") -> HTMLResponse:
 
 
 def _supervise(request: Request, weigh: str, link: tuple[str, str] | None) -> HTMLResponse:
-    if weigh not in WEIGHINGS:
+    weighing = next((each for each in WEIGHINGS if each == weigh), None)
+    if weighing is None:
         raise DataError(f"weigh is {weigh!r}; expected one of {', '.join(WEIGHINGS)}")
     with visiting(request, supervises=True, reads=True) as (session, visit):
-        seen = _seen(request, session, weigh)
+        seen = request.app.state.seen.overview(session, weighing)
     told = {"visit": visit, "seen": seen, "weighings": WEIGHINGS, "link": link, "token": people.new_token()}
     return page(request, "supervise", told)
 
 
-def _seen(request: Request, session: Session, weigh: Any) -> Overview:
-    """The overview of what the store has now, made once."""
-    kept: dict[Any, Overview] = request.app.state.__dict__.setdefault("overviews", {})
-    now = version(session)
-    if (now, weigh) not in kept:
-        made = overview(session, weigh)
-        kept |= {(now, weigh): made}
-        for old in [key for key in kept if key[0] != now]:
-            del kept[old]
-    return kept[now, weigh]
+class Seen:
+    """What was made of a store, as long as it holds."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self._version: Version | None = None
+        self._tasks: Tasks | None = None
+        self._overviews: dict[str, Overview] = {}
+
+    def overview(self, session: Session, weighing: Weighing) -> Overview:
+        """The overview of what the store has now; tasks are read when there are others, judgements when one came or went."""
+        now = version(session)
+        if self._version is None or self._version.tasks != now.tasks:
+            self._tasks = compared(session)
+        if self._version != now:
+            self._version, self._overviews = now, {}
+        if weighing not in self._overviews:
+            self._overviews[weighing] = overview(session, weighing, self._tasks)
+        return self._overviews[weighing]
 
 
 @routes.get("/judgements")

@@ -64,20 +64,20 @@ def _unreliable(own: Conduct, others: Sequence[Conduct]) -> str:
 
 
 def _wrong(own: Conduct) -> str:
-    from scipy.stats import binomtest
+    from scipy.stats import binom
 
     right, answered = own.gold
-    if not answered or binomtest(right, answered, CAREFUL, alternative="less").pvalue >= 0.01:
+    if not answered or binom.cdf(right, answered, CAREFUL) >= 0.01:
         return ""
     return f"{right} of {answered} gold questions right"
 
 
 def _one_sided(own: Conduct) -> str:
     """A coin decides who is on the left, so that half of the better ones are."""
-    from scipy.stats import binomtest
+    from scipy.stats import binom
 
     left, decided = own.left
-    if decided < FEW or binomtest(left, decided, 0.5).pvalue >= RARE:
+    if decided < FEW or 2 * binom.cdf(min(left, decided - left), decided, 0.5) >= RARE:  # of either side
         return ""
     side, share = ("left", left / decided) if 2 * left > decided else ("right", 1 - left / decided)
     return f"chooses the answer on the {side} {share:.0%} of the time"
