@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from sqlalchemy import Engine
+from sqlalchemy.exc import IntegrityError
 
 from rlhf_dist.errors import DataError, StorageError
 from rlhf_dist.feedback import assignment, judging, people, supervisor_pages
@@ -121,18 +123,20 @@ def leave(request: Request, form: Sent) -> Response:
 def next_page(request: Request, view: str = "") -> HTMLResponse:
     """The next task, or that all is done."""
     mode = next((each for each in (view, request.cookies.get(VIEW)) if each in MODES), MODES[0])
+    site = site_of(request)
     with visiting(request) as (session, visit):
         me = visit.annotator_id
-        task = assignment.next_task(session, me)
-        shared = {
-            "visit": visit,
-            "progress": assignment.progress(session, me),
-            "newest": assignment.newest(session, me),
-        }
+        there = site.glance("there", lambda: assignment.what_is_there(session))
+        mine = assignment.progress(session, me, there)
+        task = assignment.next_task(session, me, mine, there)
         if task is None:
-            return page(request, "done", shared)
-        guide = kept_guide(session)
-        told = {**shared, **view_of(task, me, guide, mode)}
+            now = assignment.progress(session, me, assignment.what_is_there(session))
+            return page(request, "done", {"visit": visit, "progress": now})
+        told = {
+            "visit": visit,
+            "progress": mine,
+            **view_of(task, me, site.glance("guide", lambda: kept_guide(session)), mode),
+        }
     response = page(request, "task", told)
     if view in MODES:
         response.set_cookie(VIEW, view, YEAR, path=f"{site_of(request).base}/", httponly=True, samesite="lax")
@@ -142,14 +146,17 @@ def next_page(request: Request, view: str = "") -> HTMLResponse:
 @routes.post("/judge")
 def take(request: Request, form: Sent) -> Response:
     """Take a judgement; one that stands already is left as it is."""
-    with visiting(request, csrf=form.values.get("csrf", "")) as (session, visit):
+    site = site_of(request)
+    stands_already = suppress(IntegrityError)
+    with stands_already, visiting(request, csrf=form.values.get("csrf", "")) as (session, visit):
         number = form.values.get("task", "")
-        task = session.get(Task, int(number)) if number.isdecimal() and len(number) < 10 else None
+        known = number.isdecimal() and len(number) < 10
+        task = session.get(Task, int(number), options=[assignment.WITH_TEXT]) if known else None
         if task is None:
             raise DataError(f"there is no task {number!r}")
-        asked = asked_of(task, kept_guide(session))
+        asked = asked_of(task, site.glance("guide", lambda: kept_guide(session)))
         judging.record(session, task, visit.annotator_id, form, asked)
-    return RedirectResponse(f"{site_of(request).base}/", status_code=303)
+    return RedirectResponse(f"{site.base}/", status_code=303)
 
 
 @routes.post("/undo")

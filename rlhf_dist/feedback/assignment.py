@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import delete, exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
 from rlhf_dist.feedback.database import Judgement, Shown, Task, now
 from rlhf_dist.feedback.orders import chance, probe
@@ -22,8 +22,19 @@ CHOOSING = 0x72_6C_68_66
 """Number of the lock under which tasks are chosen; any will do."""
 ROUND = 7919
 """Gold questions come in the order of their places round this circle, from another point for each."""
+WITH_TEXT = joinedload(Task.text)
 RECENT = 50
 """Judgements of which the pace is the median."""
+
+
+@dataclass(frozen=True)
+class There:
+    """What a store has for everybody."""
+
+    open: int
+    """Tasks, other than gold questions, that lack judgements."""
+    gold: int
+    """Gold questions."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +44,14 @@ class Progress:
     judged: int
     """Judgements of theirs that stand, without skips."""
     skipped: int
+    golden: int
+    """Gold questions that they have judged or skipped."""
     waiting: int
     """Tasks that lack judgements and that they have not judged or skipped; others may have some before their eyes."""
     seconds: float | None
     """Median per judgement, breaks left out; None before the first."""
+    newest: int | None
+    """Their newest judgement that stands: what undo would take back."""
 
     @property
     def whole(self) -> int:
@@ -44,15 +59,23 @@ class Progress:
         return self.judged + self.waiting
 
 
-def next_task(session: Session, annotator_id: int) -> Task | None:
+def next_task(session: Session, annotator_id: int, mine: Progress, there: There) -> Task | None:
     """A task that this annotator has not judged and that needs judgements; it is marked as shown. None: there is none now.
 
     What was shown to them and not judged comes back first. A gold question goes to everybody, spread over their work.
+
+    Args:
+        session: an open transaction; the caller commits it.
+        annotator_id: who asks.
+        mine: how far they are.
+        there: what the store has.
     """
     _one_at_a_time(session)
-    task = _shown_before(session, annotator_id) or _chosen(session, annotator_id)
-    if task is not None:
-        show(session, task.id, annotator_id)
+    task = _shown_before(session, annotator_id)
+    if task is None:
+        task = _chosen(session, annotator_id, mine, there)
+        if task is not None:  # it was not shown before, and nobody else chooses now
+            session.add(Shown(task_id=task.id, annotator_id=annotator_id))
     return task
 
 
@@ -67,38 +90,34 @@ def _shown_before(session: Session, annotator_id: int) -> Task | None:
     wanted = or_(Task.gold.is_not(None), Task.done < Task.needed, Shown.undone)
     newest_first = (Shown.undone.desc(), Shown.since.desc(), Task.id)
     return session.scalar(
-        select(Task).join(Shown, Shown.task_id == Task.id).where(mine, wanted).order_by(*newest_first).limit(1)
+        select(Task)
+        .join(Shown, Shown.task_id == Task.id)
+        .where(mine, wanted)
+        .options(WITH_TEXT)
+        .order_by(*newest_first)
+        .limit(1)
     )
 
 
-def _chosen(session: Session, annotator_id: int) -> Task | None:
-    judged, golden = _said(session, annotator_id)
-    gold = _next_gold(session, annotator_id, judged, golden)
-    return (
-        gold or _next_open(session, annotator_id, judged) or _next_gold(session, annotator_id, judged, golden, due=True)
-    )
+def _chosen(session: Session, annotator_id: int, mine: Progress, there: There) -> Task | None:
+    gold = _next_gold(session, annotator_id, mine, there) if _is_due(annotator_id, mine, there) else None
+    others = _next_open(session, annotator_id, mine.judged + mine.skipped) if gold is None else None
+    return gold or others or _next_gold(session, annotator_id, mine, there)
 
 
-def _said(session: Session, annotator_id: int) -> tuple[int, int]:
-    """How many tasks, and how many gold questions, somebody has judged or skipped."""
-    stands = (Judgement.annotator_id == annotator_id) & Judgement.withdrawn.is_(None)
-    golden = select(func.count()).select_from(Judgement).join(Task).where(stands, Task.gold.is_not(None))
-    both = select(select(func.count()).select_from(Judgement).where(stands).scalar_subquery(), golden.scalar_subquery())
-    judged, gold = session.execute(both).one()
-    return judged, gold
+def _is_due(annotator_id: int, mine: Progress, there: There) -> bool:
+    """Whether a gold question comes now: the n-th at a chance place within the n-th part of what there is to judge."""
+    others = mine.judged + mine.skipped - mine.golden
+    place = mine.golden + chance("gold", annotator_id, mine.golden)
+    return others * there.gold >= place * (others + there.open)
 
 
-def _next_gold(session: Session, annotator_id: int, judged: int, golden: int, *, due: bool = False) -> Task | None:
-    """A gold question, if one is due: the n-th comes at a chance place within the n-th part of what there is to judge."""
-    there = session.scalar(select(func.count()).select_from(Task).where(Task.gold.is_not(None))) or 0
-    if golden >= there:
-        return None
-    ahead = judged - golden + _open(session)
-    if not due and judged - golden < (golden + chance("gold", annotator_id, golden)) * ahead / there:
+def _next_gold(session: Session, annotator_id: int, mine: Progress, there: There) -> Task | None:
+    if mine.golden >= there.gold:
         return None
     own = (Task.place % ROUND + probe(annotator_id, 0) % ROUND) % ROUND
     wanted = Task.gold.is_not(None) & ~_judged_by(annotator_id)
-    return session.scalar(select(Task).where(wanted).order_by(own, Task.id).limit(1))
+    return session.scalar(select(Task).where(wanted).options(WITH_TEXT).order_by(own, Task.id).limit(1))
 
 
 def _next_open(session: Session, annotator_id: int, judged: int) -> Task | None:
@@ -120,7 +139,7 @@ def _next_open(session: Session, annotator_id: int, judged: int) -> Task | None:
     )
     start = probe(annotator_id, judged)
     found = (
-        select(Task).where(*wanted, side).order_by(Task.place).limit(1)
+        select(Task).where(*wanted, side).options(WITH_TEXT).order_by(Task.place).limit(1)
         for side in (Task.place >= start, Task.place < start)
     )
     return next((task for task in map(session.scalar, found) if task is not None), None)
@@ -132,10 +151,11 @@ def _judged_by(annotator_id: int) -> Any:
     )
 
 
-def _open(session: Session) -> int:
-    """Tasks, other than gold questions, that lack judgements."""
+def what_is_there(session: Session) -> There:
+    """Count what there is to judge."""
     lacking = select(func.count()).select_from(Task).where(Task.gold.is_(None), Task.done < Task.needed)
-    return session.scalar(lacking) or 0
+    golden = select(func.count()).select_from(Task).where(Task.gold.is_not(None))
+    return There(*session.execute(select(lacking.scalar_subquery(), golden.scalar_subquery())).one())
 
 
 def show(session: Session, task_id: int, annotator_id: int, *, undone: bool = False) -> None:
@@ -150,38 +170,27 @@ def show(session: Session, task_id: int, annotator_id: int, *, undone: bool = Fa
     shown.undone = shown.undone or undone
 
 
-def newest(session: Session, annotator_id: int) -> Judgement | None:
-    """An annotator's newest judgement that stands: what undo would take back."""
-    return session.scalar(
-        select(Judgement)
-        .where(Judgement.annotator_id == annotator_id, Judgement.withdrawn.is_(None))
-        .order_by(Judgement.id.desc())
-        .limit(1)
-    )
-
-
-def progress(session: Session, annotator_id: int) -> Progress:
+def progress(session: Session, annotator_id: int, there: There) -> Progress:
     """How many judgements of an annotator stand, how many tasks wait for them, and their pace."""
     stands = (Judgement.annotator_id == annotator_id) & Judgement.withdrawn.is_(None)
+    golden = Task.gold.is_not(None)
     counted = session.execute(
         select(
             func.count().filter(Judgement.verdict != SKIP),
             func.count().filter(Judgement.verdict == SKIP),
-            func.count().filter(or_(Task.gold.is_not(None), Task.done < Task.needed)),
+            func.count().filter(golden),
+            func.count().filter(or_(golden, Task.done < Task.needed)),
         )
         .select_from(Judgement)
         .join(Task)
         .where(stands)
     ).one()
-    judged, skipped, still_open = counted
-    golden = session.scalar(select(func.count()).select_from(Task).where(Task.gold.is_not(None))) or 0
-    return Progress(judged, skipped, _open(session) + golden - still_open, _pace(session, annotator_id))
-
-
-def _pace(session: Session, annotator_id: int) -> float | None:
-    given = (Judgement.annotator_id == annotator_id) & Judgement.withdrawn.is_(None) & (Judgement.verdict != SKIP)
-    recent = select(Judgement.active).where(given).order_by(Judgement.id.desc()).limit(RECENT)
-    return median([each for each in session.scalars(recent) if each is not None])
+    judged, skipped, asked, still_open = counted
+    last = select(Judgement.id, Judgement.verdict, Judgement.active).where(stands)
+    recent = session.execute(last.order_by(Judgement.id.desc()).limit(RECENT)).all()
+    pace = median([one.active for one in recent if one.active is not None and one.verdict != SKIP])
+    waiting = max(0, there.open + there.gold - still_open)
+    return Progress(judged, skipped, asked, waiting, pace, recent[0].id if recent else None)
 
 
 def median(values: Sequence[float]) -> float | None:

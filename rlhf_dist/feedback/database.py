@@ -104,6 +104,7 @@ class Task(Table):
     text: Mapped[TaskText] = relationship(lazy="select", back_populates="task")
 
     __table_args__ = (
+        Index("tasks_by_kind", "kind"),
         Index("open_places", "place", sqlite_where=sql(OPEN), postgresql_where=sql(OPEN)),
         Index("gold_tasks", "id", sqlite_where=sql("gold IS NOT NULL"), postgresql_where=sql("gold IS NOT NULL")),
     )

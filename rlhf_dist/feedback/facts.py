@@ -151,7 +151,11 @@ def compared(session: Session) -> Tasks:
     for sources, gold, text in session.execute(query):
         table = _read(text, float).reshape(-1, 3)
         first, second = json.loads(sources)
-        told = [_contest(contests, first, second, gold is not None), first > second, {"a": 1, "b": 0}.get(gold or "", np.nan)]
+        told = [
+            _contest(contests, first, second, gold is not None),
+            first > second,
+            {"a": 1, "b": 0}.get(gold or "", np.nan),
+        ]
         tables.append(np.column_stack([table[:, 0], table[:, 1] - table[:, 2], np.tile(told, (len(table), 1))]))
     whole = np.concatenate(tables)
     ids, longer, number, turned, known = whole[np.argsort(whole[:, 0])].T

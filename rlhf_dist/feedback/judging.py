@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from rlhf_dist.errors import DataError
@@ -47,8 +46,8 @@ def cleaned(text: str) -> str:
     return whole.encode("utf-8", "replace").decode()
 
 
-def record(session: Session, task: Task, annotator_id: int, form: Form, asked: Sequence[Criterion]) -> bool:
-    """Take a judgement; False if this annotator's judgement of the task stands already.
+def record(session: Session, task: Task, annotator_id: int, form: Form, asked: Sequence[Criterion]) -> None:
+    """Take a judgement.
 
     Args:
         session: an open transaction; the caller commits it.
@@ -59,6 +58,7 @@ def record(session: Session, task: Task, annotator_id: int, form: Form, asked: S
 
     Raises:
         DataError: the verdict is none of the task's kind, something that is required is missing, or too long.
+        IntegrityError: this annotator's judgement of the task stands already.
     """
     answers = json.loads(task.text.answers)
     order = order_of(task.id, annotator_id, len(answers))
@@ -78,16 +78,12 @@ def record(session: Session, task: Task, annotator_id: int, form: Form, asked: S
         marks=marks.as_text(marked),
         ratings=[Rating(**vars(each)) for each in given],
     )
-    try:
-        with session.begin_nested():
-            session.add(made)
-    except IntegrityError:
-        return False
+    session.add(made)
+    session.flush()
     if shown is not None:
         session.delete(shown)
     if verdict != SKIP:
         session.execute(update(Task).where(Task.id == task.id).values(done=Task.done + 1))
-    return True
 
 
 def _verdict(kind: str, form: Form, order: Sequence[int]) -> str:

@@ -194,6 +194,8 @@ def _conduct(session: Session, found: Facts, reliability: Mapping[int, float]) -
 def _gold(session: Session) -> dict[int, tuple[int, int]]:
     """Gold questions of other kinds than comparisons: answered rightly, and answered, by annotator."""
     known = session.scalars(select(Task.id).where(Task.gold.is_not(None), Task.kind != "comparison")).all()
+    if not known:
+        return {}
     query = select(Judgement.annotator_id, Task.kind, Judgement.verdict, Task.gold, func.count()).join(Task)
     asked = query.where(stands(), Judgement.task_id.in_(known))
     counts: dict[int, tuple[int, int]] = {}

@@ -28,6 +28,8 @@ def upgrade(engine: Engine, tables: MetaData) -> None:
                     connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {made}"))
         if "answer_a" in before.get("tasks", ()):
             _move_texts(connection)
+        for index in (each for table in tables.sorted_tables if table.name in before for each in table.indexes):
+            index.create(connection, checkfirst=True)
 
 
 def _columns(connection: Connection) -> dict[str, set[str]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, MutableMapping
+import math
+import time
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import anyio.to_thread
@@ -35,6 +37,10 @@ LARGEST_BODY = 1 << 18
 """Bytes of a form: the longest comment and the most marked passages, spelled out."""
 
 
+GLANCE_S = 2.0
+T = TypeVar("T")
+
+
 class NotInvited(Exception):
     """A browser without an invitation, or a form that we did not give to it."""
 
@@ -52,8 +58,17 @@ class Site:
         """
         self.engine = engine
         self.cookie = f"feedback-{store}"
+        self._glances: dict[str, tuple[float, Any]] = {}
         self.base_url = base_url.rstrip("/") if base_url else None
         self.base = urlsplit(self.base_url).path if self.base_url else ""
+
+    def glance(self, name: str, look: Callable[[], T]) -> T:
+        """What changes rarely, or matters little to the second, as it was at most `GLANCE_S` ago."""
+        when, value = self._glances.get(name, (-math.inf, None))
+        if time.monotonic() - when > GLANCE_S:
+            when, value = self._glances[name] = (time.monotonic(), look())
+        found: T = value
+        return found
 
     def link(self, request: Request, path: str) -> str:
         """An address to send to people."""
