@@ -10,7 +10,8 @@ from typing import Any
 
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.assignment import SKIP
-from rlhf_dist.feedback.database import Judgement, Task
+from rlhf_dist.feedback.database import Judgement, Task, open_database, transaction
+from rlhf_dist.feedback.serve import database_url
 from rlhf_dist.feedback.supervision import LABELS
 from rlhf_dist.files import as_json, shown, written_aside
 
@@ -66,6 +67,24 @@ def _source(task: Task) -> dict[str, Any]:
     """Columns from which the prompt's tokens are those that the policy saw; the text is what people saw."""
     columns: dict[str, Any] = {} if task.source is None else json.loads(task.source.columns)
     return columns
+
+
+def export_judgements(run_or_file: Path, out: Path, database: str | None = None, *, form: str = "raw") -> int:
+    """Write all judgements that stand, gold questions left out, one row each; returns their number.
+
+    Args:
+        run_or_file: run folder, or a task file.
+        out: a JSONL or Parquet file, by its suffix.
+        database: SQLAlchemy's URL; None: SQLite beside the tasks.
+        form: as `exported` has it.
+
+    Raises:
+        UserError: there are no tasks or no database, or the suffix or the form is none of those.
+    """
+    with transaction(open_database(database_url(run_or_file, database))) as session:
+        rows = exported(session.query(Judgement).order_by(Judgement.id), form=form)
+    write_rows(out, rows)
+    return len(rows)
 
 
 def encoded(rows: Sequence[dict[str, Any]], suffix: str) -> bytes:

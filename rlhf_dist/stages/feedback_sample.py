@@ -1,4 +1,4 @@
-"""Tasks for people: prompts that a run's policy answered, against its SFT start, another policy, or itself."""
+"""Tasks for people: prompts that a run's policy answered, against its start, an earlier or another policy, or itself."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rlhf_dist.records import Prompt
 from rlhf_dist.run_folder.names import CONFIG, POLICY
 from rlhf_dist.stages.generation import answers_to, generating
 from rlhf_dist.stages.hub import resolved
+from rlhf_dist.stages.rounds import policy_name, policy_number, run_before
 from rlhf_dist.stages.supervised import encoder_of
 from rlhf_dist.store.row import rows_of
 
@@ -31,7 +32,8 @@ class Wanted:
     run: Path
     """Folder of a PPO run; its config says how to generate."""
     against: str
-    """`sft`, the policy that the run started with; `self`, a second sample; or a model folder."""
+    """`sft`, the policy that the run started with; `self`, a second sample; `before`, the policy of the round before (`again`);
+    or a model folder."""
     kind: str
     """`comparison`, `score` or `comment`."""
     prompts: int
@@ -47,8 +49,8 @@ def sample(wanted: Wanted) -> list[TaskRow]:
     config = resolved(load(PPOConfig, wanted.run / CONFIG))
     policy = str(wanted.run / POLICY)
     encoder = encoder_of(policy)
-    rival = {"sft": config.policy, "self": policy}.get(wanted.against, wanted.against)
-    rival = resolve(rival)
+    own = policy_name(policy_number(wanted.run))
+    rival, other = _rival(config, wanted, own)
     check_same_tokenizer(policy, {"against": rival})
     prompts = _prompts(config.prompts, encoder, wanted)
     with session(config.cluster, **engines_of(config.rollout), namespace=namespace_of(wanted.run)):
@@ -58,17 +60,27 @@ def sample(wanted: Wanted) -> list[TaskRow]:
             theirs = _answers(config, wanted, rival, prompts, encoder.tokenizer, first_sample=int(rival == policy))
     if theirs is None:
         return [
-            TaskRow(wanted.kind, prompt.text, a, source_a="policy", prompt_source=prompt.source)
+            TaskRow(wanted.kind, prompt.text, a, source_a=own, prompt_source=prompt.source)
             for prompt, a in zip(prompts, ours, strict=True)
             if a.strip()
         ]
-    other = {"sft": "sft", "self": "policy"}.get(wanted.against) or _name(Path(wanted.against))
     pairs = zip(prompts, ours, theirs, strict=True)
     return [
-        _blind(prompt, (a, "policy"), (b, other), wanted.seed)
+        _blind(prompt, (a, own), (b, other), wanted.seed)
         for prompt, a, b in pairs
         if a != b and a.strip() and b.strip()
     ]
+
+
+def _rival(config: PPOConfig, wanted: Wanted, own: str) -> tuple[str, str]:
+    """The model folder that the policy is compared with, and what it is called."""
+    if wanted.against == "sft":
+        return resolve(config.policy), "sft"
+    if wanted.against == "self":
+        return str(wanted.run / POLICY), own
+    if wanted.against == "before":
+        return str(run_before(wanted.run) / POLICY), policy_name(policy_number(wanted.run) - 1)
+    return resolve(wanted.against), _name(Path(wanted.against))
 
 
 def _name(folder: Path) -> str:
@@ -84,11 +96,10 @@ def _blind(prompt: Prompt, ours: tuple[str, str], theirs: tuple[str, str], seed:
 
 
 def _prompts(settings: Prompts, encoder: Encoder, wanted: Wanted) -> Sequence[Prompt]:
-    """The run's held-out prompts, else those that it trained on."""
-    path = settings.held_out or settings.path
-    read = read_prompts(settings, encoder, path=path)
+    """Some that the run trains on: judgements become training data, and what is held out stays so."""
+    read = read_prompts(settings, encoder)
     if not read:
-        raise DataError(f"{path}: no prompts; expected some to answer")
+        raise DataError(f"{settings.path}: no prompts; expected some to answer")
     order = sorted(read, key=lambda prompt: blake2b(f"{wanted.seed}/{prompt.id}".encode(), digest_size=8).digest())
     return sorted(order[: wanted.prompts], key=lambda prompt: prompt.id)
 
