@@ -121,7 +121,9 @@ def pipeline(
 
 @app.command()
 def again(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a pipeline or the demo whose answers people judged")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="folder of a pipeline or the demo whose answers people judged")
+    ],
     prompts: Annotated[int, typer.Option(min=1, help="how many prompts to answer for the next round")] = 100,
     database: Annotated[
         str | None, typer.Option(help="SQLAlchemy URL of their judgements; default: SQLite beside the tasks")

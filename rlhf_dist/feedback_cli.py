@@ -23,7 +23,9 @@ Database = Annotated[
 @app.command()
 def sample(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a PPO run, a pipeline or the demo")],
-    against: Annotated[str, typer.Option(help="sft, self, before (the policy of the round before), or a model folder")] = "sft",
+    against: Annotated[
+        str, typer.Option(help="sft, self, before (the policy of the round before), or a model folder")
+    ] = "sft",
     kind: Annotated[str, typer.Option(help="comparison, score or comment")] = "comparison",
     prompts: Annotated[int, typer.Option(min=1, help="how many prompts to answer")] = 100,
     seed: Annotated[int, typer.Option(help="of the choice of prompts and of the samples")] = 0,

@@ -102,7 +102,9 @@ def run_before(run: Path) -> Path:
     """
     found = [each for each in run.glob(f"{EARLIER}*") if (each / SUMMARY).exists() and (each / POLICY).exists()]
     if not found:
-        raise DataError(f"{run}: no policy of the round before; expected {EARLIER}N/{POLICY}, as `rlhf-dist again` leaves it")
+        raise DataError(
+            f"{run}: no policy of the round before; expected {EARLIER}N/{POLICY}, as `rlhf-dist again` leaves it"
+        )
     return max(found, key=lambda each: int(each.name.removeprefix(EARLIER)))
 
 

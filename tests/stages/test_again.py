@@ -137,7 +137,7 @@ def test_the_rounds_after_learn_from_all_that_was_said_and_are_numbered(
     [
         ("reward", {"sft": 1, "reward": 3, "ppo": 2}),
         ("ppo", {"sft": 1, "reward": 2, "ppo": 3}),
-        ("report", {"sft": 1, "reward": 2, "ppo": 2}),
+        ("write_report", {"sft": 1, "reward": 2, "ppo": 2}),
         ("sample", {"sft": 1, "reward": 2, "ppo": 2}),
         ("load_tasks", {"sft": 1, "reward": 2, "ppo": 2}),
     ],
@@ -156,12 +156,13 @@ def test_a_round_that_was_interrupted_goes_on_and_does_nothing_twice(
 
     say(run, "a", tasks=2)
     failing = {**stages, "sample": answers}.get(where)
-    with monkeypatch.context() as patch, pytest.raises(WorkerLost):
+    with monkeypatch.context() as patch:
         if failing is not None:
             patch.setattr(failing, "fails", True)
         else:
-            patch.setattr(f"rlhf_dist.stages.again.{where.replace('report', 'write_report')}", broken)
-        once_more(own, run)
+            patch.setattr(f"rlhf_dist.stages.again.{where}", broken)
+        with pytest.raises(WorkerLost):
+            once_more(own, run)
     say(run, "b", tasks=1)
     once_more(own, run)
     assert ran(stages) == expected
@@ -185,7 +186,9 @@ def test_the_pipelines_own_command_goes_on_with_what_people_said_and_its_config_
     pipeline.run(own, run, Console())
     assert ran(stages) == before
     data = [each.model_dump() for each in own.reward_model.data]
-    listed = own.model_dump() | {"reward_model": {"data": [*data, {"path": str(run / "feedback" / "judgements.jsonl")}]}}
+    listed = own.model_dump() | {
+        "reward_model": {"data": [*data, {"path": str(run / "feedback" / "judgements.jsonl")}]}
+    }
     listed = PipelineConfig.model_validate(listed)
     (_, _, config) = pipeline.supervised_stages(listed, run)[-1]
     assert len(config.data) == 2, "a file that the config names is not read twice"
