@@ -119,6 +119,27 @@ def pipeline(
     _run_pipeline(config, run_dir, resume=resume, anew=False)
 
 
+@app.command()
+def again(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="folder of a pipeline or the demo whose answers people judged")
+    ],
+    prompts: Annotated[int, typer.Option(min=1, help="how many prompts to answer for the next round")] = 100,
+    database: Annotated[
+        str | None, typer.Option(help="SQLAlchemy URL of their judgements; default: SQLite beside the tasks")
+    ] = None,
+) -> None:
+    """Learn from what people said of a run's answers: a new reward model and policy, and tasks for the next round."""
+    config = load(PipelineConfig, run / "pipeline.yaml")
+    from rlhf_dist.run_folder.console import Console
+    from rlhf_dist.run_folder.folder import claimed
+
+    with Console() as console, claimed(str(run), explicit=True, again=True), ending_in_words(run):
+        from rlhf_dist.stages.again import again as once_more
+
+        once_more(config, run, console, prompts=prompts, database=database)
+
+
 def _run_pipeline(config: PipelineConfig, run_dir: Path | None, *, resume: bool, anew: bool) -> None:
     """Run all stages; `anew`: in a folder that holds no run yet, unless that run is resumed."""
     from rlhf_dist.run_folder.console import Console

@@ -35,6 +35,8 @@ def _how_to_go_on(path: Path) -> str:
 
     command = [word for word in sys.argv[1:] if word != "--resume"]
     named = any(word.partition("=")[0] == "--run-dir" for word in command)
+    if command[0] == "again":
+        return f"to go on: {shlex.join(['rlhf-dist', *command])}"
     again = shlex.join(["rlhf-dist", *command, *([] if named else ["--run-dir", str(path)])])
     checkpoint = newest_checkpoint(path)
     if command[0] != "evaluate":

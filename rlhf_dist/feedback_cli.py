@@ -23,7 +23,9 @@ Database = Annotated[
 @app.command()
 def sample(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a PPO run, a pipeline or the demo")],
-    against: Annotated[str, typer.Option(help="sft, self, or a model folder")] = "sft",
+    against: Annotated[
+        str, typer.Option(help="sft, self, before (the policy of the round before), or a model folder")
+    ] = "sft",
     kind: Annotated[str, typer.Option(help="comparison, score or comment")] = "comparison",
     prompts: Annotated[int, typer.Option(min=1, help="how many prompts to answer")] = 100,
     seed: Annotated[int, typer.Option(help="of the choice of prompts and of the samples")] = 0,
@@ -124,15 +126,10 @@ def export(
     database: Database = None,
 ) -> None:
     """Write all judgements that stand: by whom and when, with gold questions and skips, as `rlhf-dist reward` reads them."""
-    from rlhf_dist.feedback.database import open_database, transaction
-    from rlhf_dist.feedback.exchange import exported, standing, write_rows
-    from rlhf_dist.feedback.serve import database_url
+    from rlhf_dist.feedback.exchange import export_judgements
 
     check_writable(out.parent, HINT)
-    with transaction(open_database(database_url(run_or_file, database)), reads=True) as session:
-        rows = exported(standing(session), form=form)
-    write_rows(out, rows)
-    print(f"{len(rows)} rows in {out}")
+    print(f"{export_judgements(run_or_file, out, database, form=form)} rows in {out}")
 
 
 @app.command(name="import")

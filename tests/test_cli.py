@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import typer
 
 from rlhf_dist.checkpoint import complete_or_absent
 from rlhf_dist.cli import main
 from rlhf_dist.config import DPOConfig, EvaluateConfig, PipelineConfig, RewardConfig, SFTConfig, dump, override
+from rlhf_dist.ending import ending_in_words
+from rlhf_dist.errors import WorkerLost
 from tests.runs import Folders
 
 
@@ -165,6 +168,15 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(
     assert done.returncode == 2
     assert "already holds a run" in done.stderr
     assert (held / "config.yaml").read_text() == "seed: 1\n"
+
+
+def test_a_round_goes_on_by_the_same_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rlhf-dist", "again", "my run", "--prompts", "8"])
+    with pytest.raises(typer.Exit), ending_in_words(Path("my run")):
+        raise WorkerLost("rollout-0 died")
+    assert capsys.readouterr().err == "the run failed: rollout-0 died; to go on: rlhf-dist again 'my run' --prompts 8\n"
 
 
 EVERY = ("sft", "reward", "dpo", "ppo", "pipeline", "demo", "evaluate")

@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 from rlhf_dist.data.tables import SUFFIXES, read_rows
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback import argilla, label_studio, marks
-from rlhf_dist.feedback.database import Judgement, Rating, Task
+from rlhf_dist.feedback.database import Judgement, Rating, Task, open_database, transaction
+from rlhf_dist.feedback.serve import database_url
 from rlhf_dist.feedback.verdicts import LABELS, LETTERS, MARGINS, SCORES, SKIP, pairs, ranked
 from rlhf_dist.files import as_json, check_depth, check_text, written_aside
 
@@ -141,6 +142,24 @@ def _prompt(task: Task) -> dict[str, Any]:
     """The prompt as people saw it, and beside it columns from which its tokens are those that the policy saw."""
     columns: dict[str, Any] = json.loads(task.text.columns) if task.text.columns else {}
     return {"prompt": json.loads(task.text.prompt), **columns}
+
+
+def export_judgements(run_or_file: Path, out: Path, database: str | None = None, *, form: str = "raw") -> int:
+    """Write all judgements that stand; returns the number of rows.
+
+    Args:
+        run_or_file: run folder, or a task file.
+        out: a JSONL or Parquet file, by its suffix.
+        database: SQLAlchemy's URL; None: SQLite beside the tasks.
+        form: as `exported` has it.
+
+    Raises:
+        UserError: there are no tasks or no database, or the suffix or the form is none of those.
+    """
+    with transaction(open_database(database_url(run_or_file, database)), reads=True) as session:
+        rows = exported(standing(session), form=form)
+    write_rows(out, rows)
+    return len(rows)
 
 
 def encoded(rows: Sequence[dict[str, Any]], suffix: str) -> bytes:

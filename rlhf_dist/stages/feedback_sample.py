@@ -1,4 +1,4 @@
-"""Tasks for people: prompts that a run's policy answered, against its SFT start, another policy, or itself."""
+"""Tasks for people: prompts that a run's policy answered, against its start, an earlier or another policy, or itself."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from rlhf_dist.records import Prompt
 from rlhf_dist.run_folder.names import CONFIG, POLICY
 from rlhf_dist.stages.generation import answers_to, generating
 from rlhf_dist.stages.hub import resolved
+from rlhf_dist.stages.rounds import policy_name, policy_number, run_before
 from rlhf_dist.stages.supervised import encoder_of
 from rlhf_dist.store.row import rows_of
 
 EMPTY, EQUAL, UNSTORABLE = (
     "an answer says nothing",
     "both answers are equal but for white space",
-    "a text has NUL or half of a character, which no database takes",
+    "a text has NUL or half of a character, which is no text",
 )
 """Why a prompt becomes no task."""
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -56,7 +57,8 @@ class Wanted:
     run: Path
     """Folder of a PPO run; its config says how to generate."""
     against: str
-    """`sft`, the policy that the run started with; `self`, a second sample; or a model folder."""
+    """`sft`, the policy that the run started with; `self`, a second sample; `before`, the policy of the round before (`again`);
+    or a model folder."""
     kind: str
     """`comparison`, `score` or `comment`."""
     prompts: int
@@ -72,8 +74,8 @@ def sample(wanted: Wanted) -> Sampled:
     config = resolved(load(PPOConfig, wanted.run / CONFIG))
     policy = str(wanted.run / POLICY)
     encoder = encoder_of(policy)
-    rival = {"sft": config.policy, "self": policy}.get(wanted.against, wanted.against)
-    rival = resolve(rival)
+    own = policy_name(policy_number(wanted.run))
+    rival, other = _rival(config, wanted, own)
     check_same_tokenizer(policy, {"against": rival})
     prompts = _prompts(config.prompts, encoder, wanted)
     with session(config.cluster, **engines_of(config.rollout), namespace=namespace_of(wanted.run)):
@@ -81,29 +83,34 @@ def sample(wanted: Wanted) -> Sampled:
         theirs = None
         if wanted.kind == "comparison":
             theirs = _answers(config, wanted, rival, prompts, encoder.tokenizer, first_sample=int(rival == policy))
-    return tasks(wanted, prompts, ours, theirs)
+    return tasks(wanted, prompts, (own, ours), (other, theirs))
 
 
-def tasks(wanted: Wanted, prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str] | None) -> Sampled:
+def tasks(
+    wanted: Wanted,
+    prompts: Sequence[Prompt],
+    ours: tuple[str, Sequence[str]],
+    theirs: tuple[str, Sequence[str] | None],
+) -> Sampled:
     """Answers as tasks for people, those left out that ask nothing, or that could not be kept.
 
     Args:
         wanted: what they are for.
         prompts: what was answered.
-        ours: the policy's answer to each.
-        theirs: what it is compared with; None: nothing.
+        ours: what the policy is called, and its answer to each.
+        theirs: the same of what it is compared with; None: nothing.
     """
-    other = {"sft": "sft", "self": "policy"}.get(wanted.against) or _name(Path(wanted.against))
+    (own, answers), (other, others) = ours, theirs
     rows: list[TaskRow] = []
     left_out: Counter[str] = Counter()
-    for prompt, a, b in zip(prompts, ours, theirs or repeat(None, len(ours)), strict=True):
+    for prompt, a, b in zip(prompts, answers, others or repeat(None, len(answers)), strict=True):
         why = _why_not(prompt, a, b)
         if why:
             left_out[why] += 1
         elif b is None:
-            rows.append(TaskRow(wanted.kind, prompt.shown, a, source_a="policy", prompt_source=prompt.source))
+            rows.append(TaskRow(wanted.kind, prompt.shown, a, source_a=own, prompt_source=prompt.source))
         else:
-            rows.append(_blind(prompt, (a, "policy"), (b, other), wanted.seed))
+            rows.append(_blind(prompt, (a, own), (b, other), wanted.seed))
     return Sampled(rows, dict(left_out))
 
 
@@ -115,6 +122,17 @@ def _why_not(prompt: Prompt, a: str, b: str | None) -> str | None:
     if b is not None and a.split() == b.split():
         return EQUAL
     return UNSTORABLE if any(map(_UNSTORABLE.search, [prompt.shown, prompt.source, *answers])) else None
+
+
+def _rival(config: PPOConfig, wanted: Wanted, own: str) -> tuple[str, str]:
+    """The model folder that the policy is compared with, and what it is called."""
+    if wanted.against == "sft":
+        return resolve(config.policy), "sft"
+    if wanted.against == "self":
+        return str(wanted.run / POLICY), own
+    if wanted.against == "before":
+        return str(run_before(wanted.run) / POLICY), policy_name(policy_number(wanted.run) - 1)
+    return resolve(wanted.against), _name(Path(wanted.against))
 
 
 def _name(folder: Path) -> str:
@@ -130,11 +148,10 @@ def _blind(prompt: Prompt, ours: tuple[str, str], theirs: tuple[str, str], seed:
 
 
 def _prompts(settings: Prompts, encoder: Encoder, wanted: Wanted) -> Sequence[Prompt]:
-    """The run's held-out prompts, else those that it trained on."""
-    path = settings.held_out or settings.path
-    read = read_prompts(settings, encoder, path=path)
+    """Some that the run trains on: judgements become training data, and what is held out stays so."""
+    read = read_prompts(settings, encoder)
     if not read:
-        raise DataError(f"{path}: no prompts; expected some to answer")
+        raise DataError(f"{settings.path}: no prompts; expected some to answer")
     order = sorted(read, key=lambda prompt: blake2b(f"{wanted.seed}/{prompt.id}".encode(), digest_size=8).digest())
     return sorted(order[: wanted.prompts], key=lambda prompt: prompt.id)
 

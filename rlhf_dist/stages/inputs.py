@@ -17,6 +17,8 @@ from rlhf_dist.files import as_json, lines_of, parsed, write_text
 INPUTS = "inputs.json"
 READ = frozenset({"path", "held_out", "model", "policy", "reference", "critic", "classifier"})
 """Settings that name what is read, in whichever section."""
+CHOICES = frozenset({"learner.critic"})
+"""Settings of such a name that name none, but one of several ways."""
 LARGE = 64 * 2**20
 Known = Mapping[str, Any]
 """By key: its path, and of each file of it size in bytes, time in nanoseconds, digest, and rows (JSON lines only)."""
@@ -55,9 +57,12 @@ def inputs_of(config: Job, before: Known) -> Known:
 
 
 def changed(config: Job, before: Known) -> str:
-    """What has changed of what a stage has read, in words; empty: nothing. What is no longer there did not change."""
-    now = inputs_of(config, before)
-    told = [_told(now[key]["path"], known["files"], now[key]["files"]) for key, known in before.items() if key in now]
+    """What has changed of what a stage has read, or has come to it since, in words; empty: nothing.
+
+    What is no longer there did not change, and where nothing is known of what was read, nothing is said.
+    """
+    now = inputs_of(config, before) if before else {}
+    told = [_told(each["path"], before.get(key, {}).get("files", {}), each["files"]) for key, each in now.items()]
     return "; ".join(dict.fromkeys(filter(None, told)))
 
 
@@ -70,7 +75,7 @@ def _paths(section: Section, prefix: str = "") -> Iterator[tuple[str, str]]:
             key = f"{prefix}{name}.{number}".rstrip(".")
             if isinstance(each, Section):
                 yield from _paths(each, f"{key}.")
-            elif isinstance(each, str) and each and name in READ and Path(each).exists():
+            elif isinstance(each, str) and each and name in READ and key not in CHOICES and Path(each).exists():
                 yield key, each
 
 
@@ -101,7 +106,7 @@ def _told(path: str, before: Known, now: Known) -> str:
         return ""
     rows = [sum(each.get("rows", 0) for each in files.values()) for files in (before, now)]
     counted = f" ({rows[0]:,} -> {rows[1]:,} rows)" if any(rows) else f" ({names[0]})" if names[0] else ""
-    return f"{path} has changed{counted}"
+    return f"{path} {'has changed' if before else 'is new'}{counted}"
 
 
 def _digest(files: Known, name: str) -> Any:

@@ -1,7 +1,8 @@
 """The whole way: fine-tuning, a reward model, PPO; each stage's output is the next one's input.
 
 Finished stages are skipped, unless what they have read has changed since: then they run again, and after them those that read
-what they made. What such a stage had left is moved into its `earlier-N/`.
+what they made. What such a stage had left is moved into its `earlier-N/`. What people said of the run's own answers, once
+`again` has taken it, is data of the reward model beside the config's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rlhf_dist.cluster.session import has_gpus, namespace_of, session
 from rlhf_dist.config import (
     SFT,
     CommentJudge,
+    Feedback,
     Job,
     PipelineConfig,
     PPOConfig,
@@ -44,6 +46,13 @@ from rlhf_dist.stages.supervised import SharedLearner, encoder_of
 from rlhf_dist.tasks.start_model import make_policy
 from rlhf_dist.tasks.task_data import TaskData, write_task
 
+JUDGEMENTS = Path("feedback") / "judgements.jsonl"
+"""What people said of the run's own answers."""
+PEOPLE = "people"
+"""What these judgements are called in the reward model's report."""
+PAGE_SCALE = (1.0, 5.0)
+"""Worst and best score on the page."""
+
 
 def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = False) -> None:
     """Run what is not finished yet; the folder holds the PPO run, and the earlier stages under `stages/`.
@@ -58,7 +67,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
         ConfigError: a finished stage was made with other settings.
     """
     path.mkdir(parents=True, exist_ok=True)
-    given = config
+    given = config.model_copy(update={"run_dir": str(path)})
     if config.task is not None:
         _check_unchanged(path / "pipeline.yaml", config, of=("task.", "model.", "seed", "prompts.held_out_limit"))
         config = with_task(config, path, console)
@@ -66,7 +75,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
     supervised = supervised_stages(config, path)
     everything: list[Job] = [*(stage for _, _, stage in supervised), ppo]
     for stage in filter(finished, everything):
-        _check_unchanged(Path(stage.run_dir) / CONFIG, stage)
+        _check_unchanged(Path(stage.run_dir) / CONFIG, stage, run=path)
     # Read first: else it would be found wrong when two models are trained.
     encoder = encoder_of(config.policy)
     done = all(standing(stage, resume=resume).done for stage in everything)
@@ -164,7 +173,16 @@ def _sft_config(config: PipelineConfig, stage: SFT, path: Path) -> SFTConfig:
 def _reward_config(config: PipelineConfig, path: Path) -> RewardConfig:
     policy = str(path / "stages/sft" / sft.OUTPUT)
     made = {"model": policy, "policy": policy, "prompts": config.prompts, "rollout": config.rollout}
-    return RewardConfig(**_shared(config, path / "stages/reward"), **dict(config.reward_model), **made)
+    heard = {**dict(config.reward_model), "data": _with_people(config.reward_model.data, path)}
+    return RewardConfig(**_shared(config, path / "stages/reward"), **heard, **made)
+
+
+def _with_people(data: tuple[Feedback, ...], path: Path) -> tuple[Feedback, ...]:
+    """Feedback, and what people said of the run's own answers, if they did and it is not among it already."""
+    file = path / JUDGEMENTS
+    if not file.exists() or any(Path(each.path).resolve() == file.resolve() for each in data):
+        return data
+    return (*data, Feedback(path=str(file), source=PEOPLE, scale=PAGE_SCALE))
 
 
 def _shared(config: PipelineConfig, path: Path) -> dict[str, Any]:
@@ -198,11 +216,17 @@ def _supervise(stages: Sequence[tuple[SharingStage, str, Job]], console: Console
             stage.run(config, prepared, folder, shared if share else None)
 
 
-def _check_unchanged(file: Path, config: Job, of: tuple[str, ...] = ("",)) -> None:
-    """Compare settings with those that a folder was made with, if it was: all, or those under some sections."""
+def _check_unchanged(file: Path, config: Job, of: tuple[str, ...] = ("",), *, run: Path | None = None) -> None:
+    """Compare settings with those that a folder was made with, if it was: all, or those under some sections.
+
+    That people have judged answers of the pipeline's `run` since is no changed setting.
+    """
     if not file.exists():
         return
-    for key, before, now in changes(load(type(config), file), config):
+    made = load(type(config), file)
+    if run is not None and isinstance(made, RewardConfig):
+        made = made.model_copy(update={"data": _with_people(made.data, run)})
+    for key, before, now in changes(made, config):
         if key.startswith(of) and key != "run_dir":  # its folder is the file's, however it is spelt
             raise ConfigError(
                 f"{file.parent} was made with {key} = {before!r}, the config now says {now!r}; expected the same. Delete the "

@@ -8,12 +8,12 @@ from pathlib import Path
 from rlhf_dist.checkpoint import checkpoints
 from rlhf_dist.config import Job
 from rlhf_dist.run_folder.names import SUMMARY
-from rlhf_dist.stages.inputs import changed, kept_inputs
+from rlhf_dist.stages.inputs import INPUTS, changed, kept_inputs
 from rlhf_dist.stages.stage_checkpoints import MEMBERS
 
 EARLIER = "earlier-"
 """Folders within a stage's own with what it had left before it began anew, by number."""
-SHARED = ("stages", "data", "pipeline.yaml")
+SHARED = ("stages", "data", "feedback", "pipeline.yaml")
 """What lies in the folder of a pipeline's PPO, but is not PPO's."""
 
 
@@ -55,7 +55,8 @@ def finished(config: Job) -> bool:
 def set_aside(run_dir: Path) -> Path:
     """Move what a stage has left into a folder of its own within the stage's, before it begins anew; returns that folder.
 
-    The summary goes first: a folder without it is not taken for a finished one.
+    The summary goes first: a folder without it is not taken for a finished one. What the stage had read goes last: as long as any
+    of its checkpoints is left, it is seen that they have learnt from something else.
     """
     left = [each for each in run_dir.glob("[!.]*") if each.name not in SHARED and not each.name.startswith(EARLIER)]
     left += (run_dir / "stages").glob("evaluation")  # of the policy that is trained anew
@@ -64,6 +65,6 @@ def set_aside(run_dir: Path) -> Path:
         number += 1
     aside = run_dir / f"{EARLIER}{number}"
     aside.mkdir()
-    for each in sorted(left, key=lambda each: each.name != SUMMARY):
+    for each in sorted(left, key=lambda each: (each.name != SUMMARY, each.name == INPUTS)):
         each.rename(aside / each.name)
     return aside

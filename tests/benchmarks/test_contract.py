@@ -23,6 +23,7 @@ NAMES = (
     "steady",
     "faults",
     "resume_exact",
+    "loop",
 )
 ROOT = FOLDER.parent
 SHAPE = {"name", "when", "machine", "figures", "rows"}

@@ -3,18 +3,25 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
+from sqlalchemy import select
 
 from rlhf_dist.cli import shipped_config
-from rlhf_dist.config import PipelineConfig, load, override
+from rlhf_dist.config import PipelineConfig, RewardConfig, load, override
 from rlhf_dist.errors import ConfigError
+from rlhf_dist.feedback.database import Annotator, Task, transaction
+from rlhf_dist.feedback.judging import Form, record
+from rlhf_dist.feedback.serve import TASKS, open_feedback
+from rlhf_dist.feedback.task_files import TaskRow, read_tasks, write_tasks
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.passages import read_passages
 from rlhf_dist.stages import evaluate
+from rlhf_dist.stages.again import again
 from rlhf_dist.stages.feedback_sample import Wanted, sample
 from rlhf_dist.stages.pipeline import run
 from tests.runs import overrides
@@ -103,7 +110,8 @@ def test_a_finished_demo_is_not_run_again_nor_under_other_settings(
         run(override(config, ["ppo.kl_coef=0.2"]), path, Console())
     with pytest.raises(ConfigError, match=r"was made with task.comparisons = 256, the config now says 300"):
         run(override(config, ["task.comparisons=300"]), path, Console())
-    assert load(PipelineConfig, path / "pipeline.yaml") == config, "a refused config leaves no trace"
+    kept = load(PipelineConfig, path / "pipeline.yaml")
+    assert kept == config.model_copy(update={"run_dir": str(path)}), "a refused config leaves no trace"
 
 
 def test_a_finished_demo_is_evaluated_against_its_start(demo: tuple[Path, str], ray_session: None) -> None:
@@ -122,15 +130,42 @@ def test_a_finished_demo_is_evaluated_against_its_start(demo: tuple[Path, str], 
     assert len((Path(asked.run_dir) / "answers.jsonl").read_text().splitlines()) == 16
 
 
-def test_answers_of_a_finished_demo_become_tasks_for_people(demo: tuple[Path, str], ray_session: None) -> None:
+@pytest.fixture
+def quick(demo: tuple[Path, str]) -> Path:
+    """The finished demo, as if it had been made with the engine that starts at once."""
     path, _ = demo
-    file = path / "config.yaml"
-    file.write_text(file.read_text().replace("engine: vllm", "engine: transformers"))
-    sampled = sample(Wanted(path, against="sft", kind="comparison", prompts=8, seed=1))
+    for file in (path / name for name in ("config.yaml", "pipeline.yaml", "stages/reward/config.yaml")):
+        file.write_text(file.read_text().replace("engine: vllm", "engine: transformers"))
+    return path
+
+
+def test_answers_of_a_finished_demo_become_tasks_from_whose_judgements_it_learns(
+    quick: Path, ray_session: None
+) -> None:
+    sampled = sample(Wanted(quick, against="sft", kind="comparison", prompts=8, seed=1))
     tasks = sampled.rows
     assert len(tasks) + sum(sampled.left_out.values()) == 8
-    assert {task.source_a for task in tasks} | {task.source_b for task in tasks} == {"policy", "sft"}
+    assert sources(tasks) == {"policy-1", "sft"}
     assert all(task.a != task.b for task in tasks)
+    write_tasks(quick / TASKS, tasks)
+    engine = open_feedback(quick, None, overlap=1, annotators=["ann"]).engine
+    with transaction(engine) as session:
+        ann = session.scalars(select(Annotator.id).where(Annotator.name == "ann")).one()
+        for task in session.scalars(select(Task)).all():
+            record(session, task, ann, Form({"verdict": "a"}, {}), ())
+    engine.dispose()
+
+    again(load(PipelineConfig, quick / "pipeline.yaml"), quick, Console(), prompts=8, database=None)
+    found = json.loads((quick / "summary.json").read_text())["round"]
+    assert (found["number"], found["judgements"], found["prompts"]) == (2, len(tasks), 8)
+    assert 0 <= found["gold_win_rate"] <= 1
+    assert [each.source for each in load(RewardConfig, quick / "stages/reward/config.yaml").data][3:] == ["people"]
+    assert "prefers policy-2 over policy-1" in (quick / "report.html").read_text()
+    assert sources(read_tasks(str(quick / TASKS))[len(tasks) :]) == {"policy-2", "policy-1"}
+
+
+def sources(tasks: Sequence[TaskRow]) -> set[str]:
+    return {source for task in tasks for source in (task.source_a, task.source_b)}
 
 
 def brevity(prompt: str, answer: str) -> float:

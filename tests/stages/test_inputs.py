@@ -83,6 +83,19 @@ def test_another_time_of_the_same_contents_and_another_spelling_are_no_change(
     assert changed(reward(Path()), before) == ""
 
 
+def test_a_file_that_came_to_what_is_read_is_told_where_it_is_known_what_was_read(files: Path) -> None:
+    fewer = reward(files).model_copy(update={"data": reward(files).data[:1]})
+    before = inputs_of(fewer, {})
+    assert changed(reward(files), before) == f"{files / 'b.jsonl'} is new (0 -> 1,024 rows)"
+    assert changed(fewer, inputs_of(reward(files), {})) == ""
+
+
+def test_a_choice_is_not_taken_for_a_folder_of_its_name(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files)
+    assert (reward(files).learner.critic, Path("model").is_dir()) == ("model", True)
+    assert {key for key in inputs_of(reward(files), {}) if key.startswith("learner")} == set()
+
+
 def test_a_large_file_is_read_again_only_if_its_size_or_time_changed(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

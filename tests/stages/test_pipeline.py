@@ -1,10 +1,7 @@
 """Every embedded task's files pass each stage's checks; the whole way is in tests/integration/test_scenarios.py (`--soak`)."""
 
-import json
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +10,10 @@ from rlhf_dist.config import PipelineConfig, SFTConfig, dump, load, override
 from rlhf_dist.config.pipeline import OWN_REWARD
 from rlhf_dist.errors import ConfigError, WorkerLost
 from rlhf_dist.run_folder.console import Console
-from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.stages import reward, sft
-from rlhf_dist.stages.inputs import inputs_of, keep_inputs
 from rlhf_dist.stages.pipeline import _check_unchanged, ppo_config, run, supervised_stages, with_task
 from rlhf_dist.stages.ppo import prepare as prepare_ppo
+from tests.stages.conftest import Made
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "scenarios"
 NAMES = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
@@ -79,60 +75,6 @@ def test_a_finished_stage_is_not_taken_for_one_of_other_settings(
     _check_unchanged(file, before)
     with pytest.raises(ConfigError, match=told):
         _check_unchanged(file, after)
-
-
-class Made:
-    """A stage that makes of what it reads a model of which it can be told what it was made of."""
-
-    def __init__(self, output: str) -> None:
-        self.output, self.ran, self.resumed = output, 0, 0
-        self.fails = False
-
-    def prepare(self, config: Any, resume: Path | None = None, inputs: Any = None) -> Any:
-        self.resumed += resume is not None
-        return SimpleNamespace(describe=lambda: "made")
-
-    def run(self, config: Any, prepared: Any, folder: RunFolder, shared: Any = None) -> None:
-        self.ran += 1
-        keep_inputs(config, folder.path)
-        (folder.path / "checkpoints" / "step-000001" / "learner").mkdir(parents=True, exist_ok=True)
-        if self.fails:
-            raise WorkerLost("learner-0 died")
-        made = folder.path / self.output
-        made.mkdir(exist_ok=True)
-        read = inputs_of(config, {})
-        digests = {key: [file["digest"] for file in each["files"].values()] for key, each in read.items()}
-        (made / "model.safetensors").write_text(json.dumps(digests))
-        (folder.path / "summary.json").write_text("{}")
-
-
-@pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Made]:
-    made = {"sft": Made("policy"), "reward": Made("reward_model"), "ppo": Made("policy")}
-    for name, each in made.items():
-        module = f"rlhf_dist.stages.{name}"
-        monkeypatch.setattr(f"{module}.prepare", each.prepare)
-        monkeypatch.setattr(f"{module}.run", each.run)
-    monkeypatch.setattr("rlhf_dist.stages.ppo.read_inputs", lambda *_: ([], []))
-    pipeline = "rlhf_dist.stages.pipeline"
-    monkeypatch.setattr(f"{pipeline}.encoder_of", lambda _: SimpleNamespace(notes=list))
-    monkeypatch.setattr(f"{pipeline}.session", lambda *_, **__: nullcontext())
-    monkeypatch.setattr(f"{pipeline}._room_for_both", lambda _: False)
-    monkeypatch.setattr(f"{pipeline}.check_settings", lambda *_: None)
-    return made
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> PipelineConfig:
-    (tmp_path / "start").mkdir()
-    for name in ("start/config.json", "d.jsonl", "f.jsonl", "p.jsonl"):
-        (tmp_path / name).write_text("{}\n")
-    return PipelineConfig(
-        policy=str(tmp_path / "start"),
-        prompts={"path": str(tmp_path / "p.jsonl")},
-        sft={"data": {"path": str(tmp_path / "d.jsonl")}},
-        reward_model={"data": [{"path": str(tmp_path / "f.jsonl")}]},
-    )
 
 
 def runs(config: PipelineConfig, stages: dict[str, Made], path: Path, *, resume: bool = False) -> list[str]:

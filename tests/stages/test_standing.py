@@ -52,19 +52,19 @@ def test_an_interrupted_stage_goes_on_if_asked_and_if_it_reads_the_same(left: st
 
 
 def test_nothing_that_a_stage_has_left_is_lost_when_it_begins_anew(config: SFTConfig) -> None:
-    run_dir = begun(
-        config, "summary.json", "policy", "stages/sft", "stages/evaluation", "data", "pipeline.yaml", ".lock"
-    )
+    kept = ("stages/sft", "data", "feedback/tasks.db", "pipeline.yaml", ".lock")
+    run_dir = begun(config, "summary.json", "policy", "stages/evaluation", "feedback", *kept)
     everything = {str(each.relative_to(run_dir)) for each in run_dir.rglob("*")}
     first = set_aside(run_dir)
     assert first == run_dir / "earlier-1"
-    stay = {"stages", "stages/sft", "data", "pipeline.yaml", ".lock"}
+    stay = {"stages", "feedback", *kept}
     moved = {str(each.relative_to(first)) for each in first.rglob("*")}
     assert moved == {each.removeprefix("stages/") for each in everything - stay}
     assert {str(each.relative_to(run_dir)) for each in run_dir.glob("*")} == {
         "earlier-1",
         "stages",
         "data",
+        "feedback",
         "pipeline.yaml",
         ".lock",
     }
@@ -73,16 +73,26 @@ def test_nothing_that_a_stage_has_left_is_lost_when_it_begins_anew(config: SFTCo
     assert (run_dir / "earlier-1" / "summary.json").exists()
 
 
-def test_an_interrupted_move_leaves_no_finished_stage(config: SFTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_dir = begun(config, "summary.json", "a", "b")
-    moved: list[str] = []
+@pytest.mark.parametrize("moves", range(5))
+def test_an_interrupted_move_leaves_neither_a_finished_stage_nor_one_that_goes_on(
+    moves: int, config: SFTConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = begun(config, "summary.json", "policy", "checkpoints/step-000002/learner")
+    grow(config)
+    left, real = [moves], Path.rename
 
     def rename(self: Path, target: Path) -> None:
-        moved.append(self.name)
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(self, target)
 
     monkeypatch.setattr(Path, "rename", rename)
-    set_aside(run_dir)
-    assert moved[0] == "summary.json"
+    with pytest.raises(KeyboardInterrupt):
+        set_aside(run_dir)
+    found = standing(config, resume=True)
+    assert not found.done
+    assert not found.goes_on
 
 
 def test_an_earlier_folder_that_was_deleted_is_in_nobodys_way(config: SFTConfig) -> None:
