@@ -18,7 +18,7 @@ from rich.markup import escape
 from rlhf_dist.config import PipelineConfig
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.database import open_database, transaction
-from rlhf_dist.feedback.exchange import export_judgements
+from rlhf_dist.feedback.exchange import exported, standing, write_rows
 from rlhf_dist.feedback.serve import TASKS, database_url
 from rlhf_dist.feedback.task_files import TaskRow, load_tasks, read_tasks, write_tasks
 from rlhf_dist.files import as_json, lines_of, write_text
@@ -75,7 +75,7 @@ def _listen(run: Path, database: str | None) -> None:
     """Take what people have said, in all rounds, unless it is what was taken before."""
     with TemporaryDirectory() as folder:
         heard, known = Path(folder) / JUDGEMENTS.name, run / JUDGEMENTS
-        said = export_judgements(run, heard, database)
+        said = _heard(run, heard, database)
         if not said or (known.exists() and filecmp.cmp(heard, known, shallow=False)):
             since = f" since round {policy_number(run)} learnt from all that was said" if said else ""
             raise DataError(
@@ -83,6 +83,15 @@ def _listen(run: Path, database: str | None) -> None:
                 f"serve {run}"
             )
         write_text(known, heard.read_text(encoding="utf-8"))
+
+
+def _heard(run: Path, out: Path, database: str | None) -> int:
+    """Write what can be learnt from; returns the number of rows. Skips and gold questions are no news."""
+    with transaction(open_database(database_url(run, database)), reads=True) as session:
+        rows = exported(standing(session), form="raw")
+    learnt = [row for row in rows if row["kind"] not in ("skips", "choices") and row["gold"] is None]
+    write_rows(out, learnt)
+    return len(learnt)
 
 
 def _compare(run: Path) -> None:

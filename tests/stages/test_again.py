@@ -9,8 +9,8 @@ from sqlalchemy import select
 
 from rlhf_dist.config import PipelineConfig, override
 from rlhf_dist.errors import ConfigError, DataError, WorkerLost
-from rlhf_dist.feedback.assignment import SKIP, record
 from rlhf_dist.feedback.database import Annotator, Task, open_database, transaction
+from rlhf_dist.feedback.judging import Form, record
 from rlhf_dist.feedback.serve import TASKS, database_url, open_feedback
 from rlhf_dist.feedback.task_files import TaskRow, read_tasks, write_tasks
 from rlhf_dist.files import read_json_lines
@@ -18,7 +18,7 @@ from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.passages import read_passages
 from rlhf_dist.stages import pipeline
 from rlhf_dist.stages.again import TITLE, again
-from rlhf_dist.stages.feedback_sample import Wanted
+from rlhf_dist.stages.feedback_sample import Sampled, Wanted
 from rlhf_dist.stages.rounds import policy_name, policy_number, read_rounds
 from tests.stages.conftest import Made
 
@@ -32,13 +32,15 @@ class Answers:
         self.wanted: list[Wanted] = []
         self.fails = False
 
-    def sample(self, wanted: Wanted) -> list[TaskRow]:
+    def sample(self, wanted: Wanted) -> Sampled:
         if self.fails:
             raise WorkerLost("rollout-0 died")
         self.wanted.append(wanted)
         number = policy_number(wanted.run)
         ours, theirs = policy_name(number), policy_name(number - 1)
-        return [TaskRow("comparison", f"p{n}", f"{ours} {n}", f"{theirs} {n}", ours, theirs) for n in range(3)]
+        return Sampled(
+            [TaskRow("comparison", f"p{n}", f"{ours} {n}", f"{theirs} {n}", ours, theirs) for n in range(3)], {}
+        )
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def say(run: Path, verdict: str, *, tasks: int = 3, who: str = "ann") -> None:
         annotator = session.scalars(select(Annotator.id).where(Annotator.name == who)).one()
         open_tasks = session.scalars(select(Task).where(Task.done == 0).order_by(Task.id)).all()
         for task in open_tasks[:tasks]:
-            assert record(session, task, annotator, verdict, "")
+            record(session, task, annotator, Form({"verdict": verdict}, {}), ())
 
 
 def once_more(config: PipelineConfig, run: Path) -> None:
@@ -97,7 +99,7 @@ def test_a_round_learns_compares_and_asks_again(
     assert "judgements.jsonl is new (0 -> 2 rows): runs again" in told
     assert "prefers policy-2 over policy-1 on 50.0%" in told
     with transaction(open_database(database_url(run, None))) as session:
-        new = session.scalars(select(Task).where(Task.source_a == "policy-2")).all()
+        new = session.scalars(select(Task).where(Task.sources.contains("policy-2"))).all()
         assert [task.needed for task in new] == [OVERLAP] * 3
     assert len(read_tasks(str(run / TASKS))) == 6, "the tasks of the round before are still asked"
     assert answers.wanted == [Wanted(run, "before", "comparison", 3, seed=2)]
@@ -106,7 +108,7 @@ def test_a_round_learns_compares_and_asks_again(
 def test_a_round_without_news_is_refused_and_costs_nothing(
     own: PipelineConfig, stages: dict[str, Made], run: Path, answers: Answers
 ) -> None:
-    say(run, SKIP, who="bob")
+    say(run, "skip", who="bob")
     with pytest.raises(DataError, match="nobody has judged anything; expected judgements"):
         once_more(own, run)
     say(run, "b", tasks=1)

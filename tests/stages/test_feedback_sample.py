@@ -25,25 +25,25 @@ def prompts(*texts: str) -> list[Prompt]:
 def test_pairs_that_ask_nothing_or_cannot_be_kept_are_left_out_and_counted() -> None:
     asked = prompts("p", "q", "r", "s", "t", "nul \0")
     ours = ["a", "a b", " ", "a\0", "a\ud800", "a"]
-    sampled = tasks(WANTED, asked, ours, ["b", " a\nb", "b", "b", "b", "b"])
+    sampled = tasks(WANTED, asked, ("policy", ours), ("sft", ["b", " a\nb", "b", "b", "b", "b"]))
     assert [row.prompt for row in sampled.rows] == ["p"]
     assert sampled.left_out == {EQUAL: 1, EMPTY: 1, UNSTORABLE: 3}
     assert sampled.told().startswith(
         "left out 5 prompts: 1, since both answers are equal but for white space; 1, since"
     )
-    nothing = tasks(WANTED, prompts("p"), ["a"], ["b"])
+    nothing = tasks(WANTED, prompts("p"), ("policy", ["a"]), ("sft", ["b"]))
     assert (len(nothing.rows), nothing.left_out, nothing.told()) == (1, {}, "")
 
 
 def test_one_answer_is_asked_about_alone() -> None:
-    sampled = tasks(Wanted(Path("run"), "sft", "score", 2, 0), prompts("p", "q"), ["a", ""], None)
+    sampled = tasks(Wanted(Path("run"), "sft", "score", 2, 0), prompts("p", "q"), ("policy", ["a", ""]), ("sft", None))
     ((row, *others),) = [sampled.rows]
     assert (row.kind, row.a, row.b, row.source_a, others) == ("score", "a", None, "policy", [])
     assert sampled.left_out == {EMPTY: 1}
 
 
 def test_a_coin_decides_which_side_is_ours() -> None:
-    rows = tasks(WANTED, prompts(*"abcdefghijklmnop"), ["ours"] * 16, ["theirs"] * 16).rows
+    rows = tasks(WANTED, prompts(*"abcdefghijklmnop"), ("policy", ["ours"] * 16), ("sft", ["theirs"] * 16)).rows
     assert {row.source_a for row in rows} == {"policy", "sft"}
     assert all((row.a == "ours") == (row.source_a == "policy") for row in rows)
 
@@ -63,7 +63,7 @@ def test_people_read_no_template_and_reward_models_the_tokens_that_the_policy_sa
     ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = read_prompts(Prompts(path=str(tmp_path / "p.jsonl")), tokenizer)
-    made = tasks(WANTED, asked, ["a"] * 4, ["b"] * 4).rows
+    made = tasks(WANTED, asked, ("policy", ["a"] * 4), ("sft", ["b"] * 4)).rows
     assert [row.prompt for row in made] == ["User: Hi", "Hi", "Hi", "user\nHi\n"]
     write_tasks(tmp_path / "tasks.jsonl", made)
     judged = tmp_path / "judged.jsonl"

@@ -68,6 +68,6 @@ def test_a_round_with_one_prompt_or_without_a_gold_judge_is_told_as_it_is_read(t
     before, after = (finished(tmp_path / name, [0.5], kl=1.5) for name in ("before", "after"))
     keep_round(tmp_path, Round(2, 5, "d", **compared(before, after)))
     (kept,) = read_rounds(tmp_path)
-    assert "prefers policy-2 over policy-1 on 50.0% [10.3%, 89.7%] of 1 held-out prompts" in kept.told()
+    assert "prefers policy-2 over policy-1 on 50.0% [0.0%, 100.0%] of 1 held-out prompts" in kept.told()
     none = Round(2, 5, "d", **compared(*(finished(tmp_path / name, [None], kl=1.5) for name in ("before", "after"))))
     assert none.told() == "policy-2 learnt from 5 judgements of people: KL to the reference 1.50 -> 1.50 nats"
