@@ -1,6 +1,6 @@
 """Further questions of a task, each with its own scale: of the store's guide, or a task's own `criteria`.
 
-- {name: helpful, ask: Does it help?, scale: [1, 7], words: {1: not at all, 7: very much}}     a score of each answer
+- {name: helpful, ask: "Does it help?", scale: [1, 7], words: {1: not at all, 7: very much}}     a score of each answer
 - {name: harmless, kind: comparison}                                                           which answer is it more?
 - {name: language, kind: choice, choices: [good, broken, other], of: answers}                  one of some words
 """

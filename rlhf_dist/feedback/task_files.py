@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 from rlhf_dist.data.conversations import spoken_text, turns
 from rlhf_dist.data.demonstrations import completion_text
 from rlhf_dist.data.tables import read_rows
+from rlhf_dist.data.templates import column
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.criteria import as_text, checked_criteria
 from rlhf_dist.feedback.database import Task, TaskText
@@ -176,7 +177,7 @@ def _task(where: str, row: dict[str, Any]) -> TaskRow:
     answers = tuple(_text(where, name, row.get(name)) for name in names)
     several = _several(where, row) if kind == "ranking" else ()
     _check_differ(where, answers or several)
-    criteria = checked_criteria(f"{where}: criteria", row.get("criteria") or [])
+    criteria = checked_criteria(f"{where}: criteria", column(where, row, "criteria", list) or [])
     gold = checked_gold(where, kind, row.get("gold"), len(answers or several))
     shared: dict[str, Any] = {"gold": gold, "prompt_source": source, "criteria": as_text(criteria)}
     if several:

@@ -9,17 +9,19 @@ let sent = 0;
 document.addEventListener("submit", (event) => {
   if (Date.now() - sent < STUCK_MS) return event.preventDefault();
   sent = Date.now();
+  tick();
   if (event.target === form) form.elements.active.value = (active / 1000).toFixed(1);
 });
 window.addEventListener("pageshow", () => { sent = 0; });
 
 // Seconds at work: while the page is seen and somebody moves.
 let active = 0, looked = Date.now(), moved = Date.now();
-setInterval(() => {
+function tick() {
   const now = Date.now();
   if (!document.hidden && now - moved < IDLE_MS) active += now - looked;
   looked = now;
-}, 250);
+}
+setInterval(tick, 250);
 for (const sign of ["pointermove", "keydown", "scroll", "touchstart"]) addEventListener(sign, () => { moved = Date.now(); }, { passive: true, capture: true });
 
 // The key's own letter on any keyboard: by place for digits, which some have on the shift level, and for other alphabets.
