@@ -127,6 +127,7 @@ def withdraw(
     """Let one judgement stand no more."""
     with visiting(request, csrf=csrf, supervises=True) as (session, visit):
         judging.withdraw(session, judgement, by=visit.annotator_id)
+    site_of(request).forget()
     return RedirectResponse(_back(request, back), status_code=303)
 
 
@@ -135,6 +136,7 @@ def withdraw_all(request: Request, csrf: Csrf, person: Annotated[int, Form()]) -
     """Let nothing that somebody said stand any more."""
     with visiting(request, csrf=csrf, supervises=True) as (session, visit):
         judging.withdraw_all(session, person, by=visit.annotator_id)
+    site_of(request).forget()
     return RedirectResponse(
         f"{site_of(request).base}/supervise/judgements?person={person}&state=withdrawn", status_code=303
     )

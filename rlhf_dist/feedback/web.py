@@ -70,6 +70,10 @@ class Site:
         found: T = value
         return found
 
+    def forget(self) -> None:
+        """Look anew next time, since somebody changed what there is at once."""
+        self._glances.clear()
+
     def link(self, request: Request, path: str) -> str:
         """An address to send to people."""
         root = self.base_url or f"{request.url.scheme}://{request.url.netloc}"

@@ -201,9 +201,8 @@ def test_two_judge_by_keyboard_while_the_server_is_killed_and_nothing_is_lost(se
     server.start()
     for page in (ann, bob):
         page.goto(f"http://127.0.0.1:{server.port}/")
-    for _ in range(15):
-        if ann.locator("form.judge").count():
-            done.append(prefer(ann, "good"))
+    left = int(re.findall(r"\d+", ann.inner_text("header [role=status]"))[1]) - len(done) - 1
+    done += [prefer(ann, "good") for _ in range(left) if ann.locator("form.judge").count()]
     if "All done" not in ann.inner_text("main"):
         assert "before their eyes" in ann.inner_text("main"), "bob has one"
     for _ in range(5):
@@ -284,7 +283,7 @@ def test_a_supervisor_sees_reads_withdraws_invites_and_exports(server: Server, b
         boss.click("button:has-text('Show')")
     assert boss.locator("tbody tr").count() == 15
     with boss.expect_navigation():
-        boss.locator("button", has_text="Withdraw").first.click()
+        boss.locator("button.small").first.click()
     assert boss.locator("tbody tr").count() == 14, "the filter is kept"
     boss.check("input[required]")
     with boss.expect_navigation():
@@ -329,7 +328,7 @@ def test_choices_and_heads_stay_in_view_whatever_the_answers_length(
         page.evaluate("y => window.scrollTo(0, y)", scrolled)
         for value in ("a_much", "a", "tie", "b", "b_much", "skip"):
             box = page.locator(f"button[value={value}]").bounding_box()
-            assert 0 <= box["y"], (scrolled, value)
+            assert box["y"] >= 0, (scrolled, value)
             assert box["y"] + box["height"] <= height, (scrolled, value)
     head = page.locator(".side summary").first.bounding_box()
     assert 0 <= head["y"] < 120, "whose words these are"
@@ -346,7 +345,7 @@ def test_keys_work_with_caps_lock_and_on_other_layouts(shared: Server, browser: 
     with page.expect_navigation():
         key(page, "ы", "KeyS")  # Russian
     with page.expect_navigation():
-        key(page, "г", "KeyU")
+        key(page, "\u0433", "KeyU")
     key(page, "C", "KeyC")
     assert page.evaluate("document.activeElement.id") == "comment"
     page.keyboard.type("sus 123")
@@ -371,7 +370,7 @@ def test_a_draft_outlives_a_reload_and_a_lost_session_and_a_stopped_navigation_l
     page.route("**/judge", lambda route: held.append(route))  # a slow server
     page.click("button[value=said]", no_wait_after=True)
     page.wait_for_timeout(200)
-    page.evaluate("window.stop()")
+    page.context.new_cdp_session(page).send("Page.stopLoading")
     page.unroute("**/judge")
     page.wait_for_timeout(4200)
     with page.expect_navigation():
