@@ -121,8 +121,13 @@ def invite(
 @app.command()
 def export(
     run_or_file: RunOrFile,
-    out: Annotated[Path, typer.Argument(help="file to write: .jsonl or .parquet")],
-    form: Annotated[str, typer.Option(help="raw: everything, by annotator; trl: prompt, chosen, rejected")] = "raw",
+    out: Annotated[Path, typer.Argument(help="file to write: .jsonl, .parquet or .json")],
+    form: Annotated[
+        str,
+        typer.Option(
+            help="raw: everything; trl: prompt, chosen, rejected; argilla, label-studio: for these tools (.json)"
+        ),
+    ] = "raw",
     database: Database = None,
 ) -> None:
     """Write all judgements that stand: by whom and when, with gold questions and skips, as `rlhf-dist reward` reads them."""

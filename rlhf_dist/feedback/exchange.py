@@ -23,7 +23,8 @@ from rlhf_dist.files import as_json, check_depth, check_text, written_aside
 
 LOG = logging.getLogger(__name__)
 
-FORMS = ("raw", "trl")
+FORMS = ("raw", "trl", "argilla", "label-studio")
+TOOLS = {"argilla": argilla.records, "label-studio": label_studio.tasks}
 
 
 def standing(session: Session) -> Iterator[Judgement]:
@@ -43,16 +44,17 @@ def exported(judgements: Iterable[Judgement], *, form: str) -> list[dict[str, An
     Args:
         judgements: of the store.
         form: `raw`, everything that was said: by whom, when, in which order it was seen, gold questions and skips too; `trl`,
-            comparisons with a winner as prompt, chosen, rejected.
+            comparisons with a winner as prompt, chosen, rejected; `argilla` or `label-studio`, records that these tools import.
 
     Raises:
-        DataError: the form is neither.
+        DataError: the form is none of them.
     """
     if form not in FORMS:
         raise DataError(f"form is {form!r}; expected one of {', '.join(FORMS)}")
     stand = [one for one in judgements if one.withdrawn is None]
-    if form == "raw":
-        return [row for one in stand for row in _everything(one)]
+    if form in ("raw", *TOOLS):
+        rows = [row for one in stand for row in _everything(one)]
+        return TOOLS[form](rows) if form in TOOLS else rows
     compared = ("comparison", "ranking")
     judged = [one for one in stand if one.verdict != SKIP and one.task.gold is None and one.task.kind in compared]
     prompts = {one.task_id: _prompt(one.task) for one in judged}
@@ -163,7 +165,9 @@ def export_judgements(run_or_file: Path, out: Path, database: str | None = None,
 
 
 def encoded(rows: Sequence[dict[str, Any]], suffix: str) -> bytes:
-    """Rows as the bytes of a `jsonl` or `parquet` file; in Parquet lacking columns are null, and nested values JSON text."""
+    """Rows as the bytes of a `json`, `jsonl` or `parquet` file; in Parquet lacking columns are null, nested values JSON text."""
+    if suffix == "json":
+        return as_json(list(rows), ensure_ascii=False, indent=1).encode()
     if suffix == "jsonl":
         return "".join(as_json(row, ensure_ascii=False) + "\n" for row in rows).encode()
     import pyarrow as pa
@@ -194,14 +198,16 @@ def _is_chat(value: Any) -> bool:
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write a JSONL or Parquet file, by its suffix, in one step.
+    """Write a JSON, JSONL or Parquet file, by its suffix, in one step.
 
     Raises:
         DataError: the suffix is neither.
     """
     suffix = path.suffix.removeprefix(".")
-    if suffix not in ("jsonl", "parquet"):
-        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; expected .jsonl or .parquet")
+    if suffix not in ("json", "jsonl", "parquet"):
+        raise DataError(
+            f"{path}: unknown kind of file {path.suffix!r}; expected .jsonl or .parquet, or .json for other tools"
+        )
     with written_aside(path) as aside:
         aside.write_bytes(encoded(rows, suffix))
 

@@ -48,8 +48,18 @@ def test_export_and_the_reward_model_meet(run: Path) -> None:
     rows = [json.loads(line) for line in (run / "out.jsonl").read_text().splitlines()]
     assert len(rows) == 12
     assert {row["chosen"] for row in rows} == {"x", "y"}
-    with pytest.raises(DataError, match="form is 'odd'; expected one of raw, trl"):
+    with pytest.raises(DataError, match="form is 'odd'; expected one of raw, trl, argilla, label-studio"):
         call("export", run, run / "out.jsonl", "--form", "odd")
+
+
+@pytest.mark.parametrize("tool", ["argilla", "label-studio"])
+def test_what_goes_to_another_tool_comes_back(run: Path, tool: str) -> None:
+    call("export", run, run / "out.json", "--form", tool)
+    call("import", run / "out.json", run / "back.jsonl", "--from", tool)
+    back = [json.loads(line) for line in (run / "back.jsonl").read_text().splitlines()]
+    assert sorted((row["prompt"], row["preference"]) for row in back) == sorted(
+        (f"p{n}", float(annotator == 1 or n > 1)) for n in range(6) for annotator in (1, 2)
+    )
 
 
 def test_invite_makes_links_that_open(run: Path) -> None:
