@@ -31,8 +31,8 @@ from rlhf_dist.tasks.helpdesk import gold_score
 
 ANNOTATORS = {"ada": 12.0, "ben": 12.0, "cem": 6.0, "dot": 3.0}
 """Name to sharpness k: P(a over b) = sigmoid(k (gold(a) - gold(b))); at 3 a difference of 0.1 is seen in 57 % of the pairs."""
-OVERLAP = 2
-SETTINGS = ["task.comparisons=1024", "task.scores=0", "task.comments=0"]
+# So few judgements are looked at more than once; the demo has fifteen times as many.
+SETTINGS = ["task.comparisons=1024", "task.scores=0", "task.comments=0", "reward_model.epochs=3"]
 QUICK = [
     "model={hidden: 64, layers: 2, heads: 2, positions: 128}",
     "task.demonstrations=1024",
@@ -62,7 +62,7 @@ def page(run: Path) -> Iterator[dict[str, str]]:
     """`rlhf-dist feedback serve`; yields the link of everybody who is new."""
     names = [word for name in ANNOTATORS for word in ("--annotator", name)]
     port = free_port()
-    words = command("feedback", "serve", run, *names, "--overlap", OVERLAP, "--port", port)
+    words = command("feedback", "serve", run, *names, "--port", port)
     links: dict[str, str] = {}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -143,7 +143,7 @@ def measure(run: Path, settings: list[str], *, prompts: int, rounds: int) -> Ite
     overrides = [word for setting in settings for word in ("--set", setting)]
     first = call("demo", "--run-dir", run, *overrides)
     print(f"demo: {first:.0f} s")
-    call("feedback", "sample", run, "--prompts", prompts)
+    call("feedback", "sample", run, "--prompts", prompts, "--against", "self")
     with page(run) as links:
         for number in range(2, rounds + 2):
             began = time.perf_counter()
@@ -170,7 +170,7 @@ def measure(run: Path, settings: list[str], *, prompts: int, rounds: int) -> Ite
 
 def main() -> None:
     options = arguments(__doc__)
-    settings, size = (QUICK, {"prompts": 24, "rounds": 1}) if options.quick else ([], {"prompts": 600, "rounds": 2})
+    settings, size = (QUICK, {"prompts": 24, "rounds": 1}) if options.quick else ([], {"prompts": 1200, "rounds": 2})
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         rows = list(measure(Path(folder) / "run", [*SETTINGS, *settings], **size))
     keys = ("judged", "win_rate", "low", "high", "gold_before", "gold_after", "again_s")
