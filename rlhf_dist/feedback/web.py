@@ -18,6 +18,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlhf_dist.feedback import people
@@ -192,7 +193,7 @@ def _bounded(receive: Receive) -> Receive:
         told = await receive()
         taken += len(told.get("body", b""))
         if taken > LARGEST_BODY:
-            raise ValueError(f"more than {LARGEST_BODY} bytes")
+            raise HTTPException(413, f"This is more than {LARGEST_BODY:,} bytes.")
         return told
 
     return bounded
