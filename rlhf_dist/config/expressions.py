@@ -19,7 +19,7 @@ def expression(pattern: str) -> Any:
     Raises:
         ValueError: it is no regular expression, or one that `re` itself means to read otherwise some day; says why.
     """
-    import regex  # type: ignore[import-untyped]
+    import regex
 
     try:
         with warnings.catch_warnings():

@@ -135,6 +135,15 @@ def test_the_overview_is_what_a_slow_count_of_all_judgements_says(tmp_path: Path
     skipped = Counter(row["annotator"] for row in told if row["kind"] == "skips")
     assert {one.name: one.skipped for one in seen.people if one.skipped} == skipped
     assert sum(one.withdrawn for one in seen.people) == 12
+    decided = [
+        row for row in told if row["kind"] == "comparisons" and "shown_first" in row and row["preference"] != 0.5
+    ]
+    left = sum((row["preference"] == 1) == (row["shown_first"] == "a") for row in decided)
+    assert (sum(one.conduct.left[0] for one in seen.people), sum(one.conduct.left[1] for one in seen.people)) == (
+        left,
+        len(decided),
+    )
+    assert 0 < left < len(decided)
     golden = [row for row in told if row["gold"] and row["kind"] == "comparisons"]
     right = sum(LABELS[row["verdict"]] == 1 for row in golden)
     assert (sum(one.conduct.gold[0] for one in seen.people), sum(one.conduct.gold[1] for one in seen.people)) == (

@@ -66,6 +66,7 @@ def test_gold_that_cannot_be_is_named(kind: str, gold: object) -> None:
 
 def test_everybody_has_orders_of_their_own() -> None:
     assert {order_of(task, 1, 2) for task in range(50)} == {(0, 1), (1, 0)}
+    assert {order_of(1, person, 2) for person in range(50)} == {(0, 1), (1, 0)}
     assert len({order_of(task, 1, 3) for task in range(200)}) == 6
     assert as_text(order_of(1, 1, 3)) == as_text(order_of(1, 1, 3))
     assert len({probe(person, 0) for person in range(50)}) == 50
