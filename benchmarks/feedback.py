@@ -18,17 +18,21 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
 from contract import arguments, publish
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
 from rlhf_dist.feedback.database import Judgement, Task, open_database, sqlite_url
+from rlhf_dist.feedback.orders import as_text, order_of
+from rlhf_dist.feedback.people import invite
 from rlhf_dist.feedback.serve import open_feedback
-from rlhf_dist.feedback.task_files import TaskRow, write_tasks
+from rlhf_dist.feedback.task_files import TaskRow, load_tasks, write_tasks
 
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 
@@ -126,6 +130,62 @@ def measure(folder: Path, url: str, *, clients: int, judgements: int) -> dict[st
     }
 
 
+def filled(url: str, judgements: int) -> None:
+    """A store that so many judgements by 50 people were given to, two of each task."""
+    rng, people = Random(0), 50
+    engine = open_database(url)
+    tasks = [
+        TaskRow("comparison", f"p{n}", "x" * rng.randint(50, 2000), "y" * rng.randint(50, 2000), *sources)
+        for n, sources in zip(range(judgements // 2), cycle([("ppo", "sft"), ("sft", "ppo")]), strict=False)
+    ]
+    with Session(engine) as session, session.begin():
+        load_tasks(session, tasks, overlap=2)
+        for number in range(people):
+            invite(session, f"annotator-{number}")
+        session.flush()
+        session.execute(
+            insert(Judgement),
+            [
+                {
+                    "task_id": task,
+                    "annotator_id": who,
+                    "verdict": rng.choice(["a", "a", "b", "tie", "a_much"]),
+                    "seconds": 20.0,
+                    "active": rng.uniform(2, 60),
+                    "order_shown": as_text(order_of(task, who, 2)),
+                }
+                for task in range(1, judgements // 2 + 1)
+                for who in rng.sample(range(1, people + 1), 2)
+            ],
+        )
+        session.execute(update(Task).values(done=2))
+    engine.dispose()
+
+
+def supervising(folder: Path, url: str, judgements: int) -> dict[str, float]:
+    """Seconds of the supervisor's page: asked first, and each time after one more judgement."""
+    write_tasks(folder / "more.jsonl", [TaskRow("comparison", f"more {n}", "x", "y", "ppo", "sft") for n in range(20)])
+    filled(url, judgements)
+    opened = open_feedback(folder / "more.jsonl", url, overlap=None, annotators=["one"])
+    opened.engine.dispose()
+    seconds = []
+    with (
+        server(folder / "more.jsonl", url) as base,
+        httpx.Client(base_url=base, timeout=60, follow_redirects=True) as boss,
+    ):
+        boss.get("/style.css")
+        asyncio.run(storm(base, [opened.invitations["one"]], 1))
+        began = time.perf_counter()
+        boss.get(f"/join/{opened.invitations['supervisor']}").raise_for_status()
+        first = time.perf_counter() - began
+        for _ in range(9):
+            asyncio.run(storm(base, [opened.invitations["one"]], 1))
+            began = time.perf_counter()
+            boss.get("/supervise").raise_for_status()
+            seconds.append(time.perf_counter() - began)
+    return {"supervise_first_s": first, "supervise_s": statistics.median(seconds)}
+
+
 def main() -> None:
     options = arguments(__doc__)
     clients, judgements = (10, 400) if options.quick else (50, 10_000)
@@ -142,9 +202,12 @@ def main() -> None:
                 rows.append(
                     {"database": "postgres", **measure(root / "postgres", url, clients=clients, judgements=judgements)}
                 )
+        size = 10_000 if options.quick else 100_000
+        (root / "many").mkdir()
+        seen = supervising(root / "many", sqlite_url(root / "many" / "feedback.db"), size)
     keys = ("answered", "lost", "doubled", "miscounted", "p50_ms", "p99_ms", "judgements_per_second")
     figures = {f"{row['database']}_{key}": row[key] for row in rows for key in keys}
-    publish("feedback", figures, rows, options.json)
+    publish("feedback", {**figures, **seen}, rows, options.json)
 
 
 if __name__ == "__main__":
