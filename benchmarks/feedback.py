@@ -70,15 +70,42 @@ def server(tasks: Path, url: str) -> Iterator[str]:
     command = [sys.executable, "-m", "rlhf_dist.cli", "feedback", "serve", str(tasks), "--database", url]
     process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL)
     try:
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
+        wait_for(port)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait()
+
+
+@contextmanager
+def page(tasks: Path, *options: object) -> Iterator[dict[str, str]]:
+    """The same as a user starts it; yields the link of everybody who is new."""
+    port = free_port()
+    words = map(str, ["feedback", "serve", tasks, *options, "--port", port])
+    links: dict[str, str] = {}
+    with subprocess.Popen(
+        [sys.executable, "-m", "rlhf_dist.cli", *words], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if found := re.match(r"(\w+): (http\S+)$", line):
+                links[found[1]] = found[2]
+            if line.startswith("serving on"):
+                break
+        try:
+            wait_for(port)
+            yield links
+        finally:
+            process.terminate()
+
+
+def wait_for(port: int) -> None:
+    """Until somebody listens."""
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
 
 
 async def client(base: str, token: str, judgements: int, seconds: list[float]) -> int:

@@ -11,13 +11,11 @@ import asyncio
 import json
 import math
 import re
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
@@ -25,7 +23,7 @@ from typing import Any
 
 import httpx
 from contract import arguments, publish
-from feedback import free_port
+from feedback import page
 
 from rlhf_dist.tasks.helpdesk import gold_score
 
@@ -55,36 +53,6 @@ def call(*words: object) -> float:
     began = time.perf_counter()
     subprocess.run(command(*words), check=True)
     return time.perf_counter() - began
-
-
-@contextmanager
-def page(run: Path) -> Iterator[dict[str, str]]:
-    """`rlhf-dist feedback serve`; yields the link of everybody who is new."""
-    names = [word for name in ANNOTATORS for word in ("--annotator", name)]
-    port = free_port()
-    words = command("feedback", "serve", run, *names, "--port", port)
-    links: dict[str, str] = {}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if found := re.match(r"(\w+): (http\S+)$", line):
-                links[found[1]] = found[2]
-            if line.startswith("serving on"):
-                break
-        try:
-            wait_for(port)
-            yield links
-        finally:
-            process.terminate()
-
-
-def wait_for(port: int) -> None:
-    """Until somebody listens."""
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
 
 
 class Shown(HTMLParser):
@@ -144,7 +112,8 @@ def measure(run: Path, settings: list[str], *, prompts: int, rounds: int) -> Ite
     first = call("demo", "--run-dir", run, *overrides)
     print(f"demo: {first:.0f} s")
     call("feedback", "sample", run, "--prompts", prompts, "--against", "self")
-    with page(run) as links:
+    people = [word for name in ANNOTATORS for word in ("--annotator", name)]
+    with page(run, *people) as links:
         for number in range(2, rounds + 2):
             began = time.perf_counter()
             judged = asyncio.run(everybody(links))

@@ -5,19 +5,15 @@ Pictures go to benchmarks/results/feedback-*.png; `violations` must be 0.
 
 from __future__ import annotations
 
-import re
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from contract import arguments, publish
+from feedback import page as serving
 
 from rlhf_dist.feedback.task_files import TaskRow, write_tasks
 
@@ -69,34 +65,9 @@ def served(folder: Path, rows: list[TaskRow]) -> Iterator[dict[str, str]]:
     folder.mkdir()
     write_tasks(folder / "tasks.jsonl", rows)
     (folder / "guide.yaml").write_text(GUIDE)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = [
-        "-m",
-        "rlhf_dist.cli",
-        "feedback",
-        "serve",
-        folder / "tasks.jsonl",
-        "--port",
-        port,
-        "--guide",
-        folder / "guide.yaml",
-    ]
-    people = [word for name in ("ada", "ben") for word in ("--annotator", name)]
-    links: dict[str, str] = {}
-    command = [sys.executable, *map(str, words), *people, "--overlap", "2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if found := re.match(r"(\w+): (http\S+)$", line):
-                links[found[1]] = found[2]
-            if line.startswith("serving on"):
-                break
-        while process.poll() is None and socket.socket().connect_ex(("127.0.0.1", port)):
-            time.sleep(0.05)
+    people = ("--annotator", "ada", "--annotator", "ben", "--overlap", "2")
+    with serving(folder / "tasks.jsonl", "--guide", folder / "guide.yaml", *people) as links:
         yield links
-        process.terminate()
 
 
 def picture(page: Any, name: str) -> Iterator[dict[str, Any]]:

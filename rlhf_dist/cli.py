@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlhf_dist import feedback_cli
 from rlhf_dist.config import (
     ChaosConfig,
     DPOConfig,
@@ -25,7 +26,6 @@ from rlhf_dist.config import (
 )
 from rlhf_dist.ending import ending_in_words
 from rlhf_dist.errors import RunError, UserError
-from rlhf_dist.feedback_cli import app as feedback_app
 
 if TYPE_CHECKING:
     from rlhf_dist.run_folder.console import Console
@@ -48,7 +48,7 @@ Resume = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print config, placement and memory; start nothing")]
 
 
-app.add_typer(feedback_app, name="feedback")
+app.add_typer(feedback_cli.app, name="feedback")
 
 
 @app.callback()
@@ -119,25 +119,7 @@ def pipeline(
     _run_pipeline(config, run_dir, resume=resume, anew=False)
 
 
-@app.command()
-def again(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="folder of a pipeline or the demo whose answers people judged")
-    ],
-    prompts: Annotated[int, typer.Option(min=1, help="how many prompts to answer for the next round")] = 100,
-    database: Annotated[
-        str | None, typer.Option(help="SQLAlchemy URL of their judgements; default: SQLite beside the tasks")
-    ] = None,
-) -> None:
-    """Learn from what people said of a run's answers: a new reward model and policy, and tasks for the next round."""
-    config = load(PipelineConfig, run / "pipeline.yaml")
-    from rlhf_dist.run_folder.console import Console
-    from rlhf_dist.run_folder.folder import claimed
-
-    with Console() as console, claimed(str(run), explicit=True, again=True), ending_in_words(run):
-        from rlhf_dist.stages.again import again as once_more
-
-        once_more(config, run, console, prompts=prompts, database=database)
+app.command()(feedback_cli.again)
 
 
 def _run_pipeline(config: PipelineConfig, run_dir: Path | None, *, resume: bool, anew: bool) -> None:

@@ -177,3 +177,23 @@ def report(
     with transaction(open_database(database_url(run_or_file, database)), reads=True) as session:
         seen = overview(session, chosen)
     show_overview(Console(), seen)
+
+
+def again(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="folder of a pipeline or the demo whose answers people judged")
+    ],
+    prompts: Annotated[int, typer.Option(min=1, help="how many prompts to answer for the next round")] = 100,
+    database: Database = None,
+) -> None:
+    """Learn from what people said of a run's answers: a new reward model and policy, and tasks for the next round."""
+    from rlhf_dist.config import PipelineConfig, load
+    from rlhf_dist.ending import ending_in_words
+    from rlhf_dist.run_folder.console import Console
+    from rlhf_dist.run_folder.folder import claimed
+
+    config = load(PipelineConfig, run / "pipeline.yaml")
+    with Console() as console, claimed(str(run), explicit=True, again=True), ending_in_words(run):
+        from rlhf_dist.stages.again import again as once_more
+
+        once_more(config, run, console, prompts=prompts, database=database)
