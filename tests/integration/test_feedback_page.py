@@ -161,7 +161,7 @@ def browser() -> Iterator[Any]:
 
 def visit(browser: Any, link: str, *, width: int = 1280) -> Any:
     page = browser.new_context(viewport={"width": width, "height": 800}).new_page()
-    page.set_default_timeout(8000)
+    page.set_default_timeout(30_000)  # a busy machine is no failure
     page.goto(link)
     return page
 
