@@ -34,12 +34,14 @@ class Server:
         self.folder = folder
         self.links: dict[str, str] = {}
 
-    def start(self, *people: str) -> None:
+    def start(self, *people: str, overlap: int = 2) -> None:
         command = [sys.executable, "-m", "rlhf_dist.cli", "feedback", "serve", str(self.folder / "tasks.jsonl")]
         names = [word for name in people for word in ("--annotator", name)]
         guide = ["--guide", str(self.folder / "guide.yaml")] if (self.folder / "guide.yaml").exists() else []
         self.process = subprocess.Popen(
-            [*command, *names, *guide, "--overlap", "2", "--port", str(self.port)], stdout=subprocess.PIPE, text=True
+            [*command, *names, *guide, "--overlap", str(overlap), "--port", str(self.port)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for line in self.process.stdout:
             if found := re.match(r"(\w+): (http\S+)$", line):
@@ -126,7 +128,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write_tasks(folder / "tasks.jsonl", ONE_OF_EACH)
     (folder / "guide.yaml").write_text("guidelines: |\n  **Right** first, then short.\n")
     made = Server(folder)
-    made.start(*PEOPLE)
+    made.start(*PEOPLE, overlap=len(PEOPLE))  # what some have open is held for them, and must not be missing for others
     yield made
     made.kill()
 
