@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from rlhf_dist.errors import DataError, StorageError
 from rlhf_dist.feedback import assignment, judging, people, supervisor_pages
-from rlhf_dist.feedback.database import STORE, Setting, Task, transaction
+from rlhf_dist.feedback.database import STORE, Setting, transaction
 from rlhf_dist.feedback.guide import kept_guide
 from rlhf_dist.feedback.judging import Form
 from rlhf_dist.feedback.task_view import MODES, asked_of, view_of
@@ -151,7 +151,7 @@ def take(request: Request, form: Sent) -> Response:
     with stands_already, visiting(request, csrf=form.values.get("csrf", "")) as (session, visit):
         number = form.values.get("task", "")
         known = number.isdecimal() and len(number) < 10
-        task = session.get(Task, int(number), options=[assignment.WITH_TEXT]) if known else None
+        task = assignment.task_of(session, int(number)) if known else None
         if task is None:
             raise DataError(f"there is no task {number!r}")
         asked = asked_of(task, site.glance("guide", lambda: kept_guide(session)))

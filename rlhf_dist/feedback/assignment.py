@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete, exists, func, or_, select, update
+from sqlalchemy import bindparam, delete, exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload
 
@@ -22,9 +22,64 @@ CHOOSING = 0x72_6C_68_66
 """Number of the lock under which tasks are chosen; any will do."""
 ROUND = 7919
 """Gold questions come in the order of their places round this circle, from another point for each."""
-WITH_TEXT = joinedload(Task.text)
 RECENT = 50
 """Judgements of which the pace is the median."""
+
+# Statements are built once, since building one takes as long as running it.
+ME, SINCE, START, TASK = bindparam("me"), bindparam("since"), bindparam("start"), bindparam("task")
+_TASK_AND_TEXT = select(Task).options(joinedload(Task.text))
+_JUDGED_BY_ME = exists().where(
+    Judgement.task_id == Task.id, Judgement.annotator_id == ME, Judgement.withdrawn.is_(None)
+)
+_BY_NUMBER = _TASK_AND_TEXT.where(Task.id == TASK)
+_SHOWN_TO_ME = (
+    _TASK_AND_TEXT.join(Shown, Shown.task_id == Task.id)
+    .where(
+        Shown.annotator_id == ME,
+        ~_JUDGED_BY_ME,
+        or_(Task.gold.is_not(None), Task.done < Task.needed, Shown.undone),
+    )
+    .order_by(Shown.undone.desc(), Shown.since.desc(), Task.id)
+    .limit(1)
+)
+_GOLD = (
+    _TASK_AND_TEXT.where(Task.gold.is_not(None), ~_JUDGED_BY_ME)
+    .order_by((Task.place % ROUND + START) % ROUND, Task.id)
+    .limit(1)
+)
+_BEFORE_OTHERS = (
+    select(func.count())
+    .select_from(Shown)
+    .where(Shown.task_id == Task.id, Shown.annotator_id != ME, Shown.since > SINCE)
+    .scalar_subquery()
+)
+_FROM_START, _UP_TO_START = (
+    _TASK_AND_TEXT.where(
+        Task.gold.is_(None),
+        Task.done < Task.needed,
+        Task.done + _BEFORE_OTHERS < Task.needed,
+        ~_JUDGED_BY_ME,
+        side,
+    )
+    .order_by(Task.place)
+    .limit(1)
+    for side in (Task.place >= START, Task.place < START)
+)
+_MINE = (Judgement.annotator_id == ME) & Judgement.withdrawn.is_(None)
+_COUNTS = (
+    select(
+        func.count().filter(Judgement.verdict != SKIP),
+        func.count().filter(Judgement.verdict == SKIP),
+        func.count().filter(Task.gold.is_not(None)),
+        func.count().filter(or_(Task.gold.is_not(None), Task.done < Task.needed)),
+    )
+    .select_from(Judgement)
+    .join(Task)
+    .where(_MINE)
+)
+_NEWEST = (
+    select(Judgement.id, Judgement.verdict, Judgement.active).where(_MINE).order_by(Judgement.id.desc()).limit(RECENT)
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +114,11 @@ class Progress:
         return self.judged + self.waiting
 
 
+def task_of(session: Session, number: int) -> Task | None:
+    """A task with what people read of it."""
+    return session.scalar(_BY_NUMBER, {"task": number})
+
+
 def next_task(session: Session, annotator_id: int, mine: Progress, there: There) -> Task | None:
     """A task that this annotator has not judged and that needs judgements; it is marked as shown. None: there is none now.
 
@@ -71,7 +131,7 @@ def next_task(session: Session, annotator_id: int, mine: Progress, there: There)
         there: what the store has.
     """
     _one_at_a_time(session)
-    task = _shown_before(session, annotator_id)
+    task = session.scalar(_SHOWN_TO_ME, {"me": annotator_id})
     if task is None:
         task = _chosen(session, annotator_id, mine, there)
         if task is not None:  # it was not shown before, and nobody else chooses now
@@ -83,20 +143,6 @@ def _one_at_a_time(session: Session) -> None:
     """Let nobody else choose until this transaction ends, lest two take a task's last place; SQLite's queue anyhow."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(select(func.pg_advisory_xact_lock(CHOOSING)))
-
-
-def _shown_before(session: Session, annotator_id: int) -> Task | None:
-    mine = (Shown.annotator_id == annotator_id) & ~_judged_by(annotator_id)
-    wanted = or_(Task.gold.is_not(None), Task.done < Task.needed, Shown.undone)
-    newest_first = (Shown.undone.desc(), Shown.since.desc(), Task.id)
-    return session.scalar(
-        select(Task)
-        .join(Shown, Shown.task_id == Task.id)
-        .where(mine, wanted)
-        .options(WITH_TEXT)
-        .order_by(*newest_first)
-        .limit(1)
-    )
 
 
 def _chosen(session: Session, annotator_id: int, mine: Progress, there: There) -> Task | None:
@@ -115,9 +161,7 @@ def _is_due(annotator_id: int, mine: Progress, there: There) -> bool:
 def _next_gold(session: Session, annotator_id: int, mine: Progress, there: There) -> Task | None:
     if mine.golden >= there.gold:
         return None
-    own = (Task.place % ROUND + probe(annotator_id, 0) % ROUND) % ROUND
-    wanted = Task.gold.is_not(None) & ~_judged_by(annotator_id)
-    return session.scalar(select(Task).where(wanted).options(WITH_TEXT).order_by(own, Task.id).limit(1))
+    return session.scalar(_GOLD, {"me": annotator_id, "start": probe(annotator_id, 0) % ROUND})
 
 
 def _next_open(session: Session, annotator_id: int, judged: int) -> Task | None:
@@ -125,30 +169,8 @@ def _next_open(session: Session, annotator_id: int, judged: int) -> Task | None:
 
     It reads the index of open places in order and stops at the first hit, however many tasks are finished.
     """
-    others = (
-        select(func.count())
-        .select_from(Shown)
-        .where(Shown.task_id == Task.id, Shown.annotator_id != annotator_id, Shown.since > now() - SHOWN_FOR)
-        .scalar_subquery()
-    )
-    wanted = (
-        Task.gold.is_(None),
-        Task.done < Task.needed,
-        Task.done + others < Task.needed,
-        ~_judged_by(annotator_id),
-    )
-    start = probe(annotator_id, judged)
-    found = (
-        select(Task).where(*wanted, side).options(WITH_TEXT).order_by(Task.place).limit(1)
-        for side in (Task.place >= start, Task.place < start)
-    )
-    return next((task for task in map(session.scalar, found) if task is not None), None)
-
-
-def _judged_by(annotator_id: int) -> Any:
-    return exists().where(
-        Judgement.task_id == Task.id, Judgement.annotator_id == annotator_id, Judgement.withdrawn.is_(None)
-    )
+    told = {"me": annotator_id, "since": now() - SHOWN_FOR, "start": probe(annotator_id, judged)}
+    return session.scalar(_FROM_START, told) or session.scalar(_UP_TO_START, told)
 
 
 def what_is_there(session: Session) -> There:
@@ -172,22 +194,8 @@ def show(session: Session, task_id: int, annotator_id: int, *, undone: bool = Fa
 
 def progress(session: Session, annotator_id: int, there: There) -> Progress:
     """How many judgements of an annotator stand, how many tasks wait for them, and their pace."""
-    stands = (Judgement.annotator_id == annotator_id) & Judgement.withdrawn.is_(None)
-    golden = Task.gold.is_not(None)
-    counted = session.execute(
-        select(
-            func.count().filter(Judgement.verdict != SKIP),
-            func.count().filter(Judgement.verdict == SKIP),
-            func.count().filter(golden),
-            func.count().filter(or_(golden, Task.done < Task.needed)),
-        )
-        .select_from(Judgement)
-        .join(Task)
-        .where(stands)
-    ).one()
-    judged, skipped, asked, still_open = counted
-    last = select(Judgement.id, Judgement.verdict, Judgement.active).where(stands)
-    recent = session.execute(last.order_by(Judgement.id.desc()).limit(RECENT)).all()
+    judged, skipped, asked, still_open = session.execute(_COUNTS, {"me": annotator_id}).one()
+    recent = session.execute(_NEWEST, {"me": annotator_id}).all()
     pace = median([one.active for one in recent if one.active is not None and one.verdict != SKIP])
     waiting = max(0, there.open + there.gold - still_open)
     return Progress(judged, skipped, asked, waiting, pace, recent[0].id if recent else None)

@@ -7,7 +7,7 @@ import unicodedata
 from datetime import timedelta
 from hashlib import sha256
 
-from sqlalchemy import delete, select
+from sqlalchemy import bindparam, delete, select
 from sqlalchemy.orm import Session
 
 from rlhf_dist.errors import DataError
@@ -26,6 +26,7 @@ LONGEST_ABSENCE = timedelta(days=14)
 """A browser that has not come for so long must bring its invitation again."""
 NOTED = timedelta(hours=1)
 """How exactly it is noted when a browser last came."""
+_VISIT = select(Visit).where(Visit.key_hash == bindparam("key"))  # built once: each request asks it
 
 
 def new_token() -> str:
@@ -117,7 +118,7 @@ def enter(session: Session, annotator: Annotator, key: str | None) -> str:
 
 def visit_of(session: Session, key: str | None) -> Visit | None:
     """Whose browser has this cookie; None too where the visit has ended by itself."""
-    visit = session.get(Visit, digest(key)) if key else None
+    visit = session.scalar(_VISIT, {"key": digest(key)}) if key else None
     if visit is None:
         return None
     ended = now() - visit.created > LONGEST_VISIT or now() - (visit.used or visit.created) > LONGEST_ABSENCE
