@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from rlhf_dist.errors import DataError
@@ -21,6 +21,15 @@ from rlhf_dist.feedback.verdicts import COMPARISONS, SAID, SCORES, SKIP, by_own_
 LONGEST_COMMENT = 5000
 BREAK_S = 300.0
 """Beyond it, a browser that does not tell for how long somebody was at it may have been left alone."""
+
+# Built once, as in `assignment`.
+_SEEN = (
+    delete(Shown)
+    .where(Shown.task_id == bindparam("task"), Shown.annotator_id == bindparam("me"))
+    .returning(Shown.since)
+)
+_STANDS = insert(Judgement).returning(Judgement.id)
+_ONE_MORE = update(Task).where(Task.id == bindparam("task")).values(done=Task.done + 1)
 
 
 @dataclass(frozen=True)
@@ -65,25 +74,22 @@ def record(session: Session, task: Task, annotator_id: int, form: Form, asked: S
     verdict, comment = _verdict(task.kind, form, order), _comment(task.kind, form)
     given = [] if verdict == SKIP else criteria.taken(asked, form.values, order)
     marked = marks.taken(form.texts("mark-answer"), form.texts("mark-text"), form.texts("mark-comment"), order, answers)
-    shown = session.get(Shown, (task.id, annotator_id))
-    seconds = (now() - shown.since).total_seconds() if shown else 0.0
-    made = Judgement(
-        task_id=task.id,
-        annotator_id=annotator_id,
-        verdict=verdict,
-        comment=comment,
-        seconds=seconds,
-        active=_active(form.values.get("active", ""), seconds) if shown else None,
-        order_shown=as_text(order),
-        marks=marks.as_text(marked),
-        ratings=[Rating(**vars(each)) for each in given],
-    )
-    session.add(made)
-    session.flush()
-    if shown is not None:
-        session.delete(shown)
+    since = session.scalar(_SEEN, {"task": task.id, "me": annotator_id})
+    seconds = (now() - since).total_seconds() if since else 0.0
+    made = {
+        "task_id": task.id,
+        "annotator_id": annotator_id,
+        "verdict": verdict,
+        "comment": comment,
+        "seconds": seconds,
+        "active": _active(form.values.get("active", ""), seconds) if since else None,
+        "order_shown": as_text(order),
+        "marks": marks.as_text(marked),
+    }
+    number = session.scalar(_STANDS, made)
+    session.add_all(Rating(judgement_id=number, **vars(each)) for each in given)
     if verdict != SKIP:
-        session.execute(update(Task).where(Task.id == task.id).values(done=Task.done + 1))
+        session.execute(_ONE_MORE, {"task": task.id})
 
 
 def _verdict(kind: str, form: Form, order: Sequence[int]) -> str:
