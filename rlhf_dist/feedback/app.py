@@ -124,7 +124,7 @@ def next_page(request: Request, view: str = "") -> HTMLResponse:
     """The next task, or that all is done."""
     mode = next((each for each in (view, request.cookies.get(VIEW)) if each in MODES), MODES[0])
     site = site_of(request)
-    with visiting(request) as (session, visit):
+    with visiting(request, lasting=False) as (session, visit):
         me = visit.annotator_id
         there = site.glance("there", lambda: assignment.what_is_there(session))
         mine = assignment.progress(session, me, there)

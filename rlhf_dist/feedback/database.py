@@ -208,9 +208,11 @@ def open_database(url: str) -> Engine:
         EnvironmentProblem: the URL is none, its driver is missing, or nothing answers there.
     """
     try:
-        engine = create_engine(url, pool_pre_ping=True, **_pool(url))
+        engine = create_engine(url, **_pool(url))
         if engine.dialect.name == "sqlite":
             _prepare_sqlite(engine)
+        elif engine.dialect.name == "postgresql":
+            _prepare_postgres(engine)
         upgrade(engine, Table.metadata)
         with Session(engine) as session, session.begin():
             if session.get(Setting, STORE) is None:
@@ -224,10 +226,11 @@ def open_database(url: str) -> Engine:
 
 
 @contextmanager
-def transaction(engine: Engine, *, reads: bool = False) -> Iterator[Session]:
+def transaction(engine: Engine, *, reads: bool = False, lasting: bool = True) -> Iterator[Session]:
     """A session whose work is committed at the block's end, and undone if it raises.
 
-    With `reads` nothing is written: on SQLite it then waits for no writer, and none for it.
+    With `reads` nothing is written: on SQLite it then waits for no writer, and none for it. What is not `lasting`, as who has what
+    before their eyes, may be lost when the power is, but not when the server dies; it waits for no disk.
 
     Within a route it is opened and closed in one call, so on one thread: were it a dependency, a request that holds the database
     could wait for a thread while all threads wait for the database.
@@ -236,7 +239,7 @@ def transaction(engine: Engine, *, reads: bool = False) -> Iterator[Session]:
         StorageError: the database does not take or give anything: its disk is full, it is damaged, or it is gone.
     """
     try:
-        bound = engine.execution_options(reads=True) if reads else engine
+        bound = engine.execution_options(reads=reads, lasting=lasting)
         with Session(bound, expire_on_commit=False) as session, session.begin():
             yield session
     except (DatabaseError, PoolTimeout) as error:
@@ -254,8 +257,15 @@ def sqlite_url(file: Path) -> str:
 def _pool(url: str) -> dict[str, Any]:
     """SQLite has one writer at a time, and its own waiting is by sleeping: the page's threads queue before they get here."""
     if url.startswith("sqlite"):
-        return {"poolclass": QueuePool, "pool_size": 4, "max_overflow": 0, "pool_timeout": BUSY_S}
-    return {"pool_size": 40, "max_overflow": 0}
+        # The last used connection first: it alone knows of no other's writing, and so keeps what it has read.
+        return {
+            "poolclass": QueuePool,
+            "pool_size": 4,
+            "max_overflow": 0,
+            "pool_timeout": BUSY_S,
+            "pool_use_lifo": True,
+        }
+    return {"pool_size": 40, "max_overflow": 0, "pool_pre_ping": True}
 
 
 def _prepare_sqlite(engine: Engine) -> None:
@@ -269,5 +279,14 @@ def _prepare_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Any) -> None:
+        options = connection.get_execution_options()
+        connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if options.get('lasting', True) else 'NORMAL'}")
         # A transaction that reads first and writes later may find that somebody wrote between; this one waits its turn.
-        connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reads") else "BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN" if options.get("reads") else "BEGIN IMMEDIATE")
+
+
+def _prepare_postgres(engine: Engine) -> None:
+    @event.listens_for(engine, "begin")
+    def _begun(connection: Any) -> None:
+        if not connection.get_execution_options().get("lasting", True):
+            connection.exec_driver_sql("SET LOCAL synchronous_commit = off")

@@ -89,7 +89,7 @@ def site_of(request: Request) -> Site:
 
 @contextmanager
 def visiting(
-    request: Request, *, csrf: str | None = None, supervises: bool = False, reads: bool = False
+    request: Request, *, csrf: str | None = None, supervises: bool = False, reads: bool = False, lasting: bool = True
 ) -> Iterator[tuple[Session, Visit]]:
     """A transaction, and whose browser asks.
 
@@ -98,12 +98,13 @@ def visiting(
         csrf: what a form brought; None: the request changes nothing.
         supervises: only for supervisors.
         reads: nothing is written, so that nobody waits for it.
+        lasting: what is written must outlive a power cut.
 
     Raises:
         NotInvited: a stranger, a form that we did not give to this browser, or no supervisor.
     """
     site = site_of(request)
-    with transaction(site.engine, reads=reads) as session:
+    with transaction(site.engine, reads=reads, lasting=lasting) as session:
         visit = people.visit_of(session, request.cookies.get(site.cookie))
         if visit is None:
             raise NotInvited("This page is by invitation. Please open the link that you were sent.")
