@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, delete, exists, func, or_, select, update
+from sqlalchemy import bindparam, case, delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload
 
@@ -25,7 +25,7 @@ ROUND = 7919
 RECENT = 50
 """Judgements of which the pace is the median."""
 
-# Statements are built once, since building one takes as long as running it.
+# Statements are built once, since building one takes as long as running it; those that bring no objects run on the connection.
 ME, SINCE, START, TASK = bindparam("me"), bindparam("since"), bindparam("start"), bindparam("task")
 _TASK_AND_TEXT = select(Task).options(joinedload(Task.text))
 _JUDGED_BY_ME = exists().where(
@@ -42,6 +42,7 @@ _SHOWN_TO_ME = (
     .order_by(Shown.undone.desc(), Shown.since.desc(), Task.id)
     .limit(1)
 )
+_SHOW = insert(Shown)
 _GOLD = (
     _TASK_AND_TEXT.where(Task.gold.is_not(None), ~_JUDGED_BY_ME)
     .order_by((Task.place % ROUND + START) % ROUND, Task.id)
@@ -135,7 +136,7 @@ def next_task(session: Session, annotator_id: int, mine: Progress, there: There)
     if task is None:
         task = _chosen(session, annotator_id, mine, there)
         if task is not None:  # it was not shown before, and nobody else chooses now
-            session.add(Shown(task_id=task.id, annotator_id=annotator_id))
+            session.connection().execute(_SHOW, {"task_id": task.id, "annotator_id": annotator_id})
     return task
 
 
@@ -182,20 +183,19 @@ def what_is_there(session: Session) -> There:
 
 def show(session: Session, task_id: int, annotator_id: int, *, undone: bool = False) -> None:
     """Note that somebody has a task before their eyes, from when they first had it."""
-    shown = session.get(Shown, (task_id, annotator_id))
-    if shown is None:
-        with suppress(IntegrityError), session.begin_nested():  # another tab was quicker
-            session.add(Shown(task_id=task_id, annotator_id=annotator_id, undone=undone))
-        return
-    if shown.since < now() - SHOWN_FOR:
-        shown.since = now()
-    shown.undone = shown.undone or undone
+    kept = (Shown.task_id == task_id) & (Shown.annotator_id == annotator_id)
+    too_long_ago = case((Shown.since < now() - SHOWN_FOR, now()), else_=Shown.since)
+    again = update(Shown).where(kept).values(since=too_long_ago, undone=Shown.undone | undone)
+    connection = session.connection()
+    if not connection.execute(again).rowcount:
+        with suppress(IntegrityError), connection.begin_nested():  # another tab was quicker
+            connection.execute(_SHOW, {"task_id": task_id, "annotator_id": annotator_id, "undone": undone})
 
 
 def progress(session: Session, annotator_id: int, there: There) -> Progress:
     """How many judgements of an annotator stand, how many tasks wait for them, and their pace."""
-    judged, skipped, asked, still_open = session.execute(_COUNTS, {"me": annotator_id}).one()
-    recent = session.execute(_NEWEST, {"me": annotator_id}).all()
+    judged, skipped, asked, still_open = session.connection().execute(_COUNTS, {"me": annotator_id}).one()
+    recent = session.connection().execute(_NEWEST, {"me": annotator_id}).all()
     pace = median([one.active for one in recent if one.active is not None and one.verdict != SKIP])
     waiting = max(0, there.open + there.gold - still_open)
     return Progress(judged, skipped, asked, waiting, pace, recent[0].id if recent else None)

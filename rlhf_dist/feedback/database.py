@@ -229,8 +229,8 @@ def open_database(url: str) -> Engine:
 def transaction(engine: Engine, *, reads: bool = False, lasting: bool = True) -> Iterator[Session]:
     """A session whose work is committed at the block's end, and undone if it raises.
 
-    With `reads` nothing is written: on SQLite it then waits for no writer, and none for it. What is not `lasting`, as who has what
-    before their eyes, may be lost when the power is, but not when the server dies; it waits for no disk.
+    With `reads` nothing is written: on SQLite it then waits for no writer, and none for it. What is not `lasting`, as who has
+    what before their eyes, may be lost when the power is, but not when the server dies; it waits for no disk.
 
     Within a route it is opened and closed in one call, so on one thread: were it a dependency, a request that holds the database
     could wait for a thread while all threads wait for the database.

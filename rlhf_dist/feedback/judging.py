@@ -74,7 +74,8 @@ def record(session: Session, task: Task, annotator_id: int, form: Form, asked: S
     verdict, comment = _verdict(task.kind, form, order), _comment(task.kind, form)
     given = [] if verdict == SKIP else criteria.taken(asked, form.values, order)
     marked = marks.taken(form.texts("mark-answer"), form.texts("mark-text"), form.texts("mark-comment"), order, answers)
-    since = session.scalar(_SEEN, {"task": task.id, "me": annotator_id})
+    connection = session.connection()
+    since = connection.scalar(_SEEN, {"task": task.id, "me": annotator_id})
     seconds = (now() - since).total_seconds() if since else 0.0
     made = {
         "task_id": task.id,
@@ -86,10 +87,10 @@ def record(session: Session, task: Task, annotator_id: int, form: Form, asked: S
         "order_shown": as_text(order),
         "marks": marks.as_text(marked),
     }
-    number = session.scalar(_STANDS, made)
+    number = connection.scalar(_STANDS, made)
     session.add_all(Rating(judgement_id=number, **vars(each)) for each in given)
     if verdict != SKIP:
-        session.execute(_ONE_MORE, {"task": task.id})
+        connection.execute(_ONE_MORE, {"task": task.id})
 
 
 def _verdict(kind: str, form: Form, order: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from rlhf_dist.errors import DataError
@@ -210,8 +210,7 @@ def test_a_break_is_no_slow_judgement(tmp_path: Path) -> None:
         for since, active in ((3600, "12.0"), (3600, ""), (20, "")):
             task = ask(session, 1)
             assert task is not None
-            session.flush()
-            session.get_one(Shown, (task.id, 1)).since = now() - timedelta(seconds=since)
+            session.execute(update(Shown).values(since=now() - timedelta(seconds=since)))
             say(session, task, 1, "a", active=active)
         known = session.scalars(select(Judgement.active).order_by(Judgement.id)).all()
         assert known[0] == 12.0, "what the browser counted"
