@@ -40,7 +40,7 @@ def make_app(engine: Engine, *, hosts: list[str] | None = None, base_url: str | 
     app.state.site = site = Site(engine, store, base_url)
     app.state.seen = supervisor_pages.Seen()
     # SQLite has one writer at a time; elsewhere a few, since Python runs one thread at a time and its turns are long.
-    threads = 1 if engine.dialect.name == "sqlite" else 3
+    threads = 1 if engine.dialect.name == "sqlite" else 2
     app.add_middleware(Doors, hosts=hosts, base=site.base, threads=threads)
     app.add_exception_handler(NotInvited, _not_invited)
     app.add_exception_handler(DataError, _not_understood)

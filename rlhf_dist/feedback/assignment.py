@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, case, delete, exists, func, insert, or_, select, update
+from sqlalchemy import BindParameter, bindparam, case, delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload
 
@@ -26,7 +26,10 @@ RECENT = 50
 """Judgements of which the pace is the median."""
 
 # Statements are built once, since building one takes as long as running it; those that bring no objects run on the connection.
-ME, SINCE, START, TASK = bindparam("me"), bindparam("since"), bindparam("start"), bindparam("task")
+ME: BindParameter[Any] = bindparam("me")
+SINCE: BindParameter[Any] = bindparam("since")
+START: BindParameter[Any] = bindparam("start")
+TASK: BindParameter[Any] = bindparam("task")
 _TASK_AND_TEXT = select(Task).options(joinedload(Task.text))
 _JUDGED_BY_ME = exists().where(
     Judgement.task_id == Task.id, Judgement.annotator_id == ME, Judgement.withdrawn.is_(None)

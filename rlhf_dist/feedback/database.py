@@ -5,16 +5,18 @@ A judgement is one committed transaction. Nothing is ever deleted: undoing a jud
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
+from time import monotonic
 from typing import Any
 
 from sqlalchemy import Engine, ForeignKey, Index, Integer, Text, create_engine, event
 from sqlalchemy import text as sql
-from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, DisconnectionError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.pool import QueuePool
@@ -27,6 +29,9 @@ STORE = "store"
 """The setting by which one store is told from others, for instance in a browser's cookies."""
 BUSY_S = 30
 """How long a writer waits for another on SQLite."""
+
+IDLE_S = 5.0
+"""A connection to PostgreSQL that nobody used for so long may be gone, and is tried first."""
 
 
 def now() -> datetime:
@@ -265,7 +270,7 @@ def _pool(url: str) -> dict[str, Any]:
             "pool_timeout": BUSY_S,
             "pool_use_lifo": True,
         }
-    return {"pool_size": 40, "max_overflow": 0, "pool_pre_ping": True}
+    return {"pool_size": 40, "max_overflow": 0, "pool_use_lifo": True}
 
 
 def _prepare_sqlite(engine: Engine) -> None:
@@ -286,7 +291,25 @@ def _prepare_sqlite(engine: Engine) -> None:
 
 
 def _prepare_postgres(engine: Engine) -> None:
+    """Few messages: a transaction begins with one, and a connection that was in use just now is not tried before use."""
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _: Any) -> None:
+        connection.autocommit = True  # the driver would begin transactions of its own, with a message more
+
     @event.listens_for(engine, "begin")
     def _begun(connection: Any) -> None:
-        if not connection.get_execution_options().get("lasting", True):
-            connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+        lasting = connection.get_execution_options().get("lasting", True)
+        connection.exec_driver_sql("BEGIN" if lasting else "BEGIN; SET LOCAL synchronous_commit = off")
+
+    @event.listens_for(engine, "checkin")
+    def _given_back(_: Any, record: Any) -> None:
+        record.info["used"] = monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _taken(connection: Any, record: Any, _: Any) -> None:
+        if monotonic() - record.info.get("used", math.inf) > IDLE_S:
+            try:
+                engine.dialect.do_ping(connection)
+            except engine.dialect.loaded_dbapi.Error as error:
+                raise DisconnectionError(str(error)) from error  # the pool connects anew

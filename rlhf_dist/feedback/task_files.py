@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy import text as sql
 from sqlalchemy.orm import Session
 
 from rlhf_dist.data.conversations import spoken_text, turns
@@ -142,6 +143,11 @@ def load_tasks(session: Session, rows: Sequence[TaskRow], *, overlap: int | None
     for task, row in both:
         task.sources = as_json(row.origins)
     needed = [_update(task, "needed", wanted) for task in known.values()]
+    if given.keys() - known.keys() and session.get_bind().dialect.name == "postgresql":
+        session.flush()
+        session.execute(
+            sql("ANALYZE tasks")
+        )  # else it plans for an empty table until it looks by itself, a minute later
     return LoadedTasks(len(given.keys() - known.keys()), sum(gold), sum(needed), len(known.keys() - given.keys()))
 
 
