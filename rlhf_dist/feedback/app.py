@@ -127,17 +127,16 @@ def next_page(request: Request, view: str = "") -> HTMLResponse:
     with visiting(request, lasting=False) as (session, visit):
         me = visit.annotator_id
         there = site.glance("there", lambda: assignment.what_is_there(session))
+        pace = site.glance(f"pace of {me}", lambda: assignment.pace(session, me))
         mine = assignment.progress(session, me, there)
         task = assignment.next_task(session, me, mine, there)
+        guide = site.glance("guide", lambda: kept_guide(session))
         if task is None:
-            now = assignment.progress(session, me, assignment.what_is_there(session))
-            return page(request, "done", {"visit": visit, "progress": now})
-        told = {
-            "visit": visit,
-            "progress": mine,
-            **view_of(task, me, site.glance("guide", lambda: kept_guide(session)), mode),
-        }
-    response = page(request, "task", told)
+            mine = assignment.progress(session, me, assignment.what_is_there(session))
+    told = {"visit": visit, "progress": mine, "pace": pace}
+    if task is None:
+        return page(request, "done", told)
+    response = page(request, "task", {**told, **view_of(task, me, guide, mode)})
     if view in MODES:
         response.set_cookie(VIEW, view, YEAR, path=f"{site_of(request).base}/", httponly=True, samesite="lax")
     return response

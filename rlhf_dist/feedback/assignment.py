@@ -76,13 +76,17 @@ _COUNTS = (
         func.count().filter(Judgement.verdict == SKIP),
         func.count().filter(Task.gold.is_not(None)),
         func.count().filter(or_(Task.gold.is_not(None), Task.done < Task.needed)),
+        func.max(Judgement.id),
     )
     .select_from(Judgement)
     .join(Task)
     .where(_MINE)
 )
-_NEWEST = (
-    select(Judgement.id, Judgement.verdict, Judgement.active).where(_MINE).order_by(Judgement.id.desc()).limit(RECENT)
+_RECENT = (
+    select(Judgement.active)
+    .where(_MINE, Judgement.verdict != SKIP)
+    .order_by(Judgement.id.desc())
+    .limit(RECENT)
 )
 
 
@@ -107,8 +111,6 @@ class Progress:
     """Gold questions that they have judged or skipped."""
     waiting: int
     """Tasks that lack judgements and that they have not judged or skipped; others may have some before their eyes."""
-    seconds: float | None
-    """Median per judgement, breaks left out; None before the first."""
     newest: int | None
     """Their newest judgement that stands: what undo would take back."""
 
@@ -196,12 +198,15 @@ def show(session: Session, task_id: int, annotator_id: int, *, undone: bool = Fa
 
 
 def progress(session: Session, annotator_id: int, there: There) -> Progress:
-    """How many judgements of an annotator stand, how many tasks wait for them, and their pace."""
-    judged, skipped, asked, still_open = session.connection().execute(_COUNTS, {"me": annotator_id}).one()
-    recent = session.connection().execute(_NEWEST, {"me": annotator_id}).all()
-    pace = median([one.active for one in recent if one.active is not None and one.verdict != SKIP])
-    waiting = max(0, there.open + there.gold - still_open)
-    return Progress(judged, skipped, asked, waiting, pace, recent[0].id if recent else None)
+    """How many judgements of an annotator stand, and how many tasks wait for them."""
+    judged, skipped, asked, still_open, newest = session.connection().execute(_COUNTS, {"me": annotator_id}).one()
+    return Progress(judged, skipped, asked, max(0, there.open + there.gold - still_open), newest)
+
+
+def pace(session: Session, annotator_id: int) -> float | None:
+    """Seconds that an annotator took of late, as the median, breaks left out; None before the first judgement."""
+    found = session.connection().scalars(_RECENT, {"me": annotator_id})
+    return median([each for each in found if each is not None])
 
 
 def median(values: Sequence[float]) -> float | None:

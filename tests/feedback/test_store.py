@@ -216,7 +216,7 @@ def test_a_break_is_no_slow_judgement(tmp_path: Path) -> None:
         assert known[0] == 12.0, "what the browser counted"
         assert known[1] is None, "nobody knows"
         assert known[2] == pytest.approx(20, abs=1)
-        assert progress(session, 1).seconds == pytest.approx(20, abs=1)
+        assert assignment.pace(session, 1) == pytest.approx(20, abs=1)
 
 
 def test_settings_changed_on_a_store_hold_from_then_on_and_are_told(tmp_path: Path) -> None:
