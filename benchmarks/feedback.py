@@ -197,7 +197,7 @@ def filled(url: str, judgements: int) -> None:
 
 
 def supervising(folder: Path, url: str, judgements: int) -> dict[str, float]:
-    """Seconds of the supervisor's page: asked first, and each time after one more judgement."""
+    """Seconds of the supervisor's page: asked first of a server, and each time after one more judgement."""
     write_tasks(folder / "more.jsonl", [TaskRow("comparison", f"more {n}", "x", "y", "ppo", "sft") for n in range(20)])
     filled(url, judgements)
     opened = open_feedback(folder / "more.jsonl", url, overlap=None, annotators=["one"])
@@ -207,7 +207,7 @@ def supervising(folder: Path, url: str, judgements: int) -> dict[str, float]:
         server(folder / "more.jsonl", url) as base,
         httpx.Client(base_url=base, timeout=60, follow_redirects=True) as boss,
     ):
-        boss.get("/style.css")
+        time.sleep(3)  # a server that has been there for a moment
         asyncio.run(storm(base, [opened.invitations["one"]], 1))
         began = time.perf_counter()
         boss.get(f"/join/{opened.invitations['supervisor']}").raise_for_status()

@@ -82,12 +82,7 @@ _COUNTS = (
     .join(Task)
     .where(_MINE)
 )
-_RECENT = (
-    select(Judgement.active)
-    .where(_MINE, Judgement.verdict != SKIP)
-    .order_by(Judgement.id.desc())
-    .limit(RECENT)
-)
+_RECENT = select(Judgement.active).where(_MINE, Judgement.verdict != SKIP).order_by(Judgement.id.desc()).limit(RECENT)
 
 
 @dataclass(frozen=True)

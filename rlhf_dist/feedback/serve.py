@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlsplit
 
 from sqlalchemy import Engine, func, select
@@ -150,4 +152,6 @@ def serve(engine: Engine, *, host: str, port: int, base_url: str | None) -> None
         ) from error
     hosts = None if base_url else [name_of(host), *LOOPBACK]
     app = make_app(engine, hosts=hosts, base_url=base_url)
+    # What the supervisor's page counts with takes most of a second to load: it is there before somebody asks.
+    Thread(target=import_module, args=("scipy.stats",), daemon=True).start()
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
