@@ -36,7 +36,7 @@ venv_works() {
 }
 
 pip_install() {
-    "$VENV/bin/python" -I -m pip install -qq --disable-pip-version-check --no-input --no-deps "$@"
+    "$VENV/bin/python" -I -m pip install -qq --disable-pip-version-check --no-input --no-deps --no-compile "$@"
 }
 
 install_torch() {
@@ -59,6 +59,8 @@ fill_venv() {
     pip_install --only-binary :all: -r <(grep -vE "$SOURCES" "$LOCK")
     say "building deepspeed and linking rlhf_dist"
     DS_BUILD_OPS=0 pip_install --no-build-isolation -r <(grep -E "$SOURCES" "$LOCK") -e .
+    # pip would compile one file after the other, for a minute and a half. Some packages ship files that are no Python: 1.
+    "$VENV/bin/python" -m compileall -qq -j 0 "$VENV"/lib/python3*/site-packages >/dev/null 2>&1 || true
 }
 
 install() {

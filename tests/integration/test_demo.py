@@ -22,7 +22,7 @@ from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.passages import read_passages
 from rlhf_dist.stages import evaluate
 from rlhf_dist.stages.again import again
-from rlhf_dist.stages.feedback_sample import Wanted, sample
+from rlhf_dist.stages.feedback_sample import Sampled, Wanted, sample
 from rlhf_dist.stages.pipeline import run
 from tests.runs import overrides
 
@@ -114,10 +114,10 @@ def test_a_finished_demo_is_not_run_again_nor_under_other_settings(
     assert kept == config.model_copy(update={"run_dir": str(path)}), "a refused config leaves no trace"
 
 
-def test_a_finished_demo_is_evaluated_against_its_start(demo: tuple[Path, str], ray_session: None) -> None:
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.soak)])
+def test_a_finished_demo_is_evaluated_against_its_start(engine: str, demo: tuple[Path, str], ray_session: None) -> None:
     path, _ = demo
-    asked = evaluate.config_of_run(path)
-    assert asked.rollout.engine == "vllm", "here it generates with a folder's own weights"
+    asked = override(evaluate.config_of_run(path), [f"rollout.engine={engine}"])
     folder = RunFolder(Path(asked.run_dir), asked, console=Console(), stage="evaluation")
     evaluate.run(asked, evaluate.prepare(asked), folder)
     start, trained = json.loads((folder.path / "summary.json").read_text())["policies"].values()
@@ -139,15 +139,22 @@ def quick(demo: tuple[Path, str]) -> Path:
     return path
 
 
-def test_answers_of_a_finished_demo_become_tasks_from_whose_judgements_it_learns(
-    quick: Path, ray_session: None
-) -> None:
-    sampled = sample(Wanted(quick, against="sft", kind="comparison", prompts=8, seed=1))
-    tasks = sampled.rows
-    assert len(tasks) + sum(sampled.left_out.values()) == 8
-    assert sources(tasks) == {"policy-1", "sft"}
-    assert all(task.a != task.b for task in tasks)
-    write_tasks(quick / TASKS, tasks)
+@pytest.fixture
+def sampled(quick: Path, ray_session: None) -> Sampled:
+    """Tasks from answers of the finished demo."""
+    made = sample(Wanted(quick, against="sft", kind="comparison", prompts=8, seed=1))
+    write_tasks(quick / TASKS, made.rows)
+    return made
+
+
+def test_answers_of_a_finished_demo_become_tasks(sampled: Sampled) -> None:
+    assert len(sampled.rows) + sum(sampled.left_out.values()) == 8
+    assert sources(sampled.rows) == {"policy-1", "sft"}
+    assert all(task.a != task.b for task in sampled.rows)
+
+
+@pytest.mark.soak
+def test_a_policy_learns_from_judgements_of_its_answers(quick: Path, sampled: Sampled) -> None:
     engine = open_feedback(quick, None, overlap=1, annotators=["ann"]).engine
     with transaction(engine) as session:
         ann = session.scalars(select(Annotator.id).where(Annotator.name == "ann")).one()
@@ -157,11 +164,11 @@ def test_answers_of_a_finished_demo_become_tasks_from_whose_judgements_it_learns
 
     again(load(PipelineConfig, quick / "pipeline.yaml"), quick, Console(), prompts=8, database=None)
     found = json.loads((quick / "summary.json").read_text())["round"]
-    assert (found["number"], found["judgements"], found["prompts"]) == (2, len(tasks), 8)
+    assert (found["number"], found["judgements"], found["prompts"]) == (2, len(sampled.rows), 8)
     assert 0 <= found["gold_win_rate"] <= 1
     assert [each.source for each in load(RewardConfig, quick / "stages/reward/config.yaml").data][3:] == ["people"]
     assert "prefers policy-2 over policy-1" in (quick / "report.html").read_text()
-    assert sources(read_tasks(str(quick / TASKS))[len(tasks) :]) == {"policy-2", "policy-1"}
+    assert sources(read_tasks(str(quick / TASKS))[len(sampled.rows) :]) == {"policy-2", "policy-1"}
 
 
 def sources(tasks: Sequence[TaskRow]) -> set[str]:
