@@ -612,6 +612,55 @@ BREAKS = (
         'raise RuntimeError(f"database',
         "feedback/test_app.py",
     ),
+    Break(
+        "a judgement that waits for no disk",
+        "feedback/database.py",
+        "'FULL' if options.get('lasting', True) else 'NORMAL'",
+        "'NORMAL' if options.get('lasting', True) else 'NORMAL'",
+        "feedback/test_database.py",
+    ),
+    Break(
+        "one order of tasks for everybody",
+        "feedback/orders.py",
+        'return _number(f"probe {annotator_id}/{judged}") % PLACES',
+        'return _number(f"probe {judged}") % PLACES',
+        "feedback/test_store.py",
+    ),
+    Break(
+        "the side of answers that were turned, the wrong way round",
+        "feedback/facts.py",
+        "np.abs(label - seen))",
+        "label)",
+        "feedback/test_store.py",
+    ),
+    Break(
+        "tasks given beyond what they need",
+        "feedback/assignment.py",
+        "Task.done + _BEFORE_OTHERS < Task.needed",
+        "Task.done < Task.needed + _BEFORE_OTHERS",
+        "feedback/test_app.py",
+    ),
+    Break(
+        "skips that count as judgements",
+        "feedback/judging.py",
+        "    if verdict != SKIP:\n        connection.execute(_ONE_MORE",
+        "    if True:\n        connection.execute(_ONE_MORE",
+        "feedback/test_store.py",
+    ),
+    Break(
+        "a break that is work",
+        "feedback/judging.py",
+        "return counted if 0 <= counted <= seconds + 1 else seconds if seconds <= BREAK_S else None",
+        "return counted if 0 <= counted <= seconds + 1 else seconds",
+        "feedback/test_store.py",
+    ),
+    Break(
+        "what was taken back and is finished by others stays away",
+        "feedback/assignment.py",
+        "Task.done < Task.needed, Shown.undone)",
+        "Task.done < Task.needed)",
+        "feedback/test_store.py",
+    ),
 )
 
 
