@@ -145,9 +145,8 @@ def load_tasks(session: Session, rows: Sequence[TaskRow], *, overlap: int | None
     needed = [_update(task, "needed", wanted) for task in known.values()]
     if given.keys() - known.keys() and session.get_bind().dialect.name == "postgresql":
         session.flush()
-        session.execute(
-            sql("ANALYZE tasks")
-        )  # else it plans for an empty table until it looks by itself, a minute later
+        # Else it plans for an empty table until it looks by itself, a minute later.
+        session.execute(sql("ANALYZE tasks"))
     return LoadedTasks(len(given.keys() - known.keys()), sum(gold), sum(needed), len(known.keys() - given.keys()))
 
 
