@@ -421,7 +421,8 @@ class Explodes(ClippedSurrogate):
     def __call__(self, new: Any, old: Any, advantages: Any, lengths: Any) -> Any:
         loss, sums = super().__call__(new, old, advantages, lengths)
         type(self).calls += 1
-        return (loss * math.inf if self.calls == 1 else loss), sums
+        # Not times infinity: a loss that is just 0, as of normalised advantages at a ratio of 1, would be nan on some processors.
+        return (loss + math.inf if self.calls == 1 else loss), sums
 
 
 @pytest.mark.parametrize("critic", ["model", "value_head"])
@@ -439,10 +440,7 @@ def test_a_loss_that_is_not_finite_leaves_both_models_as_they_were(critic: str) 
         ranks=Ranks(),
     )
     assert all(torch.equal(a, b) for a, b in zip(weights_of(trained), before, strict=True))
-    assert [each.what for each in told.found if not each.vague] in (
-        ["the policy's loss is inf"],
-        ["the policy's loss is -inf"],
-    )
+    assert [each.what for each in told.found if not each.vague] == ["the policy's loss is inf"]
     assert told.facts["actor/skipped_steps"] == 1.0
     assert "actor/pg_loss" not in told.facts
     assert all(math.isfinite(value) for value in told.facts.values())
