@@ -206,16 +206,16 @@ def test_skips_are_no_judgements_and_can_be_asked_again(tmp_path: Path) -> None:
 
 
 def test_a_break_is_no_slow_judgement(tmp_path: Path) -> None:
-    with store(tmp_path, [TaskRow("comparison", f"p{n}", "x", "y") for n in range(3)], "ann") as session:
-        for since, active in ((3600, "12.0"), (3600, ""), (20, "")):
+    with store(tmp_path, [TaskRow("comparison", f"p{n}", "x", "y") for n in range(6)], "ann") as session:
+        for since, active in ((3600, "12.0"), (3600, ""), (3600, "7200"), (3600, "nan"), (20, "-1"), (20, "")):
             task = ask(session, 1)
             assert task is not None
             session.execute(update(Shown).values(since=now() - timedelta(seconds=since)))
             say(session, task, 1, "a", active=active)
         known = session.scalars(select(Judgement.active).order_by(Judgement.id)).all()
         assert known[0] == 12.0, "what the browser counted"
-        assert known[1] is None, "nobody knows"
-        assert known[2] == pytest.approx(20, abs=1)
+        assert known[1:4] == [None] * 3, "nobody knows, and what the browser counted cannot be"
+        assert known[4:] == pytest.approx([20, 20], abs=1)
         assert assignment.pace(session, 1) == pytest.approx(20, abs=1)
 
 
