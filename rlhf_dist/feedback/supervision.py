@@ -176,16 +176,23 @@ def _agreement(session: Session, found: Facts) -> Agreement | None:
 def _conduct(session: Session, found: Facts, reliability: Mapping[int, float]) -> dict[int, Conduct]:
     votes, gold = found.votes, _gold(session)
     known = found.pairs.known[votes.pair]
-    asked, right = ~np.isnan(known), known == votes.label
+    people, worker = np.unique(votes.annotator, return_inverse=True)
+
+    def count(of: Array) -> Counter[int]:
+        """Votes of one sort, by annotator."""
+        return Counter(dict(zip(people.tolist(), np.bincount(worker[of], minlength=len(people)).tolist(), strict=True)))
+
+    right, asked = count(known == votes.label), count(~np.isnan(known))
+    left, sided = count(votes.left == 1), count(~np.isnan(votes.left))
+    ties, compared = count(votes.label == 0.5), count(~np.isnan(votes.label))
     made = {}
     for one in found.judged:
-        own = votes.annotator == one
-        left, golden = votes.left[own], gold.get(one, (0, 0))
+        golden = gold.get(one, (0, 0))
         made[one] = Conduct(
             seconds=found.seconds.get(one),
-            gold=(golden[0] + int(right[own].sum()), golden[1] + int(asked[own].sum())),
-            left=(int(np.nansum(left)), int((~np.isnan(left)).sum())),
-            ties=(int((votes.label[own] == 0.5).sum()), int(own.sum())),
+            gold=(golden[0] + right[one], golden[1] + asked[one]),
+            left=(left[one], sided[one]),
+            ties=(ties[one], compared[one]),
             reliability=reliability.get(one),
         )
     return made
