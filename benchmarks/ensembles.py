@@ -33,7 +33,7 @@ def trained(path: Path, models: int, combine: str, *, comparisons: int, iteratio
         task={"comparisons": comparisons},
         reward_model={"models": models},
         reward=[{"path": "stages/reward/reward_model", "combine": combine}],
-        ppo={"kl_coef": 0.01},
+        algorithm={"kl_coef": 0.01},
     )
     run(config, path, Console())
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]

@@ -42,8 +42,8 @@ CHECKS: list[tuple[str, str, Any]] = [
     ("rlhf_dist.rollout.vllm_engine", "check_finite", None),
     ("rlhf_dist.learner.group", "check_metrics", None),
     ("rlhf_dist.learner.published", "odd_tensors", []),
-    ("rlhf_dist.learner.ppo", "_Learning._find_inputs", 0),
-    ("rlhf_dist.learner.ppo", "finite_or_nan", 1.0),
+    ("rlhf_dist.learner.policy_update", "_Learning._find_inputs", 0),
+    ("rlhf_dist.learner.policy_update", "finite_or_nan", 1.0),
     ("rlhf_dist.learner.trained_model", "finite_or_nan", 1.0),
 ]
 """Module, name, and what is said instead of looking."""
@@ -158,7 +158,7 @@ def run(plan: Plan, root: Path) -> tuple[int, Steps, list[Any]]:
     policy, reward = write(root, LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=128, **SHAPE))
     prompts = write_prompts(root / "prompts.jsonl", count=256, tokens=SIZE["prompt"], vocabulary=VOCABULARY)
     tree = config_of(root, policy, reward, prompts, SIZE)
-    tree["ppo"] = {**tree["ppo"], "iterations": len(plan)}
+    tree["rl"] = {**tree["rl"], "iterations": len(plan)}
     steps: Steps = []
     costs: dict[float, Any] = {}
     before = [0.0]

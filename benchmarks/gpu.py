@@ -42,7 +42,7 @@ def settings(policy: Path, reward: Path, prompts: Path, *, quick: bool) -> dict[
         "policy": str(policy),
         "reward": str(reward),
         "prompts": {"path": str(prompts), "max_tokens": 256},
-        "ppo": {"iterations": 3 if quick else ITERATIONS, "prompts_per_iteration": 64 if quick else 256},
+        "rl": {"iterations": 3 if quick else ITERATIONS, "prompts_per_iteration": 64 if quick else 256},
         "rollout": {"max_new_tokens": 128 if quick else 512, "gpu_memory_fraction": 0.35, "compile": not quick},
         "learner": {"precision": "bf16", "zero_stage": 2, "micro_batch_tokens": 16_384, "row_tokens": 768},
         "scoring": {"batch_tokens": 16_384},
@@ -54,10 +54,10 @@ def settings(policy: Path, reward: Path, prompts: Path, *, quick: bool) -> dict[
 def check_configuration(tree: dict[str, Any], config: Any) -> dict[str, float]:
     """What can be known without a card: the settings fit each other; gibibytes that the actors are estimated to need."""
     from rlhf_dist.cluster.placement import lay_out
-    from rlhf_dist.config import PPOConfig
+    from rlhf_dist.config import RLConfig
     from rlhf_dist.planning.memory import memory, model_size
 
-    checked = PPOConfig.model_validate(tree)
+    checked = RLConfig.model_validate(tree)
     sizes = {role: model_size(config, kind="policy") for role in ("policy", "reference")}
     sizes |= {role: model_size(config, kind="value") for role in ("reward", "critic")}
     assert lay_out(checked, gpus=True).totals()[1] <= 1.0, "the actors ask for more than one card"

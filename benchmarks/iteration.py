@@ -43,7 +43,7 @@ def config_of(root: Path, policy: Path, reward: Path, prompts: Path, size: dict[
         "reward": str(reward),
         "prompts": {"path": str(prompts), "max_tokens": size["prompt"]},
         "run_dir": str(root / "run"),
-        "ppo": {"prompts_per_iteration": size["prompts"]},
+        "rl": {"prompts_per_iteration": size["prompts"]},
         "rollout": {"max_new_tokens": size["answer"], "max_concurrent": size["prompts"], "threads": THREADS},
         "learner": {"zero_stage": 0, "micro_batch_tokens": 16 * longest, "threads": THREADS},
         "scoring": {"batch_tokens": 16 * longest},
@@ -70,7 +70,7 @@ def system(tree: dict[str, Any], tokens_file: Path, *, quiet: int, busy: int) ->
             neighbour.append(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
 
     config = {name: value for name, value in tree.items() if name != "ends"}
-    config["ppo"] = {**tree["ppo"], "iterations": quiet + busy}
+    config["ppo"] = {**tree["rl"], "iterations": quiet + busy}
     (Path(tree["policy"]) / "generation_config.json").write_text(json.dumps({"eos_token_id": tree["ends"]}))
     try:
         run_system(config, Path(tree["run_dir"]), report)
@@ -87,11 +87,11 @@ def median_of(rows: list[Metrics]) -> Metrics:
 
 def expected(tree: dict[str, Any]) -> Metrics:
     """Seconds per phase by the model of `rlhf-dist plan`; random weights hardly ever end an answer early."""
-    from rlhf_dist.config import PPOConfig
+    from rlhf_dist.config import RLConfig
     from rlhf_dist.planning.cost import CPU, phase_seconds
     from rlhf_dist.planning.roles import sizes_of
 
-    config = PPOConfig.model_validate(tree)
+    config = RLConfig.model_validate(tree)
     return phase_seconds(config, sizes_of(config), CPU, rollout_workers=1, gpus=False, answer_share=1.0)
 
 

@@ -37,8 +37,8 @@ QUICK = [
     "task.comparisons=128",
     "task.prompts=256",
     "prompts.held_out_limit=32",
-    "ppo.iterations=2",
-    "ppo.prompts_per_iteration=32",
+    "rl.iterations=2",
+    "rl.prompts_per_iteration=32",
     "reward_model.normalise_on=16",
     "rollout.engine=transformers",
 ]

@@ -58,7 +58,7 @@ def config_of(root: Path, policy: Path, reward: Path, prompts: Path) -> dict[str
         "reward": str(reward),
         "prompts": {"path": str(prompts), "max_tokens": 32},
         "run_dir": str(root / "run"),
-        "ppo": {"iterations": 2, "prompts_per_iteration": 16},
+        "rl": {"iterations": 2, "prompts_per_iteration": 16},
         "rollout": {"max_new_tokens": 96, "max_concurrent": 32, "kv_cache_gib": 0.25},
         "learner": {"zero_stage": 0, "micro_batch_tokens": 2048, "row_tokens": 128},
         "scoring": {"batch_tokens": 512},
@@ -72,7 +72,7 @@ def measure(shape: tuple[int, int, int, int], root: Path) -> tuple[dict[str, int
     from system import run_system
     from transformers import LlamaConfig
 
-    from rlhf_dist.config import PPOConfig
+    from rlhf_dist.config import RLConfig
     from rlhf_dist.planning.memory import memory
     from rlhf_dist.planning.roles import sizes_of
 
@@ -94,7 +94,7 @@ def measure(shape: tuple[int, int, int, int], root: Path) -> tuple[dict[str, int
     sampler.start()
     run_system(tree, root / "run", lambda *_: None)
     peaks = sampler.stop(root / "run")
-    config = PPOConfig.model_validate(tree)
+    config = RLConfig.model_validate(tree)
     sizes = sizes_of(config)
     estimates = {role: sum(memory(role, config, sizes).values()) for role in ROLES}
     return peaks, estimates

@@ -163,7 +163,7 @@ def demo(path: Path, iterations: int, *, task: dict[str, int], **changes: Any) -
     """The demo at reduced size, with other feedback."""
     tree = yaml.safe_load((Path(__file__).parents[1] / "configs" / "demo.yaml").read_text())
     tree["task"] |= {"demonstrations": 2048, **dict.fromkeys(KINDS, 0), **task}
-    tree["ppo"]["iterations"] = iterations
+    tree["rl"]["iterations"] = iterations
     for key, value in changes.items():
         tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
     return PipelineConfig.model_validate({**tree, "run_dir": str(path)})

@@ -11,13 +11,13 @@ def run_system(tree: dict[str, Any], run_dir: Path, report: Callable[[int, Any, 
     """Train with the config; returns the policy's parameters, and a learner rank's peak memory in bytes."""
     from rlhf_dist.cluster.placement import lay_out
     from rlhf_dist.cluster.session import has_gpus, session
-    from rlhf_dist.config import PPOConfig
+    from rlhf_dist.config import RLConfig
     from rlhf_dist.controller import train
     from rlhf_dist.data.prompts import PromptSampler
-    from rlhf_dist.stages.ppo import memory_of, prepare, probe_sequence
+    from rlhf_dist.stages.rl import memory_of, prepare, probe_sequence
     from rlhf_dist.stages.wiring import engines, placed, wired
 
-    config = PPOConfig.model_validate(tree)
+    config = RLConfig.model_validate(tree)
     prepared = prepare(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     cpus, gpus = lay_out(config, gpus=has_gpus()).totals()
@@ -32,7 +32,7 @@ def run_system(tree: dict[str, Any], run_dir: Path, report: Callable[[int, Any, 
             parts.learner.publish(parts.store, 0, probe_tokens=probe)
             prompts = PromptSampler(
                 prepared.prompts,
-                batch=config.ppo.prompts_per_iteration,
+                batch=config.rl.prompts_per_iteration,
                 samples=config.rollout.samples_per_prompt,
                 seed=0,
             )

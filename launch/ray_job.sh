@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Submits a run to a running Ray cluster, shows its output, and ends with its exit code.
 #
-#   bash launch/ray_job.sh ppo configs/ppo.yaml --set policy=/shared/sft        any command of rlhf-dist
+#   bash launch/ray_job.sh rl configs/rl.yaml --set policy=/shared/sft        any command of rlhf-dist
 #
 # What to change:
 #   RAY_ADDRESS=http://HEAD:8265     the cluster's dashboard (default: this machine's)
@@ -15,7 +15,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 # shellcheck source=launch/cluster_env.sh
 source "$root/launch/cluster_env.sh"
 
-(($#)) || fail "nothing to run; expected a command of rlhf-dist, e.g.: bash launch/ray_job.sh ppo configs/ppo.yaml"
+(($#)) || fail "nothing to run; expected a command of rlhf-dist, e.g.: bash launch/ray_job.sh rl configs/rl.yaml"
 [[ -x "$root/.venv/bin/ray" ]] && PATH="$root/.venv/bin:$PATH"
 need ray python curl
 share_token

@@ -2,7 +2,7 @@
 # A Ray cluster over plain machines, by ssh; then a run on it, if a command is given.
 #
 #   bash launch/ssh.sh hosts.txt                                   start the cluster; the first host is the head
-#   bash launch/ssh.sh hosts.txt ppo configs/ppo.yaml --run-dir D  start it, run, and stop it again
+#   bash launch/ssh.sh hosts.txt rl configs/rl.yaml --run-dir D  start it, run, and stop it again
 #   bash launch/ssh.sh hosts.txt --stop                            stop it, and any other Ray of yours on these hosts
 #
 # hosts.txt: one host a line, as ssh knows it (keys, no passwords); empty lines and # comments are skipped.

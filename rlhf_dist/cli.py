@@ -17,8 +17,8 @@ from rlhf_dist.config import (
     EvaluateConfig,
     Job,
     PipelineConfig,
-    PPOConfig,
     RewardConfig,
+    RLConfig,
     SFTConfig,
     dump,
     load,
@@ -132,9 +132,9 @@ def _run_pipeline(config: PipelineConfig, run_dir: Path | None, *, resume: bool,
         from rlhf_dist.stages.pipeline import run
 
         run(config, path, console, resume=resume)
-    from rlhf_dist.run_folder.outcome import tell_ppo
+    from rlhf_dist.run_folder.outcome import tell_rl
 
-    tell_ppo(console, path)
+    tell_rl(console, path)
 
 
 def _run_stage(
@@ -184,7 +184,7 @@ def _show_dry_run(console: Console, config: Job, prepared: Prepared) -> None:
 
 
 @app.command()
-def ppo(
+def rl(
     config_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file")],
     overrides: Overrides = None,
     run_dir: RunDir = None,
@@ -193,14 +193,14 @@ def ppo(
     resume: Resume = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Train a policy with PPO against a reward model, on your own models and prompts."""
-    config = load(PPOConfig, config_file, _with(overrides, seed, address))
+    """Train a policy by reinforcement learning against rewards: PPO, or any method of `rlhf-dist algorithms`."""
+    config = load(RLConfig, config_file, _with(overrides, seed, address))
     from rich.markup import escape
 
     from rlhf_dist.run_folder.console import Console
     from rlhf_dist.run_folder.folder import claimed
-    from rlhf_dist.run_folder.ppo_folder import PPOFolder
-    from rlhf_dist.stages import ppo as stage
+    from rlhf_dist.run_folder.rl_folder import RLFolder
+    from rlhf_dist.stages import rl as stage
     from rlhf_dist.stages.hub import resolved
     from rlhf_dist.stages.resume import told_of_resume
 
@@ -218,10 +218,10 @@ def ppo(
             prepared = stage.prepare(config, resume=path if resume else None)
             console.say(escape(prepared.describe()))
             notes = told_of_resume(resolved(config), path, prepared.begin) if resume else []
-            stage.run(config, prepared, PPOFolder(path, config, console=console, notes=notes))
-    from rlhf_dist.run_folder.outcome import tell_ppo
+            stage.run(config, prepared, RLFolder(path, config, console=console, notes=notes))
+    from rlhf_dist.run_folder.outcome import tell_rl
 
-    tell_ppo(console, path)
+    tell_rl(console, path)
 
 
 @app.command()
@@ -249,7 +249,7 @@ def chaos(
 @app.command()
 def evaluate(
     config_or_run: Annotated[
-        Path, typer.Argument(metavar="CONFIG_OR_RUN", help="YAML file, or the folder of a PPO run")
+        Path, typer.Argument(metavar="CONFIG_OR_RUN", help="YAML file, or the folder of an RL run")
     ],
     overrides: Overrides = None,
     run_dir: RunDir = None,
@@ -297,7 +297,7 @@ def plan(
     cpus_per_node: Annotated[int, typer.Option(min=1, help="CPU slots of each node")] = 64,
 ) -> None:
     """Say where everything would go on a cluster, whether it fits, and what would be slow. Needs no cluster."""
-    config = load(PPOConfig, config_file, overrides)
+    config = load(RLConfig, config_file, overrides)
     from rich.console import Console as RichConsole
 
     from rlhf_dist.planning.plan import Machines, make_plan

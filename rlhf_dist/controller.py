@@ -8,52 +8,34 @@ finished rows, and the store says when a batch is whole.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-from pydantic import FiniteFloat
-
-from rlhf_dist.algorithms.kl import AdaptiveKL
 from rlhf_dist.cluster.fleet import Fleet
 from rlhf_dist.cluster.watch import Watch
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import RLConfig
 from rlhf_dist.data.prompts import PromptSampler
-from rlhf_dist.errors import WaitTimeout
 from rlhf_dist.evaluation.bands import GOLD_MEAN, Left, left_band
 from rlhf_dist.evaluation.metrics import batch_metrics, iteration_metrics
+from rlhf_dist.gathering import gather, read
+from rlhf_dist.learner import mismatch
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.memory import Memory
-from rlhf_dist.learner.ppo import Method
+from rlhf_dist.learner.objective import Now, Objective
 from rlhf_dist.records import Failure, RowKey
 from rlhf_dist.rollout.elasticity import balance
-from rlhf_dist.store.experience import RowView
-from rlhf_dist.store.reader import blocks_of, read_batch
+from rlhf_dist.steering import State, Steering
 from rlhf_dist.telemetry import logs
 from rlhf_dist.telemetry.timing import Timer
 
+log = logging.getLogger(__name__)
+
 Report = Callable[[int, Mapping[str, float], Any, Mapping[RowKey, Failure]], None]
 """Takes iteration, metrics, the batch (`store.schema.EXPERIENCE`), and which samples have no score, and why."""
-
-
-@dataclass
-class State:
-    """Where a run is: what it needs, beside the models, to go on."""
-
-    iteration: int
-    """The next one."""
-    kl_coef: FiniteFloat
-    gold: list[FiniteFloat] = field(default_factory=list)
-    """Mean gold score of every iteration so far, where one is watched."""
-    rolled_back: int = 0
-    """Roll-backs in a row up to now."""
-
-    def copy(self) -> State:
-        """The same, whatever becomes of this one."""
-        return replace(self, gold=[*self.gold])
 
 
 @dataclass(frozen=True)
@@ -70,18 +52,21 @@ class Parts:
     """Around an update: devices that engines share with the learner are the learner's."""
     memory: Memory[State]
     """The learner as it was after its last iterations."""
+    move_reference: Callable[[], None] = lambda: None
+    """Takes the reference on to where the policy is."""
 
 
 def train(
     parts: Parts,
     prompts: PromptSampler,
-    config: PPOConfig,
+    config: RLConfig,
     *,
     probe_tokens: Sequence[int],
     report: Report,
     state: State,
+    values: Mapping[int, float] | None = None,
 ) -> str | None:
-    """Run PPO: generate, score, update, publish, for every iteration; returns why it ended early, if `ppo.stop_on` says so.
+    """Generate, score, update, publish, for every iteration; returns why it ended early, if `rl.stop_on` says so.
 
     With `max_staleness` 0 the store starts no sample of an iteration before the version it will be trained on is published,
     so each iteration is strictly on-policy.
@@ -93,31 +78,38 @@ def train(
         probe_tokens: the sequence on which engines are compared with the learner.
         report: called after every iteration.
         state: where a run begins or goes on; moved along, so that `report` can save it.
+        values: V* of each prompt by its id, where that is the baseline.
     """
-    method = Method(config.advantage.build(), config.surrogate.build())
-    kl = AdaptiveKL(state.kl_coef, target=config.ppo.kl_target, horizon=config.ppo.kl_horizon)
-    for iteration in range(state.iteration, config.ppo.iterations):
+    objective, steering = Objective.of(config), Steering(config.algorithm, state)
+    doubted: set[str] = set()
+    for iteration in range(state.iteration, config.rl.iterations):
         logs.CONTEXT.update(iteration=iteration, version=iteration)
         timer = Timer()
-        _tell(parts, parts.store.submit.remote(prompts.batch(iteration)), config, "queueing prompts")
         with timer.phase("experience"):
-            rows = take(parts, iteration, config)
+            gathered = gather(parts, prompts, iteration, config)
+        rows = gathered.rows
+        now = Now(
+            kl_coef=state.kl_coef,
+            entropy_coef=state.entropy_coef,
+            ratio_is_one=config.ratio_is_one,
+            iteration=iteration,
+            seed=config.seed + iteration,
+            running_mean=steering.running_mean,
+            given=gathered.given or {row.key.prompt_id: values[row.key.prompt_id] for row in rows if values},
+            critic_only=iteration < config.algorithm.critic_warmup,
+        )
         with timer.phase("update"), parts.lent():
-            stats = parts.learner.update(
-                rows,
-                method,
-                config.ppo,
-                kl_coef=kl.coefficient,
-                ratio_is_one=config.ratio_is_one,
-                seed=config.seed + iteration,
-            )
+            stats = parts.learner.update(rows, objective, now)
+        warn_of(mismatch.doubts(stats), doubted, parts.watch.say)
         batch = read(parts, rows, timeout_s=config.timeouts.call)
-        told = batch_metrics(batch)
+        told = {**batch_metrics(batch), **gathered.facts}
         left = leave_or_undo(parts, config, state, {**stats, **told})
         with timer.phase("update_weights"):
             version = iteration + 1
             probe = probe_tokens if version % config.weights.probe_every == 0 else None
             num_bytes = parts.learner.publish(parts.store, version, probe_tokens=probe)
+            if config.algorithm.reference_every and version % config.algorithm.reference_every == 0:
+                parts.move_reference()
         failures = failed_rewards(parts, iteration, config)
         _tell(parts, parts.store.consume.remote(iteration), config, "freeing a batch")
         facts = {
@@ -125,14 +117,14 @@ def train(
             **fleet_facts(parts),
             "weights/version": float(version),
             "weights/bytes": float(num_bytes),
-            "actor/reward_kl_penalty_coeff": kl.coefficient,
+            "actor/reward_kl_penalty_coeff": now.kl_coef,
+            **({"actor/entropy_coeff": now.entropy_coef} if config.algorithm.entropy_counts else {}),
             **({"reward/quarantined": float(len(failures))} if config.scoring.quarantine else {}),
-            **({"actor/rolled_back": float(state.rolled_back > 0)} if config.ppo.stop_on.then == "roll_back" else {}),
+            **({"actor/rolled_back": float(state.rolled_back > 0)} if config.rl.stop_on.then == "roll_back" else {}),
         }
         metrics = iteration_metrics(stats, told, facts, timer.metrics())
-        if "objective/kl" in stats:  # else nothing finite was found
-            kl.update(stats["objective/kl"], samples=len(rows))
-        state.iteration, state.kl_coef = version, kl.coefficient
+        steering.move(state, {**stats, **told}, samples=len(rows))
+        state.iteration = version
         report(iteration, metrics, batch, failures)
         if left and left.stops:
             return left.reason
@@ -142,11 +134,21 @@ def train(
     return None
 
 
-def leave_or_undo(parts: Parts, config: PPOConfig, state: State, metrics: Mapping[str, float]) -> Left | None:
-    """Which band the iteration left, if it did; undoes the updates that led there, if `ppo.stop_on.then` says so."""
+def warn_of(doubts: Sequence[str], said: set[str], say: Callable[[str], None]) -> None:
+    """Say why an update is not to be trusted: every time in the log, and of each metric once to people."""
+    for doubt in doubts:
+        log.warning("the update is not to be trusted: %s", doubt)
+        name = doubt.split()[0]
+        if name not in said:
+            say(f"the update is not to be trusted: {doubt}. What sampled and what learns are too far apart")
+        said.add(name)
+
+
+def leave_or_undo(parts: Parts, config: RLConfig, state: State, metrics: Mapping[str, float]) -> Left | None:
+    """Which band the iteration left, if it did; undoes the updates that led there, if `rl.stop_on.then` says so."""
     if GOLD_MEAN in metrics:
         state.gold.append(metrics[GOLD_MEAN])
-    left = left_band(config.ppo.stop_on, metrics, state.gold, rolled_back=state.rolled_back)
+    left = left_band(config.rl.stop_on, metrics, state.gold, rolled_back=state.rolled_back)
     if left is None or not left.undo:
         state.rolled_back = 0
         return left
@@ -156,7 +158,7 @@ def leave_or_undo(parts: Parts, config: PPOConfig, state: State, metrics: Mappin
     return left
 
 
-def failed_rewards(parts: Parts, iteration: int, config: PPOConfig) -> Mapping[RowKey, Failure]:
+def failed_rewards(parts: Parts, iteration: int, config: RLConfig) -> Mapping[RowKey, Failure]:
     """Rows of an iteration that have no score, and why; they were not trained on."""
     if not config.scoring.quarantine:
         return {}
@@ -165,33 +167,7 @@ def failed_rewards(parts: Parts, iteration: int, config: PPOConfig) -> Mapping[R
     return found
 
 
-def take(parts: Parts, iteration: int, config: PPOConfig) -> list[RowView]:
-    """Wait for the whole scored batch of an iteration.
-
-    Raises:
-        WaitTimeout: it is not whole in time; says how many rows are where.
-    """
-    timeout_s = config.timeouts.batch
-    ref = parts.store.take.remote(iteration, timeout_s, config.advantage.fewest_samples)
-    doing = f"collecting the batch of iteration {iteration}"
-    rows: list[RowView] | None = parts.watch.one("store", ref, timeout_s=timeout_s + 10.0, doing=doing)
-    if rows is None:
-        status = parts.watch.one("store", parts.store.status.remote(), timeout_s=10.0, doing="telling its status")
-        raise WaitTimeout(
-            f"store: no whole batch of iteration {iteration} within {timeout_s:g} s; rows are: {status}; "
-            f"rollout workers are: {parts.rollouts.states()}"
-        )
-    return rows
-
-
-def read(parts: Parts, rows: Sequence[RowView], *, timeout_s: float) -> pa.RecordBatch:
-    """A batch with all its columns (`store.schema.EXPERIENCE`), for metrics and for keeping."""
-    refs = blocks_of(rows)
-    blocks = parts.watch.several("store", refs, timeout_s=timeout_s, doing="handing out the batch")
-    return read_batch(rows, dict(zip(refs, blocks, strict=True)))
-
-
-def _tell(parts: Parts, ref: Any, config: PPOConfig, doing: str) -> None:
+def _tell(parts: Parts, ref: Any, config: RLConfig, doing: str) -> None:
     parts.watch.one("store", ref, timeout_s=config.timeouts.call, doing=doing)
 
 

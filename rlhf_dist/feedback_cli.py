@@ -22,7 +22,7 @@ Database = Annotated[
 
 @app.command()
 def sample(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a PPO run, a pipeline or the demo")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of an RL run, a pipeline or the demo")],
     against: Annotated[
         str, typer.Option(help="sft, self, before (the policy of the round before), or a model folder")
     ] = "sft",

@@ -6,6 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
+GREEDY = -1
+"""Sample index of the greedy answer to a prompt, where one is the baseline: it is scored, and not learnt from."""
+
 
 class RowKey(NamedTuple):
     """Names one sample for the whole run. Sorting by it gives the canonical order of a batch."""

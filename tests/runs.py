@@ -17,10 +17,10 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import RLConfig
 from rlhf_dist.run_folder.console import Console
-from rlhf_dist.run_folder.ppo_folder import PPOFolder
-from rlhf_dist.stages.ppo import prepare, run
+from rlhf_dist.run_folder.rl_folder import RLFolder
+from rlhf_dist.stages.rl import prepare, run
 from rlhf_dist.tasks.helpdesk import build_tokenizer, train_prompts
 
 SHAPE = {
@@ -57,13 +57,13 @@ class Folders:
         chosen = random.Random(0).sample(train_prompts(), 64)
         self.prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in chosen))
 
-    def config(self, **changes: object) -> PPOConfig:
+    def config(self, **changes: object) -> RLConfig:
         """A run of two short iterations; `changes` replace whole sections' keys."""
         tree = {
             "policy": str(self.policy),
             "reward": str(self.reward),
             "prompts": {"path": str(self.prompts), "max_tokens": 40},
-            "ppo": {"iterations": 2, "prompts_per_iteration": 8, "epochs": 2, "mini_batches": 2},
+            "rl": {"iterations": 2, "prompts_per_iteration": 8, "epochs": 2, "mini_batches": 2},
             "rollout": {"max_new_tokens": 12, "max_concurrent": 16, "samples_per_prompt": 2},
             "learner": {
                 "micro_batch_tokens": 512,
@@ -78,13 +78,13 @@ class Folders:
         }
         for key, value in changes.items():
             tree[key] = {**tree[key], **value} if isinstance(value, dict) and key in tree else value
-        return PPOConfig.model_validate(tree)
+        return RLConfig.model_validate(tree)
 
 
-def train(config: PPOConfig, path: Path, *, resume: bool = False) -> Path:
-    """A whole PPO run on real parts; returns the run folder. In a shared session no two runs' folders share a name."""
+def train(config: RLConfig, path: Path, *, resume: bool = False) -> Path:
+    """A whole RL run on real parts; returns the run folder. In a shared session no two runs' folders share a name."""
     prepared = prepare(config, resume=path if resume else None)
-    run(config, prepared, PPOFolder(path, config, console=Console()))
+    run(config, prepared, RLFolder(path, config, console=Console()))
     return path
 
 

@@ -40,17 +40,17 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def config_file(folders: Folders, tmp_path: Path) -> Path:
-    file = tmp_path / "ppo.yaml"
+    file = tmp_path / "rl.yaml"
     file.write_text(dump(folders.config()))
     return file
 
 
 def test_in_a_process_of_its_own_bad_input_is_one_message_without_a_traceback(config_file: Path) -> None:
-    command = [sys.executable, "-m", "rlhf_dist.cli", "ppo", str(config_file), "--set", "ppo.itertions=7"]
+    command = [sys.executable, "-m", "rlhf_dist.cli", "rl", str(config_file), "--set", "rl.itertions=7"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
-    assert "did you mean `ppo.iterations`?" in done.stderr
+    assert "did you mean `rl.iterations`?" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -65,7 +65,7 @@ def test_resume_from_a_damaged_checkpoint_is_refused_before_anything_is_written(
     kept = {"config.yaml": "policy: as it was\n", "status.json": '{"state": "failed"}'}
     for name, text in kept.items():
         (run / name).write_text(text)
-    done = cli("ppo", config_file, "--run-dir", run, "--resume")
+    done = cli("rl", config_file, "--run-dir", run, "--resume")
     assert done.returncode == 2
     assert "learner/state: missing or changed since it was written" in done.stderr
     assert {name: (run / name).read_text() for name in kept} == kept
@@ -74,7 +74,7 @@ def test_resume_from_a_damaged_checkpoint_is_refused_before_anything_is_written(
 def test_dry_run_prints_config_placement_and_memory_and_starts_nothing(
     cli: Callable[..., Done], config_file: Path, tmp_path: Path
 ) -> None:
-    done = cli("ppo", config_file, "--dry-run", "--set", "ppo.iterations=7", "--run-dir", tmp_path / "run")
+    done = cli("rl", config_file, "--dry-run", "--set", "rl.iterations=7", "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     shown = ("A prompt as the engine is given it", "<bos>|", "generation ends at <eos> (2)")
     for text in ("iterations: 7", "Placement", "learner", "rollout", "MiB", "64 prompts", *shown):
@@ -108,8 +108,8 @@ def test_show_and_logs_and_status_say_what_is_missing(cli: Callable[..., Done], 
 
 
 BAD = {
-    "unknown key": (["--set", "ppo.itertions=7"], "unknown key `ppo.itertions`; did you mean `ppo.iterations`?"),
-    "wrong type": (["--set", "ppo.iterations=many"], "`ppo.iterations` is 'many'; expected:"),
+    "unknown key": (["--set", "rl.itertions=7"], "unknown key `rl.itertions`; did you mean `rl.iterations`?"),
+    "wrong type": (["--set", "rl.iterations=many"], "`rl.iterations` is 'many'; expected:"),
     "missing model": (["--set", "policy=/nowhere/model"], "/nowhere/model: no such folder"),
     "long prompt": (["--set", "prompts.max_tokens=5"], "prompts.jsonl:1: the prompt has"),
     "positions": (["--set", "rollout.max_new_tokens=200"], "128 positions"),
@@ -119,7 +119,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_message_and_exit_code_2(cli: Callable[..., Done], case: str, config_file: Path) -> None:
     changes, message = BAD[case]
-    done = cli("ppo", config_file, *changes)
+    done = cli("rl", config_file, *changes)
     assert done.returncode == 2
     assert message in done.stderr
 
@@ -134,7 +134,7 @@ def test_different_tokenizers_are_named(
     tree = json.loads((other / "tokenizer.json").read_text())
     tree["added_tokens"].append({**tree["added_tokens"][0], "id": len(tree["model"]["vocab"]) + 5, "content": "<odd>"})
     (other / "tokenizer.json").write_text(json.dumps(tree))
-    done = cli("ppo", config_file, "--set", f"reward={other}")
+    done = cli("rl", config_file, "--set", f"reward={other}")
     assert done.returncode == 2
     assert "has another tokenizer than the policy" in done.stderr
 
@@ -152,7 +152,7 @@ def test_bad_prompt_files_are_named_with_their_line(
 ) -> None:
     prompts = tmp_path / "bad.jsonl"
     prompts.write_text(content)
-    done = cli("ppo", config_file, "--set", f"prompts.path={prompts}")
+    done = cli("rl", config_file, "--set", f"prompts.path={prompts}")
     assert done.returncode == 2
     assert str(prompts) in done.stderr
     assert message in done.stderr
@@ -164,7 +164,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(
     held = tmp_path / "held"
     held.mkdir()
     (held / "config.yaml").write_text("seed: 1\n")
-    done = cli("ppo", config_file, "--run-dir", held)
+    done = cli("rl", config_file, "--run-dir", held)
     assert done.returncode == 2
     assert "already holds a run" in done.stderr
     assert (held / "config.yaml").read_text() == "seed: 1\n"
@@ -179,7 +179,7 @@ def test_a_round_goes_on_by_the_same_command(
     assert capsys.readouterr().err == "the run failed: rollout-0 died; to go on: rlhf-dist again 'my run' --prompts 8\n"
 
 
-EVERY = ("sft", "reward", "dpo", "ppo", "pipeline", "demo", "evaluate")
+EVERY = ("sft", "reward", "dpo", "rl", "pipeline", "demo", "evaluate")
 
 
 @pytest.mark.parametrize("command", EVERY)
@@ -200,7 +200,7 @@ def test_a_folder_that_cannot_be_written_is_one_message_before_anything_is_read(
     assert done.stderr.startswith("error: /proc/nowhere/run: cannot be written: No such file or directory; ")
 
 
-@pytest.mark.parametrize("command", [["ppo"], ["pipeline"]])
+@pytest.mark.parametrize("command", [["rl"], ["pipeline"]])
 def test_a_resume_that_is_refused_leaves_every_byte_as_it_was(
     cli: Callable[..., Done], command: list[str], folders: Folders, tmp_path: Path
 ) -> None:
@@ -216,7 +216,7 @@ def test_a_resume_that_is_refused_leaves_every_byte_as_it_was(
     (run / "metrics.jsonl").write_text('{"iteration": 0}\n{"iter')
     (run / "checkpoints" / ".step-000003.partial").write_text("left")
     file = tmp_path / "config.yaml"
-    tree = config if command == ["ppo"] else PipelineConfig.model_validate(pipeline_tree(folders))
+    tree = config if command == ["rl"] else PipelineConfig.model_validate(pipeline_tree(folders))
     file.write_text(dump(tree))
     before = snapshot(run)
     done = cli(*command, file, "--run-dir", run, "--resume")
@@ -229,7 +229,7 @@ def pipeline_tree(folders: Folders) -> dict[str, object]:
     config = folders.config().model_dump(mode="json")
     data = str(folders.prompts)
     return {
-        **{key: config[key] for key in ("prompts", "ppo", "rollout", "learner")},
+        **{key: config[key] for key in ("prompts", "rl", "algorithm", "rollout", "learner")},
         "policy": str(folders.policy),
         "sft": {"data": {"path": data}},
         "reward_model": {"data": [{"path": data}]},

@@ -11,8 +11,8 @@ from rlhf_dist.config import (
     EvaluateConfig,
     Job,
     PipelineConfig,
-    PPOConfig,
     RewardConfig,
+    RLConfig,
     Section,
     SFTConfig,
     dump,
@@ -45,25 +45,25 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configs_load_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
-    kind = PipelineConfig if path.parent.name == "scenarios" else KINDS.get(path.stem, PPOConfig)
+    kind = PipelineConfig if path.parent.name == "scenarios" else KINDS.get(path.stem, RLConfig)
     config = load(kind, path)
     (tmp_path / "again.yaml").write_text(dump(config))
     assert load(kind, tmp_path / "again.yaml") == config
 
 
 BAD = {
-    "ppo.itertions=3": r"unknown key `ppo.itertions`; did you mean `ppo.iterations`\?",
-    "advantage={kind: leave_one_out, gamma: 1}": r"unknown key `advantage.gamma` for this kind of `advantage`$",
+    "rl.itertions=3": r"unknown key `rl.itertions`; did you mean `rl.iterations`\?",
+    "advantage={kind: leave_one_out, gamma: 1}": r"unknown key `algorithm.gamma` for this kind of `advantage`$",
     "reward=[{kind: function, name: a, path: 'a:b', function: x}]": r"unknown key `reward.0.function`",
     "reward=[{kind: function, name: a}]": r"key `reward.0.path` is missing; expected `package.module:function`",
-    "advantage.gama=0.1": r"unknown key `advantage.gama`; did you mean `advantage.gamma`\?",
+    "advantage.gama=0.1": r"unknown key `advantage.gama`; did you mean `algorithm.gamma`\?",
     "reward=[{path: a, wieght: 1}]": r"unknown key `reward.0.wieght`; did you mean `reward.weight`\?",
     "rollout.temperature=0.005": "`rollout.temperature` is 0.005; expected: .*greater than or equal to 0.01",
     "rollout.top_p=0.9": "rollout.top_p is 0.9 and rollout.top_k 0; expected 1 and 0, since PPO's ratio and KL",
     "rollout.top_k=50": "rollout.top_p is 1 and rollout.top_k 50; expected 1 and 0",
     "prompts.too_long=cut": "`prompts.too_long` is 'cut'; expected: .*'refuse', 'truncate' or 'leave_out'",
-    "ppo.iterations=many": r"`ppo.iterations` is 'many'; expected: .*integer",
-    "advantage.gamma=1.5": r"`advantage.gamma` is 1.5; expected: .*less than or equal to 1",
+    "rl.iterations=many": r"`rl.iterations` is 'many'; expected: .*integer",
+    "algorithm.gamma=1.5": r"`algorithm.gamma` is 1.5; expected: .*less than or equal to 1",
     "advantage={kind: gea}": r"`advantage` is {'kind': 'gea'}; expected: .*'gae', 'leave_one_out'",
     "learner.critic=none": "advantage.kind gae needs values; learner.critic is none, expected a critic",
     "advantage.kind=leave_one_out": "leave_one_out needs no critic; learner.critic is model, expected none",
@@ -76,18 +76,18 @@ BAD = {
     "cluster.placement=colocated + rollout.workers=2": "rollout.workers is 2 to 2, expected a number of at most",
     "cluster.placement=colocated + rollout.tensor_parallel=2": "rollout.tensor_parallel 2; expected 1",
     "experience.capacity_rows=3": r"capacity_rows is 3; expected at least \(max_staleness \+ 1\) x batch = 64",
-    "ppo.kl_target=1 + ppo.kl_horizon=63": "ppo.kl_horizon is 63; expected at least the 64 samples of an iteration",
-    "ppo.kl_target=1 + ppo.kl_coef=0": "ppo.kl_coef is 0 beside ppo.kl_target 1; expected 1e-06 to 1000",
-    "ppo.kl_target=1 + ppo.kl_coef=2000": "ppo.kl_coef is 2000 beside ppo.kl_target 1; expected 1e-06 to 1000",
+    "algorithm.kl_target=1 + algorithm.kl_horizon=63": "algorithm.kl_horizon is 63; expected at least the 64 samples of an iteration",
+    "algorithm.kl_target=1 + algorithm.kl_coef=0": "algorithm.kl_coef is 0 beside algorithm.kl_target 1; expected 1e-06 to 1000",
+    "algorithm.kl_target=1 + algorithm.kl_coef=2000": "algorithm.kl_coef is 2000 beside algorithm.kl_target 1; expected 1e-06 to 1000",
     "learner.policy.lr=.nan": "`learner.policy.lr` is nan; expected: .*finite number",
-    "ppo.entropy_coef=.inf": "`ppo.entropy_coef` is inf; expected: .*finite number",
+    "algorithm.entropy_coef=.inf": "`algorithm.entropy_coef` is inf; expected: .*finite number",
     "safety.cap=-.inf": "`safety.cap` is -inf; expected: .*finite number",
-    "ppo.stop_on.kl_above=.inf": "`ppo.stop_on.kl_above` is inf; expected: .*finite number",
+    "rl.stop_on.kl_above=.inf": "`rl.stop_on.kl_above` is inf; expected: .*finite number",
     "reward=[{path: a, weight: .nan}]": "`reward.0.weight` is nan; expected: .*finite number",
     "learner.policy.betas=[1.0, 0.9]": "`learner.policy.betas.0` is 1.0; expected: .*less than 1",
     "reward=[{path: a, weight: -1, combine: min}]": "combine mean beside a weight below 0, found min beside -1",
     "reward=[{path: a, weight: 0}, {kind: function, name: f, path: 'a:b'}]": "no model that it could start from",
-    "ppo.mini_batches=65": r"ppo.mini_batches is 65, more than the 64 prompts",
+    "rl.mini_batches=65": r"rl.mini_batches is 65, more than the 64 prompts",
     "learner.micro_batch_tokens=100": r"micro_batch_tokens is 100; expected at least .* = 640",
     "learner.ranks=65": r"a batch has 64 prompts for learner.ranks 65",
     "prompts=3": r"`prompts` is 3; expected",
@@ -100,8 +100,8 @@ BAD = {
     "reward=[{path: a, weight: 0}]": "reward has no component with a weight",
     "reward=[{kind: function, name: r, path: nowhere}]": "`reward.0.path` is 'nowhere'",
     "reward=[{kind: function, name: r, path: 'a:b'}]": "reward has no model that it could start from; expected a critic",
-    "ppo.ptx_coef=0.1": "ppo.ptx_coef is 0.1, but demonstrations is null",
-    "ppo.stop_on.gold_drop=0.1": "gold_drop needs a gold_judge, or a reward of weight 0 named 'gold'",
+    "rl.ptx_coef=0.1": "rl.ptx_coef is 0.1, but demonstrations is null",
+    "rl.stop_on.gold_drop=0.1": "gold_drop needs a gold_judge, or a reward of weight 0 named 'gold'",
     "safety.forbidden=['(']": r"`safety.forbidden` is .*regular expressions; '\(' is none",
     "safety={shortest: 5, longest: 2}": "shortest at most longest, found 5 above 2",
     "policy.path=x": r"--set policy.path=x: policy is a value, not a section",
@@ -112,7 +112,7 @@ BAD = {
 @pytest.mark.parametrize("override", BAD)
 def test_mistakes_name_file_key_value_and_what_was_expected(override: str, file: Path) -> None:
     with pytest.raises(ConfigError, match=BAD[override]):
-        load(PPOConfig, file, override.split(" + "))
+        load(RLConfig, file, override.split(" + "))
 
 
 def test_an_evaluation_refuses_the_names_that_ppo_refuses(tmp_path: Path) -> None:
@@ -124,24 +124,24 @@ def test_an_evaluation_refuses_the_names_that_ppo_refuses(tmp_path: Path) -> Non
 
 def test_value_head_with_a_critic_model_is_a_contradiction(file: Path) -> None:
     with pytest.raises(ConfigError, match="critic names a model but learner.critic is value_head"):
-        load(PPOConfig, file, ["critic=c", "learner.critic=value_head"])
+        load(RLConfig, file, ["critic=c", "learner.critic=value_head"])
 
 
 IDLE = {
-    PPOConfig: {
+    RLConfig: {
         "learner.value.lr=0.1 + learner.critic=value_head": "`learner.value.lr` is 0.1, .*; expected `learner.policy`",
-        "ppo.value_coef=0.9": "`ppo.value_coef` is 0.9, which has no effect here; expected it beside learner.critic value",
-        "ppo.max_policy_kl=0.1": "expected it beside `ppo.epochs` above 1",
-        "ppo={max_policy_kl: 0.1}": "`ppo.max_policy_kl` is 0.1",
-        "ppo.kl_horizon=9999": "expected it beside `ppo.kl_target`",
-        "ppo.ptx_batch=3": "expected it beside `ppo.ptx_coef`",
-        "demonstrations={path: d}": "`demonstrations.path` is 'd', .*; expected it beside `ppo.ptx_coef`",
-        "ppo.stop_on.patience=2": "expected it beside `ppo.stop_on.gold_drop`",
-        "ppo.stop_on.ratio_above=2": "the policy of an only step is the old one",
-        "ppo.stop_on.policy_kl_above=2": "the policy of an only step is the old one",
-        "ppo.stop_on.then=roll_back": "expected it beside a band",
-        "ppo.stop_on.kl_above=2 + ppo.stop_on.roll_backs=2": "expected it beside `ppo.stop_on.then: roll_back`",
-        "ppo.clip_value=1 + learner.critic=none + advantage={kind: leave_one_out} + rollout.samples_per_prompt=2": "no critic",
+        "algorithm.value_coef=0.9": "`algorithm.value_coef` is 0.9, which has no effect here; expected it beside learner.critic value",
+        "rl.max_policy_kl=0.1": "expected it beside `rl.epochs` above 1",
+        "rl={max_policy_kl: 0.1}": "`rl.max_policy_kl` is 0.1",
+        "algorithm.kl_horizon=9999": "expected it beside `algorithm.kl_target`",
+        "rl.ptx_batch=3": "expected it beside `rl.ptx_coef`",
+        "demonstrations={path: d}": "`demonstrations.path` is 'd', .*; expected it beside `rl.ptx_coef`",
+        "rl.stop_on.patience=2": "expected it beside `rl.stop_on.gold_drop`",
+        "rl.stop_on.ratio_above=2": "the policy of an only step is the old one",
+        "rl.stop_on.policy_kl_above=2": "the policy of an only step is the old one",
+        "rl.stop_on.then=roll_back": "expected it beside a band",
+        "rl.stop_on.kl_above=2 + rl.stop_on.roll_backs=2": "expected it beside `rl.stop_on.then: roll_back`",
+        "algorithm.clip_value=1 + learner.critic=none + advantage={kind: leave_one_out} + rollout.samples_per_prompt=2": "no critic",
     },
     SFTConfig: {
         "learner.policy.lr=0.1": "`learner.policy.lr` is 0.1, which has no effect here; expected `optimizer`",
@@ -160,7 +160,7 @@ IDLE = {
     },
 }
 ENOUGH = {
-    PPOConfig: MINIMAL,
+    RLConfig: MINIMAL,
     EvaluateConfig: "policies: {a: b}\nprompts: {path: p}\n",
     **dict.fromkeys((SFTConfig, RewardConfig, DPOConfig), "model: a\n"),
 }
@@ -189,7 +189,7 @@ def test_what_has_no_effect_is_refused_wherever_it_is_written(kind: type[Job], c
 def test_what_an_override_leaves_without_effect_is_no_mistake_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(MINIMAL + "learner: {value: {lr: 0.1}}\nppo: {epochs: 2, max_policy_kl: 0.1}\n")
-    changed = load(PPOConfig, path, ["learner.critic=value_head", "ppo.epochs=1", "ppo.max_policy_kl=null"])
+    changed = load(RLConfig, path, ["learner.critic=value_head", "rl.epochs=1", "rl.max_policy_kl=null"])
     assert changed.learner.critic == "value_head"
     assert load(PipelineConfig, CONFIGS / "demo.yaml", ["learner.critic=value_head"]).learner.value.lr == 5e-4
 
@@ -197,12 +197,12 @@ def test_what_an_override_leaves_without_effect_is_no_mistake_of_the_file(tmp_pa
 def test_missing_keys_and_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("policy: a\nprompts: {path: x}\n")
     with pytest.raises(ConfigError, match=r"c.yaml: key `reward` is missing; expected Hugging Face folder"):
-        load(PPOConfig, tmp_path / "c.yaml")
+        load(RLConfig, tmp_path / "c.yaml")
     with pytest.raises(ConfigError, match="none.yaml: no such config file"):
-        load(PPOConfig, tmp_path / "none.yaml")
+        load(RLConfig, tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(ConfigError, match="found list; expected a mapping"):
-        load(PPOConfig, tmp_path / "list.yaml")
+        load(RLConfig, tmp_path / "list.yaml")
 
 
 BAD_YAML = {
@@ -219,22 +219,22 @@ BAD_YAML = {
 def test_what_yaml_cannot_be_is_one_message_with_the_files_name(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_bytes(text)
     with pytest.raises(ConfigError, match=f"bad.yaml: .*{BAD_YAML[text]}"):
-        load(PPOConfig, tmp_path / "bad.yaml")
+        load(RLConfig, tmp_path / "bad.yaml")
 
 
 def test_overrides_reach_deep_keys_and_read_numbers(file: Path) -> None:
-    config = load(PPOConfig, file, ["learner.policy.lr=1e-5", "rollout.stop=[a, b]", "ppo.kl_target=null"])
+    config = load(RLConfig, file, ["learner.policy.lr=1e-5", "rollout.stop=[a, b]", "algorithm.kl_target=null"])
     assert config.learner.policy.lr == 1e-5
     assert config.rollout.stop == ("a", "b")
 
 
 def test_rows_that_are_scored_together_fit_a_pass_and_leave_work_for_others(file: Path) -> None:
     def together(*changes: str) -> int:
-        return load(PPOConfig, file, [*changes]).scored_together
+        return load(RLConfig, file, [*changes]).scored_together
 
     assert together() == 16, "of 64 samples"
-    assert together("ppo.prompts_per_iteration=1000", "scoring.batch_tokens=6400") == 20
-    assert together("scoring.batch_tokens=1") == together("ppo.prompts_per_iteration=1") == 1
+    assert together("rl.prompts_per_iteration=1000", "scoring.batch_tokens=6400") == 20
+    assert together("scoring.batch_tokens=1") == together("rl.prompts_per_iteration=1") == 1
     assert together("scoring.reward_workers=7", "rollout.workers=3") == 16
 
 
@@ -244,10 +244,10 @@ def test_what_an_earlier_version_wrote_is_read_as_what_it_is_called_now(tmp_path
         MINIMAL
         + "ppo: {clip_ratio: 0.1, gamma: 0.9, gae_lambda: 0.8}\ngold_judge: rlhf_dist.data.helpdesk:gold_score\n"
     )
-    config = load(PPOConfig, file)
+    config = load(RLConfig, file)
     assert (config.surrogate.clip_ratio, config.advantage.gamma, config.advantage.gae_lambda) == (0.1, 0.9, 0.8)
     assert config.gold_judge == "rlhf_dist.tasks.helpdesk:gold_score"
-    assert load(PPOConfig, file, ["surrogate.clip_ratio=0.3"]).surrogate.clip_ratio == 0.3
+    assert load(RLConfig, file, ["algorithm.clip_ratio=0.3"]).surrogate.clip_ratio == 0.3
     demo = load(PipelineConfig, CONFIGS / "demo.yaml", ["judge.epochs=7"])
     assert (demo.comment_judge.epochs, demo.comment_judge.batch_size) == (7, 32)
     (tmp_path / "pipeline.yaml").write_text("task: {}\njudge: {epochs: 7}\n")
@@ -267,8 +267,8 @@ def test_every_setting_says_what_it_means() -> None:
         if not field.description and not (isinstance(field.annotation, type) and issubclass(field.annotation, Section))
     ]
     assert undescribed == []
-    assert {"learner.policy.lr", "advantage.gae_lambda", "reward.normalise", "lora.rank"} <= {
-        *keys(PPOConfig),
+    assert {"learner.policy.lr", "algorithm.gae_lambda", "reward.normalise", "lora.rank"} <= {
+        *keys(RLConfig),
         *keys(SFTConfig),
     }
 
@@ -287,11 +287,11 @@ def test_no_setting_is_declared_twice() -> None:
 
 def test_every_command_has_a_run_folder_of_its_own_name() -> None:
     found = {kind.folder: kind for kind in everybody() if "folder" in kind.__dict__}
-    assert sorted(found) == ["chaos", "dpo", "evaluation", "ppo", "reward", "sft"]
+    assert sorted(found) == ["chaos", "dpo", "evaluation", "rl", "reward", "sft"]
     assert SFTConfig(model="a").run_dir == "runs/sft"
     assert SFTConfig(model="a", run_dir="here").run_dir == "here"
-    assert all(issubclass(kind, Job) for kind in (PPOConfig, PipelineConfig, EvaluateConfig, RewardConfig, DPOConfig))
-    assert not issubclass(PipelineConfig, PPOConfig)
+    assert all(issubclass(kind, Job) for kind in (RLConfig, PipelineConfig, EvaluateConfig, RewardConfig, DPOConfig))
+    assert not issubclass(PipelineConfig, RLConfig)
 
 
 @pytest.mark.parametrize("module", ["rlhf_dist.config", "rlhf_dist.cli"])

@@ -6,10 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-
 from rlhf_dist.algorithms.estimators import GeneralisedAdvantages
+
 from rlhf_dist.algorithms.surrogates import ClippedSurrogate
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import RLConfig
 from rlhf_dist.controller import Parts, State, take, train, worker_facts
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
@@ -20,17 +20,18 @@ from rlhf_dist.store.schema import EXPERIENCE
 PROMPTS = [Prompt(n, (1, 2), f"p{n}") for n in range(4)]
 
 
-def config(**changes: Any) -> PPOConfig:
+def config(**changes: Any) -> RLConfig:
     tree: dict[str, Any] = {
         "policy": "a",
         "reward": "b",
         "prompts": {"path": "p"},
-        "ppo": {"iterations": 3, "prompts_per_iteration": 2, "kl_coef": 0.1},
+        "rl": {"iterations": 3, "prompts_per_iteration": 2},
+        "algorithm": {"kl_coef": 0.1},
         "weights": {"probe_every": 2},
     }
     for key, value in changes.items():
         tree[key] = {**tree.get(key, {}), **value}
-    return PPOConfig.model_validate(tree)
+    return RLConfig.model_validate(tree)
 
 
 def scored(iteration: int, tasks: list[Any], gold: float) -> pa.RecordBatch:
@@ -110,7 +111,7 @@ class World:
         self.calls.append(("back", updates))
 
 
-def run(world: World, settings: PPOConfig, monkeypatch: pytest.MonkeyPatch, state: State | None = None) -> Any:
+def run(world: World, settings: RLConfig, monkeypatch: pytest.MonkeyPatch, state: State | None = None) -> Any:
     reports: list[Any] = []
 
     def read(parts: Any, rows: Any, *, timeout_s: float) -> pa.RecordBatch:
@@ -119,7 +120,7 @@ def run(world: World, settings: PPOConfig, monkeypatch: pytest.MonkeyPatch, stat
 
     monkeypatch.setattr("rlhf_dist.controller.read", read)
     sampler = PromptSampler(PROMPTS, batch=2, samples=1, seed=0)
-    state = state or State(0, settings.ppo.kl_coef)
+    state = state or State(0, settings.algorithm.kl_coef)
     stopped = train(
         world.parts(),
         sampler,
@@ -155,7 +156,7 @@ def test_an_iteration_submits_takes_updates_publishes_and_consumes_in_that_order
 def test_the_kl_coefficient_follows_its_target_and_goes_on_where_a_run_is_resumed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    adaptive = config(ppo={"kl_target": 2.0, "kl_horizon": 20})
+    adaptive = config(algorithm={"kl_target": 2.0, "kl_horizon": 20})
     world = World(kl=4.0)
     _, reports, state = run(world, adaptive, monkeypatch)
     # Twice the target is clipped to +20 %; two samples of a horizon of 20 make it 2 % an iteration.
@@ -196,11 +197,11 @@ def test_metrics_hold_what_every_part_measured(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_run_ends_when_its_gold_score_falls(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = PPOConfig.model_validate(
+    settings = RLConfig.model_validate(
         {
             **config().model_dump(mode="json"),
             "gold_judge": "a:b",
-            "ppo": {"iterations": 9, "prompts_per_iteration": 2, "stop_on": {"gold_drop": 0.2, "patience": 1}},
+            "rl": {"iterations": 9, "prompts_per_iteration": 2, "stop_on": {"gold_drop": 0.2, "patience": 1}},
         }
     )
     stopped, reports, state = run(World(golds=(0.5, 0.6, 0.3, 0.9)), settings, monkeypatch)
@@ -220,8 +221,8 @@ def test_a_batch_that_is_not_whole_in_time_says_where_its_rows_are() -> None:
     ("changes", "expected"),
     [
         ({}, True),
-        ({"ppo": {"epochs": 2}}, False),
-        ({"ppo": {"mini_batches": 2}}, False),
+        ({"rl": {"epochs": 2}}, False),
+        ({"rl": {"mini_batches": 2}}, False),
         ({"weights": {"wire_dtype": "bfloat16"}}, False),
         ({"weights": {"wire_dtype": "float32"}}, True),
         ({"rollout": {"temperature": 0.7}}, True),
@@ -238,13 +239,13 @@ def test_an_update_that_leaves_a_band_is_undone_before_it_is_published_so_often_
 ) -> None:
     world = World(kl=4.0)
     bands = {"then": "roll_back", "kl_above": 3.5, "roll_backs": 2}
-    settings = config(ppo={"iterations": 9, "prompts_per_iteration": 2, "stop_on": bands})
+    settings = config(rl={"iterations": 9, "prompts_per_iteration": 2, "stop_on": bands})
     stopped, reports, state = run(world, settings, monkeypatch)
     undone = [call[:2] for call in world.calls if call[0] in ("back", "publish")]
     assert undone == [("back", 2), ("publish", 1), ("back", 2), ("publish", 2), ("back", 2), ("publish", 3)]
     assert (
         stopped
-        == "objective/kl is 4, above ppo.stop_on.kl_above = 3.5, after 2 roll-backs in a row (ppo.stop_on.roll_backs)"
+        == "objective/kl is 4, above rl.stop_on.kl_above = 3.5, after 2 roll-backs in a row (rl.stop_on.roll_backs)"
     )
     assert [metrics["actor/rolled_back"] for _, metrics, *_ in reports] == [1.0, 1.0, 1.0]
     assert world.told[0].endswith("the update is undone, roll-back 1 in a row")
@@ -253,7 +254,7 @@ def test_an_update_that_leaves_a_band_is_undone_before_it_is_published_so_often_
 
 def test_an_iteration_within_its_bands_ends_the_count_of_roll_backs(monkeypatch: pytest.MonkeyPatch) -> None:
     bands = {"then": "roll_back", "kl_above": 3.5, "roll_backs": 2}
-    settings = config(ppo={"iterations": 4, "prompts_per_iteration": 2, "stop_on": bands})
+    settings = config(rl={"iterations": 4, "prompts_per_iteration": 2, "stop_on": bands})
     state = State(0, 0.1, rolled_back=2)
     stopped, _, _ = run(World(kl=1.0), settings, monkeypatch, state)
     assert stopped is None

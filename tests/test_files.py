@@ -205,7 +205,7 @@ ASIDE = {
     "run_folder/folder.py": "over the status on a full disk, where nothing else is possible",
     "run_folder/quarantine.py": "only grows, by whole lines",
     "scoring/reward_file.py": "into a model's folder that is aside",
-    "stages/ppo.py": "aside",
+    "stages/rl.py": "aside",
     "stages/resume.py": "aside",
     "stages/stage_checkpoints.py": "into a checkpoint's folder that is aside",
     "store/kept.py": "aside",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_dist.config import PPOConfig, dump, load, override
+from rlhf_dist.config import RLConfig, dump, load, override
 from rlhf_dist.errors import ConfigError, EnvironmentProblem, RewardError, RlhfDistError
 from rlhf_dist.feedback.database import open_database
 from rlhf_dist.feedback.serve import open_feedback
@@ -75,10 +75,10 @@ def tree(**remote: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("url", [url for url in URLS if url.startswith("http")])
 def test_a_reward_url_that_holds_a_secret_is_refused_and_not_shown(url: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(dump(PPOConfig.model_validate(tree())).replace("http://host/", url))
+    file.write_text(dump(RLConfig.model_validate(tree())).replace("http://host/", url))
     for attempt in (
-        lambda: load(PPOConfig, file),
-        lambda: override(PPOConfig.model_validate(tree()), [f"reward=[{{kind: remote, name: r, url: '{url}'}}]"]),
+        lambda: load(RLConfig, file),
+        lambda: override(RLConfig.model_validate(tree()), [f"reward=[{{kind: remote, name: r, url: '{url}'}}]"]),
     ):
         with pytest.raises(ConfigError, match=r"expected: a URL without user.*`token_env`.*`headers_env`") as told:
             attempt()
@@ -88,7 +88,7 @@ def test_a_reward_url_that_holds_a_secret_is_refused_and_not_shown(url: str, tmp
 @pytest.mark.parametrize("url", ["http://", "http://:80/", "http://host:99999/", "http://ho st/", "ftp://host/"])
 def test_a_url_without_a_host_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="url"):
-        PPOConfig.model_validate(tree(url=url))
+        RLConfig.model_validate(tree(url=url))
 
 
 @pytest.mark.parametrize(
@@ -96,20 +96,20 @@ def test_a_url_without_a_host_is_refused(url: str) -> None:
 )
 def test_headers_that_are_not_the_users_are_refused(headers: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="headers"):
-        PPOConfig.model_validate(tree(token_env="T", headers_env=headers))
+        RLConfig.model_validate(tree(token_env="T", headers_env=headers))
 
 
 def test_nothing_that_a_run_leaves_behind_holds_the_secret_and_its_config_runs_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("REWARD_TOKEN", PLANTED)
-    config = PPOConfig.model_validate(
+    config = RLConfig.model_validate(
         tree(token_env="REWARD_TOKEN", headers_env={"X-Key": "REWARD_TOKEN"}) | {"telemetry": {"tensorboard": True}}
     )
     kinds = scorer_kinds(config, policy="a", reference="a")
     print(kinds, config)
     logs.to_file(logs.log_dir(tmp_path), "controller")
-    folder = RunFolder(tmp_path, config, console=Console(), stage="ppo")
+    folder = RunFolder(tmp_path, config, console=Console(), stage="rl")
     folder.rewind(0)
     folder.record(0, {"a": 1.0})
     logging.getLogger("rlhf_dist").warning("sent %s to %s", PLANTED, URLS[0], extra={"url": URLS[1]})
@@ -124,7 +124,7 @@ def test_nothing_that_a_run_leaves_behind_holds_the_secret_and_its_config_runs_a
     assert {file.name for file in files} >= {"config.yaml", "status.json", "metrics.jsonl", "controller.jsonl"}
     assert [file for file in files if PLANTED.encode() in file.read_bytes()] == []
     assert PLANTED not in told.out + told.err
-    assert load(PPOConfig, tmp_path / "config.yaml") == config
+    assert load(RLConfig, tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize(

@@ -23,3 +23,17 @@ def segment_sums(flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Sum of each sequence's values, [tokens, ...] to [sequences, ...]."""
     owner = torch.repeat_interleave(torch.arange(len(lengths), device=flat.device), lengths)
     return flat.new_zeros(len(lengths), *flat.shape[1:]).index_add_(0, owner, flat)
+
+
+def sums_to_go(flat: torch.Tensor, lengths: torch.Tensor, *, gamma: float = 1.0) -> torch.Tensor:
+    """Of each token, the sum of its sequence's values from it on, those k tokens later times gamma^k, [tokens] to [tokens]."""
+    if gamma == 0.0 or not len(flat):
+        return flat
+    padding, mask = padded(flat, lengths)
+    if gamma == 1.0:
+        return padding.flip(1).cumsum(1).flip(1)[mask]
+    found, running = torch.zeros_like(padding), padding.new_zeros(len(lengths))
+    for t in range(padding.shape[1] - 1, -1, -1):
+        running = padding[:, t] + gamma * running
+        found[:, t] = running
+    return found[mask]

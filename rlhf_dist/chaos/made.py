@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf_dist.chaos.schedule import iterations
-from rlhf_dist.config import ModelShape, PPOConfig
+from rlhf_dist.config import ModelShape, RLConfig
 from rlhf_dist.config.chaos import OWN_SERVER, ChaosConfig
 from rlhf_dist.files import write_json_lines
 from rlhf_dist.tasks.helpdesk import build_tokenizer, train_prompts
@@ -15,8 +15,8 @@ SHAPE = ModelShape(hidden=64, layers=2, heads=2, positions=128)
 PROMPTS = 256
 
 
-def run_config(config: ChaosConfig, folder: Path, *, url: str, faults: int, seed: int) -> PPOConfig:
-    """The PPO run that faults are done to, with what it lacks made in a folder.
+def run_config(config: ChaosConfig, folder: Path, *, url: str, faults: int, seed: int) -> RLConfig:
+    """The RL run that faults are done to, with what it lacks made in a folder.
 
     Args:
         config: of the chaos.
@@ -25,7 +25,7 @@ def run_config(config: ChaosConfig, folder: Path, *, url: str, faults: int, seed
         faults: how many there will be.
         seed: of the schedule, and of the policy that is made.
     """
-    tree = {name: getattr(config, name) for name in PPOConfig.model_fields}
+    tree = {name: getattr(config, name) for name in RLConfig.model_fields}
     if not config.policy:
         make_policy(SHAPE, build_tokenizer(), folder / "policy", seed=seed)
         write_json_lines(folder / "prompts.jsonl", ({"prompt": text} for text in train_prompts()[:PROMPTS]))
@@ -35,6 +35,6 @@ def run_config(config: ChaosConfig, folder: Path, *, url: str, faults: int, seed
         each.model_copy(update={"url": url}) if each.kind == "remote" and each.url == OWN_SERVER else each
         for each in config.reward
     )
-    tree["ppo"] = config.ppo.model_copy(update={"iterations": iterations(faults, gap=config.chaos.gap)})
+    tree["rl"] = config.rl.model_copy(update={"iterations": iterations(faults, gap=config.chaos.gap)})
     tree["experience"] = config.experience.model_copy(update={"keep": True})
-    return PPOConfig(**{**tree, "run_dir": str(folder / "run")})
+    return RLConfig(**{**tree, "run_dir": str(folder / "run")})

@@ -14,7 +14,7 @@ from rlhf_dist.chaos.schedule import SETTLED, Fault, schedule
 from rlhf_dist.chaos.server import LyingServer, serving
 from rlhf_dist.chaos.sight import POLL_S, Sight, lives
 from rlhf_dist.checkpoint import newest_checkpoint, verify
-from rlhf_dist.config import PPOConfig, dump
+from rlhf_dist.config import RLConfig, dump
 from rlhf_dist.config.chaos import ChaosConfig
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import ConfigError, ModelError
@@ -46,7 +46,7 @@ def chaos(config: ChaosConfig, folder: Path, *, seed: int, faults: int, tell: Te
         ConfigError: the folder holds something already.
         UserError: the run cannot start.
     """
-    from rlhf_dist.stages.ppo import prepare
+    from rlhf_dist.stages.rl import prepare
 
     if folder.exists() and {each.name for each in folder.iterdir()} - {LOCK}:
         raise ConfigError(f"{folder}: is not empty; expected a folder of its own for each chaos")
@@ -54,12 +54,12 @@ def chaos(config: ChaosConfig, folder: Path, *, seed: int, faults: int, tell: Te
         ppo = run_config(config, folder, url=server.url, faults=faults, seed=seed)
         write_text(folder / CONFIG, dump(config))
         prepared = prepare(ppo)
-        file = folder / "ppo.yaml"
+        file = folder / "rl.yaml"
         write_text(file, dump(ppo))
         before = invariants.shared_memory()
         began = time.monotonic()
         sight = Sight(file, folder / RUN, folder / "said")
-        report = Report(seed, ppo.ppo.iterations)
+        report = Report(seed, ppo.rl.iterations)
         storm = Storm(config, sight, server, report, tell)
         try:
             storm.rage(schedule(config.faults, faults, gap=config.chaos.gap, seed=seed))
@@ -68,7 +68,7 @@ def chaos(config: ChaosConfig, folder: Path, *, seed: int, faults: int, tell: Te
         else:
             prompts = PromptSampler(
                 prepared.prompts,
-                batch=ppo.ppo.prompts_per_iteration,
+                batch=ppo.rl.prompts_per_iteration,
                 samples=ppo.rollout.samples_per_prompt,
                 seed=ppo.seed,
             )
@@ -81,9 +81,9 @@ def chaos(config: ChaosConfig, folder: Path, *, seed: int, faults: int, tell: Te
     return report
 
 
-def of_the_folder(ppo: PPOConfig, sight: Sight, prompts: PromptSampler) -> list[str]:
+def of_the_folder(ppo: RLConfig, sight: Sight, prompts: PromptSampler) -> list[str]:
     """What does not hold of the run's folder when the run is over."""
-    path, iterations = sight.path, ppo.ppo.iterations
+    path, iterations = sight.path, ppo.rl.iterations
     return [
         *invariants.metrics_are_whole(sight.rows(), iterations),
         *invariants.rows_are_trained_once(path, prompts, iterations),

@@ -59,7 +59,7 @@ class Sight:
         """Nothing runs yet.
 
         Args:
-            config: YAML file of a PPO run.
+            config: YAML file of an RL run.
             path: the run's folder.
             said: folder for what each driver writes to the terminal.
         """
@@ -68,7 +68,7 @@ class Sight:
         self.seen: set[psutil.Process] = set()
         self.lines: list[dict[str, Any]] = []
         """Of all logs, in the order in which they were read."""
-        self._command = [sys.executable, "-m", "rlhf_dist.cli", "ppo", str(config), "--run-dir", str(path)]
+        self._command = [sys.executable, "-m", "rlhf_dist.cli", "rl", str(config), "--run-dir", str(path)]
         self._said, self._offsets, self._looked = said, dict[Path, int](), 0.0
 
     def start(self, *, resume: bool = False) -> None:

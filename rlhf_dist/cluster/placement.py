@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_dist.config import PPOJob, Rollout
+from rlhf_dist.config import RLJob, Rollout
 from rlhf_dist.errors import EnvironmentProblem
 
 ENGINE_SHARE = 0.4
@@ -68,29 +68,25 @@ def engines_of(rollout: Rollout) -> dict[str, float]:
     return {"cpus": engines, "gpus": engines * devices, "processes": engines * (1 + devices * (devices > 1))}
 
 
-def lay_out(config: PPOJob, *, gpus: bool) -> Layout:
-    """Every actor of a PPO run with the fewest rollout workers, in the config's placement.
+def lay_out(config: RLJob, *, gpus: bool) -> Layout:
+    """Every actor of an RL run with the fewest rollout workers, in the config's placement.
 
     Args:
         config: the run's config.
         gpus: whether the cluster has GPUs; without, a device is a CPU slot.
     """
+    scoring = config.scoring_workers
     shares_device = {
         "disaggregated": frozenset({"learner"}),
-        "hybrid": frozenset({"learner", "reward", "reference"}),
-        "colocated": frozenset({"learner", "reward", "reference", "rollout"}),
+        "hybrid": frozenset({"learner", *scoring}),
+        "colocated": frozenset({"learner", *scoring, "rollout"}),
     }[config.cluster.placement]
-    counts = {
-        "learner": config.learner.ranks,
-        "reward": config.scoring.reward_workers,
-        "reference": config.scoring.reference_workers,
-        "rollout": config.rollout.workers.min,
-    }
+    counts = {"learner": config.learner.ranks, **scoring, "rollout": config.rollout.workers.min}
     device = config.cluster.gpu_share if gpus else 1.0
     ranks = config.learner.ranks
     # Shared devices: the actors of each role go round the ranks' bundles.
     guests = [(role, index, index % ranks) for role in counts for index in range(counts[role]) if role in shares_device]
-    scorers = Counter(bundle for role, _, bundle in guests if role in ("reward", "reference"))
+    scorers = Counter(bundle for role, _, bundle in guests if role in scoring)
     engines = Counter(bundle for role, _, bundle in guests if role == "rollout")
 
     def share(role: str, bundle: int) -> float:
@@ -105,7 +101,7 @@ def lay_out(config: PPOJob, *, gpus: bool) -> Layout:
         places.append(Place(role, index, 1.0 if gpus else part, part if gpus else 0.0, bundle))
         if gpus:
             bundles[bundle]["CPU"] += 1.0
-    for role in ("reward", "reference"):
+    for role in scoring:
         for index in range(counts[role] if role not in shares_device else 0):
             places.append(Place(role, index, 1.0, device if gpus else 0.0, len(bundles)))
             bundles.append({"CPU": 1.0, "GPU": device} if gpus else {"CPU": 1.0})

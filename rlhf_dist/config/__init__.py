@@ -3,13 +3,13 @@
 Imports neither torch, ray nor vllm, so that `--help` and validation answer at once.
 """
 
+from rlhf_dist.config.algorithm import Algorithm, Correction
 from rlhf_dist.config.chaos import Chaos, ChaosConfig
 from rlhf_dist.config.evaluation import EvaluateConfig
 from rlhf_dist.config.files import dump, flat, keys, load, override, read_yaml
 from rlhf_dist.config.job import Job, ScoringJob
-from rlhf_dist.config.method import Clip, Gae, LeaveOneOut
+from rlhf_dist.config.methods import METHODS, Method
 from rlhf_dist.config.pipeline import EmbeddedTask, ModelShape, PipelineConfig
-from rlhf_dist.config.ppo import PPO, Experience, PPOConfig, PPOJob, StopOn
 from rlhf_dist.config.rewards import (
     DISAGREEMENT,
     GOLD,
@@ -20,6 +20,7 @@ from rlhf_dist.config.rewards import (
     Reward,
     Safety,
 )
+from rlhf_dist.config.rl import RL, Experience, RLConfig, RLJob, StopOn
 from rlhf_dist.config.sections import (
     Cluster,
     DataFile,
@@ -53,14 +54,16 @@ __all__ = [
     "DISAGREEMENT",
     "DPO",
     "GOLD",
-    "PPO",
+    "METHODS",
+    "RL",
     "SFT",
     "UNSAFE",
+    "Algorithm",
     "Chaos",
     "ChaosConfig",
-    "Clip",
     "Cluster",
     "CommentJudge",
+    "Correction",
     "DPOConfig",
     "DataFile",
     "Demonstrations",
@@ -69,18 +72,17 @@ __all__ = [
     "Experience",
     "Feedback",
     "FunctionReward",
-    "Gae",
     "Job",
     "Learner",
-    "LeaveOneOut",
     "Lora",
+    "Method",
     "ModelReward",
     "ModelShape",
     "Optimizer",
-    "PPOConfig",
-    "PPOJob",
     "PipelineConfig",
     "Prompts",
+    "RLConfig",
+    "RLJob",
     "RemoteReward",
     "Reward",
     "RewardConfig",

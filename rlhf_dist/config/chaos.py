@@ -1,4 +1,4 @@
-"""Settings of chaos: a PPO run, and the faults that it is put through."""
+"""Settings of chaos: an RL run, and the faults that it is put through."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from rlhf_dist.config.ppo import PPOJob
 from rlhf_dist.config.rewards import RemoteReward, Rewards
+from rlhf_dist.config.rl import RLJob
 from rlhf_dist.config.sections import Prompts, Section
 
 FaultKind = Literal[
@@ -56,8 +56,8 @@ class Chaos(Section):
     patience_s: float = Field(120, gt=0, description="a run that gets no further for so many seconds hangs")
 
 
-class ChaosConfig(PPOJob):
-    """A PPO run under faults. What it needs and the config does not name is made in its folder."""
+class ChaosConfig(RLJob):
+    """An RL run under faults. What it needs and the config does not name is made in its folder."""
 
     folder: ClassVar[str] = "chaos"
 
@@ -73,7 +73,7 @@ class ChaosConfig(PPOJob):
         """What the schedule of faults decides."""
         return {
             **super().idle(),
-            "ppo.iterations": "give the number of faults, from which it follows",
+            "rl.iterations": "give the number of faults, from which it follows",
             "experience.keep": "leave it out: every row is kept, so that it can be counted",
         }
 

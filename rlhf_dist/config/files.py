@@ -17,13 +17,25 @@ from rlhf_dist.errors import ConfigError
 
 C = TypeVar("C", bound=BaseModel)
 
+TO_ALGORITHM = (
+    *("clip_value", "kl_coef", "kl_target", "kl_horizon", "entropy_coef", "value_coef", "whiten_advantages"),
+    *("score_clip", "missing_eos_penalty", "clip_ratio", "gamma", "gae_lambda"),
+)
 MOVED = {
-    "ppo.clip_ratio": "surrogate.clip_ratio",
-    "ppo.gamma": "advantage.gamma",
-    "ppo.gae_lambda": "advantage.gae_lambda",
+    **{f"ppo.{name}": f"algorithm.{name}" for name in TO_ALGORITHM},
+    "ppo": "rl",
+    "surrogate.clip_ratio": "algorithm.clip_ratio",
+    "surrogate.kind": "algorithm.surrogate",
+    "advantage.kind": "algorithm.baseline",
+    "advantage.gamma": "algorithm.gamma",
+    "advantage.gae_lambda": "algorithm.gae_lambda",
     "judge": "comment_judge",
 }
 """Keys of earlier configs, as runs of then have left them, and what they are called now."""
+RENAMED = {"advantage.kind": {"gae": "critic"}}
+"""Values that are called otherwise, too."""
+EMPTIED = ("advantage", "surrogate")
+"""Sections that are no more."""
 MOVED_MODULES = {
     "rlhf_dist.data.helpdesk:": "rlhf_dist.tasks.helpdesk:",
     "rlhf_dist.data.scenarios:": "rlhf_dist.tasks.scenarios:",
@@ -37,13 +49,19 @@ def load(kind: type[C], path: Path, overrides: list[str] | None = None) -> C:
         ConfigError: names the file (or the override), the key, what was found and what was expected.
     """
     tree = read_yaml(path)
-    _move(tree)
+    own = Job.model_fields.keys() <= tree.keys()
+    """Whether a run has written it, with everything that is not used too."""
+    _move_modules(tree)
+    if own:
+        _move(tree)
+    else:
+        _refuse_moved(tree, str(path))
     alone = copy.deepcopy(tree)
     for override in overrides or []:
         _apply(tree, override)
     config = _validated(kind, tree, path)
     _refuse_idle(config, overrides or [])
-    if not Job.model_fields.keys() <= alone.keys():  # else a run has written it, with everything that is not used too
+    if not own:
         _refuse_idle_file(kind, path, alone)
     return config
 
@@ -129,20 +147,53 @@ def _move(tree: dict[str, Any]) -> None:
     """Bring what earlier versions wrote to where it is now; what stands there already wins."""
     for old, new in MOVED.items():
         *parents, leaf = old.split(".")
-        branch: Any = tree
-        for parent in parents:
-            branch = branch.get(parent) if isinstance(branch, dict) else None
+        branch = _branch(tree, parents)
         if isinstance(branch, dict) and leaf in branch:
             section, _, key = new.partition(".")
             value = branch.pop(leaf)
+            value = RENAMED.get(old, {}).get(value, value) if isinstance(value, str) else value
             if not key:
                 tree.setdefault(section, value)
             elif isinstance(target := tree.setdefault(section, {}), dict):
                 target.setdefault(key, value)
+    for section in EMPTIED:
+        if not tree.get(section, True):
+            del tree[section]
+
+
+def _move_modules(tree: dict[str, Any]) -> None:
+    """The gold judges of embedded tasks where they are now: no user has chosen their modules' names."""
     judge = tree.get("gold_judge")
     for old, new in MOVED_MODULES.items():
         if isinstance(judge, str) and judge.startswith(old):
             tree["gold_judge"] = new + judge.removeprefix(old)
+
+
+def _branch(tree: Any, parents: Sequence[str]) -> Any:
+    for parent in parents:
+        tree = tree.get(parent) if isinstance(tree, dict) else None
+    return tree
+
+
+def _refuse_moved(tree: dict[str, Any], where: str) -> None:
+    """Say what to write instead of the keys of earlier versions: nobody should have to guess what took effect."""
+    found = []
+    for old, new in MOVED.items():
+        *parents, leaf = old.split(".")
+        branch = _branch(tree, parents)
+        if not isinstance(branch, dict) or leaf not in branch:
+            continue
+        if old == "ppo" and isinstance(branch[leaf], dict):
+            found += [_told(f"ppo.{key}", f"rl.{key}") for key in branch[leaf] if f"ppo.{key}" not in MOVED]
+        else:
+            found.append(_told(old, new, branch[leaf]))
+    if found:
+        raise ConfigError(f"{where}: keys of an earlier version: {'; '.join(dict.fromkeys(found))}")
+
+
+def _told(old: str, new: str, value: Any = None) -> str:
+    renamed = RENAMED.get(old, {}).get(value, value) if isinstance(value, str) else None
+    return f"`{old}` is now `{new}`" + (f" (here {renamed})" if old.endswith(".kind") and renamed else "")
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -151,7 +202,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: expected key.sub=value")
     for old, new in MOVED.items():
         if f"{key}.".startswith(f"{old}."):
-            key = new + key.removeprefix(old)
+            raise ConfigError(f"--set {override}: `{key}` is now `{new + key.removeprefix(old)}`")
     *parents, leaf = key.split(".")
     for parent in parents:
         branch = tree.setdefault(parent, {})

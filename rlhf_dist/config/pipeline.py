@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlhf_dist.config.ppo import PPOJob
 from rlhf_dist.config.rewards import ModelReward, Rewards
+from rlhf_dist.config.rl import RLJob
 from rlhf_dist.config.sections import Prompts, Section
 from rlhf_dist.config.supervised import SFT, RewardModel
 
@@ -46,7 +46,7 @@ class EmbeddedTask(Section):
     comments: int = Field(0, ge=0, description="commented answers for the reward model")
 
 
-class PipelineConfig(PPOJob):
+class PipelineConfig(RLJob):
     """SFT, a reward model and PPO; what is not under `sft`, `comment_judge` or `reward_model` is PPO's, and shared."""
 
     policy: str = Field("", description="model to start from; with `task`: made from nothing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -126,7 +127,9 @@ Reward = Annotated[ModelReward | FunctionReward | RemoteReward, Field(discrimina
 
 
 def _components(value: Any) -> Any:
-    """A folder is short for one reward model, and a part without a kind is one."""
+    """A folder is short for one reward model, an import path for one function, and a part without a kind is a model."""
+    if isinstance(value, str) and re.match(IMPORT_PATH, value):
+        return ({"kind": "function", "name": value.rpartition(":")[2], "path": value},)
     if isinstance(value, str):
         return ({"kind": "model", "path": value},)
     if isinstance(value, (list, tuple)):

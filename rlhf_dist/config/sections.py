@@ -129,6 +129,7 @@ class Scoring(Section):
 
     reward_workers: int = Field(1, ge=1, le=1024, description="processes that hold the reward model")
     reference_workers: int = Field(1, ge=1, le=1024, description="processes that hold the reference policy")
+    teacher_workers: int = Field(1, ge=1, le=1024, description="processes that hold the teacher, where there is one")
     batch_tokens: int = Field(8192, ge=1, description="tokens per forward pass, padding included")
     max_restarts: int = Field(
         3,

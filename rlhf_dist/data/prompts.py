@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from rlhf_dist.data.templates import Reading, checked_messages, reading_of, rend
 from rlhf_dist.errors import DataError
 from rlhf_dist.files import as_json
 from rlhf_dist.progress import counted
-from rlhf_dist.records import Prompt, PromptTask
+from rlhf_dist.records import GREEDY, Prompt, PromptTask
 
 COLUMNS = ("prompt", "messages")
 
@@ -112,20 +112,29 @@ class PromptSampler:
     replaying the ones before it, and a resumed run goes on where it was.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], *, batch: int, samples: int, seed: int) -> None:
-        """Serve `batch` prompts an iteration, each to be answered `samples` times.
+    def __init__(self, prompts: Sequence[Prompt], *, batch: int, samples: int, seed: int, greedy: bool = False) -> None:
+        """Serve `batch` prompts an iteration, each to be answered `samples` times, and with `greedy` once greedily.
 
         Raises:
             DataError: there are fewer prompts than one batch needs.
         """
         if len(prompts) < batch:
-            raise DataError(f"{len(prompts)} prompts; expected at least ppo.prompts_per_iteration = {batch}")
-        self._prompts, self._batch, self._samples, self._seed = prompts, batch, samples, seed
+            raise DataError(f"{len(prompts)} prompts; expected at least rl.prompts_per_iteration = {batch}")
+        self._prompts, self._batch, self._seed = prompts, batch, seed
+        self._samples, self._first = (samples + 1, GREEDY) if greedy else (samples, 0)
 
     def batch(self, iteration: int) -> list[PromptTask]:
         """The prompts of one iteration; an epoch's last, incomplete batch is left out."""
         per_epoch = len(self._prompts) // self._batch
         epoch, position = divmod(iteration, per_epoch)
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._prompts))
-        chosen = order[position * self._batch : (position + 1) * self._batch]
-        return [PromptTask(iteration, self._prompts[i].id, self._prompts[i].tokens, self._samples) for i in chosen]
+        return self._tasks(iteration, order[position * self._batch : (position + 1) * self._batch])
+
+    def others(self, iteration: int, *, count: int, used: Collection[int]) -> list[PromptTask]:
+        """Further prompts of an iteration, in a seeded order: at most `count`, none whose id is among `used`."""
+        order = np.random.default_rng([self._seed, iteration, 1]).permutation(len(self._prompts))
+        return self._tasks(iteration, [i for i in order if self._prompts[i].id not in used][:count])
+
+    def _tasks(self, iteration: int, chosen: Iterable[int]) -> list[PromptTask]:
+        prompts = [self._prompts[i] for i in chosen]
+        return [PromptTask(iteration, each.id, each.tokens, self._samples, self._first) for each in prompts]

@@ -46,12 +46,12 @@ def left_band(
         if bound is None or value is None:  # nothing is told of an update all of whose steps were left out
             continue
         if value > bound if side == "above" else value < bound:
-            return _left(bands, f"{metric} is {value:.3g}, {side} ppo.stop_on.{key} = {bound:g}", updates, rolled_back)
+            return _left(bands, f"{metric} is {value:.3g}, {side} rl.stop_on.{key} = {bound:g}", updates, rolled_back)
     fallen = _fallen(bands.patience, gold)
     if bands.gold_drop is not None and fallen > bands.gold_drop:
         reason = (
             f"the gold score's mean over {bands.patience} iterations fell by {fallen:.3g} from its best, more than "
-            f"ppo.stop_on.gold_drop = {bands.gold_drop:g}"
+            f"rl.stop_on.gold_drop = {bands.gold_drop:g}"
         )
         return _left(bands, reason, LAST_AND_THIS, rolled_back)
     return None
@@ -61,7 +61,7 @@ def _left(bands: StopOn, reason: str, updates: int, rolled_back: int) -> Left:
     if bands.then == "stop":
         return Left(reason, 0, stops=True)
     if rolled_back >= bands.roll_backs:
-        told = f"{reason}, after {rolled_back} roll-backs in a row (ppo.stop_on.roll_backs)"
+        told = f"{reason}, after {rolled_back} roll-backs in a row (rl.stop_on.roll_backs)"
         return Left(told, updates, stops=True)
     return Left(reason, updates, stops=False)
 

@@ -15,15 +15,16 @@ import numpy as np
 from rlhf_dist.cluster import head, pulse, rendezvous
 from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import Watch
-from rlhf_dist.config import PPO, Learner, Timeouts
+from rlhf_dist.config import RL, Learner, Timeouts
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.packing import Budget, MicroBatch, plan_micro_batches
 from rlhf_dist.errors import EnvironmentProblem, NumbersError
 from rlhf_dist.learner.finite import check_metrics, found_in, told
 from rlhf_dist.learner.imitation import Imitation
 from rlhf_dist.learner.model_spec import ModelSpec
-from rlhf_dist.learner.ppo import Method, Updated
-from rlhf_dist.learner.rank import LearnerRank, Loaded, Loss, Now
+from rlhf_dist.learner.objective import Now, Objective
+from rlhf_dist.learner.policy_update import Updated
+from rlhf_dist.learner.rank import LearnerRank, Loaded, Loss
 from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.learner.snapshot import Snapshot
 from rlhf_dist.models import read_config
@@ -147,40 +148,34 @@ class LearnerGroup:
                 "(`ray start --node-ip-address`)"
             )
 
-    def update(
-        self, views: Sequence[RowView], method: Method, ppo: PPO, *, kl_coef: float, ratio_is_one: bool, seed: int
-    ) -> dict[str, float]:
-        """One PPO update on a batch of scored rows; the mini-batches are the same whatever the number of ranks.
+    def update(self, views: Sequence[RowView], objective: Objective, now: Now) -> dict[str, float]:
+        """One update on a batch of scored rows; the mini-batches are the same whatever the number of ranks.
 
         Args:
             views: the batch, in canonical order.
-            method: what is estimated and minimised.
-            ppo: PPO's numbers.
-            kl_coef: weight of the KL penalty now.
-            ratio_is_one: see `learner.ppo.update`.
-            seed: of the mini-batches.
+            objective: what is estimated and minimised, and in which steps.
+            now: what belongs to this update.
 
         Raises:
             NumbersError: something is not finite, and `learner.on_bad_numbers` says stop, or too many steps in a row were left
                 out; names the samples.
         """
-        shards = cut_into_shards(views, self._budget, mini_batches=ppo.mini_batches, seed=seed)
+        rl = objective.rl
+        shards = cut_into_shards(views, self._budget, mini_batches=rl.mini_batches, seed=now.seed)
         calls = {}
-        for rank, (shard, shown) in enumerate(zip(shards, self._shown(ppo, seed), strict=True)):
-            now = Now(kl_coef, ratio_is_one, views[0].key.iteration, shown)
-            calls[f"learner-{rank}"] = self.ranks[rank].update.remote(shard, method, ppo, now)
-        results = self._watch.wait(calls, timeout_s=self._timeouts.update, doing="updating policy and critic")
-        steps = ppo.epochs * ppo.mini_batches
+        for rank, (shard, shown) in enumerate(zip(shards, self._shown(rl, now.seed), strict=True)):
+            calls[f"learner-{rank}"] = self.ranks[rank].update.remote(shard, objective, now, shown)
+        results = self._watch.wait(calls, timeout_s=self._timeouts.update, doing="updating the models")
         measured = "objective/kl" in results["learner-0"].facts
-        return self._judged(results, str, steps=steps, may_skip=measured)
+        return self._judged(results, str, steps=rl.epochs * rl.mini_batches, may_skip=measured)
 
     def imitate(self, demonstrations: ExampleSet) -> None:
-        """From now on, PPO updates learn from demonstrations too, `ppo.ptx_batch` of them in each step (PPO-ptx)."""
+        """From now on, updates learn from demonstrations too, `rl.ptx_batch` of them in each step (PPO-ptx)."""
         import ray
 
         self._demonstrations = ray.put(demonstrations.table), demonstrations
 
-    def _shown(self, ppo: PPO, seed: int) -> list[Imitation | None]:
+    def _shown(self, rl: RL, seed: int) -> list[Imitation | None]:
         """For each rank, the demonstrations of each optimiser step of an update."""
         if self._demonstrations is None:
             return [None] * len(self.ranks)
@@ -188,8 +183,8 @@ class LearnerGroup:
         steps: list[list[list[MicroBatch]]] = [[] for _ in self.ranks]
         tokens = []
         draws = np.random.default_rng([seed, 1])
-        for _ in range(ppo.epochs * ppo.mini_batches):
-            size = min(ppo.ptx_batch, len(everything.units))
+        for _ in range(rl.epochs * rl.mini_batches):
+            size = min(rl.ptx_batch, len(everything.units))
             chosen = everything.selected(draws.choice(len(everything.units), size, replace=False).tolist())
             batch = SupervisedBatch(stored, chosen.units, chosen.lengths(), sum(chosen.weights))
             tokens.append(batch.count)

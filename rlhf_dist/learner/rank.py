@@ -7,7 +7,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from rlhf_dist.cluster import rendezvous
 from rlhf_dist.cluster.pulse import Beat
 from rlhf_dist.cluster.threads import device_of_this_process
-from rlhf_dist.config import PPO, Learner
+from rlhf_dist.config import Learner
 from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.errors import RunError
 from rlhf_dist.imports import import_deepspeed, import_transformers
@@ -29,7 +28,8 @@ from rlhf_dist.learner.example_batch import ExampleBatch, read_examples
 from rlhf_dist.learner.finite import NotFinite, check_tensors, found_in
 from rlhf_dist.learner.imitation import Imitation, imitate
 from rlhf_dist.learner.model_spec import ModelSpec
-from rlhf_dist.learner.ppo import Method, Models, Updated, update
+from rlhf_dist.learner.objective import Now, Objective
+from rlhf_dist.learner.policy_update import Models, Updated, update
 from rlhf_dist.learner.published import Publication, Whole, collected, published
 from rlhf_dist.learner.recorder import Ranks
 from rlhf_dist.learner.rows import read_rows, to_experience
@@ -47,20 +47,6 @@ log = logging.getLogger(__name__)
 
 Loss = Callable[[TrainedModel, ExampleBatch], tuple[torch.Tensor, dict[str, float]]]
 """A stage's loss on one micro-batch: a sum over its units, and sums of further metrics."""
-
-
-@dataclass(frozen=True)
-class Now:
-    """What belongs to one PPO update and to no other."""
-
-    kl_coef: float
-    """Weight of the KL penalty."""
-    ratio_is_one: bool
-    """See `reuse_rollout_log_probs` of `learner.ppo.update`."""
-    iteration: int
-    """For logs and traces."""
-    imitation: Imitation | None
-    """Demonstrations of each optimiser step, for PPO-ptx."""
 
 
 class Loaded(NamedTuple):
@@ -175,39 +161,30 @@ class LearnerRank:
             lora=spec.lora,
         )
 
-    def update(self, shard: Shard, method: Method, ppo: PPO, now: Now) -> Updated:
-        """One PPO update on this rank's part of a batch.
+    def update(self, shard: Shard, objective: Objective, now: Now, imitation: Imitation | None) -> Updated:
+        """One update on this rank's part of a batch.
 
         Args:
             shard: its rows.
-            method: what is estimated and minimised.
-            ppo: PPO's numbers.
+            objective: what is estimated and minimised, and in which steps.
             now: what belongs to this update.
+            imitation: demonstrations of each optimiser step, for PPO-ptx.
         """
         import ray
 
         refs = blocks_of(shard.views)
-        data = read_rows(dict(zip(refs, ray.get(refs), strict=True)), shard.views, shard.groups, ppo)
+        data = read_rows(dict(zip(refs, ray.get(refs), strict=True)), shard, objective, now)
         models = Models(self.models["policy"], self.models.get("critic"))
         models.stop_on_bad = self.settings.on_bad_numbers == "stop"
-        if now.imitation is not None:
-            table = ray.get(now.imitation.table)[0]
-            models.also = partial(
-                imitate, models.policy, now.imitation, table, coefficient=ppo.ptx_coef, ranks=self.ranks
-            )
+        if imitation is not None:
+            table, coefficient = ray.get(imitation.table)[0], objective.rl.ptx_coef
+            models.also = partial(imitate, models.policy, imitation, table, coefficient=coefficient, ranks=self.ranks)
         device = models.policy.device
         experience = [[to_experience(data, micro, device) for micro in mini] for mini in shard.mini_batches]
         logs.CONTEXT.update(iteration=now.iteration, version=now.iteration)
+        ranks = Ranks(self.ranks, self._sum_over_ranks, self._largest_over_ranks)
         with tracing.span("update", iteration=now.iteration, rows=len(shard.views)):
-            updated = update(
-                models,
-                experience,
-                method,
-                ppo,
-                kl_coef=now.kl_coef,
-                reuse_rollout_log_probs=now.ratio_is_one,
-                ranks=Ranks(self.ranks, self._sum_over_ranks, self._largest_over_ranks),
-            )
+            updated = update(models, experience, objective, now, ranks=ranks)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # an engine that shares the GPU wakes next
         log.info("updated", extra={"rows": len(shard.views), "pg_loss": updated.facts.get("actor/pg_loss")})

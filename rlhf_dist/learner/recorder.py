@@ -11,6 +11,8 @@ import torch
 
 RATIO_MAX = "actor/ratio_max"
 """Largest ratio of a token's probabilities, new over old, in any mini-batch of the update; 5e8 at most."""
+SMALLEST = " (smallest)"
+"""After the name of a metric of which the smallest value is told."""
 ROUNDING = 1e-12
 """Variance over squared mean, up to which fp32 returns are all the same."""
 
@@ -34,7 +36,8 @@ class Recorder:
         self.counts: dict[str, float] = defaultdict(float)
         self.metrics: dict[str, float] = {}
         self.variance = torch.zeros(6, dtype=torch.float64)
-        self.log_ratio = torch.full((1,), -math.inf, dtype=torch.float64)
+        self.extremes: dict[str, float] = {}
+        """Largest values by metric; of smallest ones, the negative under its name and `SMALLEST`."""
 
     def means(self, count: float, sums: Mapping[str, torch.Tensor]) -> None:
         """Add sums over `count` tokens, samples or steps, by metric."""
@@ -44,11 +47,15 @@ class Recorder:
             self.sums[name] += number if finite else 0.0
             self.counts[name] += count if finite else 0.0
 
-    def ratio(self, log_ratio: torch.Tensor) -> None:
-        """Take [tokens] log-ratios, of which the largest is told."""
-        finite = log_ratio[log_ratio.isfinite()]
-        if len(finite):
-            self.log_ratio = torch.maximum(self.log_ratio, finite.max().double().cpu())
+    def largest(self, name: str, values: torch.Tensor) -> None:
+        """Take values, of which the largest over all ranks is told."""
+        finite = values[values.isfinite()]
+        own = float(finite.max()) if len(finite) else -math.inf
+        self.extremes[name] = max(self.extremes.get(name, -math.inf), own)
+
+    def smallest(self, name: str, values: torch.Tensor) -> None:
+        """The same of the smallest."""
+        self.largest(f"{name}{SMALLEST}", -values)
 
     def step(self, model: str, facts: dict[str, float]) -> None:
         """Take what an optimiser step says: the gradient's norm is a mean over the steps, the learning rate the last one's."""
@@ -66,10 +73,16 @@ class Recorder:
         total = self.ranks.sum(torch.cat([torch.tensor(vector, dtype=torch.float64), self.variance]))
         sums, counts, variance = total.split([len(names), len(names), 6])
         means = {name: float(a / b) for name, a, b in zip(names, sums, counts, strict=True) if b}
-        ratio = float(self.ranks.largest(self.log_ratio).exp())
-        told = {**means, **self.metrics, "critic/vf_explained_var": explained(variance.view(2, 3))}
-        told |= {RATIO_MAX: ratio} if ratio else {}
+        told = {**means, **self.metrics, "critic/vf_explained_var": explained(variance.view(2, 3)), **self._extremes()}
         return {name: value for name, value in told.items() if math.isfinite(value)}
+
+    def _extremes(self) -> dict[str, float]:
+        names = sorted(self.extremes)
+        own = torch.tensor([self.extremes[name] for name in names], dtype=torch.float64)
+        found = dict(zip(names, self.ranks.largest(own).tolist(), strict=True)) if names else {}
+        return {
+            name.removesuffix(SMALLEST): -value if name.endswith(SMALLEST) else value for name, value in found.items()
+        }
 
 
 def explained(moments_of: torch.Tensor) -> float:

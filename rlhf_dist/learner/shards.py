@@ -1,4 +1,4 @@
-"""Which rank learns from which rows of a PPO batch, in which mini-batch."""
+"""Which rank learns from which rows of a batch, in which mini-batch."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ class Shard:
     views: list[RowView] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
     """Number of each view's prompt in the batch."""
+    places: list[int] = field(default_factory=list)
+    """Number of each view in the batch."""
     mini_batches: list[list[MicroBatch]] = field(default_factory=list)
     """Of each mini-batch, its micro-batches; they hold positions in `views`."""
 
@@ -53,4 +55,5 @@ def _add(shard: Shard, micros: list[MicroBatch], views: Sequence[RowView], group
     place = {row: len(shard.views) + number for number, row in enumerate(rows)}
     shard.views += [views[row] for row in rows]
     shard.groups += [group_of[row] for row in rows]
+    shard.places += rows
     shard.mini_batches.append([[[place[row] for row in packed] for packed in micro] for micro in micros])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import RLConfig
 from rlhf_dist.planning.memory import BYTES, ModelSize
 
 GENERATED_SHARE = 0.6
@@ -50,7 +50,7 @@ def device_of(gpu_memory: float, *, gpus: bool) -> Device:
 
 
 def phase_seconds(
-    config: PPOConfig,
+    config: RLConfig,
     sizes: dict[str, ModelSize],
     device: Device,
     *,
@@ -83,7 +83,7 @@ def phase_seconds(
     )
     # Forward and backward (and the forward again, with checkpointing) per epoch; before it, old log-probs and values once. An
     # iteration of a single optimiser step takes the rollout's own log-probs.
-    training = (8 if learner.gradient_checkpointing else 6) * config.ppo.epochs
+    training = (8 if learner.gradient_checkpointing else 6) * config.rl.epochs
     old_log_probs = 0 if config.ratio_is_one else 2
     critic = sizes["critic"].parameters if learner.critic == "model" else 0
     update = (training + old_log_probs) * policy.parameters + (training + 2) * critic
@@ -99,7 +99,7 @@ def phase_seconds(
 
 
 def _generation(
-    config: PPOConfig, policy: ModelSize, device: Device, samples: float, lengths: tuple[float, float], *, gpus: bool
+    config: RLConfig, policy: ModelSize, device: Device, samples: float, lengths: tuple[float, float], *, gpus: bool
 ) -> float:
     """Seconds that one engine needs for its samples: prefill, then one step per token of the longest wave."""
     prompt, answer = lengths

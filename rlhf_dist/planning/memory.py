@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import RLConfig
 from rlhf_dist.errors import ModelError
 from rlhf_dist.models import LOGITS_BYTES
 from rlhf_dist.planning.machine import GIB
@@ -83,7 +83,7 @@ def together(sizes: Sequence[ModelSize]) -> ModelSize:
 
 
 def memory(
-    role: str, config: PPOConfig, sizes: dict[str, ModelSize], *, gpu_bytes: float | None = None
+    role: str, config: RLConfig, sizes: dict[str, ModelSize], *, gpu_bytes: float | None = None
 ) -> dict[str, float]:
     """What fills the memory of one actor, in bytes.
 
@@ -102,7 +102,7 @@ def memory(
     return scorer_memory(config, sizes[role], role)
 
 
-def learner_memory(config: PPOConfig, sizes: dict[str, ModelSize]) -> dict[str, float]:
+def learner_memory(config: RLConfig, sizes: dict[str, ModelSize]) -> dict[str, float]:
     """Bytes on one learner rank (Rajbhandari et al. 2020, arXiv:1910.02054, section 3: what each ZeRO stage divides)."""
     learner = config.learner
     trained = [sizes["policy"]] + ([sizes["critic"]] if learner.critic == "model" else [])
@@ -121,7 +121,7 @@ def learner_memory(config: PPOConfig, sizes: dict[str, ModelSize]) -> dict[str, 
     }
 
 
-def activations(config: PPOConfig, size: ModelSize) -> float:
+def activations(config: RLConfig, size: ModelSize) -> float:
     """Bytes that the backward pass of one micro-batch needs from the forward pass.
 
     Per token and layer of a gated decoder with rotary positions, in elements, where h is the hidden size, a that of all query
@@ -139,7 +139,7 @@ def activations(config: PPOConfig, size: ModelSize) -> float:
     return float(learner.micro_batch_tokens * kept * width)
 
 
-def engine_memory(config: PPOConfig, policy: ModelSize, gpu_bytes: float | None) -> dict[str, float]:
+def engine_memory(config: RLConfig, policy: ModelSize, gpu_bytes: float | None) -> dict[str, float]:
     """Bytes of one engine (of one of its GPUs, under tensor parallelism).
 
     vLLM fills with KV cache what it was granted, however little the samples need; less than one sample's it refuses.
@@ -156,21 +156,21 @@ def engine_memory(config: PPOConfig, policy: ModelSize, gpu_bytes: float | None)
     return {"parameters": parameters, "KV cache": max(sample, rollout.gpu_memory_fraction * gpu_bytes - parameters)}
 
 
-def scorer_memory(config: PPOConfig, size: ModelSize, role: str) -> dict[str, float]:
+def scorer_memory(config: RLConfig, size: ModelSize, role: str) -> dict[str, float]:
     """Bytes of one scoring worker."""
     width = BYTES[config.learner.dtype]
     tokens = config.scoring.batch_tokens
     widest = 4 * (size.intermediate + size.hidden)
     found = {"parameters": float(size.parameters * width), "activations": float(tokens * widest * width)}
-    if role == "reference":
+    if role in ("reference", "teacher"):
         found["logits"] = 3.0 * min(LOGITS_BYTES, 4 * tokens * size.vocabulary)
     return found
 
 
-def store_memory(config: PPOConfig, policy: ModelSize) -> dict[str, float]:
+def store_memory(config: RLConfig, policy: ModelSize) -> dict[str, float]:
     """Bytes of shared memory on the store's node: weight versions, and rows with their tokens and log-probs."""
     width = BYTES[config.wire_dtype]
-    rows = (config.experience.max_staleness + 1) * config.batch_samples
+    rows = config.experience.max_staleness * config.batch_rows + config.most_rows
     return {
         "weight versions": float(KEPT_VERSIONS) * policy.parameters * width,
         "experience": 12.0 * rows * config.max_sequence,

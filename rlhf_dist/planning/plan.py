@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from rlhf_dist.cluster.placement import Layout, Place, lay_out
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import RLConfig
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.planning.cost import Device, device_of, phase_seconds
 from rlhf_dist.planning.machine import GIB, cores, memory_bytes
@@ -97,6 +97,7 @@ ADVICE = {
     "rollout": "a smaller rollout.gpu_memory_fraction (kv_cache_gib on CPUs), or rollout.tensor_parallel",
     "reward": "a smaller scoring.batch_tokens, or cluster.placement disaggregated",
     "reference": "a smaller scoring.batch_tokens, or cluster.placement disaggregated",
+    "teacher": "a smaller scoring.batch_tokens, or cluster.placement disaggregated",
 }
 FASTER = {
     "gen": "more rollout.workers",
@@ -107,7 +108,7 @@ FASTER = {
 }
 
 
-def make_plan(config: PPOConfig, machines: Machines, sizes: dict[str, ModelSize]) -> Plan:
+def make_plan(config: RLConfig, machines: Machines, sizes: dict[str, ModelSize]) -> Plan:
     """Place every actor on the cluster's devices, and estimate.
 
     Args:
@@ -129,7 +130,7 @@ def make_plan(config: PPOConfig, machines: Machines, sizes: dict[str, ModelSize]
     workers = _seat_rollouts(config, layout, seats, gpus=gpus)
     device = device_of(machines.gpu_memory, gpus=gpus)
     capacity = machines.gpu_memory * 1e9
-    roles = ("learner", "rollout", "reward", "reference", "store")
+    roles = ("learner", "rollout", *config.scoring_workers, "store")
     return Plan(
         machines,
         layout,
@@ -153,7 +154,7 @@ def _seat_bundles(layout: Layout, seats: list[Seat], *, gpus: bool) -> None:
         seat.actors += [place for place in layout.places if place.bundle == number and place.role != "store"]
 
 
-def _seat_rollouts(config: PPOConfig, layout: Layout, seats: list[Seat], *, gpus: bool) -> int:
+def _seat_rollouts(config: RLConfig, layout: Layout, seats: list[Seat], *, gpus: bool) -> int:
     """Put engines where there is room, each within one node, up to the most that are wanted; returns their number."""
     loose = [place for place in layout.of("rollout") if place.bundle is None]
     if not loose:
@@ -193,7 +194,7 @@ def _too_small(layout: Layout, seats: list[Seat], *, gpus: bool) -> ConfigError:
     )
 
 
-def here(config: PPOConfig, sizes: dict[str, ModelSize]) -> Plan:
+def here(config: RLConfig, sizes: dict[str, ModelSize]) -> Plan:
     """The plan for this machine alone."""
     import torch
 

@@ -1,17 +1,17 @@
-"""Which models a PPO run needs, by role, and how large they are."""
+"""Which models an RL run needs, by role, and how large they are."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
 
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import RLConfig
 from rlhf_dist.models import read_config
 from rlhf_dist.planning.memory import ModelSize, model_size, together
 from rlhf_dist.scoring.reward_file import read_reward_file
 
 
-def model_folders(config: PPOConfig) -> dict[str, tuple[str, ...]]:
+def model_folders(config: RLConfig) -> dict[str, tuple[str, ...]]:
     """Role to the folders of its models, with the defaults filled in; a reward may need none, one or several."""
     rewards = tuple(
         os.path.join(path, member) if member != "." else path
@@ -22,12 +22,13 @@ def model_folders(config: PPOConfig) -> dict[str, tuple[str, ...]]:
     return {
         "policy": (config.policy,),
         "reference": (config.reference or config.policy,),
+        **({"teacher": (config.teacher,)} if config.teacher is not None else {}),
         "reward": rewards,
         "critic": (critic,) if config.learner.critic == "model" else (),
     }
 
 
-def sizes_of(config: PPOConfig) -> dict[str, ModelSize]:
+def sizes_of(config: RLConfig) -> dict[str, ModelSize]:
     """Sizes of each role's models, from their configs alone."""
     found: dict[str, ModelSize] = {}
     for role, paths in model_folders(config).items():

@@ -17,7 +17,7 @@ from rlhf_dist.rollout.engine import RolloutEngine
 
 LENGTH = 32
 TOLERANCE = {"float32": 1e-3}
-"""Largest mean difference of log-probs, in nats, by dtype; as of `PPOJob.probe_tolerance`."""
+"""Largest mean difference of log-probs, in nats, by dtype; as of `RLJob.probe_tolerance`."""
 HALF_TOLERANCE = 0.1
 
 

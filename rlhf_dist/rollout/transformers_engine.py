@@ -24,7 +24,7 @@ from rlhf_dist.models.file_names import take_over
 from rlhf_dist.models.fits import counts_places, longest_alike
 from rlhf_dist.models.heads import FAMILY_ERRORS
 from rlhf_dist.models.proof import TOLERANCE, apart
-from rlhf_dist.records import Sample, SampleRequest, Sampling
+from rlhf_dist.records import GREEDY, Sample, SampleRequest, Sampling
 from rlhf_dist.rollout.engine import LoadedWeights, check_finite
 from rlhf_dist.store.weights import decode_bucket
 
@@ -104,7 +104,10 @@ class TransformersEngine:
             check_finite(
                 running.request.key, [float(log_probs.max())], first=len(running.tokens)
             )  # a NaN is the greatest
-            token = int(torch.multinomial(log_probs.exp().cpu(), 1, generator=running.generator))
+            if running.request.key.sample_index == GREEDY:
+                token = int(log_probs.argmax())
+            else:
+                token = int(torch.multinomial(log_probs.exp().cpu(), 1, generator=running.generator))
             running.tokens.append(token)
             running.log_probs.append(float(log_probs[token]))
             reason = self._end(running)

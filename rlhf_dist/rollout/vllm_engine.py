@@ -15,7 +15,7 @@ import pyarrow as pa
 from rlhf_dist.cluster import shared_memory
 from rlhf_dist.errors import EnvironmentProblem, RlhfDistError, WeightError, WorkerLost
 from rlhf_dist.imports import import_vllm
-from rlhf_dist.records import Sample, SampleRequest, Sampling
+from rlhf_dist.records import GREEDY, Sample, SampleRequest, Sampling
 from rlhf_dist.rollout import vllm_weight_plugin
 from rlhf_dist.rollout.children import NEWS_S, Children
 from rlhf_dist.rollout.engine import LoadedWeights, check_finite
@@ -118,7 +118,7 @@ class VLLMEngine:
         sampling = self._sampling
         params = SamplingParams(
             max_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
+            temperature=0.0 if request.key.sample_index == GREEDY else sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             stop=list(sampling.stop),

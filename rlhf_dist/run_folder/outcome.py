@@ -23,7 +23,7 @@ def tell_stage(output: Path) -> None:
     console.say(f"Report: [bold]{output.parent / 'report.html'}[/]   model: {output}")
 
 
-def tell_ppo(console: Console, path: Path) -> None:
+def tell_rl(console: Console, path: Path) -> None:
     """Some answers before and after PPO, what was reached, and where the files are."""
     summary = json.loads((path / SUMMARY).read_text())
     samples = read_json_lines(path / SAMPLES)

@@ -33,8 +33,7 @@ CHARTS = (
     (
         "Reward",
         "critic/score/mean",
-        "Mean score of the sampled answers, by all rewards and rules, before ppo.score_clip and ppo.missing_eos_penalty. "
-        "It should rise.",
+        "Mean score of the sampled answers, by all rewards and rules, before algorithm.score_clip and penalties. It should rise.",
     ),
     ("Gold score", "reward/gold/mean", "Mean gold score of the sampled answers; training never sees it."),
     ("KL to the reference", "objective/kl", "How far the policy is from the reference, in nats per answer."),
@@ -114,7 +113,7 @@ def write_report(run_dir: Path, summary: dict[str, Any] | None = None) -> Path:
         summary=summary,
         title=TITLES.get(summary["stage"], summary["stage"]),
         facts=_facts(summary),
-        tiles=tiles(summary) if summary["stage"] == "ppo" else stage_tiles(summary),
+        tiles=tiles(summary) if summary["stage"] == "rl" else stage_tiles(summary),
         charts=charts(rows),
         samples=_telling(samples)[:SHOWN_SAMPLES],
         plain=plain,

@@ -12,13 +12,13 @@ from rlhf_dist.scoring.answers import Failures
 from rlhf_dist.scoring.batches import each_output
 from rlhf_dist.store.row import Row
 
+COLUMN = {"reference": "ref_log_probs", "teacher": "teacher_log_probs"}
+
 
 class ReferenceScorer:
     """Log-probs of the sampled tokens at the rollout's temperature, as KL to the reference needs them."""
 
-    writer = "reference"
-
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one per setting
         self,
         path: str,
         *,
@@ -28,6 +28,7 @@ class ReferenceScorer:
         temperature: float,
         attention: str = "sdpa",
         plain: bool = False,
+        writer: str = "reference",
     ) -> None:
         """Load the reference policy.
 
@@ -39,17 +40,19 @@ class ReferenceScorer:
             temperature: of the rollout.
             attention: its attention kernels.
             plain: also say how likely it finds the tokens at temperature 1, for perplexity.
+            writer: `reference`, or `teacher`, which says the same under another name.
 
         Raises:
             ModelError: the folder holds no such model, or its log-probs would not be its own.
         """
         model = load_policy(path, dtype=getattr(torch, dtype), attention=attention).to(device)
         self._model = PolicyModel(model, temperature=temperature)
+        self.writer = writer
         self._batch_tokens, self._device, self._plain = batch_tokens, device, plain
 
     def score(self, rows: Sequence[Row], failures: Failures | None = None) -> dict[str, list[Any]]:
-        """Column `ref_log_probs`, and with `plain` `plain_log_probs`: of the sampled tokens, in the order of the rows."""
-        found = {"ref_log_probs": self._log_probs(rows)}
+        """Column `ref_log_probs` or `teacher_log_probs`, with `plain` also `plain_log_probs`: of the sampled tokens of the rows."""
+        found = {COLUMN[self.writer]: self._log_probs(rows)}
         if self._plain:
             with at_temperature(self._model, 1.0):
                 found["plain_log_probs"] = self._log_probs(rows)

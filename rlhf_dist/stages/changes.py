@@ -17,17 +17,18 @@ FIXED = {
     "policy": LEARNT_FROM,
     "critic": LEARNT_FROM,
     "reference": LEARNT_FROM,
+    "teacher": LEARNT_FROM,
     "reward": LEARNT_FROM,
     "gold_judge": LEARNT_FROM,
     "prompts": LEARNT_FROM,
     "seed": ORDER,
-    "ppo.prompts_per_iteration": ORDER,
+    "rl.prompts_per_iteration": ORDER,
     "rollout.samples_per_prompt": ORDER,
-    "ppo.epochs": STEPS,
-    "ppo.mini_batches": STEPS,
+    "rl.epochs": STEPS,
+    "rl.mini_batches": STEPS,
     "learner.critic": LAYOUT,
 }
-"""Keys, each with all below it, that a PPO run keeps, and why."""
+"""Keys, each with all below it, that an RL run keeps, and why."""
 MEMBERS = "the members of an ensemble are alike"
 SUPERVISED = {
     "seed": ORDER,

@@ -13,7 +13,7 @@ import pyarrow as pa
 from rlhf_dist.cluster.placement import engines_of
 from rlhf_dist.cluster.session import namespace_of, session
 from rlhf_dist.cluster.watch import Watch
-from rlhf_dist.config import EvaluateConfig, PPOConfig, load
+from rlhf_dist.config import EvaluateConfig, RLConfig, load
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.example_view import view
 from rlhf_dist.data.prompts import read_prompts
@@ -57,11 +57,11 @@ class PreparedEvaluation:
 
 
 def config_of_run(run: Path) -> EvaluateConfig:
-    """The evaluation of a PPO run's policy against its start, by the run's own rewards, rules and judge.
+    """The evaluation of an RL run's policy against its start, by the run's own rewards, rules and judge.
 
     Where the prompts' file has a column `target`, as the embedded tasks' files do, answers are measured against it too.
     """
-    ppo = load(PPOConfig, run / CONFIG)
+    ppo = load(RLConfig, run / CONFIG)
     kept = {
         name: getattr(ppo, name)
         for name in ("reward", "safety", "reference", "gold_judge", "rollout", "scoring", "seed", "learner")

@@ -13,7 +13,7 @@ from typing import Any
 
 from rlhf_dist.cluster.placement import engines_of
 from rlhf_dist.cluster.session import namespace_of, session
-from rlhf_dist.config import PPOConfig, Prompts, load
+from rlhf_dist.config import Prompts, RLConfig, load
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.prompts import read_prompts
 from rlhf_dist.errors import DataError
@@ -55,7 +55,7 @@ class Wanted:
     """What to sample."""
 
     run: Path
-    """Folder of a PPO run; its config says how to generate."""
+    """Folder of an RL run; its config says how to generate."""
     against: str
     """`sft`, the policy that the run started with; `self`, a second sample; `before`, the policy of the round before (`again`);
     or a model folder."""
@@ -71,7 +71,7 @@ def sample(wanted: Wanted) -> Sampled:
     Raises:
         UserError: the run has no policy or no prompts, or the policies' tokenizers differ.
     """
-    config = resolved(load(PPOConfig, wanted.run / CONFIG))
+    config = resolved(load(RLConfig, wanted.run / CONFIG))
     policy = str(wanted.run / POLICY)
     encoder = encoder_of(policy)
     own = policy_name(policy_number(wanted.run))
@@ -124,7 +124,7 @@ def _why_not(prompt: Prompt, a: str, b: str | None) -> str | None:
     return UNSTORABLE if any(map(_UNSTORABLE.search, [prompt.shown, prompt.source, *answers])) else None
 
 
-def _rival(config: PPOConfig, wanted: Wanted, own: str) -> tuple[str, str]:
+def _rival(config: RLConfig, wanted: Wanted, own: str) -> tuple[str, str]:
     """The model folder that the policy is compared with, and what it is called."""
     if wanted.against == "sft":
         return resolve(config.policy), "sft"
@@ -157,7 +157,7 @@ def _prompts(settings: Prompts, encoder: Encoder, wanted: Wanted) -> Sequence[Pr
 
 
 def _answers(
-    config: PPOConfig, wanted: Wanted, model: str, prompts: Sequence[Prompt], tokenizer: Any, *, first_sample: int
+    config: RLConfig, wanted: Wanted, model: str, prompts: Sequence[Prompt], tokenizer: Any, *, first_sample: int
 ) -> list[str]:
     with generating(
         model,

@@ -8,7 +8,7 @@ from rlhf_dist.config import Job, ModelReward, Safety
 from rlhf_dist.models import resolve
 
 C = TypeVar("C", bound=Job)
-MODELS = ("policy", "model", "reference", "critic")
+MODELS = ("policy", "model", "reference", "critic", "teacher")
 """Settings that name one model, of whichever stage."""
 
 

@@ -15,7 +15,7 @@ from rlhf_dist.config import Job, Section
 from rlhf_dist.files import as_json, lines_of, parsed, write_text
 
 INPUTS = "inputs.json"
-READ = frozenset({"path", "held_out", "model", "policy", "reference", "critic", "classifier"})
+READ = frozenset({"path", "held_out", "model", "policy", "reference", "critic", "teacher", "classifier"})
 """Settings that name what is read, in whichever section."""
 CHOICES = frozenset({"learner.critic"})
 """Settings of such a name that name none, but one of several ways."""

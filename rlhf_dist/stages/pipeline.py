@@ -22,8 +22,8 @@ from rlhf_dist.config import (
     Feedback,
     Job,
     PipelineConfig,
-    PPOConfig,
     RewardConfig,
+    RLConfig,
     SFTConfig,
     dump,
     load,
@@ -34,9 +34,8 @@ from rlhf_dist.files import write_text
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.names import CONFIG
-from rlhf_dist.run_folder.ppo_folder import PPOFolder
-from rlhf_dist.stages import ppo as rl
-from rlhf_dist.stages import reward, sft
+from rlhf_dist.run_folder.rl_folder import RLFolder
+from rlhf_dist.stages import reward, rl, sft
 from rlhf_dist.stages.changes import changes
 from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.resume import check_settings, told_of_resume
@@ -55,7 +54,7 @@ PAGE_SCALE = (1.0, 5.0)
 
 
 def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = False) -> None:
-    """Run what is not finished yet; the folder holds the PPO run, and the earlier stages under `stages/`.
+    """Run what is not finished yet; the folder holds the RL run, and the earlier stages under `stages/`.
 
     Args:
         config: all stages' settings.
@@ -71,7 +70,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
     if config.task is not None:
         _check_unchanged(path / "pipeline.yaml", config, of=("task.", "model.", "seed", "prompts.held_out_limit"))
         config = with_task(config, path, console)
-    ppo = ppo_config(config, path)
+    ppo = rl_config(config, path)
     supervised = supervised_stages(config, path)
     everything: list[Job] = [*(stage for _, _, stage in supervised), ppo]
     for stage in filter(finished, everything):
@@ -91,7 +90,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
         _reinforce(ppo, inputs, path, console, resume=resume)
 
 
-def _reinforce(ppo: PPOConfig, inputs: rl.Inputs | None, path: Path, console: Console, *, resume: bool) -> None:
+def _reinforce(ppo: RLConfig, inputs: rl.Inputs | None, path: Path, console: Console, *, resume: bool) -> None:
     """Run PPO, unless it is finished."""
     found = standing(ppo, resume=resume)
     console.say(f"ppo: {escape(found.told)}")
@@ -101,7 +100,7 @@ def _reinforce(ppo: PPOConfig, inputs: rl.Inputs | None, path: Path, console: Co
     console.say(f"[bold]ppo:[/] {escape(prepared.describe())}")
     _make_room(found, path, console)
     notes = told_of_resume(resolved(ppo), path, prepared.begin) if found.goes_on else []
-    folder = PPOFolder(path, ppo, console=console, notes=notes)
+    folder = RLFolder(path, ppo, console=console, notes=notes)
     rl.run(ppo, prepared, folder)
 
 
@@ -141,17 +140,17 @@ def _filled(config: PipelineConfig, start: Path, data: TaskData, path: Path) -> 
     return PipelineConfig.model_validate({**dict(config), **made})
 
 
-def ppo_config(config: PipelineConfig, path: Path) -> PPOConfig:
-    """The PPO part as a config of its own, so that `rlhf-dist ppo RUN/config.yaml` runs it again."""
+def rl_config(config: PipelineConfig, path: Path) -> RLConfig:
+    """The PPO part as a config of its own, so that `rlhf-dist rl RUN/config.yaml` runs it again."""
     own = str(path / OWN_REWARD)
     rewards = tuple(
         each.model_copy(update={"path": own}) if each.kind == "model" and each.path == OWN_REWARD else each
         for each in config.reward
     )
-    kept = {name: getattr(config, name) for name in PPOConfig.model_fields}
-    if config.ppo.ptx_coef:
+    kept = {name: getattr(config, name) for name in RLConfig.model_fields}
+    if config.rl.ptx_coef:
         kept["demonstrations"] = config.demonstrations or config.sft.data
-    return PPOConfig(
+    return RLConfig(
         **{**kept, "policy": str(path / "stages/sft" / sft.OUTPUT), "reward": rewards, "run_dir": str(path)}
     )
 

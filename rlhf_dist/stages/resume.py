@@ -1,4 +1,4 @@
-"""Checkpoints from which a PPO run goes on: `checkpoints/step-NNNNNN/`, each complete or absent.
+"""Checkpoints from which an RL run goes on: `checkpoints/step-NNNNNN/`, each complete or absent.
 
     config.json, model.safetensors, tokenizer...   the policy in Hugging Face layout, loadable as it is
     critic/                                        the critic, likewise (where there is one)
@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_dist.checkpoint import checkpoints, complete_or_absent, prune, verify
-from rlhf_dist.config import PPOConfig, dump, load
-from rlhf_dist.controller import State
+from rlhf_dist.config import RLConfig, dump, load
 from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.files import as_exact_json, read_as, readable_rows
 from rlhf_dist.learner.group import LearnerGroup
@@ -29,12 +28,13 @@ from rlhf_dist.models import write_ends
 from rlhf_dist.run_folder.names import CONFIG, METRICS
 from rlhf_dist.stages.changes import changes, check_changes
 from rlhf_dist.stages.wiring import Begin
+from rlhf_dist.steering import State
 
 STATE, SETTINGS = "state.json", "run.yaml"
 
 
 def save_checkpoint(
-    learner: LearnerGroup, tokenizer: Any, run_dir: Path, state: State, config: PPOConfig, *, ends: Sequence[int] = ()
+    learner: LearnerGroup, tokenizer: Any, run_dir: Path, state: State, config: RLConfig, *, ends: Sequence[int] = ()
 ) -> Path:
     """Write a checkpoint of everything that a run needs to go on, with the tokens that end the policy's answers."""
     folder = run_dir / "checkpoints" / f"step-{state.iteration:06d}"
@@ -62,7 +62,7 @@ def _measured(run_dir: Path, metric: str) -> dict[int, float]:
     return {int(row["iteration"]) + 1: row[metric] for row in rows if isinstance(row.get(metric), (int, float))}
 
 
-def check_settings(config: PPOConfig, run_dir: Path) -> None:
+def check_settings(config: RLConfig, run_dir: Path) -> None:
     """Refuse what cannot be gone on from, before anything is written into a run's folder or started.
 
     Raises:
@@ -71,7 +71,7 @@ def check_settings(config: PPOConfig, run_dir: Path) -> None:
     newest(config, run_dir)
 
 
-def told_of_resume(config: PPOConfig, run_dir: Path, begin: Begin) -> list[str]:
+def told_of_resume(config: RLConfig, run_dir: Path, begin: Begin) -> list[str]:
     """What people should know about going on with a run: from where, what is damaged, what has changed; a sentence each."""
     if not begin.policy:
         rows, _ = readable_rows(run_dir / METRICS)
@@ -83,7 +83,7 @@ def told_of_resume(config: PPOConfig, run_dir: Path, begin: Begin) -> list[str]:
     return [*told, *([f"settings that changed since {folder.name}: {', '.join(changed)}"] if changed else [])]
 
 
-def newest(config: PPOConfig, run_dir: Path) -> tuple[State, Begin]:
+def newest(config: RLConfig, run_dir: Path) -> tuple[State, Begin]:
     """The newest checkpoint of a run that is as it was written; the beginning where there is none at all.
 
     Raises:
@@ -102,26 +102,28 @@ def newest(config: PPOConfig, run_dir: Path) -> tuple[State, Begin]:
             return state, replace(begin, passed_over=tuple(map(str, damage)))
     if damage:
         raise damage[0]
-    return State(0, config.ppo.kl_coef), Begin()
+    return State.start(config.algorithm), Begin()
 
 
-def _read(config: PPOConfig, folder: Path) -> tuple[State, Begin]:
+def _read(config: RLConfig, folder: Path) -> tuple[State, Begin]:
     state = read_as(State, folder / STATE)
-    if state.iteration > config.ppo.iterations:
+    if state.iteration > config.rl.iterations:
         raise ConfigError(
-            f"{folder}: saved after iteration {state.iteration}; ppo.iterations is {config.ppo.iterations}, "
+            f"{folder}: saved after iteration {state.iteration}; rl.iterations is {config.rl.iterations}, "
             "expected as many at least"
         )
     check_readable(folder / "learner")
     before = _settings(folder)
     check_changes(before, config, where=str(folder))
-    if config.ppo.kl_target is None or config.ppo.kl_coef != before.ppo.kl_coef:
-        state.kl_coef = config.ppo.kl_coef  # fixed, or set anew; else it goes on from where it adapted to
+    if config.algorithm.kl_target is None or config.algorithm.kl_coef != before.algorithm.kl_coef:
+        state.kl_coef = config.algorithm.kl_coef  # fixed, or set anew; else it goes on from where it adapted to
+    if config.algorithm.entropy_target is None or config.algorithm.entropy_coef != before.algorithm.entropy_coef:
+        state.entropy_coef = config.algorithm.entropy_coef
     critic = folder / "critic"
     return state, Begin(state.iteration, str(folder), str(critic) if critic.is_dir() else "", str(folder / "learner"))
 
 
-def _settings(folder: Path) -> PPOConfig:
+def _settings(folder: Path) -> RLConfig:
     """What a checkpoint was made with; earlier versions kept it in the run folder only."""
     own = folder / SETTINGS
-    return load(PPOConfig, own if own.exists() else folder.parent.parent / CONFIG)
+    return load(RLConfig, own if own.exists() else folder.parent.parent / CONFIG)

@@ -112,8 +112,8 @@ def compared(before: Path, after: Path) -> dict[str, Any]:
     """How two runs' policies compare on the held-out prompts that both answered: fields of `Round`.
 
     Args:
-        before: folder of the PPO run that is compared with.
-        after: folder of the PPO run that is compared; it had the same held-out prompts.
+        before: folder of the RL run that is compared with.
+        after: folder of the RL run that is compared; it had the same held-out prompts.
     """
     earlier, now = (read_json_lines(folder / SAMPLES) for folder in (before, after))
     pairs = [(old["gold_after"], new["gold_after"]) for old, new in zip(earlier, now, strict=True)]

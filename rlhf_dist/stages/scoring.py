@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from rlhf_dist.cluster.session import has_gpus
 from rlhf_dist.cluster.watch import Watch
-from rlhf_dist.config import GOLD, EvaluateConfig, FunctionReward, PPOConfig, Reward
+from rlhf_dist.config import GOLD, EvaluateConfig, FunctionReward, Reward, RLConfig
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.scoring.functions import GuardedRule
 from rlhf_dist.scoring.reference import ReferenceScorer
@@ -31,13 +31,16 @@ class ScorerKind(NamedTuple):
     secrets: Secrets = Secrets()
 
 
-def scorer_kinds(config: PPOConfig | EvaluateConfig, *, policy: str, reference: str) -> dict[str, ScorerKind]:
+def scorer_kinds(
+    config: RLConfig | EvaluateConfig, *, policy: str, reference: str, teacher: str | None = None
+) -> dict[str, ScorerKind]:
     """Every writer that adds columns to finished rows.
 
     Args:
         config: rewards, rules, temperature and precision.
         policy: folder whose tokens the answers are.
         reference: folder of the reference policy.
+        teacher: folder of the teacher, if there is one.
     """
     shared = {
         "dtype": config.learner.dtype,
@@ -50,28 +53,27 @@ def scorer_kinds(config: PPOConfig | EvaluateConfig, *, policy: str, reference: 
         "tokenizer": policy,
         **shared,
     }
+    plain = isinstance(config, EvaluateConfig)
+
+    def asks(path: str, writer: str) -> ScorerKind:
+        own = {"path": path, "writer": writer, "temperature": config.rollout.temperature, "plain": plain}
+        return ScorerKind(ReferenceScorer, {**own, **shared})
+
     return {
         "reward": ScorerKind(RewardScorer, reward, config.scoring.quarantine, secrets_of(config)),
-        "reference": ScorerKind(
-            ReferenceScorer,
-            {
-                "path": reference,
-                "temperature": config.rollout.temperature,
-                "plain": isinstance(config, EvaluateConfig),
-                **shared,
-            },
-        ),
+        "reference": asks(reference, "reference"),
+        **({"teacher": asks(teacher, "teacher")} if teacher is not None else {}),
     }
 
 
-def rewards_of(config: PPOConfig | EvaluateConfig) -> tuple[Reward, ...]:
+def rewards_of(config: RLConfig | EvaluateConfig) -> tuple[Reward, ...]:
     """The rewards that are added up, and the gold judge as one that is only watched."""
     if config.gold_judge is None:
         return config.reward
     return (*config.reward, FunctionReward(kind="function", name=GOLD, path=config.gold_judge, weight=0.0))
 
 
-def check_functions(config: PPOConfig | EvaluateConfig) -> None:
+def check_functions(config: RLConfig | EvaluateConfig) -> None:
     """Import every function that scores, and the gold judge, so that a wrong path is known before anything starts.
 
     Each is imported in a process of its own, as it will be: a module may end the one that imports it.
@@ -86,7 +88,7 @@ def check_functions(config: PPOConfig | EvaluateConfig) -> None:
             GuardedRule(reward.path, reward.timeout_s, key=key).close()
 
 
-def secrets_of(config: PPOConfig | EvaluateConfig) -> Secrets:
+def secrets_of(config: RLConfig | EvaluateConfig) -> Secrets:
     """Values of the environment variables that remote rewards name, from the environment of this process.
 
     Scorers, wherever they run, are handed them as an argument: Ray's control plane carries it, behind the cluster's token. A

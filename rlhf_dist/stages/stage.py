@@ -32,7 +32,7 @@ class Stage(Protocol):
         """
 
     def run(self, config: Any, prepared: Any, folder: Any) -> None:
-        """Do the work, and leave the run folder complete; PPO's is a `PPOFolder`, the others' a `RunFolder`."""
+        """Do the work, and leave the run folder complete; PPO's is a `RLFolder`, the others' a `RunFolder`."""
 
 
 class SharingStage(Stage, Protocol):

@@ -16,8 +16,8 @@ from rlhf_dist.cluster.placement import Layout, Place, options, ready, reserve, 
 from rlhf_dist.cluster.session import namespace_of
 from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import Watch, watch_of
-from rlhf_dist.config import PPOConfig
-from rlhf_dist.controller import Parts, State
+from rlhf_dist.config import RLConfig
+from rlhf_dist.controller import Parts
 from rlhf_dist.learner.group import GroupPlace, start_group
 from rlhf_dist.learner.memory import Memory
 from rlhf_dist.learner.model_spec import ModelSpec
@@ -28,6 +28,7 @@ from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
 from rlhf_dist.scoring.reward_file import read_reward_file
 from rlhf_dist.scoring.worker import ScoringWorker
 from rlhf_dist.stages.scoring import ScorerKind, scorer_kinds
+from rlhf_dist.steering import State
 from rlhf_dist.store.actor import Store
 from rlhf_dist.store.experience import ExperienceIndex
 from rlhf_dist.telemetry.logs import log_dir
@@ -66,7 +67,7 @@ class Where:
 
 
 @contextmanager
-def placed(config: PPOConfig, layout: Layout, run_dir: Path) -> Iterator[Where]:
+def placed(config: RLConfig, layout: Layout, run_dir: Path) -> Iterator[Where]:
     """Room for a run's actors inside the block; with it everybody in it goes.
 
     Args:
@@ -85,7 +86,7 @@ def placed(config: PPOConfig, layout: Layout, run_dir: Path) -> Iterator[Where]:
 
 
 @contextmanager
-def engines(config: PPOConfig, where: Where, eos_token_ids: tuple[int, ...]) -> Iterator[Fleet]:
+def engines(config: RLConfig, where: Where, eos_token_ids: tuple[int, ...]) -> Iterator[Fleet]:
     """The rollout workers inside the block, none started yet. They outlive what is wired inside, since they start slowly.
 
     Args:
@@ -102,7 +103,7 @@ def engines(config: PPOConfig, where: Where, eos_token_ids: tuple[int, ...]) -> 
 
 
 @contextmanager
-def wired(config: PPOConfig, where: Where, rollouts: Fleet, begin: Begin, memory: Memory[State]) -> Iterator[Parts]:
+def wired(config: RLConfig, where: Where, rollouts: Fleet, begin: Begin, memory: Memory[State]) -> Iterator[Parts]:
     """Start every actor that is not there yet, connect them, and begin the workers' loops.
 
     Args:
@@ -114,7 +115,8 @@ def wired(config: PPOConfig, where: Where, rollouts: Fleet, begin: Begin, memory
     """
     watch, start_s, ends = where.watch, config.timeouts.start, ExitStack()
     ready(where.group, where.layout, timeout_s=start_s)
-    kinds = scorer_kinds(config, policy=config.policy, reference=model_folders(config)["reference"][0])
+    reference = model_folders(config)["reference"][0]
+    kinds = scorer_kinds(config, policy=config.policy, reference=reference, teacher=config.teacher)
     with ends:
         store = _store(config, where, begin, scorers={role: kind.quarantine for role, kind in kinds.items()})
         ends.callback(head.kill, store)
@@ -141,16 +143,17 @@ def wired(config: PPOConfig, where: Where, rollouts: Fleet, begin: Begin, memory
         yield Parts(store, rollouts, scorers, learner, watch, lent, memory)
 
 
-def _store(config: PPOConfig, where: Where, begin: Begin, *, scorers: dict[str, int]) -> Any:
+def _store(config: RLConfig, where: Where, begin: Begin, *, scorers: dict[str, int]) -> Any:
     import ray
 
     (place,) = where.layout.of("store")
     kind: Any = ray.remote(Store).options(**where.options(place))
     experience = ExperienceIndex(
-        batch_rows=config.batch_samples,
+        batch_rows=config.batch_rows,
         chunk_rows=config.scored_together,
         max_staleness=config.experience.max_staleness,
-        capacity_rows=config.experience.capacity_rows,
+        capacity_rows=config.experience.capacity_rows
+        or config.experience.max_staleness * config.batch_rows + config.most_rows,
         sharers=config.rollout.workers.max,
         first_iteration=begin.iteration,
         scorers=scorers,
@@ -160,7 +163,7 @@ def _store(config: PPOConfig, where: Where, begin: Begin, *, scorers: dict[str, 
     return store
 
 
-def _rollouts(config: PPOConfig, eos_token_ids: tuple[int, ...], where: Where) -> Fleet:
+def _rollouts(config: RLConfig, eos_token_ids: tuple[int, ...], where: Where) -> Fleet:
     places = where.layout.of("rollout")
     on_gpu = places[0].gpus > 0
     spec = engine_spec(
@@ -193,7 +196,7 @@ def _rollouts(config: PPOConfig, eos_token_ids: tuple[int, ...], where: Where) -
     return Fleet(kind, size, where.watch)
 
 
-def _scorers(config: PPOConfig, role: str, kind: ScorerKind, where: Where, store: Any) -> Fleet:
+def _scorers(config: RLConfig, role: str, kind: ScorerKind, where: Where, store: Any) -> Fleet:
     places, scoring = where.layout.of(role), config.scoring
     patient = shares_cores(where.layout)  # any pass would take the cores from the engine
 
@@ -214,9 +217,9 @@ def _scorers(config: PPOConfig, role: str, kind: ScorerKind, where: Where, store
     return fleet
 
 
-def model_specs(config: PPOConfig, begin: Begin) -> dict[str, ModelSpec]:
+def model_specs(config: RLConfig, begin: Begin) -> dict[str, ModelSpec]:
     """What the learner trains, and from where."""
-    steps = config.ppo.iterations * config.ppo.epochs * config.ppo.mini_batches
+    steps = config.rl.iterations * config.rl.epochs * config.rl.mini_batches
     policy = ModelSpec(
         begin.policy or config.policy,
         "policy",
@@ -235,7 +238,7 @@ def model_specs(config: PPOConfig, begin: Begin) -> dict[str, ModelSpec]:
     return {"policy": policy, "critic": critic}
 
 
-def critic_units(config: PPOConfig) -> tuple[float, float]:
+def critic_units(config: RLConfig) -> tuple[float, float]:
     """Shift and scale by which a critic that starts as the reward model says what the weighted, normalised reward says."""
     source = config.critic_reward
     if config.critic is not None or source is None:

@@ -60,9 +60,9 @@ class Store:
         """A sign of life of the loop that answers all calls."""
         return Beat(0, "")
 
-    async def submit(self, tasks: Sequence[PromptTask]) -> None:
-        """Queue prompts for generation."""
-        self._experience.submit(tasks)
+    async def submit(self, tasks: Sequence[PromptTask], further: bool = False) -> None:
+        """Queue prompts for generation; see `ExperienceIndex.submit`."""
+        self._experience.submit(tasks, further=further)
         if tasks:
             logs.CONTEXT["iteration"] = tasks[0].iteration
         await self._notify()

@@ -117,15 +117,24 @@ class ExperienceIndex:
         self._submitted: Counter[int] = Counter()
         self._failed: dict[RowKey, Failure] = {}
         """Of the rows that are held, those whose scorer failed."""
+        self._further = 0
+        """Rows of all iterations that were submitted beside those that the staleness rule counts."""
         self._released: set[str] = set()
         """Workers that are gone. A call that one of them left waiting must not be granted anything: nobody would return it."""
 
-    def submit(self, tasks: Iterable[PromptTask]) -> None:
-        """Queue prompts for generation. Their rows are cut into chunks in this order, which is that of generation."""
+    def submit(self, tasks: Iterable[PromptTask], *, further: bool = False) -> None:
+        """Queue prompts for generation. Their rows are cut into chunks in this order, which is that of generation.
+
+        Args:
+            tasks: the prompts of an iteration, once.
+            further: in place of some of that iteration's that were left out; they are granted beside its own rows.
+        """
         for iteration, together in groupby(tasks, key=lambda task: task.iteration):
             found = [*together]
             self._prompts.extend(found)
-            self._submitted[iteration] += sum(task.samples for task in found)
+            rows = sum(task.samples for task in found)
+            self._submitted[iteration] += rows
+            self._further += rows * further
             keys = [key for task in found for key in task.row_keys()]
             size = self._chunk_rows or len(keys)
             for start in range(0, len(keys), size):
@@ -141,7 +150,7 @@ class ExperienceIndex:
     def room(self) -> int:
         """Rows that may start now: the staleness rule, and the capacity (back-pressure)."""
         admitted = room(
-            granted=self.accepted + len(self._running),
+            granted=self.accepted + len(self._running) - self._further,
             version=self.version,
             batch_rows=self.batch_rows,
             max_staleness=self.max_staleness,
@@ -254,6 +263,8 @@ class ExperienceIndex:
     def take(self, iteration: int, fewest: int = 1) -> list[RowView]:
         """The batch in canonical order, once, without rows that failed; `consume` it when it is trained on.
 
+        What was submitted further, after the rest was taken, is handed out by itself.
+
         Args:
             iteration: whose batch.
             fewest: samples of a prompt that are of use together; where fewer are left, none is handed out.
@@ -262,8 +273,8 @@ class ExperienceIndex:
             StoreError: the batch is incomplete or already taken.
             RewardError: no row of it is left to train on.
         """
-        keys = self._scored(iteration)
-        if not self.complete(iteration) or any(self._rows[key].taken for key in keys):
+        keys = [key for key in self._scored(iteration) if not self._rows[key].taken]
+        if not self.complete(iteration) or not keys:
             raise StoreError(f"iteration {iteration} is not complete or already taken")
         left = Counter(key.prompt_id for key in keys if key not in self._failed)
         chosen = [key for key in keys if key not in self._failed and left[key.prompt_id] >= fewest]
@@ -335,7 +346,8 @@ class ExperienceIndex:
             ),
             "no row is both running and written": lambda: not self._running.keys() & self._rows.keys(),
             "staleness is bounded": lambda: (
-                self.accepted + len(self._running) <= (self.max_staleness + self.version + 1) * self.batch_rows
+                self.accepted + len(self._running) - self._further
+                <= (self.max_staleness + self.version + 1) * self.batch_rows
             ),
             "every row is in a chunk, and a chunk misses what is not written": lambda: (
                 all(

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from rlhf_dist.store.experience import RowView
-from rlhf_dist.store.schema import EXPERIENCE, writer_of
+from rlhf_dist.store.schema import COLUMNS, writer_of
 
 
 def read_batch(views: Sequence[RowView], blocks: dict[Any, pa.RecordBatch]) -> pa.RecordBatch:
@@ -18,12 +18,12 @@ def read_batch(views: Sequence[RowView], blocks: dict[Any, pa.RecordBatch]) -> p
         views: rows of the store, at least one.
         blocks: handle to Arrow batch, for every block that the rows lie in.
     """
-    fields = [field for field in EXPERIENCE if writer_of(field) in views[0].slices]
+    fields = [field for field in COLUMNS if writer_of(field) in views[0].slices]
     columns = []
     for field in fields:
         parts = [view.slices[writer_of(field)] for view in views]
         columns.append(pa.concat_arrays([blocks[part.block].column(field.name).slice(part.row, 1) for part in parts]))
-    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields, metadata=EXPERIENCE.metadata))
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields, metadata=COLUMNS.metadata))
 
 
 def blocks_of(views: Sequence[RowView]) -> list[Any]:

@@ -78,22 +78,32 @@ _FIELDS = [
         unit="nat",
         meaning="log-probability of each sampled token under the reference policy at the same temperature",
     ),
+    _field(
+        "teacher_log_probs",
+        pa.list_(pa.float32()),
+        writer="teacher",
+        unit="nat",
+        meaning="log-probability of each sampled token under the teacher, where there is one",
+    ),
 ]
 
-EXPERIENCE = pa.schema(_FIELDS, metadata={"schema": "rlhf_dist.experience", "version": str(SCHEMA_VERSION)})
-"""Every column of a scored row."""
+_METADATA = {"schema": "rlhf_dist.experience", "version": str(SCHEMA_VERSION)}
+COLUMNS = pa.schema(_FIELDS, metadata=_METADATA)
+"""Every column that a scored row may have; it has those of the writers that its run has."""
+EXPERIENCE = pa.schema([field for field in _FIELDS if field.name != "teacher_log_probs"], metadata=_METADATA)
+"""Those of a run without a teacher."""
 
 
 def writer_of(field: pa.Field) -> str:
-    """Who writes a column of `EXPERIENCE`."""
+    """Who writes a column of `COLUMNS`."""
     name: str = field.metadata[b"writer"].decode()
     return name
 
 
 def written_by(writer: str) -> pa.Schema:
     """The columns that one writer adds."""
-    fields = [field for field in EXPERIENCE if writer_of(field) == writer]
-    return pa.schema(fields, metadata=EXPERIENCE.metadata)
+    fields = [field for field in COLUMNS if writer_of(field) == writer]
+    return pa.schema(fields, metadata=COLUMNS.metadata)
 
 
 ROLLOUT = written_by(ROLLOUT_WRITER)

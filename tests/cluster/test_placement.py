@@ -3,13 +3,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_dist.cluster.placement import engines_of, lay_out
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import RLConfig
 
 
-def config(placement: str = "disaggregated", **sections: dict[str, object]) -> PPOConfig:
+def config(placement: str = "disaggregated", **sections: dict[str, object]) -> RLConfig:
     cluster = {"placement": placement, **sections.pop("cluster", {})}
     tree = {"policy": "a", "reward": "b", "prompts": {"path": "p"}, "cluster": cluster, **sections}
-    return PPOConfig.model_validate(tree)
+    return RLConfig.model_validate(tree)
 
 
 def test_actors_ask_for_gpus_only_where_there_are_some() -> None:

@@ -89,5 +89,5 @@ def test_each_epoch_serves_each_prompt_at_most_once_and_batches_are_full(extra: 
 
 
 def test_too_few_prompts_are_refused() -> None:
-    with pytest.raises(DataError, match="3 prompts; expected at least ppo.prompts_per_iteration = 4"):
+    with pytest.raises(DataError, match="3 prompts; expected at least rl.prompts_per_iteration = 4"):
         PromptSampler(prompts(3), batch=4, samples=1, seed=0)

@@ -16,11 +16,11 @@ def test_a_run_stops_on_the_band_that_it_leaves_and_on_no_other() -> None:
     assert reason(StopOn(), [1.0, 0.0]) is None
     within = StopOn(kl_above=4.0, length_below=20, length_above=20, ratio_above=3.0, policy_kl_above=0.2)
     assert reason(within, []) is None
-    assert reason(StopOn(kl_above=3.5), []) == "objective/kl is 4, above ppo.stop_on.kl_above = 3.5"
-    assert reason(StopOn(ratio_above=2.5), []) == "actor/ratio_max is 3, above ppo.stop_on.ratio_above = 2.5"
-    assert reason(StopOn(policy_kl_above=0.1), []) == "actor/ppo_kl is 0.2, above ppo.stop_on.policy_kl_above = 0.1"
-    assert "below ppo.stop_on.length_below" in (reason(StopOn(length_below=21), []) or "")
-    assert "above ppo.stop_on.length_above" in (reason(StopOn(length_above=19), []) or "")
+    assert reason(StopOn(kl_above=3.5), []) == "objective/kl is 4, above rl.stop_on.kl_above = 3.5"
+    assert reason(StopOn(ratio_above=2.5), []) == "actor/ratio_max is 3, above rl.stop_on.ratio_above = 2.5"
+    assert reason(StopOn(policy_kl_above=0.1), []) == "actor/ppo_kl is 0.2, above rl.stop_on.policy_kl_above = 0.1"
+    assert "below rl.stop_on.length_below" in (reason(StopOn(length_below=21), []) or "")
+    assert "above rl.stop_on.length_above" in (reason(StopOn(length_above=19), []) or "")
 
 
 def test_a_falling_gold_score_stops_a_run_when_its_mean_has_fallen_far_enough() -> None:

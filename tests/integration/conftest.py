@@ -19,6 +19,6 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def plain(ray_session: None, folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished PPO run for all who only read one: vLLM, one rollout worker, one learner rank."""
+    """A finished RL run for all who only read one: vLLM, one rollout worker, one learner rank."""
     config = folders.config(prompts={"held_out": str(folders.prompts), "held_out_limit": 4}, checkpoint_every=1)
     return train(config, tmp_path_factory.mktemp("plain"))

@@ -98,25 +98,25 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 
 @pytest.fixture(scope="module")
 def config_file(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("job") / "ppo.yaml"
+    file = tmp_path_factory.mktemp("job") / "rl.yaml"
     config = folders.config(
-        ppo={"iterations": ITERATIONS}, rollout={"workers": {"min": 1, "max": 2}}, experience={"keep": False}
+        rl={"iterations": ITERATIONS}, rollout={"workers": {"min": 1, "max": 2}}, experience={"keep": False}
     )
     file.write_text(dump(config))
     return file
 
 
 def test_a_job_that_fails_ends_with_the_runs_own_exit_code_and_message(head: Head) -> None:
-    done = head.bash("bash launch/ray_job.sh ppo /nowhere/ppo.yaml")
+    done = head.bash("bash launch/ray_job.sh rl /nowhere/rl.yaml")
     assert done.returncode == 2, done.stdout
-    assert "error: /nowhere/ppo.yaml: no such config file" in done.stdout
+    assert "error: /nowhere/rl.yaml: no such config file" in done.stdout
 
 
 def test_a_cluster_without_the_right_token_is_refused_with_a_sentence(head: Head, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("0" * 64)
     token.chmod(0o600)
-    done = head.bash(f"RLHF_TOKEN_FILE={token} bash launch/ray_job.sh ppo configs/ppo.yaml")
+    done = head.bash(f"RLHF_TOKEN_FILE={token} bash launch/ray_job.sh rl configs/rl.yaml")
     assert done.returncode == 1
     assert "no Ray dashboard answers at" in done.stderr
 
@@ -153,7 +153,7 @@ def test_a_submitted_run_shows_every_documented_metric_and_every_panel_has_data(
     head: Head, config_file: Path, prometheus: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "submitted"
-    submit = f"bash launch/ray_job.sh ppo {config_file} --run-dir {run}"
+    submit = f"bash launch/ray_job.sh rl {config_file} --run-dir {run}"
     job = subprocess.Popen(["bash", "-c", submit], env=head.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
     while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 2:

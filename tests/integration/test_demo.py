@@ -43,11 +43,11 @@ PARTS = {
     "{kind: function, name: brief, path: 'tests.integration.test_demo:brevity', weight: 0.1}]",
     "safety": "{forbidden: [password], longest: 40, cap: -2}",
     "prompts.held_out_limit": 8,
-    "ppo.iterations": 2,
-    "ppo.prompts_per_iteration": 16,
-    "ppo.ptx_coef": 0.5,
+    "rl.iterations": 2,
+    "rl.prompts_per_iteration": 16,
+    "rl.ptx_coef": 0.5,
     # The first iteration's KL is rounding; with this learning rate the second's is far above it.
-    "ppo.stop_on": "{kl_above: 1.0e-3}",
+    "rl.stop_on": "{kl_above: 1.0e-3}",
     "learner.policy.lr": 3.0e-3,
     "telemetry.wandb": True,
     "telemetry.tensorboard": True,
@@ -75,7 +75,7 @@ def test_the_demo_goes_through_all_stages_and_leaves_a_judged_run(demo: tuple[Pa
     assert (summary["seed"], summary["iterations"], summary["engine"]) == (3, 2, "vllm")
     assert 0.0 <= summary["gold_win_rate"] <= 1.0
     assert 0 <= summary["gold_score_before"] <= 1
-    assert "above ppo.stop_on.kl_above" in summary["stopped"]
+    assert "above rl.stop_on.kl_above" in summary["stopped"]
     for stage in ("sft", "judge", "reward"):
         assert json.loads((path / "stages" / stage / "summary.json").read_text())["stage"] == stage
     assert (path / "policy" / "model.safetensors").exists()
@@ -106,8 +106,8 @@ def test_a_finished_demo_is_not_run_again_nor_under_other_settings(
     assert (path / "summary.json").stat().st_mtime_ns == before, "everything is finished"
     with pytest.raises(ConfigError, match=r"stages/sft was made with epochs = 1, the config now says 2"):
         run(override(config, ["sft.epochs=2"]), path, Console())
-    with pytest.raises(ConfigError, match=r"was made with ppo.kl_coef = 0.12, the config now says 0.2"):
-        run(override(config, ["ppo.kl_coef=0.2"]), path, Console())
+    with pytest.raises(ConfigError, match=r"was made with algorithm.kl_coef = 0.12, the config now says 0.2"):
+        run(override(config, ["algorithm.kl_coef=0.2"]), path, Console())
     with pytest.raises(ConfigError, match=r"was made with task.comparisons = 256, the config now says 300"):
         run(override(config, ["task.comparisons=300"]), path, Console())
     kept = load(PipelineConfig, path / "pipeline.yaml")

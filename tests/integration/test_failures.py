@@ -69,7 +69,7 @@ def test_a_value_head_learns_and_a_killed_worker_that_may_not_be_replaced_ends_t
     """Tied embeddings, experts, the transformers engine and ZeRO-2 on the way."""
     config = folders.config(
         policy=str(folders.experts),
-        ppo={"iterations": 100000},
+        rl={"iterations": 100000},
         learner={"critic": "value_head", "zero_stage": 2},
         rollout={"engine": "transformers", "max_restarts": 0},
         experience={"keep": False},
@@ -111,16 +111,16 @@ def holders(file: Path) -> set[int]:
 def test_sigterm_ends_a_run_in_order_and_says_how_to_go_on(folders: Folders, tmp_path: Path) -> None:
     """A method without a critic on the way."""
     config = folders.config(
-        ppo={"iterations": 100000},
+        rl={"iterations": 100000},
         advantage={"kind": "leave_one_out"},
         learner={"critic": "none"},
         rollout={"engine": "transformers"},
         experience={"keep": False},
         checkpoint_every=1,
     )
-    file, run = tmp_path / "ppo.yaml", tmp_path / "terminated"
+    file, run = tmp_path / "rl.yaml", tmp_path / "terminated"
     file.write_text(dump(config))
-    command = [sys.executable, "-m", "rlhf_dist.cli", "ppo", str(file), "--run-dir", str(run)]
+    command = [sys.executable, "-m", "rlhf_dist.cli", "rl", str(file), "--run-dir", str(run)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while not list((run / "checkpoints").glob("step-*")):
@@ -139,7 +139,7 @@ def test_sigterm_ends_a_run_in_order_and_says_how_to_go_on(folders: Folders, tmp
     assert process.returncode == 143, said
     last = said.splitlines()[-1]
     newest = max((run / "checkpoints").glob("step-*/learner")).parent
-    assert last.startswith(f"stopped by SIGTERM; the newest checkpoint is {newest}. To go on: rlhf-dist ppo {file}")
+    assert last.startswith(f"stopped by SIGTERM; the newest checkpoint is {newest}. To go on: rlhf-dist rl {file}")
     assert last.endswith(f"--run-dir {run} --resume")
     assert "PC: @" not in said
     assert "Traceback" not in said

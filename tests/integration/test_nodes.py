@@ -46,16 +46,16 @@ def test_a_run_on_three_nodes_of_which_one_joins_late_and_one_dies(
 ) -> None:
     machines.start_node(0, cpus=3)
     machines.start_node(1, cpus=1)
-    run, output, file = tmp_path / "run", tmp_path / "output", tmp_path / "ppo.yaml"
+    run, output, file = tmp_path / "run", tmp_path / "output", tmp_path / "rl.yaml"
     rollout = {
         "workers": {"min": 1, "max": 2},
         "engine": "transformers",
         "max_new_tokens": 48,
         "samples_per_prompt": 10,
     }
-    config = folders.config(ppo={"iterations": ITERATIONS, "prompts_per_iteration": ROWS // 10}, rollout=rollout)
+    config = folders.config(rl={"iterations": ITERATIONS, "prompts_per_iteration": ROWS // 10}, rollout=rollout)
     file.write_text(dump(config))
-    command = [str(BIN / "rlhf-dist"), "ppo", str(file), "--address", machines.cluster, "--run-dir", str(run)]
+    command = [str(BIN / "rlhf-dist"), "rl", str(file), "--address", machines.cluster, "--run-dir", str(run)]
     driver = machines.spawn(0, command, output)
 
     wait_for(lambda: done(run) >= 1, driver, output, timeout=300)

@@ -38,13 +38,13 @@ def test_a_run_on_slurm_goes_on_after_a_requeue(cluster: Slurm, folders: Folders
         "RLHF_PORT": PORT,
     }
     config = folders.config(
-        ppo={"iterations": ITERATIONS, "prompts_per_iteration": 64},
+        rl={"iterations": ITERATIONS, "prompts_per_iteration": 64},
         rollout={"engine": "transformers"},
         checkpoint_every=1,
         cluster={"placement": "colocated"},  # two cores: learner, engine and scorers share one of Ray's CPU slots
     )
-    (tmp_path / "ppo.yaml").write_text(dump(config))
-    script = ["launch/slurm.sbatch", "ppo", str(tmp_path / "ppo.yaml"), "--run-dir", str(run)]
+    (tmp_path / "rl.yaml").write_text(dump(config))
+    script = ["launch/slurm.sbatch", "rl", str(tmp_path / "rl.yaml"), "--run-dir", str(run)]
     job = cluster.submit(f"--output={log}", *script, cwd=ROOT)
 
     def recorded() -> list[int]:

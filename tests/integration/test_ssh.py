@@ -89,16 +89,16 @@ def test_a_run_on_two_machines_by_ssh_leaves_no_ray_behind(
         "reward": folders.reward,
         "prompts.path": folders.prompts,
         "prompts.max_tokens": 40,
-        "ppo.iterations": 2,
-        "ppo.prompts_per_iteration": 8,
+        "rl.iterations": 2,
+        "rl.prompts_per_iteration": 8,
         "rollout.engine": "transformers",
         "rollout.max_new_tokens": 12,
         "learner.micro_batch_tokens": 512,
         "learner.threads": 1,
     }
-    file = tmp_path / "ppo.yaml"
+    file = tmp_path / "rl.yaml"
     file.write_text("{}\n")
-    done = machines.launch("ppo", str(file), "--run-dir", str(run), *overrides(settings))
+    done = machines.launch("rl", str(file), "--run-dir", str(run), *overrides(settings))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "one has joined" in done.stdout
     assert "the cluster is up" in done.stdout

@@ -55,7 +55,7 @@ def hosts(tmp_path: Path) -> Hosts:
 
 
 def test_a_run_starts_a_cluster_and_stops_it(hosts: Hosts) -> None:
-    assert hosts.launch("ppo", "file") == (0, "")
+    assert hosts.launch("rl", "file") == (0, "")
     assert hosts.calls() == ["one start", "two start", "one run", "one stop", "two stop"]
 
 
@@ -68,7 +68,7 @@ def test_a_cluster_without_a_run_stays_until_it_is_stopped(hosts: Hosts) -> None
 
 @pytest.mark.parametrize(("running", "touched"), [("one two", []), ("two", ["one start", "one stop"])])
 def test_a_ray_that_was_there_is_left_alone(hosts: Hosts, running: str, touched: list[str]) -> None:
-    code, said = hosts.launch("ppo", "file", RUNNING=running)
+    code, said = hosts.launch("rl", "file", RUNNING=running)
     assert code == 1
     assert "error: a Ray of yours is running on" in said
     assert f"error: Ray was not started on {running.split()[0]}" in said
@@ -76,7 +76,7 @@ def test_a_ray_that_was_there_is_left_alone(hosts: Hosts, running: str, touched:
 
 
 def test_a_host_where_ray_starts_half_is_stopped_too(hosts: Hosts) -> None:
-    code, said = hosts.launch("ppo", "file", BROKEN="two")
+    code, said = hosts.launch("rl", "file", BROKEN="two")
     assert code == 1
     assert "error: Ray did not start on two" in said
     assert hosts.calls() == ["one start", "two start", "one stop", "two stop"]

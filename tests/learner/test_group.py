@@ -10,7 +10,7 @@ from rlhf_dist.config import Learner, Timeouts
 from rlhf_dist.errors import NumbersError
 from rlhf_dist.learner.finite import found_in
 from rlhf_dist.learner.group import MOST_LEFT_OUT, LearnerGroup, SupervisedBatch
-from rlhf_dist.learner.ppo import Updated
+from rlhf_dist.learner.policy_update import Updated
 from rlhf_dist.models.wrapped import RowLayout
 from rlhf_dist.records import RowKey
 

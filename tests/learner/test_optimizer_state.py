@@ -1,4 +1,4 @@
-"""An optimiser's state in files, with torch's AdamW in DeepSpeed's place; with DeepSpeed: tests/integration/test_ppo_run.py."""
+"""An optimiser's state in files, with torch's AdamW in DeepSpeed's place; with DeepSpeed: tests/integration/test_rl_run.py."""
 
 from contextlib import ExitStack
 from itertools import pairwise

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rlhf_dist.config import PPO
 from rlhf_dist.data.packing import Budget
-from rlhf_dist.learner.ppo import Ranks, update
+from rlhf_dist.learner.policy_update import Ranks, update
 from rlhf_dist.learner.rows import to_experience
 from rlhf_dist.learner.shards import Shard, cut_into_shards
 from rlhf_dist.records import RowKey

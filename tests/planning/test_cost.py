@@ -1,4 +1,4 @@
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import RLConfig
 from rlhf_dist.planning.cost import CPU, GPUS, device_of, phase_seconds
 from rlhf_dist.planning.memory import ModelSize
 
@@ -10,7 +10,7 @@ SIZES = dict.fromkeys(("policy", "reference", "reward", "critic"), SIZE)
 
 def seconds(workers: int = 1, **sections: object) -> dict[str, float]:
     tree = {"policy": "a", "reward": "b", "prompts": {"path": "p"}, "learner": {"precision": "bf16"}, **sections}
-    return phase_seconds(PPOConfig.model_validate(tree), SIZES, GPUS[80], rollout_workers=workers, gpus=True)
+    return phase_seconds(RLConfig.model_validate(tree), SIZES, GPUS[80], rollout_workers=workers, gpus=True)
 
 
 def test_the_update_costs_its_floating_point_operations() -> None:
@@ -18,7 +18,7 @@ def test_the_update_costs_its_floating_point_operations() -> None:
     tokens, second = 64 * (256 + 0.6 * 128), GPUS[80].tflops * 1e12
     assert seconds()["update"] == (6 + (6 + 2)) * 10**9 * tokens / second
     # With two epochs the old log-probs are no longer the rollout's.
-    assert seconds(ppo={"epochs": 2})["update"] == ((12 + 2) + (12 + 2)) * 10**9 * tokens / second
+    assert seconds(rl={"epochs": 2})["update"] == ((12 + 2) + (12 + 2)) * 10**9 * tokens / second
 
 
 def test_more_of_what_a_phase_needs_shortens_it() -> None:
@@ -29,7 +29,7 @@ def test_more_of_what_a_phase_needs_shortens_it() -> None:
 
 
 def test_decoding_a_few_samples_is_bound_by_reading_the_weights() -> None:
-    few = seconds(ppo={"prompts_per_iteration": 2})
+    few = seconds(rl={"prompts_per_iteration": 2})
     reading = 128 * 2 * 10**9 / (GPUS[80].bandwidth_gb * 1e9)
     assert reading < few["gen"] - 128 * GPUS[80].step_s < 1.5 * reading
 

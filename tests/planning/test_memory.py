@@ -1,7 +1,7 @@
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import RLConfig
 from rlhf_dist.planning.memory import ModelSize, learner_memory, memory, model_size
 
 SIZE = ModelSize(
@@ -10,8 +10,8 @@ SIZE = ModelSize(
 SIZES = dict.fromkeys(("policy", "reference", "reward", "critic"), SIZE)
 
 
-def config(**sections: object) -> PPOConfig:
-    return PPOConfig.model_validate({"policy": "a", "reward": "b", "prompts": {"path": "p"}, **sections})
+def config(**sections: object) -> RLConfig:
+    return RLConfig.model_validate({"policy": "a", "reward": "b", "prompts": {"path": "p"}, **sections})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 from rlhf_dist.cluster.placement import lay_out
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import RLConfig
 from rlhf_dist.planning.cost import GPUS
 from rlhf_dist.planning.plan import CONTEXT_GIB, Machines, Plan, Seat
 
@@ -14,7 +14,7 @@ MEMORY = {
 
 def plan(placement: str, capacity: float = 80e9) -> Plan:
     tree = {"policy": "a", "reward": "b", "prompts": {"path": "p"}, "cluster": {"placement": placement}}
-    layout = lay_out(PPOConfig.model_validate(tree), gpus=True)
+    layout = lay_out(RLConfig.model_validate(tree), gpus=True)
     device = Seat(0, 0, actors=[place for place in layout.places if place.role != "store"])
     return Plan(Machines(1, 1, 80), layout, [device], MEMORY, capacity, {"gen": 1.0}, GPUS[80], 1)
 

@@ -11,7 +11,7 @@ from rlhf_dist.run_folder.charts import curves, line_chart, smoothed, stacked_ba
 from rlhf_dist.run_folder.report import write_report
 
 SUMMARY = {
-    "stage": "ppo",
+    "stage": "rl",
     "iterations": 2,
     "engine": "vllm",
     "schedule": "sync",

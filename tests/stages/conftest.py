@@ -44,12 +44,12 @@ class Made:
 
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Made]:
-    made = {"sft": Made("policy"), "reward": Made("reward_model"), "ppo": Made("policy")}
+    made = {"sft": Made("policy"), "reward": Made("reward_model"), "rl": Made("policy")}
     for name, each in made.items():
         module = f"rlhf_dist.stages.{name}"
         monkeypatch.setattr(f"{module}.prepare", each.prepare)
         monkeypatch.setattr(f"{module}.run", each.run)
-    monkeypatch.setattr("rlhf_dist.stages.ppo.read_inputs", lambda *_: ([], []))
+    monkeypatch.setattr("rlhf_dist.stages.rl.read_inputs", lambda *_: ([], []))
     pipeline = "rlhf_dist.stages.pipeline"
     monkeypatch.setattr(f"{pipeline}.encoder_of", lambda _: SimpleNamespace(notes=list))
     monkeypatch.setattr(f"{pipeline}.session", lambda *_, **__: nullcontext())

@@ -55,11 +55,11 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
 def run(own: PipelineConfig, stages: dict[str, Made], tmp_path: Path) -> Path:
     """A finished pipeline with three tasks, of which nobody has judged any."""
     path = tmp_path / "run"
-    stages["ppo"].gold = [0.5, 0.5, 0.5, None]
+    stages["rl"].gold = [0.5, 0.5, 0.5, None]
     pipeline.run(own, path, Console())
     write_tasks(path / TASKS, [TaskRow("comparison", f"p{n}", "x", "y", "policy-1", "sft") for n in range(3)])
     open_feedback(path, None, overlap=OVERLAP, annotators=["ann", "bob"]).engine.dispose()
-    stages["ppo"].gold = [0.9, 0.5, 0.1, 0.7]
+    stages["rl"].gold = [0.9, 0.5, 0.1, 0.7]
     return path
 
 
@@ -85,7 +85,7 @@ def test_a_round_learns_compares_and_asks_again(
 ) -> None:
     say(run, "a_much", tasks=2)
     once_more(own, run)
-    assert ran(stages) == {"sft": 1, "reward": 2, "ppo": 2}
+    assert ran(stages) == {"sft": 1, "reward": 2, "rl": 2}
     assert len(read_json_lines(run / "feedback" / "judgements.jsonl")) == 2
     (made,) = read_rounds(run)
     assert (made.number, made.judgements, made.prompts, made.tasks) == (2, 2, 3, 3)
@@ -93,7 +93,7 @@ def test_a_round_learns_compares_and_asks_again(
     assert made.kl == [1.0, 2.0]
     summary = json.loads((run / "summary.json").read_text())
     assert summary["round"] | {"number": 2, "judgements": 2} == summary["round"]
-    assert summary["stage"] == "ppo", "what PPO said is still there"
+    assert summary["stage"] == "rl", "what PPO said is still there"
     assert [each.title for each in read_passages(run)] == [TITLE]
     told = " ".join(capsys.readouterr().out.split())
     assert "judgements.jsonl is new (0 -> 2 rows): runs again" in told
@@ -131,17 +131,17 @@ def test_the_rounds_after_learn_from_all_that_was_said_and_are_numbered(
     pairs = {(row.source_a, row.source_b) for row in read_tasks(str(run / TASKS))}
     assert pairs == {("policy-1", "sft"), *((policy_name(n), policy_name(n - 1)) for n in (2, 3, 4))}
     assert [wanted.seed for wanted in answers.wanted] == [2, 3, 4], "other prompts each time"
-    assert ran(stages) == {"sft": 1, "reward": 4, "ppo": 4}
+    assert ran(stages) == {"sft": 1, "reward": 4, "rl": 4}
 
 
 @pytest.mark.parametrize(
     ("where", "expected"),
     [
-        ("reward", {"sft": 1, "reward": 3, "ppo": 2}),
-        ("ppo", {"sft": 1, "reward": 2, "ppo": 3}),
-        ("write_report", {"sft": 1, "reward": 2, "ppo": 2}),
-        ("sample", {"sft": 1, "reward": 2, "ppo": 2}),
-        ("load_tasks", {"sft": 1, "reward": 2, "ppo": 2}),
+        ("reward", {"sft": 1, "reward": 3, "rl": 2}),
+        ("rl", {"sft": 1, "reward": 2, "rl": 3}),
+        ("write_report", {"sft": 1, "reward": 2, "rl": 2}),
+        ("sample", {"sft": 1, "reward": 2, "rl": 2}),
+        ("load_tasks", {"sft": 1, "reward": 2, "rl": 2}),
     ],
 )
 def test_a_round_that_was_interrupted_goes_on_and_does_nothing_twice(
@@ -171,7 +171,7 @@ def test_a_round_that_was_interrupted_goes_on_and_does_nothing_twice(
     assert len(read_json_lines(run / "feedback" / "judgements.jsonl")) == 2, "what came meanwhile is the next round's"
     (made,) = read_rounds(run)
     assert (made.number, made.judgements, made.tasks) == (2, 2, 3)
-    assert made.kl == [1.0, float(expected["ppo"])]
+    assert made.kl == [1.0, float(expected["rl"])]
     assert len(read_passages(run)) == 1
     with transaction(open_database(database_url(run, None))) as session:
         assert len(session.scalars(select(Task)).all()) == 6

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_dist.config import EvaluateConfig, PPOConfig, dump
+from rlhf_dist.config import EvaluateConfig, RLConfig, dump
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.evaluation.results import ScoredAnswers, result_of
 from rlhf_dist.records import Prompt, RowKey, Sample
@@ -71,7 +71,7 @@ def test_kl_is_what_the_policy_found_likelier_than_the_reference_did() -> None:
 def test_a_runs_evaluation_measures_kl_to_the_runs_reference(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
     tree = {"policy": "start", "reference": "other", "reward": "r", "prompts": {"path": str(tmp_path / "p.jsonl")}}
-    (tmp_path / "config.yaml").write_text(dump(PPOConfig.model_validate(tree)))
+    (tmp_path / "config.yaml").write_text(dump(RLConfig.model_validate(tree)))
     assert config_of_run(tmp_path).reference == "other"
 
 

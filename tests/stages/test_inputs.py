@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_dist.config import PPOConfig, RewardConfig, SFTConfig
+from rlhf_dist.config import RewardConfig, RLConfig, SFTConfig
 from rlhf_dist.stages import inputs
 from rlhf_dist.stages.inputs import changed, inputs_of, keep_inputs, kept_inputs
 
@@ -36,7 +36,7 @@ def test_everything_that_a_stage_reads_is_known_by_its_key(files: Path) -> None:
     assert found == {"model", "policy", "prompts.path", "data.0.path", "data.1.path", "comment_judge.model"}
     held = SFTConfig(model="owner/name", data={"path": "glue", "held_out": str(files / "held.jsonl")})
     assert {*inputs_of(held, {})} == {"data.held_out"}, "names on the hub are not looked at"
-    ppo = PPOConfig(
+    ppo = RLConfig(
         policy=str(files / "policy"),
         reward=[{"path": str(files / "model")}, {"kind": "function", "name": "f", "path": "a:b"}],
         prompts={"path": str(files / "prompts"), "held_out": str(files / "held.jsonl")},

@@ -11,8 +11,8 @@ from rlhf_dist.config.pipeline import OWN_REWARD
 from rlhf_dist.errors import ConfigError, WorkerLost
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.stages import reward, sft
-from rlhf_dist.stages.pipeline import _check_unchanged, ppo_config, run, supervised_stages, with_task
-from rlhf_dist.stages.ppo import prepare as prepare_ppo
+from rlhf_dist.stages.pipeline import _check_unchanged, rl_config, run, supervised_stages, with_task
+from rlhf_dist.stages.rl import prepare as prepare_ppo
 from tests.stages.conftest import Made
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "scenarios"
@@ -26,8 +26,8 @@ SMALL = [
     "reward_model.epochs=1",
     "reward_model.normalise_on=16",
     "prompts.held_out_limit=8",
-    "ppo.iterations=2",
-    "ppo.prompts_per_iteration=16",
+    "rl.iterations=2",
+    "rl.prompts_per_iteration=16",
     "rollout.engine=transformers",
     "learner.threads=1",
 ]
@@ -47,7 +47,7 @@ def test_a_scenarios_files_are_what_every_stage_expects(name: str, tmp_path: Pat
     assert len(learnt.objective.train.units) > 200
     judged = reward.prepare(stages["reward"][1])
     assert len(judged.raw) >= 256
-    ppo = ppo_config(config, tmp_path)
+    ppo = rl_config(config, tmp_path)
     prepared = prepare_ppo(ppo)
     assert len(prepared.prompts) == 64
     assert len(prepared.held_out) == 8
@@ -86,7 +86,7 @@ def runs(config: PipelineConfig, stages: dict[str, Made], path: Path, *, resume:
 
 @pytest.mark.parametrize(
     ("grown", "again"),
-    [("d.jsonl", ["sft", "reward", "ppo"]), ("f.jsonl", ["reward", "ppo"]), ("p.jsonl", ["reward", "ppo"])],
+    [("d.jsonl", ["sft", "reward", "rl"]), ("f.jsonl", ["reward", "rl"]), ("p.jsonl", ["reward", "rl"])],
 )
 def test_what_reads_changed_data_runs_again_and_what_reads_its_model_after_it(
     grown: str,
@@ -99,7 +99,7 @@ def test_what_reads_changed_data_runs_again_and_what_reads_its_model_after_it(
     path = tmp_path / "run"
     path.mkdir()
     (path / "notes.txt").write_text("mine")
-    assert runs(own, stages, path) == ["sft", "reward", "ppo"]
+    assert runs(own, stages, path) == ["sft", "reward", "rl"]
     assert runs(own, stages, path) == []
     assert (path / "notes.txt").exists()
     (tmp_path / grown).write_text("{}\n{}\n")
@@ -127,7 +127,7 @@ def test_a_stage_that_was_interrupted_goes_on_if_asked_and_begins_anew_if_its_da
     assert reward.resumed == 1
     (tmp_path / "f.jsonl").write_text("{}\n{}\n")
     reward.fails = False
-    assert runs(own, stages, path, resume=True) == ["reward", "ppo"]
+    assert runs(own, stages, path, resume=True) == ["reward", "rl"]
     assert reward.resumed == 1
     assert (path / "stages" / "reward" / "earlier-1" / "checkpoints").exists()
 
@@ -136,7 +136,7 @@ def test_a_folder_named_relatively_and_absolutely_is_the_same_pipeline(
     own: PipelineConfig, stages: dict[str, Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert runs(own, stages, Path("run")) == ["sft", "reward", "ppo"]
+    assert runs(own, stages, Path("run")) == ["sft", "reward", "rl"]
     (tmp_path / "link").symlink_to(tmp_path)
     for spelt in (tmp_path / "run", Path("./run/"), tmp_path / "link" / "run"):
         assert runs(own, stages, spelt) == []

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from rlhf_dist.config import DPOConfig, EvaluateConfig, PPOConfig, RewardConfig, SFTConfig, load
+from rlhf_dist.config import DPOConfig, EvaluateConfig, RewardConfig, RLConfig, SFTConfig, load
 from rlhf_dist.models import folders, load_tokenizer
-from rlhf_dist.stages import dpo, evaluate, ppo, reward, sft
+from rlhf_dist.stages import dpo, evaluate, reward, rl, sft
 from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.stage_checkpoints import write_model
 from tests.chats import ENDLESS, LLAMA3, chat_tokenizer
@@ -110,12 +110,12 @@ def test_ppo_and_evaluation_resolve_all_their_models_and_show_a_prompt(files: Ca
     prompts = {"path": files("p.jsonl", *({"prompt": ASKED} for _ in range(4))), "max_tokens": 60}
     tree = {"policy": "acme/policy", "reward": "acme/reward", "prompts": prompts}
     small = {
-        "ppo": {"prompts_per_iteration": 4},
+        "rl": {"prompts_per_iteration": 4},
         "rollout": {"max_new_tokens": 8},
         "learner": {"micro_batch_tokens": 512},
     }
-    config = PPOConfig.model_validate({**tree, **small})
-    prepared = ppo.prepare(config)
+    config = RLConfig.model_validate({**tree, **small})
+    prepared = rl.prepare(config)
     assert prepared.eos_token_ids == (2, EOT)
     assert prepared.example().endswith(
         "last: \\n (" + str(prepared.prompts[0].tokens[-1]) + "); generation ends at <eos> (2), <|eot_id|> (7)"
@@ -170,7 +170,7 @@ def test_every_setting_that_names_a_model_is_resolved(files: Callable[..., str])
         SFTConfig(model=name),
         DPOConfig(model=name, reference=name),
         RewardConfig.model_validate({"model": name, "policy": name, "prompts": prompts, "comment_judge": judge}),
-        PPOConfig.model_validate(
+        RLConfig.model_validate(
             {
                 "policy": name,
                 "reference": name,

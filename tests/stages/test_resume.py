@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from; saving and going on for real: tests/integration/test_ppo_run.py."""
+"""Which checkpoint a run goes on from; saving and going on for real: tests/integration/test_rl_run.py."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_dist.checkpoint import complete_or_absent, forget_after, verify
-from rlhf_dist.config import PPOConfig, dump, keys, override
+from rlhf_dist.config import RLConfig, dump, keys, override
 from rlhf_dist.controller import State
 from rlhf_dist.errors import ConfigError, ModelError, StorageError, WorkerDied
 from rlhf_dist.files import write_json_lines
@@ -15,8 +15,8 @@ from rlhf_dist.stages.changes import FIXED
 from rlhf_dist.stages.resume import check_settings, newest, save_checkpoint, told_of_resume
 from rlhf_dist.telemetry.trackers import JsonlTracker
 
-CONFIG = PPOConfig.model_validate(
-    {"policy": "a", "reward": "b", "prompts": {"path": "p"}, "ppo": {"iterations": 9, "kl_target": 6.0}}
+CONFIG = RLConfig.model_validate(
+    {"policy": "a", "reward": "b", "prompts": {"path": "p"}, "rl": {"iterations": 9}, "algorithm": {"kl_target": 6.0}}
 )
 
 
@@ -65,7 +65,7 @@ def test_where_the_newest_is_damaged_the_one_before_it_serves_and_it_is_said(tmp
 
 def test_a_checkpoint_beyond_the_configs_iterations_is_refused(tmp_path: Path) -> None:
     checkpoint(tmp_path, 10)
-    with pytest.raises(ConfigError, match=r"saved after iteration 10; ppo.iterations is 9"):
+    with pytest.raises(ConfigError, match=r"saved after iteration 10; rl.iterations is 9"):
         newest(CONFIG, tmp_path)
 
 
@@ -76,8 +76,8 @@ KEPT = {
     "prompts.held_out=q": "prompts.held_out was None and is now 'q'",
     "reward=c": "reward was .*'b'.* and is now .*'c'",
     "rollout.samples_per_prompt=2": "rollout.samples_per_prompt was 1 and is now 2",
-    "ppo.prompts_per_iteration=32": "ppo.prompts_per_iteration was 64 and is now 32",
-    "ppo.epochs=2": "ppo.epochs was 1 and is now 2; .*counts optimiser steps",
+    "rl.prompts_per_iteration=32": "rl.prompts_per_iteration was 64 and is now 32",
+    "rl.epochs=2": "rl.epochs was 1 and is now 2; .*counts optimiser steps",
     "learner.critic=value_head": "learner.critic was 'model' and is now 'value_head'; .*of those parameters",
 }
 
@@ -97,7 +97,7 @@ def test_every_other_setting_may_change_and_paths_may_be_spelt_anew(tmp_path: Pa
     changes = [
         "learner.policy.lr=1e-3",
         "learner.value.schedule=cosine",
-        "ppo.iterations=20",
+        "rl.iterations=20",
         "learner.ranks=2",
         "learner.zero_stage=3",
         "learner.precision=bf16",
@@ -105,11 +105,13 @@ def test_every_other_setting_may_change_and_paths_may_be_spelt_anew(tmp_path: Pa
     ]
     (tmp_path / "link").symlink_to(os.path.abspath("."))
     changes += [f"policy={os.path.abspath('a')}/", f"prompts.path={tmp_path}/link/./p", "run_dir=elsewhere"]
-    assert newest(override(CONFIG, [*changes, "ppo.clip_value=0.1", "timeouts.batch=5"]), tmp_path)[0].iteration == 4
+    assert (
+        newest(override(CONFIG, [*changes, "algorithm.clip_value=0.1", "timeouts.batch=5"]), tmp_path)[0].iteration == 4
+    )
 
 
 def test_every_setting_that_a_resumed_run_keeps_is_a_setting() -> None:
-    assert FIXED.keys() <= {*keys(PPOConfig)}
+    assert FIXED.keys() <= {*keys(RLConfig)}
 
 
 def test_a_coefficient_goes_on_as_it_adapted_unless_it_is_set_anew_or_fixed(tmp_path: Path) -> None:
@@ -118,9 +120,9 @@ def test_a_coefficient_goes_on_as_it_adapted_unless_it_is_set_anew_or_fixed(tmp_
     def found(*changes: str) -> float:
         return newest(override(CONFIG, [*changes]), tmp_path)[0].kl_coef
 
-    assert found() == found("ppo.kl_target=3", "ppo.kl_horizon=500") == 0.3
-    assert found("ppo.kl_coef=0.2") == 0.2
-    assert found("ppo.kl_target=null") == 0.05
+    assert found() == found("algorithm.kl_target=3", "algorithm.kl_horizon=500") == 0.3
+    assert found("algorithm.kl_coef=0.2") == 0.2
+    assert found("algorithm.kl_target=null") == 0.05
 
 
 def test_a_checkpoint_of_an_earlier_version_is_compared_with_the_run_folders_config(tmp_path: Path) -> None:
@@ -228,8 +230,8 @@ def test_people_are_told_from_where_a_run_goes_on_and_what_has_changed(tmp_path:
     assert told()[0].endswith("from the beginning, and what 1 iterations recorded is thrown away")
     checkpoint(tmp_path, 2)
     assert told() == []
-    assert told("rollout.temperature=0.5", "run_dir=elsewhere", "ppo.kl_coef=0.2") == [
-        "settings that changed since step-000002: rollout.temperature 1.0 -> 0.5, ppo.kl_coef 0.05 -> 0.2"
+    assert told("rollout.temperature=0.5", "run_dir=elsewhere", "algorithm.kl_coef=0.2") == [
+        "settings that changed since step-000002: rollout.temperature 1.0 -> 0.5, algorithm.kl_coef 0.05 -> 0.2"
     ]
     (checkpoint(tmp_path, 4) / "state.json").write_text("{}")
     (note,) = told()

@@ -12,7 +12,7 @@ GOLD = st.lists(st.tuples(*[st.none() | st.sampled_from([0.0, 0.25, 0.5, 1.0])] 
 
 
 def finished(folder: Path, gold: list[float | None], kl: float) -> Path:
-    """A PPO run's folder, as far as rounds read it."""
+    """An RL run's folder, as far as rounds read it."""
     (folder / "policy").mkdir(parents=True, exist_ok=True)
     rows = [{"prompt": f"p{number}", "gold_after": each} for number, each in enumerate(gold)]
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

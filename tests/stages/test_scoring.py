@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import RLConfig
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.stages.scoring import check_functions, scorer_kinds
 
 RULES = "tests.scoring.rules"
 
 
-def config(*rewards: dict[str, Any], **keys: Any) -> PPOConfig:
+def config(*rewards: dict[str, Any], **keys: Any) -> RLConfig:
     tree = {"policy": "a", "reward": rewards, "prompts": {"path": "p"}, "learner": {"critic": "value_head"}, **keys}
-    return PPOConfig.model_validate(tree)
+    return RLConfig.model_validate(tree)
 
 
 FUNCTION = {"kind": "function", "name": "r", "path": f"{RULES}:length_of"}

@@ -11,7 +11,7 @@ import torch
 
 from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.cluster.watch import watch_of
-from rlhf_dist.config import EvaluateConfig, PPOConfig
+from rlhf_dist.config import EvaluateConfig, RLConfig
 from rlhf_dist.learner.rows import RankRows, to_experience
 from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.records import RowKey, Sample, SampleRequest
@@ -25,7 +25,7 @@ from rlhf_dist.store.weights import encode_bucket
 from tests.runs import Folders
 
 
-def sampled(config: PPOConfig) -> list[Sample]:
+def sampled(config: RLConfig) -> list[Sample]:
     """What a rollout engine of the config says, by the policy's own weights."""
     engine = TransformersEngine(config.policy, sampling_of(config.rollout, (2,)), dtype="float32", max_concurrent=8)
     weights = [(name, parameter) for name, parameter in engine._lm.named_parameters()]
@@ -38,13 +38,13 @@ def sampled(config: PPOConfig) -> list[Sample]:
     return sorted(samples, key=lambda sample: sample.key)
 
 
-def by_reference(config: PPOConfig, samples: list[Sample]) -> list[np.ndarray]:
+def by_reference(config: RLConfig, samples: list[Sample]) -> list[np.ndarray]:
     kind = scorer_kinds(config, policy=config.policy, reference=config.policy)["reference"]
     scored = kind.scorer(**kind.arguments, device="cpu").score(rows_of(rollout_batch(samples)))
     return [np.asarray(values) for values in scored["ref_log_probs"]]
 
 
-def by_learner(config: PPOConfig, samples: list[Sample]) -> list[np.ndarray]:
+def by_learner(config: RLConfig, samples: list[Sample]) -> list[np.ndarray]:
     policy = model_specs(config, Begin())["policy"].build(config.learner)
     rows, zeros = rows_of(rollout_batch(samples)), [np.zeros(len(sample.log_probs)) for sample in samples]
     data = RankRows(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import ray
 
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import RLConfig
 from rlhf_dist.telemetry.trackers import (
     JsonlTracker,
     MlflowTracker,
@@ -62,7 +62,7 @@ def test_metrics_jsonl_is_written_through_at_once(tmp_path: Path) -> None:
 def test_mlflow_writes_files_that_mlflow_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    tracker = MlflowTracker(tmp_path, project="rlhf", config={"ppo": {"iterations": 3}, "seed": 0})
+    tracker = MlflowTracker(tmp_path, project="rlhf", config={"rl": {"iterations": 3}, "seed": 0})
     for iteration in range(2):
         tracker.log(iteration, METRICS)
     tracker.finish()
@@ -71,7 +71,7 @@ def test_mlflow_writes_files_that_mlflow_reads_back(tmp_path: Path, monkeypatch:
     client = MlflowClient(tracking_uri=(tmp_path / "mlflow").as_uri())
     (run,) = client.search_runs([client.get_experiment_by_name("rlhf").experiment_id])
     assert run.data.metrics == METRICS
-    assert run.data.params == {"ppo.iterations": "3", "seed": "0"}
+    assert run.data.params == {"rl.iterations": "3", "seed": "0"}
     assert run.info.status == "FINISHED"
 
 
@@ -93,7 +93,7 @@ def test_what_a_resumed_run_does_again_is_in_tensorboard_once(tmp_path: Path) ->
 
     tree = {"policy": "a", "reward": "b", "prompts": {"path": "p"}, "telemetry": {"tensorboard": True}}
     for first, last in ((0, 6), (3, 5)):
-        made = trackers(tmp_path, PPOConfig.model_validate(tree), first=first)
+        made = trackers(tmp_path, RLConfig.model_validate(tree), first=first)
         for iteration in range(first, last):
             for tracker in made:
                 tracker.log(iteration, {"x": 100.0 * first + iteration})
@@ -116,7 +116,7 @@ def test_a_run_has_the_trackers_it_asked_for_and_none_starts_a_cluster(
 ) -> None:
     tree = {"policy": "a", "reward": "b", "prompts": {"path": "p"}}
     for telemetry, count in (({}, 2), ({"tensorboard": True}, 3)):
-        made = trackers(tmp_path, PPOConfig.model_validate({**tree, "telemetry": telemetry}))
+        made = trackers(tmp_path, RLConfig.model_validate({**tree, "telemetry": telemetry}))
         assert len(made) == count
         for tracker in made:
             tracker.finish()

@@ -15,8 +15,8 @@ from rlhf_dist.cluster.dealing import everyone
 from rlhf_dist.cluster.fleet import Fleet
 from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.cluster.session import check_size, has_gpus, namespace_of, session
-from rlhf_dist.config import PPOConfig
-from rlhf_dist.controller import Parts, State, train
+from rlhf_dist.config import RLConfig
+from rlhf_dist.controller import Parts, train
 from rlhf_dist.data.demonstrations import demonstration_set, read_demonstrations
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.example_view import view
@@ -27,6 +27,7 @@ from rlhf_dist.evaluation.bands import LAST_AND_THIS as MOST_UNDONE
 from rlhf_dist.evaluation.before_after import Verdict, compare
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.memory import Memory, object_store_bytes
+from rlhf_dist.learner.objective import check_own
 from rlhf_dist.learner.snapshot import Snapshot
 from rlhf_dist.models import check_same_tokenizer, write_ends
 from rlhf_dist.planning.memory import ModelSize
@@ -34,8 +35,8 @@ from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.records import Failure, Prompt, RowKey
 from rlhf_dist.rollout.held_out import held_out_answers
 from rlhf_dist.run_folder.names import POLICY
-from rlhf_dist.run_folder.ppo_folder import PPOFolder
 from rlhf_dist.run_folder.quarantine import Quarantine, warning
+from rlhf_dist.run_folder.rl_folder import RLFolder
 from rlhf_dist.scoring.functions import GuardedRule
 from rlhf_dist.stages.fitting import check_stage
 from rlhf_dist.stages.hub import resolved
@@ -45,6 +46,7 @@ from rlhf_dist.stages.resume import newest, save_checkpoint
 from rlhf_dist.stages.scoring import check_functions
 from rlhf_dist.stages.supervised import encoder_of
 from rlhf_dist.stages.wiring import Begin, Where, engines, placed, wired
+from rlhf_dist.steering import State
 from rlhf_dist.telemetry import logs
 from rlhf_dist.telemetry.tracing import Span, Trace
 from rlhf_dist.telemetry.tracing import take as take_spans
@@ -58,7 +60,7 @@ JUDGE_S = 60.0
 
 
 @dataclass(frozen=True)
-class PreparedPPO:
+class PreparedRL:
     """What could be read and checked before a process is started."""
 
     prompts: list[Prompt]
@@ -94,7 +96,7 @@ class PreparedPPO:
         return view(self.encoder, self.prompts[0].tokens, (), title="A prompt as the engine is given it", mark="")
 
 
-def prepare(config: PPOConfig, resume: Path | None = None, inputs: Inputs | None = None) -> PreparedPPO:
+def prepare(config: RLConfig, resume: Path | None = None, inputs: Inputs | None = None) -> PreparedRL:
     """Read configs, tokenizers, prompts and, if the run is resumed, a checkpoint, and check that they fit each other.
 
     Args:
@@ -113,10 +115,10 @@ def prepare(config: PPOConfig, resume: Path | None = None, inputs: Inputs | None
     folders = [(role, path) for role, paths in models.items() for path in paths]
     check_stage(config, folders, encoder, config.max_sequence)
     prompts, held_out = inputs or read_inputs(config, encoder)
-    state, begin = newest(config, resume) if resume else (State(0, config.ppo.kl_coef), Begin())
+    state, begin = newest(config, resume) if resume else (State.start(config.algorithm), Begin())
     if resume and state.iteration and (why := changed(config, kept_inputs(resume))):
         raise DataError(f"{why}; a resumed run keeps what it has learnt from. Expected the same, or a new run")
-    return PreparedPPO(
+    return PreparedRL(
         prompts=prompts,
         held_out=held_out,
         encoder=encoder,
@@ -127,24 +129,25 @@ def prepare(config: PPOConfig, resume: Path | None = None, inputs: Inputs | None
     )
 
 
-def read_inputs(config: PPOConfig, encoder: Encoder) -> Inputs:
+def read_inputs(config: RLConfig, encoder: Encoder) -> Inputs:
     """Prompts to train on and held-out ones, after a look at every function that scores.
 
     Raises:
         UserError: names the key, or file and line.
     """
     check_functions(config)
+    check_own(config.algorithm)
     settings = config.prompts
     prompts = read_prompts(settings, encoder)
-    PromptSampler(prompts, batch=config.ppo.prompts_per_iteration, samples=1, seed=config.seed)
+    PromptSampler(prompts, batch=config.rl.prompts_per_iteration, samples=1, seed=config.seed)
     held_out = read_prompts(settings, encoder, path=settings.held_out) if settings.held_out else []
     return prompts, held_out[: settings.held_out_limit]
 
 
-def _demonstrations(config: PPOConfig, encoder: Encoder) -> ExampleSet | None:
+def _demonstrations(config: RLConfig, encoder: Encoder) -> ExampleSet | None:
     """What PPO-ptx goes on imitating: all of the demonstrations, since PPO holds none of them out."""
     settings = config.demonstrations
-    if settings is None or not config.ppo.ptx_coef:
+    if settings is None or not config.rl.ptx_coef:
         return None
     rows = read_demonstrations(
         settings.path, encoder, max_tokens=settings.max_tokens, split=settings.split, settings=settings
@@ -159,7 +162,7 @@ def _demonstrations(config: PPOConfig, encoder: Encoder) -> ExampleSet | None:
     return made
 
 
-def run(config: PPOConfig, prepared: PreparedPPO, folder: PPOFolder) -> None:
+def run(config: RLConfig, prepared: PreparedRL, folder: RLFolder) -> None:
     """Train, and leave the run folder complete."""
     config = resolved(config)
     needs = lay_out(config, gpus=has_gpus()).needs(config.rollout)
@@ -177,7 +180,7 @@ def run(config: PPOConfig, prepared: PreparedPPO, folder: PPOFolder) -> None:
     folder.close(config, verdict, parameters=prepared.sizes["policy"].parameters, stopped=stopped)
 
 
-def _verdict(config: PPOConfig, prepared: PreparedPPO, before: Any, after: Any) -> Verdict:
+def _verdict(config: RLConfig, prepared: PreparedRL, before: Any, after: Any) -> Verdict:
     """The gold judge's, if there is one, on the answers before and after."""
     if config.gold_judge is None:
         return compare(prepared.held_out, before, after, prepared.tokenizer, None)
@@ -185,9 +188,9 @@ def _verdict(config: PPOConfig, prepared: PreparedPPO, before: Any, after: Any) 
         return compare(prepared.held_out, before, after, prepared.tokenizer, judge)
 
 
-def memory_of(config: PPOConfig) -> Memory[State]:
+def memory_of(config: RLConfig) -> Memory[State]:
     """What a run remembers to go on from, and to go back to."""
-    return Memory(object_store_bytes(), every=MOST_UNDONE if config.ppo.stop_on.then == "roll_back" else 0)
+    return Memory(object_store_bytes(), every=MOST_UNDONE if config.rl.stop_on.then == "roll_back" else 0)
 
 
 @dataclass(frozen=True)
@@ -208,9 +211,9 @@ class _Start:
 class _Going:
     """A run, and what stays of it when it is wired anew: its place, rollout workers, and the last moments of the learner."""
 
-    config: PPOConfig
-    prepared: PreparedPPO
-    folder: PPOFolder
+    config: RLConfig
+    prepared: PreparedRL
+    folder: RLFolder
     memory: Memory[State]
     ends: ExitStack
     """Let go of what stays."""
@@ -264,7 +267,7 @@ class _Going:
         return _Start(kept.state.copy(), replace(begin, iteration=kept.state.iteration, state=""), kept.snapshot)
 
 
-def _train(parts: Parts, prepared: PreparedPPO, config: PPOConfig, folder: PPOFolder, state: State) -> str | None:
+def _train(parts: Parts, prepared: PreparedRL, config: RLConfig, folder: RLFolder, state: State) -> str | None:
     """Publish the first version, answer the held-out prompts with it, and train, reporting every iteration.
 
     Returns why training ended early, if it did.
@@ -276,9 +279,10 @@ def _train(parts: Parts, prepared: PreparedPPO, config: PPOConfig, folder: PPOFo
         folder.keep_answers_before(held_out_answers(parts.rollouts, prepared.held_out, timeout_s=config.timeouts.batch))
     prompts = PromptSampler(
         prepared.prompts,
-        batch=config.ppo.prompts_per_iteration,
+        batch=config.rl.prompts_per_iteration,
         samples=config.rollout.samples_per_prompt,
         seed=config.seed,
+        greedy=config.algorithm.baseline == "greedy",
     )
     quarantine = Quarantine(folder.path)
     quarantine.rewind(state.iteration)
@@ -300,7 +304,7 @@ def _train(parts: Parts, prepared: PreparedPPO, config: PPOConfig, folder: PPOFo
     if prepared.demonstrations is not None:
         parts.learner.imitate(prepared.demonstrations)
     parts.memory.keep(parts.learner, state.copy())
-    with folder.console.progress("PPO", config.ppo.iterations, done=state.iteration):
+    with folder.console.progress("PPO", config.rl.iterations, done=state.iteration):
         return train(parts, prompts, config, probe_tokens=probe, report=report, state=state)
 
 
@@ -323,7 +327,7 @@ def save_policy(learner: LearnerGroup, encoder: Encoder, folder: Path) -> None:
         write_ends(aside, encoder.ends.ids)
 
 
-def probe_sequence(prepared: PreparedPPO) -> list[int]:
+def probe_sequence(prepared: PreparedRL) -> list[int]:
     """The beginning of the first prompt, on which engines are compared with the learner."""
     tokens: Sequence[int] = prepared.prompts[0].tokens
     wanted = min(PROBE_TOKENS, max(len(tokens), 2))

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rlhf_dist.algorithms.estimators import GeneralisedAdvantages, LeaveOneOutAdvantages
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rlhf_dist.algorithms.advantages import gae
-from rlhf_dist.algorithms.estimators import GeneralisedAdvantages, LeaveOneOutAdvantages
 from rlhf_dist.algorithms.surrogates import ClippedSurrogate
 from rlhf_dist.algorithms.value_losses import explained_variance_sums
 from rlhf_dist.config import PPO
 from rlhf_dist.data.packing import Budget, MicroBatch, plan_micro_batches
-from rlhf_dist.learner.ppo import Method, Models, PackedExperience, Updated, update
+from rlhf_dist.learner.policy_update import Method, Models, PackedExperience, Updated, update
 from rlhf_dist.learner.recorder import Ranks, explained
 from rlhf_dist.learner.rows import RankRows, to_experience
 from rlhf_dist.learner.trained_model import finite_or_nan

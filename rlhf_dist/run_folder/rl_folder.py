@@ -1,4 +1,4 @@
-"""The folder of a PPO run: experience, answers before and after, and the summary that tools read."""
+"""The folder of an RL run: experience, answers before and after, and the summary that tools read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_dist.checkpoint import forget_after
-from rlhf_dist.config import PPOConfig
+from rlhf_dist.config import RLConfig
 from rlhf_dist.errors import DataError
 from rlhf_dist.evaluation.bands import GOLD_MEAN
 from rlhf_dist.evaluation.before_after import Verdict
@@ -26,12 +26,12 @@ from rlhf_dist.store.kept import keep, read_kept
 log = logging.getLogger(__name__)
 
 
-class PPOFolder(RunFolder):
+class RLFolder(RunFolder):
     """A `RunFolder` with what only PPO leaves behind."""
 
-    def __init__(self, path: Path, config: PPOConfig, *, console: Console, notes: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, config: RLConfig, *, console: Console, notes: Sequence[str] = ()) -> None:
         """Create the folder and write the resolved config; `notes` are what is known already (`note`)."""
-        super().__init__(path, config, console=console, stage="ppo", steps=config.ppo.iterations)
+        super().__init__(path, config, console=console, stage="rl", steps=config.rl.iterations)
         for sentence in notes:
             self.note(sentence)
 
@@ -64,7 +64,7 @@ class PPOFolder(RunFolder):
         """Write an iteration's samples as an Arrow file: `experience/iteration=N/batch.arrow`."""
         keep(experience_file(self.path, iteration), batch)
 
-    def close(self, config: PPOConfig, verdict: Verdict, *, parameters: int, stopped: str | None) -> dict[str, Any]:
+    def close(self, config: RLConfig, verdict: Verdict, *, parameters: int, stopped: str | None) -> dict[str, Any]:
         """Write samples, summary and report.
 
         Args:
@@ -80,7 +80,7 @@ class PPOFolder(RunFolder):
             self.write_passages(over_optimisation(self._rows))
         return self.finish(self._facts(config, verdict, parameters) | {"stopped": stopped})
 
-    def _facts(self, config: PPOConfig, verdict: Verdict, parameters: int) -> dict[str, Any]:
+    def _facts(self, config: RLConfig, verdict: Verdict, parameters: int) -> dict[str, Any]:
         seconds: dict[str, float] = defaultdict(float)
         for row in self._rows:
             for name, value in row.items():

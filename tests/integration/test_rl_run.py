@@ -159,7 +159,8 @@ def kib_of(folder: Path) -> int:
 
 def test_a_resumed_run_records_what_an_uninterrupted_one_does(folders: Folders, tmp_path: Path) -> None:
     changes = {
-        "ppo": {"iterations": 4, "kl_target": 1.0},
+        "rl": {"iterations": 4},
+        "algorithm": {"kl_target": 1.0},
         "learner": {"zero_stage": 2, "policy": {"lr": 1e-3, "warmup": 0.3, "schedule": "linear"}},
         "rollout": {"engine": "transformers"},
         "prompts": {"held_out": str(folders.prompts), "held_out_limit": 4},

@@ -1,14 +1,14 @@
-"""Settings of a PPO run."""
+"""Settings of a run of reinforcement learning."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlhf_dist.algorithms.bounds import LEAST, MOST
+from rlhf_dist.config.algorithm import Algorithm, Correction
 from rlhf_dist.config.job import ScoringJob
-from rlhf_dist.config.method import Advantage, Clip, Gae, Surrogate
+from rlhf_dist.config.methods import METHODS
 from rlhf_dist.config.rewards import GOLD, ModelReward, Rewards, check_names
 from rlhf_dist.config.sections import Prompts, Section, Weights
 from rlhf_dist.config.supervised import Demonstrations
@@ -46,35 +46,20 @@ class StopOn(Section):
         return tuple(name for name in names if getattr(self, name) is not None)
 
 
-class PPO(Section):
-    """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347) as in RLHF (arXiv:1909.08593)."""
+class RL(Section):
+    """Rounds of rollouts and updates; what an update minimises is `Algorithm`'s."""
 
     iterations: int = Field(100, ge=1, description="rollout-and-update rounds")
     prompts_per_iteration: int = Field(64, ge=1, description="prompts of one round")
     epochs: int = Field(1, ge=1, le=100, description="passes over each round's samples")
     mini_batches: int = Field(1, ge=1, description="optimiser steps per pass")
-    clip_value: float = Field(0.2, gt=0, description="the new value is clipped to the old value ± this")
-    kl_coef: float = Field(0.05, ge=0, description="weight of the KL penalty in the reward")
-    kl_target: float | None = Field(
-        None,
-        gt=0,
-        description="KL per sample, in nats, that an adaptive coefficient steers to; null: fixed coefficient",
-    )
-    kl_horizon: int = Field(
-        10_000, ge=1, description="samples over which the adaptive coefficient reacts, at least those of an iteration"
-    )
-    entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
-    value_coef: float = Field(0.5, ge=0, description="weight of the value loss where the critic is a head")
-    whiten_advantages: bool = Field(True, description="zero mean and unit variance over the batch, all ranks together")
-    score_clip: float | None = Field(None, gt=0, description="reward scores are clipped to ± this; null: not at all")
-    missing_eos_penalty: float = Field(0.0, ge=0, description="taken off the score of an answer cut at max_new_tokens")
     max_policy_kl: float | None = Field(
         None,
         gt=0,
         description="no epoch follows one whose mean KL of the old to the new policy exceeds this, in nats per token",
     )
     ptx_coef: float = Field(
-        0.0, ge=0, description="weight of the loss on demonstrations beside PPO's: PPO-ptx (arXiv:2203.02155, eq. 2)"
+        0.0, ge=0, description="weight of the loss on demonstrations beside RL's: PPO-ptx (arXiv:2203.02155, eq. 2)"
     )
     ptx_batch: int = Field(32, ge=1, description="demonstrations in each optimiser step, where ptx_coef is above 0")
     stop_on: StopOn = StopOn()
@@ -104,39 +89,76 @@ class CheckpointsKept(Section):
     )
 
 
-class PPOJob(ScoringJob):
-    """What a PPO run has, by itself or at the end of a pipeline."""
+class RLJob(ScoringJob):
+    """What an RL run has, by itself or at the end of a pipeline."""
 
-    folder: ClassVar[str] = "ppo"
+    folder: ClassVar[str] = "rl"
 
     reward: Rewards = Field(
-        description="Hugging Face folder or name of the reward model, or a list of rewards that are added up",
+        (),
+        description="Hugging Face folder or name of the reward model, `package.module:function`, or a list of rewards that are "
+        "added up; none only beside a teacher",
     )
     prompts: Prompts = Field(description="prompts")
     critic: str | None = Field(None, description="the critic's start; null: the first reward model with a weight")
-    demonstrations: Demonstrations | None = Field(None, description="what PPO-ptx goes on imitating (ppo.ptx_coef)")
+    teacher: str | None = Field(None, description="policy whose log-probs algorithm.teacher_coef adds to the reward")
+    demonstrations: Demonstrations | None = Field(None, description="what PPO-ptx goes on imitating (rl.ptx_coef)")
     checkpoint_every: int = Field(
         0,
         ge=0,
         description="iterations between checkpoints, from which --resume goes on; 0: only the policy, at the end",
     )
     checkpoints_kept: CheckpointsKept = CheckpointsKept()
-    ppo: PPO = PPO()
-    advantage: Advantage = Field(Gae(), description="how advantages are estimated: a kind, and its numbers")
-    surrogate: Surrogate = Field(Clip(), description="what the policy minimises: a kind, and its numbers")
+    rl: RL = RL()
+    algorithm: Algorithm = Field(Algorithm(), description="what is estimated and minimised: a method, and its settings")
+    correction: Correction = Field(Correction(), description="what makes up for samples of another policy")
     experience: Experience = Experience()
     weights: Weights = Weights()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_by_the_method(cls, tree: Any) -> Any:
+        """What a method says of other sections than its own, where these say nothing."""
+        said = tree.get("algorithm", {}) if isinstance(tree, dict) else None
+        method = METHODS.get(said.get("method", "ppo")) if isinstance(said, dict) else None
+        if method is None:
+            return tree
+        filled = dict(tree)
+        baseline = {**method.algorithm, **said}.get("baseline", "critic")
+        learner = {} if baseline == "critic" else {"critic": "none"}
+        for name, settings in (("rl", method.rl), ("rollout", method.rollout), ("learner", learner)):
+            if settings and isinstance(section := tree.get(name, {}), dict):
+                filled[name] = {**settings, **section}
+        return filled
+
     @property
     def batch_samples(self) -> int:
-        """Samples of one iteration."""
-        return self.ppo.prompts_per_iteration * self.rollout.samples_per_prompt
+        """Samples that one iteration learns from."""
+        return self.rl.prompts_per_iteration * self.rollout.samples_per_prompt
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of one iteration's prompts: the samples, and greedy answers where these are the baseline."""
+        return self.batch_samples + self.rl.prompts_per_iteration * (self.algorithm.baseline == "greedy")
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of one iteration, with those that are sampled for prompts that were left out."""
+        return self.batch_rows * (self.algorithm.filter_rounds if self.algorithm.filter_groups else 1)
 
     @property
     def ratio_is_one(self) -> bool:
         """Whether the only optimiser step of an iteration sees the very policy that generated the samples."""
-        one_step = self.ppo.epochs * self.ppo.mini_batches == 1
-        return one_step and self.experience.max_staleness == 0 and self.wire_dtype == self.learner.dtype
+        one_step = self.rl.epochs * self.rl.mini_batches == 1
+        fresh = self.experience.max_staleness == 0 and self.wire_dtype == self.learner.dtype
+        return one_step and fresh and not self.correction.acts
+
+    @property
+    def scoring_workers(self) -> dict[str, int]:
+        """Processes of each kind that scores."""
+        scoring = self.scoring
+        found = {"reward": scoring.reward_workers, "reference": scoring.reference_workers}
+        return found | ({"teacher": scoring.teacher_workers} if self.teacher is not None else {})
 
     @property
     def max_sequence(self) -> int:
@@ -149,7 +171,7 @@ class PPOJob(ScoringJob):
 
         So scoring begins before the last sample ends, and several workers share it. No number of workers has a part in it.
         """
-        return max(1, min(2 * self.scoring.batch_tokens // self.max_sequence, -(-self.batch_samples // 4)))
+        return max(1, min(2 * self.scoring.batch_tokens // self.max_sequence, -(-self.batch_rows // 4)))
 
     @property
     def wire_dtype(self) -> str:
@@ -165,33 +187,36 @@ class PPOJob(ScoringJob):
 
     def idle(self) -> dict[str, str]:
         """What another setting would have to be there for."""
-        critic, ppo = self.learner.critic, self.ppo
+        critic, rl, algorithm = self.learner.critic, self.rl, self.algorithm
         head = "expected `learner.policy`, by which a head is trained too"
         none = "leave it out, since there is no critic"
-        one_step = ppo.epochs * ppo.mini_batches == 1
+        one_step = rl.epochs * rl.mini_batches == 1
         several = (
-            "expected it beside `ppo.epochs` or `ppo.mini_batches` above 1: the policy of an only step is the old one"
+            "expected it beside `rl.epochs` or `rl.mini_batches` above 1: the policy of an only step is the old one"
         )
         idle = {
             "learner.value": (critic != "model", head if critic == "value_head" else none),
-            "ppo.value_coef": (critic != "value_head", "expected it beside learner.critic value_head alone"),
-            "ppo.clip_value": (critic == "none", none),
-            "ppo.max_policy_kl": (ppo.epochs == 1, "expected it beside `ppo.epochs` above 1, which it ends"),
-            "ppo.kl_horizon": (ppo.kl_target is None, "expected it beside `ppo.kl_target`"),
-            "ppo.ptx_batch": (ppo.ptx_coef == 0, "expected it beside `ppo.ptx_coef` above 0"),
-            "demonstrations": (ppo.ptx_coef == 0, "expected it beside `ppo.ptx_coef` above 0"),
+            "critic": (critic != "model", none if critic == "none" else head),
+            "algorithm.value_coef": (critic != "value_head", "expected it beside learner.critic value_head alone"),
+            "algorithm.teacher_coef": (self.teacher is None, "expected it beside `teacher`"),
+            "scoring.teacher_workers": (self.teacher is None, "expected it beside `teacher`"),
+            "rl.max_policy_kl": (rl.epochs == 1, "expected it beside `rl.epochs` above 1, which it ends"),
+            "rl.ptx_batch": (rl.ptx_coef == 0, "expected it beside `rl.ptx_coef` above 0"),
+            "demonstrations": (rl.ptx_coef == 0, "expected it beside `rl.ptx_coef` above 0"),
             "checkpoints_kept": (self.checkpoint_every == 0, "expected it beside `checkpoint_every`"),
             "checkpoints_kept.by": (
                 self.checkpoints_kept.best == 0,
                 "expected it beside `checkpoints_kept.best` above 0",
             ),
-            "ppo.stop_on.patience": (ppo.stop_on.gold_drop is None, "expected it beside `ppo.stop_on.gold_drop`"),
-            "ppo.stop_on.ratio_above": (one_step, several),
-            "ppo.stop_on.policy_kl_above": (one_step, several),
-            "ppo.stop_on.then": (not ppo.stop_on.bands, "expected it beside a band, e.g. `ppo.stop_on.kl_above`"),
-            "ppo.stop_on.roll_backs": (ppo.stop_on.then == "stop", "expected it beside `ppo.stop_on.then: roll_back`"),
+            "rl.stop_on.patience": (rl.stop_on.gold_drop is None, "expected it beside `rl.stop_on.gold_drop`"),
+            "rl.stop_on.ratio_above": (one_step, several),
+            "rl.stop_on.policy_kl_above": (one_step, several),
+            "rl.stop_on.then": (not rl.stop_on.bands, "expected it beside a band, e.g. `rl.stop_on.kl_above`"),
+            "rl.stop_on.roll_backs": (rl.stop_on.then == "stop", "expected it beside `rl.stop_on.then: roll_back`"),
         }
-        return {key: instead for key, (is_idle, instead) in idle.items() if is_idle}
+        found = {key: instead for key, (is_idle, instead) in idle.items() if is_idle}
+        found |= {f"algorithm.{name}": instead for name, instead in algorithm.idle().items()}
+        return found | {f"correction.{name}": instead for name, instead in self.correction.idle().items()}
 
     @model_validator(mode="after")
     def _settings_fit_each_other(self) -> Self:
@@ -200,15 +225,15 @@ class PPOJob(ScoringJob):
                 f"rollout.top_p is {self.rollout.top_p:g} and rollout.top_k {self.rollout.top_k}; expected 1 and 0, since PPO's "
                 "ratio and KL are of the whole distribution, from which truncated samples are not drawn"
             )
-        if self.ppo.prompts_per_iteration < self.ppo.mini_batches:
+        if self.rl.prompts_per_iteration < self.rl.mini_batches:
             raise ValueError(
-                f"ppo.mini_batches is {self.ppo.mini_batches}, more than the {self.ppo.prompts_per_iteration} prompts "
-                "of ppo.prompts_per_iteration; expected at most one mini-batch per prompt"
+                f"rl.mini_batches is {self.rl.mini_batches}, more than the {self.rl.prompts_per_iteration} prompts "
+                "of rl.prompts_per_iteration; expected at most one mini-batch per prompt"
             )
-        if self.ppo.prompts_per_iteration < self.learner.ranks * self.ppo.mini_batches:
+        if self.rl.prompts_per_iteration < self.learner.ranks * self.rl.mini_batches:
             raise ValueError(
-                f"a batch has {self.ppo.prompts_per_iteration} prompts for learner.ranks {self.learner.ranks} x "
-                f"ppo.mini_batches {self.ppo.mini_batches}; expected at least one prompt per rank and mini-batch, since the "
+                f"a batch has {self.rl.prompts_per_iteration} prompts for learner.ranks {self.learner.ranks} x "
+                f"rl.mini_batches {self.rl.mini_batches}; expected at least one prompt per rank and mini-batch, since the "
                 "samples of a prompt stay on one rank"
             )
         if self.learner.micro_batch_tokens < self.max_sequence:
@@ -217,45 +242,56 @@ class PPOJob(ScoringJob):
                 f"+ rollout.max_new_tokens = {self.max_sequence}, so that the longest sample fits"
             )
         capacity = self.experience.capacity_rows
-        needed = (self.experience.max_staleness + 1) * self.batch_samples
+        needed = self.experience.max_staleness * self.batch_rows + self.most_rows
         if capacity is not None and capacity < needed:
             raise ValueError(
-                f"experience.capacity_rows is {capacity}; expected at least (max_staleness + 1) x batch = {needed}, "
+                f"experience.capacity_rows is {capacity}; expected at least {needed}, the rows of max_staleness + 1 iterations, "
                 "else no batch ever completes"
             )
         return self
 
     @model_validator(mode="after")
-    def _coefficient_can_adapt(self) -> Self:
-        if self.ppo.kl_target is None:
-            return self
-        if not LEAST <= self.ppo.kl_coef <= MOST:
+    def _method_has_what_it_needs(self) -> Self:
+        critic, algorithm, answers = self.learner.critic, self.algorithm, self.rollout.samples_per_prompt
+        if critic != "model" and self.critic is not None:
+            raise ValueError(f"critic names a model but learner.critic is {critic}; expected one of the two")
+        if algorithm.has_critic and critic == "none":
+            raise ValueError("algorithm.baseline critic needs values; learner.critic is none, expected a critic")
+        if not algorithm.has_critic and critic != "none":
             raise ValueError(
-                f"ppo.kl_coef is {self.ppo.kl_coef:g} beside ppo.kl_target {self.ppo.kl_target:g}; expected {LEAST:g} to "
-                f"{MOST:g}, between which the adaptive coefficient stays"
+                f"algorithm.baseline {algorithm.baseline} needs no critic; learner.critic is {critic}, expected none"
             )
-        if self.ppo.kl_horizon < self.batch_samples:
+        if answers < algorithm.fewest_answers:
             raise ValueError(
-                f"ppo.kl_horizon is {self.ppo.kl_horizon}; expected at least the {self.batch_samples} samples of an iteration, "
-                "after each of which the coefficient moves once"
+                f"algorithm.method {algorithm.method} (baseline {algorithm.baseline}, scale {algorithm.scale}) compares the "
+                f"answers to a prompt; rollout.samples_per_prompt is {answers}, expected at least 2"
+            )
+        if self.batch_samples < 2 and (algorithm.baseline == "batch_mean" or algorithm.scale == "batch"):
+            raise ValueError(
+                "algorithm.baseline batch_mean and scale batch compare an iteration's answers; it has only one"
+            )
+        if algorithm.critic_warmup and critic == "value_head":
+            raise ValueError(
+                "algorithm.critic_warmup keeps the policy as it is, and a value head is part of it; expected 0"
+            )
+        if algorithm.kl_target is not None and algorithm.kl_horizon < self.batch_samples:
+            raise ValueError(
+                f"algorithm.kl_horizon is {algorithm.kl_horizon}; expected at least the {self.batch_samples} samples of an "
+                "iteration, after each of which the coefficient moves once"
+            )
+        if algorithm.baseline == "optimal_value" and self.reference is not None:
+            raise ValueError(
+                "algorithm.baseline optimal_value samples from the reference with the run's own engines; reference names "
+                "another model, expected null: the policy as it starts"
             )
         return self
 
     @model_validator(mode="after")
-    def _critic_is_what_the_estimator_needs(self) -> Self:
-        critic, estimator = self.learner.critic, self.advantage
-        if critic != "model" and self.critic is not None:
-            raise ValueError(f"critic names a model but learner.critic is {critic}; expected one of the two")
-        if estimator.needs_values and critic == "none":
-            raise ValueError(f"advantage.kind {estimator.kind} needs values; learner.critic is none, expected a critic")
-        if not estimator.needs_values and critic != "none":
+    def _teacher_is_asked(self) -> Self:
+        if (self.teacher is None) != (self.algorithm.teacher_coef == 0):
             raise ValueError(
-                f"advantage.kind {estimator.kind} needs no critic; learner.critic is {critic}, expected none"
-            )
-        if self.rollout.samples_per_prompt < estimator.fewest_samples:
-            raise ValueError(
-                f"advantage.kind {estimator.kind} compares the samples of a prompt; rollout.samples_per_prompt is "
-                f"{self.rollout.samples_per_prompt}, expected at least {estimator.fewest_samples}"
+                f"teacher is {self.teacher!r} beside algorithm.teacher_coef {self.algorithm.teacher_coef:g}; expected a folder "
+                "and a weight above 0 (algorithm.method distill), or neither"
             )
         return self
 
@@ -277,14 +313,14 @@ class PPOJob(ScoringJob):
     @model_validator(mode="after")
     def _rewards_are_enough(self) -> Self:
         check_names(self.reward, self.gold_judge)
-        if not any(reward.weight for reward in self.reward):
+        if not any(reward.weight for reward in self.reward) and self.teacher is None:
             raise ValueError("reward has no component with a weight; expected at least one that is not 0")
-        if self.ppo.stop_on.gold_drop is not None and not self.watches_gold:
-            raise ValueError(f"ppo.stop_on.gold_drop needs a gold_judge, or a reward of weight 0 named {GOLD!r}")
+        if self.rl.stop_on.gold_drop is not None and not self.watches_gold:
+            raise ValueError(f"rl.stop_on.gold_drop needs a gold_judge, or a reward of weight 0 named {GOLD!r}")
         if self.critic is None and self.learner.critic == "model" and self.critic_reward is None:
             raise ValueError(
-                "critic is null and reward has no model that it could start from; expected a critic, or learner.critic "
-                "value_head"
+                "critic is null and reward has no model that it could start from; expected a critic, learner.critic "
+                "value_head, or a method without a critic"
             )
         return self
 
@@ -321,15 +357,15 @@ class PPOJob(ScoringJob):
         return self
 
 
-class PPOConfig(PPOJob):
-    """One PPO run."""
+class RLConfig(RLJob):
+    """One RL run."""
 
     policy: str = Field(description="Hugging Face folder or name of the policy to train")
 
     @model_validator(mode="after")
     def _has_what_it_imitates(self) -> Self:
-        if self.ppo.ptx_coef and self.demonstrations is None:
+        if self.rl.ptx_coef and self.demonstrations is None:
             raise ValueError(
-                f"ppo.ptx_coef is {self.ppo.ptx_coef:g}, but demonstrations is null; expected some to go on imitating"
+                f"rl.ptx_coef is {self.rl.ptx_coef:g}, but demonstrations is null; expected some to go on imitating"
             )
         return self
