@@ -21,6 +21,8 @@ class Objective:
     rl: RL
     longest: int
     """Most tokens that an answer may have."""
+    own_reference: bool = False
+    """The policy with its adapters off is the reference."""
 
     @classmethod
     def of(cls, config: RLJob) -> Objective:

@@ -65,7 +65,8 @@ def update(models: Models, mini_batches: Minis, objective: Objective, now: Now, 
     everything, rl = [micro for mini in mini_batches for micro in mini], objective.rl
     recorder = Recorder(ranks)
     recompute = objective.correction.proximal == "recompute" and not now.ratio_is_one
-    look_back(models.policy, models.critic, everything, recompute=recompute)
+    own = objective.own_reference
+    look_back(models.policy, models.critic, everything, recompute=recompute, own_reference=own)
     estimate(mini_batches, objective, now, ranks)
     _record_batch(recorder, everything, now.kl_coef)
     if recompute:  # else the first steps know the learner's own
