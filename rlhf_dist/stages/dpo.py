@@ -75,7 +75,7 @@ class PreparedDPO:
         what = "answers" if isinstance(self.loss, KTOLoss) else "comparisons"
         told = [f"{len(self.learnt.units)} {what}, {len(self.kept.units)} held out"]
         told += [self.loss.describe()] if isinstance(self.loss, KTOLoss) else []
-        told += [f"{self.ties} ties are left out, which call no answer good or bad"] if self.ties else []
+        told += [f"left out: {self.ties} ties, which call no answer good or bad"] if self.ties else []
         return "\n".join([*told, *filter(None, [self.begin.told]), *self.encoder.notes()])
 
     def example(self) -> str:
