@@ -45,7 +45,10 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configs_load_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
-    kind = PipelineConfig if path.parent.name == "scenarios" else KINDS.get(path.stem, RLConfig)
+    offline = path.stem in ("kto", "orpo", "simpo")
+    kind = (
+        PipelineConfig if path.parent.name == "scenarios" else DPOConfig if offline else KINDS.get(path.stem, RLConfig)
+    )
     config = load(kind, path)
     (tmp_path / "again.yaml").write_text(dump(config))
     assert load(kind, tmp_path / "again.yaml") == config
@@ -150,7 +153,17 @@ IDLE = {
         "telemetry.trace_iterations=[1]": "only PPO is traced",
     },
     RewardConfig: {"rollout.samples_per_prompt=8": "answers each prompt once", "learner.policy.lr=1": "`optimizer`"},
-    DPOConfig: {"learner.policy.lr=0.1": "expected `optimizer`"},
+    DPOConfig: {
+        "learner.policy.lr=0.1": "expected `optimizer`",
+        "loss=orpo + beta=0.1": "`beta` is 0.1, .*; expected it beside `loss: sigmoid or ipo or kto or simpo`",
+        "loss=kto + label_smoothing=0.1": "expected it beside `loss: sigmoid or simpo`",
+        "loss=simpo + reference=a": "expected it beside `loss: sigmoid or ipo or kto`",
+        "gamma=0.1": "expected it beside `loss: simpo`",
+        "odds_coef=0.2": "expected it beside `loss: orpo`",
+        "desirable_weight=2": "expected it beside `loss: kto`",
+        "loss=ipo + undesirable_weight=2": "expected it beside `loss: kto`",
+        "loss=orpo + desirable_above=0.7": "expected it beside `loss: kto`",
+    },
     EvaluateConfig: {
         "rollout.samples_per_prompt=8": "`rollout.samples_per_prompt` is 8, which has no effect here; expected `samples`",
         "prompts.held_out=q": "expected `prompts.path`",
@@ -192,6 +205,20 @@ def test_what_an_override_leaves_without_effect_is_no_mistake_of_the_file(tmp_pa
     changed = load(RLConfig, path, ["learner.critic=value_head", "rl.epochs=1", "rl.max_policy_kl=null"])
     assert changed.learner.critic == "value_head"
     assert load(PipelineConfig, CONFIGS / "demo.yaml", ["learner.critic=value_head"]).learner.value.lr == 5e-4
+
+
+def test_each_preference_loss_has_its_papers_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("model: a\n")
+    for loss, beta in {"sigmoid": 0.1, "ipo": 0.1, "kto": 0.1, "simpo": 2.0}.items():
+        assert load(DPOConfig, file, [f"loss={loss}"]).scale == beta
+    assert load(DPOConfig, file, ["loss=simpo"]).target_margin == 1.0
+    assert load(DPOConfig, file, ["loss=simpo", "beta=3", "gamma=0"]).target_margin == 0.0
+    assert load(DPOConfig, file, ["loss=orpo"]).odds_coef == 0.1
+    with pytest.raises(
+        ConfigError, match="gamma is 0.5 beside beta 0.1, which asks for 5 nats between .*at most 2 beta"
+    ):
+        load(DPOConfig, file, ["loss=simpo", "beta=0.1", "gamma=0.5"])
 
 
 def test_missing_keys_and_files_are_named(tmp_path: Path) -> None:
