@@ -8,11 +8,12 @@ import pyarrow as pa
 import pytest
 
 from rlhf_dist.config import RLConfig
-from rlhf_dist.controller import Parts, train, worker_facts
+from rlhf_dist.controller import train, worker_facts
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
 from rlhf_dist.gathering import take
 from rlhf_dist.learner.objective import Objective
+from rlhf_dist.parts import Parts
 from rlhf_dist.records import Failure, Prompt, RowKey, Sample
 from rlhf_dist.steering import State
 from rlhf_dist.store.experience import RowView

@@ -55,7 +55,8 @@ def clip(
 ) -> Losses:
     """The larger of the plain and the clipped loss (arXiv:1707.06347, equation 7; two sides: arXiv:2503.14476, equation 8).
 
-    They are -A r and -A times r within 1 - low and 1 + high. With `dual`, where A < 0, at most -A dual (Ye et al. 2020, arXiv:1912.09729, equation 7).
+    They are -A r, and -A times r within 1 - low and 1 + high. With `dual`, where A < 0, it is at most -A dual (Ye et al. 2020,
+    arXiv:1912.09729, equation 7).
     """
     return _clipped(cut(new - old).exp(), advantages, low=low, high=high, dual=dual)
 

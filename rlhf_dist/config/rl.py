@@ -120,11 +120,10 @@ class RLJob(ScoringJob):
     def _filled_by_the_method(cls, tree: Any) -> Any:
         """What a method says of other sections than its own, where these say nothing."""
         said = tree.get("algorithm", {}) if isinstance(tree, dict) else None
-        method = METHODS.get(said.get("method", "ppo")) if isinstance(said, dict) else None
-        if method is None:
+        if not isinstance(said, dict) or (method := METHODS.get(said.get("method", "ppo"))) is None:
             return tree
         filled = dict(tree)
-        baseline = {**method.algorithm, **said}.get("baseline", "critic")
+        baseline = said.get("baseline", method.algorithm.get("baseline", "critic"))
         learner = {} if baseline == "critic" else {"critic": "none"}
         for name, settings in (("rl", method.rl), ("rollout", method.rollout), ("learner", learner)):
             if settings and isinstance(section := tree.get(name, {}), dict):
