@@ -92,7 +92,9 @@ def logits_of(whole: torch.Tensor) -> torch.Tensor:
 
 
 def _mass(whole: torch.Tensor, prefix: tuple[int, ...]) -> torch.Tensor:
-    return torch.logsumexp(torch.stack([p for p, a in zip(whole, ANSWERS, strict=True) if a[: len(prefix)] == prefix]), 0)
+    return torch.logsumexp(
+        torch.stack([p for p, a in zip(whole, ANSWERS, strict=True) if a[: len(prefix)] == prefix]), 0
+    )
 
 
 def distance(p: torch.Tensor, q: torch.Tensor) -> float:
