@@ -12,7 +12,7 @@ from rlhf_dist.algorithms.ragged import segment_sums
 from rlhf_dist.config import Correction
 from rlhf_dist.learner.estimation import answer_advantages
 from tests.algorithms import tree
-from tests.algorithms.tree import LENGTHS, POLICY, REFERENCE, REWARDS, objective
+from tests.algorithms.tree import LENGTHS, POLICY, REWARDS, objective
 
 CHANCES = tree.log_probs(POLICY).exp()
 VALUE = float((CHANCES * REWARDS).sum())
