@@ -88,7 +88,7 @@ def soft_gate(
     temperature_negative: float,
 ) -> Losses:
     """-A (4 / t) sigmoid(t (r - 1)), t by the sign of A (SAPO, arXiv:2511.20347, equation 5): a clip without an edge."""
-    t = torch.where(advantages > 0, temperature, temperature_negative)
+    t = torch.full_like(new, temperature_negative).masked_fill(advantages > 0, temperature)
     gate = 4.0 / t * torch.sigmoid(t * (cut(new - old).exp() - 1.0))
     return Losses(-advantages * gate, torch.zeros_like(new, dtype=torch.bool))
 
