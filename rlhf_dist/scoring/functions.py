@@ -80,7 +80,7 @@ class GuardedRule:
         return float("nan") if said is None else said
 
     def scores(self, texts: Sequence[tuple[str, ...]]) -> Iterator[Said]:
-        """Of each (prompt, answer, or these and `RowTold`'s fields), what the function says (it may be NaN), or why it says nothing.
+        """Of each (prompt, answer), with or without `RowTold`'s fields, what the function says (it may be NaN), or why nothing.
 
         One of TRL's form is asked about all at once. If that call fails in any way, it is asked about each by itself.
         """
