@@ -21,7 +21,7 @@ FLOORS = (
     {"feedback"},
     {"evaluation"},
     {"tasks", "models"},
-    {"store", "data"},
+    {"store", "data", "verifiers"},
     {"telemetry"},
     {"cluster"},
     {"config", "checkpoint"},

@@ -30,6 +30,8 @@ from rlhf_dist.store.schema import keys_of, written_by
 from rlhf_dist.telemetry import logs, tracing
 
 log = logging.getLogger(__name__)
+FETCH_S = 120.0
+"""In which what a scorer is made of comes from another node."""
 
 
 class Scorer(Protocol):
@@ -137,7 +139,8 @@ class ScoringWorker:
 
     def _load(self) -> Scorer:
         import_transformers()
-        scorer: Scorer = self._kind(**self._arguments, device=device_of_this_process(self._threads))
+        given = {name: fetched(each) for name, each in self._arguments.items()}
+        scorer: Scorer = self._kind(**given, device=device_of_this_process(self._threads))
         return scorer
 
     def _serve(self, store: Any, patient: bool, timeout_s: float, poll_s: float) -> None:
@@ -169,6 +172,13 @@ class ScoringWorker:
         sound = [number for number in range(len(rows)) if number not in failures.causes]
         _check_finite([keys[number] for number in sound], _chosen(columns, sound), self._scorer.writer)
         return columns
+
+
+def fetched(argument: Any) -> Any:
+    """An argument of a scorer, which for its size may be in the object store."""
+    import ray
+
+    return ray.get(argument, timeout=FETCH_S) if isinstance(argument, ray.ObjectRef) else argument
 
 
 def _chosen(columns: dict[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:

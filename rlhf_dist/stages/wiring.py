@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,18 +22,18 @@ from rlhf_dist.learner.memory import Memory
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.parts import Parts
 from rlhf_dist.planning.roles import model_folders
+from rlhf_dist.records import Prompt
 from rlhf_dist.rollout.colocation import asleep
 from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
 from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
 from rlhf_dist.scoring.reward_file import read_reward_file
 from rlhf_dist.scoring.worker import ScoringWorker
 from rlhf_dist.stages.moving_reference import move, reference_at
-from rlhf_dist.stages.scoring import ScorerKind, scorer_kinds
+from rlhf_dist.stages.scoring import ScorerKind, scorer_kinds, told_of_rows
 from rlhf_dist.steering import State
 from rlhf_dist.store.actor import Store
 from rlhf_dist.store.experience import ExperienceIndex
 from rlhf_dist.telemetry.logs import log_dir
-
 
 RENEW_S = 0.2
 """How often scorers look up where the reference moves."""
@@ -108,7 +108,14 @@ def engines(config: RLConfig, where: Where, eos_token_ids: tuple[int, ...]) -> I
 
 
 @contextmanager
-def wired(config: RLConfig, where: Where, rollouts: Fleet, begin: Begin, memory: Memory[State]) -> Iterator[Parts]:
+def wired(
+    config: RLConfig,
+    where: Where,
+    rollouts: Fleet,
+    begin: Begin,
+    memory: Memory[State],
+    prompts: Sequence[Prompt] = (),
+) -> Iterator[Parts]:
     """Start every actor that is not there yet, connect them, and begin the workers' loops.
 
     Args:
@@ -117,11 +124,13 @@ def wired(config: RLConfig, where: Where, rollouts: Fleet, begin: Begin, memory:
         rollouts: the rollout workers, those of an earlier wiring or none yet.
         begin: where the run begins.
         memory: of the learner.
+        prompts: to train on, of whose rows rewards may be told.
     """
     watch, start_s, ends = where.watch, config.timeouts.start, ExitStack()
     ready(where.group, where.layout, timeout_s=start_s)
     reference = reference_at(where.run_dir, begin.iteration, model_folders(config)["reference"][0])
     kinds = scorer_kinds(config, policy=config.policy, reference=reference, teacher=config.teacher)
+    kinds["reward"] = told_of_rows(config, kinds["reward"], prompts)
     with ends:
         store = _store(config, where, begin, scorers={role: kind.quarantine for role, kind in kinds.items()})
         ends.callback(head.kill, store)

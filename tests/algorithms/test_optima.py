@@ -1,6 +1,5 @@
 """Every method with a KL reaches the optimum that its formula has, by real updates of a table of logits on samples of its own."""
 
-import math
 from typing import Any
 
 import pytest
