@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from rlhf_dist.algorithms.filters import has_signal, shaped_score
+from rlhf_dist.algorithms.filters import has_signal
 from rlhf_dist.config import RLConfig
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
+from rlhf_dist.learner.scores import shaped_score
 from rlhf_dist.parts import Parts
 from rlhf_dist.records import GREEDY
 from rlhf_dist.store.experience import RowView
@@ -66,7 +67,7 @@ def scores_of(batch: pa.RecordBatch, config: RLConfig) -> list[float]:
     lengths, longest = extents_of(batch).sampled.tolist(), config.rollout.max_new_tokens
     cut = [reason == "length" for reason in batch.column("finish_reason").to_pylist()]
     return [
-        shaped_score(score, cut=ended, length=length, longest=longest, algorithm=config.algorithm)
+        shaped_score(score, config.algorithm, cut=ended, length=length, longest=longest)
         for score, ended, length in zip(batch.column("score").to_pylist(), cut, lengths, strict=True)
     ]
 
