@@ -207,6 +207,7 @@ ASIDE = {
     "run_folder/quarantine.py": "only grows, by whole lines",
     "scoring/reward_file.py": "into a model's folder that is aside",
     "stages/rl.py": "aside",
+    "stages/moving_reference.py": "aside",
     "stages/resume.py": "aside",
     "stages/stage_checkpoints.py": "into a checkpoint's folder that is aside",
     "store/kept.py": "aside",

@@ -144,7 +144,7 @@ def test_where_no_reward_is_the_pipelines_own_model_none_is_trained_and_its_sett
     tree = own.model_dump(exclude={"reward_model", "reward", "learner"}, exclude_defaults=True)
     rule = {"kind": "function", "name": "r", "path": "tests.scoring.rules:length_of"}
     ruled = PipelineConfig(**tree, reward=[rule], learner={"critic": "value_head"})
-    assert runs(ruled, stages, tmp_path / "run") == ["sft", "ppo"]
+    assert runs(ruled, stages, tmp_path / "run") == ["sft", "rl"]
     assert runs(ruled, stages, tmp_path / "run") == []
     assert {"reward_model", "comment_judge"} <= ruled.idle().keys()
     assert not {"reward_model", "comment_judge"} & own.idle().keys()
