@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from rlhf_dist.config.effects import contradictions_of_algorithm, idle_of_algorithm, idle_of_correction
-from rlhf_dist.config.methods import METHODS, MethodName
+from rlhf_dist.config.methods import MethodName, method_named
 from rlhf_dist.config.rewards import IMPORT_PATH
 from rlhf_dist.config.sections import Section
 
@@ -139,7 +139,7 @@ class Algorithm(Section):
     @model_validator(mode="before")
     @classmethod
     def _filled_by_the_method(cls, tree: Any) -> Any:
-        method = METHODS.get(tree.get("method", "ppo")) if isinstance(tree, dict) else None
+        method = method_named(tree.get("method", "ppo")) if isinstance(tree, dict) else None
         return {**method.algorithm, **tree} if method is not None else tree
 
     @property

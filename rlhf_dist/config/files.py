@@ -263,7 +263,8 @@ def _explain(kind: type[BaseModel], path: Path, item: Any) -> str:
     if item["type"] == "missing":
         return f"{path}: key `{key}` is missing; expected {(field and field.description) or 'a value'}"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{path}: {message}" if not key else f"{path}: `{key}` is {item['input']!r}; expected: {message}"
+    names_its_key = not key or message.startswith(f"{key}.")
+    return f"{path}: {message}" if names_its_key else f"{path}: `{key}` is {item['input']!r}; expected: {message}"
 
 
 def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from rlhf_dist.config.algorithm import Algorithm, Correction
 from rlhf_dist.config.job import ScoringJob
-from rlhf_dist.config.methods import METHODS
+from rlhf_dist.config.methods import method_named
 from rlhf_dist.config.rewards import GOLD, ModelReward, Rewards, Safety, check_names
 from rlhf_dist.config.sections import Prompts, Section, Weights
 from rlhf_dist.config.supervised import Demonstrations
@@ -120,8 +120,7 @@ class RLJob(ScoringJob):
     def _filled_by_the_method(cls, tree: Any) -> Any:
         """What a method says of other sections than its own, where these say nothing."""
         said = tree.get("algorithm", {}) if isinstance(tree, dict) else None
-        method = METHODS.get(said.get("method", "ppo")) if isinstance(said, dict) else None
-        if method is None:
+        if not isinstance(said, dict) or (method := method_named(said.get("method", "ppo"))) is None:
             return tree
         filled = dict(tree)
         baseline = {**method.algorithm, **said}.get("baseline", "critic")
