@@ -82,6 +82,7 @@ def train(
     """
     objective, steering = Objective.of(config), Steering(config.algorithm, state)
     doubted: set[str] = set()
+    proven = config.learner.lora is None
     for iteration in range(state.iteration, config.rl.iterations):
         logs.CONTEXT.update(iteration=iteration, version=iteration)
         timer = Timer()
@@ -106,8 +107,10 @@ def train(
         left = leave_or_undo(parts, config, state, {**stats, **told})
         with timer.phase("update_weights"):
             version = iteration + 1
-            probe = probe_tokens if version % config.weights.probe_every == 0 else None
-            num_bytes = parts.learner.publish(parts.store, version, probe_tokens=probe)
+            probe = probe_tokens if version % config.weights.probe_every == 0 or not proven else None
+            published = parts.learner.publish(parts.store, version, probe_tokens=probe)
+            # New adapters change nothing, which any engine gets right: until they do, every version is compared.
+            proven = proven or "weights/lora_kept" in published
             if config.algorithm.reference_every and version % config.algorithm.reference_every == 0:
                 parts.move_reference()
         failures = failed_rewards(parts, iteration, config)
@@ -116,7 +119,7 @@ def train(
             **worker_facts(parts, timeout_s=config.timeouts.call),
             **fleet_facts(parts),
             "weights/version": float(version),
-            "weights/bytes": float(num_bytes),
+            **published,
             "actor/reward_kl_penalty_coeff": now.kl_coef,
             **({"actor/entropy_coeff": now.entropy_coef} if config.algorithm.entropy_counts else {}),
             **({"reward/quarantined": float(len(failures))} if config.scoring.quarantine else {}),

@@ -115,7 +115,7 @@ def wired(config: RLConfig, where: Where, rollouts: Fleet, begin: Begin, memory:
     """
     watch, start_s, ends = where.watch, config.timeouts.start, ExitStack()
     ready(where.group, where.layout, timeout_s=start_s)
-    reference = model_folders(config)["reference"][0]
+    reference = next(iter(model_folders(config)["reference"]), None)
     kinds = scorer_kinds(config, policy=config.policy, reference=reference, teacher=config.teacher)
     with ends:
         store = _store(config, where, begin, scorers={role: kind.quarantine for role, kind in kinds.items()})
@@ -218,23 +218,33 @@ def _scorers(config: RLConfig, role: str, kind: ScorerKind, where: Where, store:
 
 
 def model_specs(config: RLConfig, begin: Begin) -> dict[str, ModelSpec]:
-    """What the learner trains, and from where."""
-    steps = config.rl.iterations * config.rl.epochs * config.rl.mini_batches
+    """What the learner trains, and from where: adapters always on the models that they began on, whatever is merged elsewhere."""
+    steps, lora = config.rl.iterations * config.rl.epochs * config.rl.mini_batches, config.learner.lora
     policy = ModelSpec(
-        begin.policy or config.policy,
+        config.policy if lora else begin.policy or config.policy,
         "policy",
         config.learner.policy,
         steps,
         temperature=config.rollout.temperature,
         value_head=config.learner.critic == "value_head",
+        lora=lora,
         state=os.path.join(begin.state, "policy") if begin.state else "",
     )
     if config.learner.critic != "model":
         return {"policy": policy}
-    path = begin.critic or model_folders(config)["critic"][0]
+    start = model_folders(config)["critic"][0]
     state = os.path.join(begin.state, "critic") if begin.state else ""
     shift, scale = critic_units(config)
-    critic = ModelSpec(path, "value", config.learner.value, steps, shift=shift, scale=scale, state=state)
+    critic = ModelSpec(
+        start if lora else begin.critic or start,
+        "value",
+        config.learner.value,
+        steps,
+        shift=shift,
+        scale=scale,
+        lora=lora,
+        state=state,
+    )
     return {"policy": policy, "critic": critic}
 
 
