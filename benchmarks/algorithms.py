@@ -20,9 +20,9 @@ import psutil
 import yaml
 from contract import arguments, publish
 
-from rlhf_dist.cli import shipped_config
 from rlhf_dist.cluster.session import session
 from rlhf_dist.config import METHODS, Cluster, PipelineConfig, RLConfig, load
+from rlhf_dist.files import shipped_config
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.rl_folder import RLFolder
 from rlhf_dist.stages import pipeline, rl
