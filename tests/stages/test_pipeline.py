@@ -38,7 +38,6 @@ def small(name: str) -> PipelineConfig:
     return load(PipelineConfig, file, SMALL + (OWN if load(PipelineConfig, file, []).trains_reward_model else []))
 
 
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_scenarios_files_are_what_every_stage_expects(name: str, tmp_path: Path) -> None:
     config = with_task(small(name), tmp_path, Console())
