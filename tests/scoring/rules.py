@@ -135,3 +135,7 @@ async def trl_later(prompts: list[str], completions: list[str]) -> list[float]:
 
 def trl_short(prompts: list[str], completions: list[str]) -> list[float]:
     return [1.0]
+
+
+def of_place(prompt: str, answer: str, place: int) -> float:
+    return float(place)
