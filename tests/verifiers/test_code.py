@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from rlhf_dist.files import as_json
+from rlhf_dist.scoring.functions import GuardedRule
 from rlhf_dist.verifiers import lockdown, passes_tests
 from rlhf_dist.verifiers.code import why_failed
 
@@ -182,6 +185,13 @@ def _alive(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
     except OSError:
         return False
+
+
+def test_it_scores_in_a_functions_own_process_by_the_rows_columns() -> None:
+    with closing(GuardedRule("rlhf_dist.verifiers:passes_tests", 30.0)) as rule:
+        told = (as_json({"tests": [TEST], "timeout_s": 5}), "")
+        assert [*rule.scores([("", ADD, *told), ("", WRONG, *told), ("", ADD, "{}", "")])] == [1.0, 0.0, None]
+        assert rule.asks.needed == ["tests"]
 
 
 def test_code_that_cannot_be_locked_down_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
