@@ -103,7 +103,7 @@ def _supervised(name: str, kind: type[Job], does: str) -> None:
 
 _supervised("sft", SFTConfig, "Fine-tune a model on demonstrations.")
 _supervised("reward", RewardConfig, "Train a reward model on people's comparisons, rankings, scores and comments.")
-_supervised("dpo", DPOConfig, "Train a policy on comparisons directly, without a reward model (DPO, IPO).")
+_supervised("dpo", DPOConfig, "Train a policy on judgements without a reward model (DPO, IPO, KTO, ORPO, SimPO).")
 
 
 @app.command()

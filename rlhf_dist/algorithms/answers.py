@@ -10,7 +10,7 @@ NO_SPREAD = 1e-6
 """Largest less smallest, up to which numbers count as equal: fp32 scores that should be are off by less."""
 
 
-class Answers(NamedTuple):
+class AnswerBatch(NamedTuple):
     """One entry per answer, in canonical order: by prompt, then by sample."""
 
     rewards: torch.Tensor
@@ -26,7 +26,7 @@ class Answers(NamedTuple):
 
     @property
     def counts(self) -> torch.Tensor:
-        """Answers of each group, int64 [groups]."""
+        """AnswerBatch of each group, int64 [groups]."""
         return torch.bincount(self.groups)
 
 
