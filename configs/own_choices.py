@@ -1,4 +1,4 @@
-"""Choices of one's own, to copy: `PYTHONPATH=configs rlhf-dist rl configs/own.yaml` (signatures: rlhf_dist/algorithms/own.py)."""
+"""Choices of one's own, to copy: `PYTHONPATH=configs rlhf-dist rl configs/own.yaml` (signatures: rlhf_dist/learner/own.py)."""
 
 import torch
 

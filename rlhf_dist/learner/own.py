@@ -2,8 +2,8 @@
 
     def baseline(answers: AnswerBatch) -> torch.Tensor                       [answers]
     def scale(centred: torch.Tensor, answers: AnswerBatch) -> torch.Tensor   [answers]; centred: rewards less the baseline
-    def surrogate(new, old, advantages, lengths) -> torch.Tensor         [tokens], see `algorithms.surrogates`
-    def reward(prompt: str, answer: str) -> float                        under `reward`, in a process of its own
+    def surrogate(new, old, advantages, lengths) -> torch.Tensor             [tokens], see `algorithms.surrogates`
+    def reward(prompt: str, answer: str) -> float                            under `reward`, in a process of its own
 
 `AnswerBatch` are all ranks', float64: `rewards`, `lengths`, `groups` (equal for the answers to one prompt, from 0 without gaps),
 `running_mean` (of earlier iterations' rewards). A baseline that depends on the answer's own reward biases the gradient. `new` and
