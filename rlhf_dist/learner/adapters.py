@@ -55,7 +55,7 @@ def adapt(model: Any, lora: Lora, *, also: tuple[str, ...] = ()) -> None:
         )
     if lora.targets == ("all-linear",) and (left := _left_over(model, also)):
         raise ConfigError(
-            f"lora.targets is ['all-linear'], but peft's adapters do not reach {len(left)} layers of {type(model).__name__}, e.g. "
+            f"lora.targets is ['all-linear'], but adapters do not reach {len(left)} layers of {type(model).__name__}, e.g. "
             f"{left[0]}, which would stay as they are. Expected names of modules to adapt, e.g. [q_proj, v_proj], or no lora"
         )
     for name in also:
