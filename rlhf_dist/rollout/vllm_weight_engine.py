@@ -41,7 +41,7 @@ class ArrowEngine(WeightTransferEngine[ArrowInit, ArrowUpdate]):
     update_info_cls = ArrowUpdate
     _expected: frozenset[str] = frozenset()
     """Names that a complete version must have."""
-    _partial = False
+    _partial: bool = False
     """Whether the version being received leaves layers as they are."""
     _arrived: frozenset[str] = frozenset()
     """Names in the engine of what came with it."""
