@@ -298,7 +298,7 @@ def ask_vllm(told: str) -> None:
 
 def published(rank: Any) -> tuple[list[Any], list[str]]:
     """The learner's weights as the store hands them out."""
-    buckets = [rank.weight_bucket(number) for number in range(rank.plan_weights("policy", 2**20, "float32"))]
+    buckets = [rank.weight_bucket(number) for number in range(rank.plan_weights("policy", 2**20, "float32").complete)]
     return [table for table, _ in buckets], [name for _, report in buckets for name in report["names"]]
 
 

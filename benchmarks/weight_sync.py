@@ -19,7 +19,7 @@ from rlhf_dist.cluster.session import session
 from rlhf_dist.config import Cluster
 from rlhf_dist.store.actor import Store
 from rlhf_dist.store.experience import ExperienceIndex
-from rlhf_dist.store.weights import decode_bucket, encode_bucket, plan_buckets
+from rlhf_dist.store.weights import Moved, decode_bucket, encode_bucket, plan_buckets
 
 SHAPES = {"28M": (512, 1408, 8, 4096), "125M": (768, 2048, 12, 32_000), "350M": (1024, 2816, 24, 32_000)}
 QUICK = {"28M": (256, 704, 4, 4096), "125M": (512, 1408, 8, 4096), "350M": (768, 2048, 8, 8192)}
@@ -48,10 +48,11 @@ class Publisher:
     def num_buckets(self) -> int:
         return len(self.buckets)
 
-    def weight_bucket(self, bucket: int) -> tuple[pa.Table, dict[str, Any]]:
+    def weight_bucket(self, bucket: int, partial: bool = False) -> tuple[pa.Table, dict[str, Any]]:
         names = self.buckets[bucket]
         table = encode_bucket([(name, self.tensors[name]) for name in names])
-        return table, {"names": names, "bytes": sum(self.tensors[name].nbytes for name in names), "odd": []}
+        num_bytes = sum(self.tensors[name].nbytes for name in names)
+        return table, {"names": names, "bytes": num_bytes, "odd": [], "moved": Moved()}
 
     def put_state_dict(self) -> list[Any]:
         return [ray.put(dict(self.tensors))]
@@ -68,7 +69,7 @@ class Reader:
         self.own = parameters(*shape)
 
     def pull(self, store: Any) -> None:
-        manifest = ray.get(store.newest_weights.remote())
+        (manifest,) = ray.get(store.newest_weights.remote(False))
         names = set()
         for table in ray.get(list(manifest.buckets)):
             for name, tensor in decode_bucket(table):

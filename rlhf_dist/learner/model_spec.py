@@ -12,7 +12,7 @@ from rlhf_dist.config import Learner, Lora, Optimizer
 from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.learner.adapters import adapt
 from rlhf_dist.learner.saving import check_can_be_saved
-from rlhf_dist.models import PolicyModel, ValueModel, load_policy, load_value_model
+from rlhf_dist.models import PolicyModel, ValueModel, load_policy, load_value_model, read_config
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,20 @@ class ModelSpec:
         check_can_be_saved(module.inner)
         return module.train()
 
+    def check_adapters(self) -> None:
+        """Refuse adapters by the model's config alone, before a process is started; allocates nothing.
+
+        Raises:
+            ConfigError: it has no layers for them.
+        """
+        if self.lora is None:
+            return
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+        made: Any = AutoModelForCausalLM if self.kind == "policy" else AutoModelForSequenceClassification
+        with torch.device("meta"):
+            self._adapt(made.from_config(read_config(self.path)))
+
     def _loaded(self, settings: Learner) -> Any:
         shared: dict[str, Any] = {"dtype": torch.float32, "attention": settings.attention}
         if self.kind == "policy":
@@ -69,10 +83,7 @@ class ModelSpec:
 
     def _fitted(self, base: Any, settings: Learner) -> Any:
         """The model with its adapters, and keeping activations or not, before it is wrapped and proves itself."""
-        if self.lora is not None:
-            adapt(base, self.lora, also=() if self.kind == "policy" else ("score",))
-            if not isinstance(base.get_output_embeddings() or nn.Linear(1, 1), nn.Linear):
-                raise ConfigError(f"lora.targets is {list(self.lora.targets)}; expected modules other than the head")
+        self._adapt(base)
         if settings.gradient_checkpointing:
             try:
                 base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -82,3 +93,10 @@ class ModelSpec:
                     "expected false"
                 ) from error
         return base
+
+    def _adapt(self, base: Any) -> None:
+        if self.lora is None:
+            return
+        adapt(base, self.lora, also=() if self.kind == "policy" else ("score",))
+        if not isinstance(base.get_output_embeddings() or nn.Linear(1, 1), nn.Linear):
+            raise ConfigError(f"lora.targets is {list(self.lora.targets)}; expected modules other than the head")

@@ -41,8 +41,10 @@ class ArrowEngine(WeightTransferEngine[ArrowInit, ArrowUpdate]):
     update_info_cls = ArrowUpdate
     _expected: frozenset[str] = frozenset()
     """Names that a complete version must have."""
-    _partial = False
+    _partial: bool = False
     """Whether the version being received leaves layers as they are."""
+    _arrived: frozenset[str] = frozenset()
+    """Names in the engine of what came with it."""
 
     def init_transfer_engine(self, init_info: ArrowInit) -> None:
         """Nothing to connect: every version brings its own sources."""
@@ -61,10 +63,10 @@ class ArrowEngine(WeightTransferEngine[ArrowInit, ArrowUpdate]):
             WeightError: a checksum is wrong, or a weight of the engine did not come.
         """
         model: Any = self.model
-        arrived = set(model.load_weights(_tensors(update_info.sources)))
+        self._arrived = frozenset(model.load_weights(_tensors(update_info.sources)))
         self._partial = update_info.partial
-        layers = {_layer(name) for name in arrived}
-        missing = {name for name in self._expected - arrived if not self._partial or _layer(name) in layers}
+        layers = {_layer(name) for name in self._arrived}
+        missing = {name for name in self._expected - self._arrived if not self._partial or _layer(name) in layers}
         if missing:
             raise WeightError(f"the new version lacks {len(missing)} of the engine's weights, e.g. {min(missing)}")
 
@@ -88,8 +90,10 @@ class ArrowEngine(WeightTransferEngine[ArrowInit, ArrowUpdate]):
             model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
     def _repack_experts(self) -> None:
-        """Let kernels that keep a packed copy of a layer's experts make it again; a reload replaces what it was made from."""
-        for layer in self.model.modules():
+        """Let kernels that pack a layer's experts do so with those that came, and not again with what is packed already."""
+        for name, layer in self.model.named_modules():
+            if not any(each.startswith(f"{name}.") for each in self._arrived):
+                continue
             kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
             if process := getattr(getattr(kernel, "fused_experts", None), "process_weights_after_loading", None):
                 process(layer)

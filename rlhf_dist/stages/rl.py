@@ -47,7 +47,7 @@ from rlhf_dist.stages.restarting import restarting
 from rlhf_dist.stages.resume import newest, save_checkpoint
 from rlhf_dist.stages.scoring import check_columns, check_functions
 from rlhf_dist.stages.supervised import encoder_of
-from rlhf_dist.stages.wiring import Begin, Where, engines, placed, wired
+from rlhf_dist.stages.wiring import Begin, Where, engines, model_specs, placed, wired
 from rlhf_dist.steering import State
 from rlhf_dist.telemetry import logs
 from rlhf_dist.telemetry.tracing import Span, Trace
@@ -120,11 +120,14 @@ def prepare(config: RLConfig, resume: Path | None = None, inputs: Inputs | None 
     state, begin = newest(config, resume) if resume else (State.start(config.algorithm), Begin())
     if resume and state.iteration and (why := changed(config, kept_inputs(resume))):
         raise DataError(f"{why}; a resumed run keeps what it has learnt from. Expected the same, or a new run")
+    sizes = sizes_of(config)
+    for spec in model_specs(config, begin).values():
+        spec.check_adapters()
     return PreparedRL(
         prompts=prompts,
         held_out=held_out,
         encoder=encoder,
-        sizes=sizes_of(config),
+        sizes=sizes,
         demonstrations=_demonstrations(config, encoder),
         state=state,
         begin=begin,

@@ -51,8 +51,8 @@ class EngineHost:
             shared_memory.FOLDER / line.split()[1] for ledger in ledgers for line in ledger.read_text().splitlines()
         ]
 
-    def load_weights(self, tables: list[pa.Table], names: list[str], version: int) -> None:
-        self.engine.load_weights(tables, names, version=version)
+    def load_weights(self, tables: list[pa.Table], names: list[str], version: int, partial: bool = False) -> None:
+        self.engine.load_weights(tables, names, version=version, partial=partial)
 
     def generate(self, order: list[int]) -> dict[int, Sample]:
         return generate(self.engine, order)
@@ -162,13 +162,24 @@ def test_vllm_log_probs_equal_transformers_before_and_after_a_pull(engine: tuple
             assert sample.versions == ((version, len(sample.response_tokens)),)
 
 
-def test_probe_equals_transformers(engine: tuple[Remote, str]) -> None:
+@pytest.mark.parametrize("layers", [(), ("layers.1.self_attn.",), ("layers.0.self_attn.", "layers.1.mlp.")])
+def test_probe_equals_transformers_whole_and_with_some_layers_replaced(
+    layers: tuple[str, ...], engine: tuple[Remote, str]
+) -> None:
     vllm, path = engine
     tables, names, _ = tables_of(path, seed=7)
     oracle = TransformersEngine(path, SAMPLING, dtype="float32", max_concurrent=16)
     vllm.load_weights(tables, names, 7)
     oracle.load_weights(tables, names, version=7)
     tokens = list(range(5, 45))
+    before = oracle.probe(tokens)
+    if layers:
+        tables, _, _ = tables_of(path, seed=8)
+        named = [pair for table in tables for pair in decode_bucket(table) if any(each in pair[0] for each in layers)]
+        some = [name for name, _ in named]
+        vllm.load_weights([encode_bucket(named)], some, 8, True)
+        oracle.load_weights([encode_bucket(named)], some, version=8, partial=True)
+        assert np.abs(np.subtract(oracle.probe(tokens), before)).max() > 1e-3
     np.testing.assert_allclose(vllm.probe(tokens), oracle.probe(tokens), atol=1e-4)
 
 

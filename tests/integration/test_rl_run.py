@@ -206,6 +206,41 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does(folders: Folders, 
         assert torch.equal(a, b)
 
 
+def test_a_run_with_adapters_sends_what_they_change_and_goes_on_from_its_base_as_if_uninterrupted(
+    folders: Folders, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    changes = {
+        "learner": {"lora": {"rank": 4}, "zero_stage": 2, "policy": {"lr": 1e-2}, "value": {"lr": 1e-2}},
+        "rollout": {"engine": "transformers"},
+        "weights": {"probe_every": 9},
+        "checkpoint_every": 1,
+    }
+    config = folders.config(**changes)
+    whole = train(config, tmp_path / "adapters")
+    broken = shutil.copytree(whole, tmp_path / "adapters-broken", ignore=shutil.ignore_patterns("step-000002"))
+    shutil.rmtree(broken / "policy")
+    train(config, broken, resume=True)
+    assert metrics(broken) == metrics(whole)
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (broken / "policy" / file).read_bytes() == (whole / "policy" / file).read_bytes()
+
+    first, last = metrics(whole)
+    assert abs(first["objective/kl"]) < 1e-4 < last["objective/kl"]
+    assert "ref_log_probs" not in experience(whole)[0].schema.names
+    assert not (whole / "logs" / "reference-0.jsonl").exists()
+    assert first["weights/probe_diff"] < 1e-4, "of the first version, whose adapters are zero"
+    assert last["weights/probe_diff"] < 1e-4, "of the second, whatever probe_every says"
+    assert first["weights/lora_kept"] == pytest.approx(1.0, abs=1e-3)
+    merged, base = (AutoModelForCausalLM.from_pretrained(path) for path in (whole / "policy", folders.policy))
+    head = base.lm_head.weight.numel() + base.get_input_embeddings().weight.numel()
+    assert first["weights/bytes"] < 4 * (sum(each.numel() for each in base.parameters()) - head)
+    ids = torch.arange(3, 30)[None]
+    adapted = PeftModel.from_pretrained(base, whole / "policy" / "adapter")
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-4, rtol=1e-4)
+
+
 def test_two_workers_give_the_samples_of_one_though_one_is_killed_and_replaced(
     plain: Path, folders: Folders, tmp_path: Path
 ) -> None:

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from rlhf_dist.config import Learner, Lora, Optimizer
+from rlhf_dist.errors import ConfigError
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.models import PolicyModel, ValueModel
+from tests.models.families import folder_of
 from tests.runs import Folders
 
 
@@ -47,3 +49,25 @@ def test_with_adapters_only_they_and_a_new_head_are_trained(kind: str, folders: 
     heads = {name for name in trained if "score" in name}
     assert all("lora_" in name for name in trained - heads)
     assert bool(heads) == (kind == "value")
+
+
+@pytest.mark.parametrize("kind", ["policy", "value"])
+@pytest.mark.parametrize(
+    ("family", "targets", "told"),
+    [
+        ("mistral", ("all-linear",), None),
+        ("qwen3_moe", ("all-linear",), None),
+        ("mistral", ("nope",), "lora.targets is .*nope"),
+        ("gpt2", ("all-linear",), "transposed"),
+        ("qwen2_moe", ("all-linear",), "adapters do not reach 4 layers of Qwen2Moe.*experts"),
+    ],
+)
+def test_adapters_are_refused_by_a_config_alone(
+    family: str, targets: tuple[str, ...], told: str | None, kind: str
+) -> None:
+    made = ModelSpec(str(folder_of(family)), kind, Optimizer(), 10, lora=Lora(rank=2, targets=targets))
+    if told is None:
+        made.check_adapters()
+    else:
+        with pytest.raises(ConfigError, match=told):
+            made.check_adapters()

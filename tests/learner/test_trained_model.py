@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf_dist.config import Learner, Optimizer
+from rlhf_dist.config import Learner, Lora, Optimizer
 from rlhf_dist.data.examples import example_table
 from rlhf_dist.imports import import_deepspeed
+from rlhf_dist.learner.adapters import adapt
 from rlhf_dist.learner.example_batch import ExampleBatch
 from rlhf_dist.learner.optimizer_state import PIECES
 from rlhf_dist.learner.rank import LearnerRank
@@ -142,6 +143,40 @@ def test_settings_of_a_resumed_run_are_those_that_it_is_given_now(tmp_path: Path
     group = again.engine.optimizer.param_groups[0]
     assert (group["betas"], group["weight_decay"]) == ((0.5, 0.6), 0.3)
     again.free()
+
+
+def adapted_policy() -> PolicyModel:
+    torch.manual_seed(0)
+    lm = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    adapt(lm, Lora(rank=2))
+    lm.gradient_checkpointing_enable({"use_reentrant": False})
+    return PolicyModel(lm, value_head=True).train()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_policy_with_adapters_is_its_own_reference_between_its_steps_and_goes_on_from_its_base(
+    stage: tuple[int, str], tmp_path: Path
+) -> None:
+    model, undisturbed = (trained(stage, adapted_policy(), lr=1e-1) for _ in range(2))
+    with torch.no_grad():
+        start = model(batch())[0]
+    for _ in range(3):
+        with torch.no_grad(), model.without_adapters():
+            assert torch.equal(model(batch())[0], start), "the base is frozen"
+        assert go(model) == go(undisturbed)
+    with torch.no_grad():
+        own = model(batch())[0]
+    assert (own - start).abs().max() > 1e-3
+    model.save_state(tmp_path / "rank-0")
+    kept = sum(tensor.numel() for key, tensor in load_file(tmp_path / "rank-0" / PIECES).items() if "/weight/" in key)
+    assert kept == sum(shape.numel() for name, shape in model.shapes() if ".lora_" in name) + SHAPE["hidden_size"]
+    again = trained(stage, adapted_policy(), lr=1e-1)
+    again.load_state(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(batch())[0], own)
+    assert go(again) == go(model)
+    for each in (model, undisturbed, again):
+        each.free()
 
 
 @pytest.mark.parametrize("stage", HALVES)

@@ -1,3 +1,5 @@
+import pytest
+
 from rlhf_dist.config import RLConfig
 from rlhf_dist.planning.cost import CPU, GPUS, device_of, phase_seconds
 from rlhf_dist.planning.memory import ModelSize
@@ -38,3 +40,14 @@ def test_devices_are_told_by_their_memory() -> None:
     assert device_of(80, gpus=True) is GPUS[80]
     assert device_of(143, gpus=True) is GPUS[141]
     assert device_of(80, gpus=False) is CPU
+
+
+def test_frozen_weights_have_no_gradients_and_a_policy_that_is_its_own_reference_is_asked_by_the_learner() -> None:
+    tokens, second = 64 * (256 + 0.6 * 128), GPUS[80].tflops * 1e12
+    own = seconds(learner={"precision": "bf16", "lora": {}})
+    assert own["update"] == pytest.approx(((4 + 2) + (4 + 2)) * 10**9 * tokens / second)
+    named = seconds(learner={"precision": "bf16", "lora": {}}, reference="r")
+    assert named["update"] == pytest.approx((4 + (4 + 2)) * 10**9 * tokens / second)
+    workers = {"reward_workers": 2}
+    assert seconds(learner={"precision": "bf16", "lora": {}}, scoring=workers)["score"] == own["score"] / 2
+    assert own["update_weights"] == 0, "this size names no weights that adapters would change"

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf_dist.config import RLConfig
+from rlhf_dist.config import Lora, RLConfig
 from rlhf_dist.planning.memory import ModelSize, learner_memory, memory, model_size
 
 SIZE = ModelSize(
@@ -60,3 +62,27 @@ def test_parameters_are_counted_without_allocating_and_equal_the_model() -> None
     size = model_size(llama, kind="policy")
     assert size.parameters == sum(parameter.numel() for parameter in LlamaForCausalLM(llama).parameters())
     assert (size.kv_elements, size.attention) == (2 * 2 * 64, 64)
+
+
+@pytest.mark.parametrize("targets", [("all-linear",), ("q_proj", "down_proj")])
+def test_adapters_are_counted_without_allocating_as_peft_makes_them(targets: tuple[str, ...]) -> None:
+    from rlhf_dist.learner.adapters import adapt, adapted_layers
+
+    lora = Lora(rank=3, targets=targets)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 99}
+    size = model_size(LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2), kind="policy", lora=lora)
+    lm = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2))
+    assert (size.parameters, size.adapters > 0) == (sum(each.numel() for each in lm.parameters()), True)
+    own = {name: each.numel() for name, each in lm.named_parameters()}
+    adapt(lm, lora)
+    assert size.adapters == sum(each.numel() for each in lm.parameters() if each.requires_grad)
+    assert size.adapted == sum(own[name] for name in adapted_layers(lm))
+
+
+def test_gradients_and_optimiser_are_those_of_adapters_and_the_wire_carries_what_they_change() -> None:
+    size = replace(SIZE, adapters=10_000, adapted=600_000)
+    settings = config(learner={"lora": {}, "precision": "bf16", "zero_stage": 1})
+    found = learner_memory(settings, dict.fromkeys(SIZES, size))
+    assert (found["parameters"], found["gradients"], found["optimiser"]) == (2 * 2_020_000, 4 * 20_000, 12 * 20_000)
+    versions = memory("store", settings, dict.fromkeys(SIZES, size))["weight versions"]
+    assert versions == 2 * (1_000_000 + 2 * 600_000), "a complete version, and two of what changes"

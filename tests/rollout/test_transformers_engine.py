@@ -136,7 +136,7 @@ def test_nothing_is_sampled_after_a_version_that_came_half_or_was_forgotten(
     def load(tables: list[pa.Table]) -> None:
         engine.load_weights(tables, names, version=4)
 
-    def torn(*_: object) -> None:
+    def torn(*_: object, **__: object) -> None:
         raise RuntimeError("in the middle")
 
     load(whole)
@@ -156,6 +156,24 @@ def test_nothing_is_sampled_after_a_version_that_came_half_or_was_forgotten(
     load(whole)
     engine.add(requests(1)[0])
     assert samples(engine)[0].versions[0][0] == 4
+
+
+def test_a_partial_version_replaces_what_it_has_and_only_in_an_engine_that_is_whole(folders: Folders) -> None:
+    engine, (named, names) = an_engine(folders), version_of(folders)
+    whole = [encode_bucket(named)]
+    moved = [(name, tensor + 0.1) for name, tensor in named if "self_attn" in name]
+    some = [name for name, _ in moved]
+    engine.load_weights(whole, names, version=0)
+    engine.load_weights([encode_bucket(moved)], some, version=1, partial=True)
+    in_one, engine = engine.probe(range(5, 20)), an_engine(folders)
+    engine.load_weights([encode_bucket((dict(named) | dict(moved)).items())], names, version=1)
+    assert engine.probe(range(5, 20)) == in_one
+    odd = [("nobody.weight", torch.zeros(1))]
+    with pytest.raises(WeightError, match=r"1 names differ, e.g. nobody.weight"):
+        engine.load_weights([encode_bucket(odd)], ["nobody.weight"], version=2, partial=True)
+    with pytest.raises(WeightError, match="no whole weight version"):
+        engine.load_weights([encode_bucket(moved)], some, version=2, partial=True)
+    _refuses(engine)
 
 
 def _refuses(engine: TransformersEngine) -> None:

@@ -1,5 +1,6 @@
 """A rollout worker in this process: a real engine, and a store that gives what the test says."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class Silent:
     """In place of metrics, which leave through Ray."""
 
     def pulled(self, version: int) -> None:
-        assert version == 5
+        assert version in (5, 6)
 
     def count(self, **counts: int) -> None:
         pass
@@ -36,7 +37,7 @@ class Store:
         self.manifest = manifest
 
     def __getattr__(self, method: str) -> Any:
-        answers = {"newest_version": self.manifest.version, "newest_weights": self.manifest}
+        answers = {"newest_version": self.manifest.version, "newest_weights": [self.manifest]}
         return type("Method", (), {"remote": staticmethod(lambda *_: answers[method])})
 
 
@@ -52,7 +53,7 @@ def own(folders: Folders) -> Any:
 
 
 def worker(folders: Folders, tmp_path: Path, lm: Any, probe: Probe | None) -> RolloutWorker:
-    weights = [(name, parameter) for name, parameter in lm.named_parameters()]
+    weights = [(name, parameter.detach().clone()) for name, parameter in lm.named_parameters()]
     manifest = Manifest(5, tuple(name for name, _ in weights), 1, (encode_bucket(weights),), probe)
     settings = Rollout(engine="transformers", max_new_tokens=4)
     shared = {"dtype": "float32", "max_sequence": 32, "seed": 0, "on_gpu": False, "log_dir": str(tmp_path)}
@@ -90,6 +91,48 @@ def test_a_version_whose_probe_differs_is_not_sampled_from(
         made.generate([PromptTask(0, 3, (1, 5), 1)])
 
 
+class Versions(Store):
+    """A store that published a complete version, then a partial one; remembers what it was asked."""
+
+    def __init__(self, complete: Manifest, partial: Manifest) -> None:
+        super().__init__(partial)
+        self.complete, self.asked = complete, list[bool]()
+
+    def __getattr__(self, method: str) -> Any:
+        return type("Method", (), {"remote": staticmethod(lambda *given: self.answer(method, *given))})
+
+    def answer(self, method: str, *given: Any) -> Any:
+        if method == "newest_version":
+            return self.manifest.version
+        self.asked.append(*given)
+        return [self.manifest] if given[0] else [self.complete, self.manifest]
+
+
+def test_a_worker_without_a_version_takes_a_complete_one_and_then_only_what_changed(
+    folders: Folders, tmp_path: Path, own: Any
+) -> None:
+    made = worker(folders, tmp_path, own, None)
+    complete = made._store.manifest
+    name = "model.layers.0.self_attn.q_proj.weight"
+
+    def moved_by(change: float) -> Manifest:
+        with torch.no_grad():
+            own.get_parameter(name).add_(change)
+        table = encode_bucket([(name, own.get_parameter(name).detach().clone())])
+        return Manifest(5, (name,), 1, (table,), Probe(TOKENS, tuple(probe_of(own))), partial=True)
+
+    store = Versions(replace(complete, version=4), moved_by(0.05))
+    made._begin(store)
+    made.generate([PromptTask(0, 3, (1, 5), 1)])
+    assert made._engine.version == 5
+    store.manifest = replace(moved_by(0.05), version=6)
+    made.generate([PromptTask(0, 3, (1, 5), 1)])
+    assert (made._engine.version, store.asked) == (6, [False, True])
+    made._begin(store)
+    made.generate([PromptTask(0, 3, (1, 5), 1)])
+    assert store.asked == [False, True, False], "what a store before this one gave is nothing to put its versions on"
+
+
 class OneGrant:
     """A store that grants some prompts once, and lets the worker go after them; `breaks`: it is lost with the first rows."""
 
@@ -111,7 +154,7 @@ class OneGrant:
             if self.breaks:
                 raise ConnectionError("the store is gone")
             self.rows += rows_of(given[1])
-        return {"newest_version": 5, "newest_weights": self.manifest}.get(method)
+        return {"newest_version": 5, "newest_weights": [self.manifest]}.get(method)
 
 
 def test_a_worker_that_serves_another_store_gives_what_a_new_one_would(

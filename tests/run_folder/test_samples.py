@@ -7,6 +7,7 @@ from transformers import LlamaConfig
 
 from rlhf_dist.errors import DataError
 from rlhf_dist.run_folder.samples import ranked, read_iteration, show_samples
+from rlhf_dist.store.kept import keep
 from rlhf_dist.store.schema import EXPERIENCE
 from rlhf_dist.tasks.helpdesk import build_tokenizer
 
@@ -84,3 +85,18 @@ def test_experience_opens_as_one_table_with_one_line(run: Path) -> None:
 
     table = ds.dataset(run / "experience", format="arrow").to_table(filter=ds.field("score") < 0.25)
     assert sorted(table["score"].to_pylist()) == [-1.0, 0.0]
+
+
+def test_samples_of_a_policy_that_is_its_own_reference_are_shown_without_one(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    table = read_iteration(run, 7).drop_columns(["ref_log_probs"])
+    (batch,) = table.combine_chunks().to_batches()
+    keep(run / "experience" / "iteration=000007" / "batch.arrow", batch)
+    show_samples(run, iteration=7, worst=1, best=None, tokens=True)
+    told = capsys.readouterr().out
+    assert "-1.000" in told
+    assert "score -1.000, " in told
+    assert "KL" not in told
+    assert "reference" not in told

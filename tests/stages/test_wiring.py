@@ -127,3 +127,21 @@ def test_a_store_may_take_its_time_to_start_before_its_silence_counts(
     where.watch.vigil.asked()
     monkeypatch.setattr("time.monotonic", lambda: now + 1001.0)
     assert not where.watch.vigil.look()
+
+
+def test_adapters_go_on_the_models_that_a_run_began_with_and_their_policy_is_its_own_reference(
+    folders: Folders,
+) -> None:
+    """A checkpoint's policy and critic have the adapters merged; these come back with the optimiser's state."""
+    config = folders.config(learner={"lora": {"rank": 2}})
+    specs = model_specs(config, Begin(2, "there/policy", "there/critic", "there/learner"))
+    assert {name: (spec.path, spec.state, spec.lora) for name, spec in specs.items()} == {
+        "policy": (str(folders.policy), "there/learner/policy", config.learner.lora),
+        "critic": (str(folders.reward), "there/learner/critic", config.learner.lora),
+    }
+    assert model_folders(config)["reference"] == ()
+    assert sizes_of(config)["reference"].parameters == 0
+    assert 0 < sizes_of(config)["critic"].adapters < sizes_of(config)["critic"].parameters
+    assert scorer_kinds(config, policy=config.policy, reference=None).keys() == {"reward"}
+    named = folders.config(learner={"lora": {}}, reference=str(folders.policy))
+    assert model_folders(named)["reference"] == (str(folders.policy),)

@@ -14,6 +14,7 @@ from rlhf_dist.store.actor import Store
 from rlhf_dist.store.experience import ExperienceIndex
 from rlhf_dist.store.row import rollout_batch
 from rlhf_dist.store.schema import written_by
+from rlhf_dist.store.weights import Moved
 
 TASKS = [PromptTask(0, prompt, (1, 2), 2) for prompt in range(2)]
 
@@ -232,9 +233,11 @@ class _Remote:
     def options(self, **_: Any) -> "_Remote":
         return self
 
-    def remote(self, bucket: int) -> tuple[Any, Any]:
+    def remote(self, bucket: int, partial: bool) -> tuple[Any, Any]:
         told: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        told.set_result({"names": ["lm_head.weight"], "bytes": 4, "odd": ["lm_head.weight"] if bucket else []})
+        told.set_result(
+            {"names": ["lm_head.weight"], "bytes": 4, "odd": ["lm_head.weight"] if bucket else [], "moved": Moved()}
+        )
         return None, told
 
 

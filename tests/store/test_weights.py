@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_dist.errors import StoreError, WeightError
-from rlhf_dist.store.weights import Manifest, WeightIndex, decode_bucket, encode_bucket, plan_buckets
+from rlhf_dist.store.weights import (
+    KEPT_VERSIONS,
+    Manifest,
+    Moved,
+    WeightIndex,
+    decode_bucket,
+    encode_bucket,
+    plan_buckets,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -51,6 +59,32 @@ def test_two_newest_versions_are_kept_and_old_ones_refused() -> None:
     assert (index.newest.version, index.num_bytes()) == (3, 2 * 4)
     with pytest.raises(StoreError, match="version 3 published after version 3"):
         index.add(Manifest(3, ("a",), 4, ()))
+
+
+def versions(*partial: bool) -> WeightIndex:
+    index = WeightIndex()
+    for version, each in enumerate(partial):
+        index.add(Manifest(version, ("a",), 1 if each else 10, (), partial=each))
+    return index
+
+
+def test_an_engine_takes_the_newest_complete_version_before_a_partial_one_unless_it_has_any() -> None:
+    index = versions(False, True, True, True)
+    assert [each.version for each in index.to_load(has_one=False)] == [0, 3]
+    assert [each.version for each in index.to_load(has_one=True)] == [3]
+    assert index.num_bytes() == 10 + KEPT_VERSIONS * 1
+    index.add(Manifest(4, ("a",), 10, ()))
+    assert [[each.version for each in index.to_load(has_one=has_one)] for has_one in (False, True)] == [[4], [4]]
+    assert versions().to_load(has_one=False) == []
+    with pytest.raises(StoreError, match="weight version 0 is partial; expected a complete one first"):
+        versions(True)
+
+
+def test_what_is_kept_of_a_change_is_1_where_nothing_is_lost_and_adds_up_over_weights() -> None:
+    assert Moved().kept is None
+    assert Moved(4.0, 0.0, 0.0).kept == 0.0
+    assert Moved(4.0, 4.0, 4.0).kept == 1.0
+    assert Moved(4.0, 4.0, 4.0).plus(Moved(4.0, 0.0, 0.0)).kept == pytest.approx(0.5**0.5)
 
 
 def test_decoded_tensors_are_usable_after_the_table_is_gone() -> None:
