@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlhf_dist import feedback_cli
+from rlhf_dist import feedback_cli, methods_cli
 from rlhf_dist.config import (
     ChaosConfig,
     DPOConfig,
@@ -26,6 +26,7 @@ from rlhf_dist.config import (
 )
 from rlhf_dist.ending import ending_in_words
 from rlhf_dist.errors import RunError, UserError
+from rlhf_dist.files import shipped_config
 
 if TYPE_CHECKING:
     from rlhf_dist.run_folder.console import Console
@@ -102,7 +103,7 @@ def _supervised(name: str, kind: type[Job], does: str) -> None:
 
 _supervised("sft", SFTConfig, "Fine-tune a model on demonstrations.")
 _supervised("reward", RewardConfig, "Train a reward model on people's comparisons, rankings, scores and comments.")
-_supervised("dpo", DPOConfig, "Train a policy on comparisons directly, without a reward model (DPO, IPO).")
+_supervised("dpo", DPOConfig, "Train a policy on judgements without a reward model (DPO, IPO, KTO, ORPO, SimPO).")
 
 
 @app.command()
@@ -179,6 +180,10 @@ def _show_dry_run(console: Console, config: Job, prepared: Prepared) -> None:
     from rich.markup import escape
 
     console.rich.print(dump(config), markup=False, highlight=False)
+    if isinstance(config, RLConfig):
+        from rlhf_dist.config.words import in_words
+
+        console.say("\n".join(["[bold]What is estimated and minimised[/]", *map(escape, in_words(config))]))
     console.say(escape(prepared.describe()))
     console.rich.print(prepared.example(), markup=False, highlight=False, soft_wrap=True)
 
@@ -222,6 +227,10 @@ def rl(
     from rlhf_dist.run_folder.outcome import tell_rl
 
     tell_rl(console, path)
+
+
+app.command()(methods_cli.algorithms)
+app.command("ppo", hidden=True, context_settings=methods_cli.ANY)(methods_cli.ppo)
 
 
 @app.command()
@@ -360,13 +369,6 @@ def doctor() -> None:
     findings = diagnose()
     RichConsole().print(render(findings))
     raise typer.Exit(exit_code(findings))
-
-
-def shipped_config(name: str) -> Path:
-    """A config of `configs/`: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).parent
-    inside = package / "configs" / name
-    return inside if inside.exists() else package.parent / "configs" / name
 
 
 def _with(overrides: list[str] | None, seed: int | None, address: str | None) -> list[str]:

@@ -11,21 +11,16 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
-from rlhf_dist.cluster.fleet import Fleet
-from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import RLConfig
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.evaluation.bands import GOLD_MEAN, Left, left_band
 from rlhf_dist.evaluation.metrics import batch_metrics, iteration_metrics
 from rlhf_dist.gathering import gather, read
 from rlhf_dist.learner import mismatch
-from rlhf_dist.learner.group import LearnerGroup
-from rlhf_dist.learner.memory import Memory
 from rlhf_dist.learner.objective import Now, Objective
+from rlhf_dist.parts import Parts
 from rlhf_dist.records import Failure, RowKey
 from rlhf_dist.rollout.elasticity import balance
 from rlhf_dist.steering import State, Steering
@@ -36,24 +31,6 @@ log = logging.getLogger(__name__)
 
 Report = Callable[[int, Mapping[str, float], Any, Mapping[RowKey, Failure]], None]
 """Takes iteration, metrics, the batch (`store.schema.EXPERIENCE`), and which samples have no score, and why."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The running system, wired by `stages.wiring`."""
-
-    store: Any
-    rollouts: Fleet
-    scorers: Mapping[str, Fleet]
-    """By the writer of the columns that they add."""
-    learner: LearnerGroup
-    watch: Watch
-    lent: Callable[[], AbstractContextManager[None]]
-    """Around an update: devices that engines share with the learner are the learner's."""
-    memory: Memory[State]
-    """The learner as it was after its last iterations."""
-    move_reference: Callable[[], None] = lambda: None
-    """Takes the reference on to where the policy is."""
 
 
 def train(
@@ -109,7 +86,7 @@ def train(
             probe = probe_tokens if version % config.weights.probe_every == 0 else None
             num_bytes = parts.learner.publish(parts.store, version, probe_tokens=probe)
             if config.algorithm.reference_every and version % config.algorithm.reference_every == 0:
-                parts.move_reference()
+                parts.move_reference(version)
         failures = failed_rewards(parts, iteration, config)
         _tell(parts, parts.store.consume.remote(iteration), config, "freeing a batch")
         facts = {

@@ -331,3 +331,10 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def shipped_config(name: str) -> Path:
+    """A config of `configs/`: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).parent
+    inside = package / "configs" / name
+    return inside if inside.exists() else package.parent / "configs" / name

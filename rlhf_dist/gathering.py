@@ -5,30 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from rlhf_dist.algorithms.filters import has_signal, shaped_score
-from rlhf_dist.cluster.fleet import Fleet
-from rlhf_dist.cluster.watch import Watch
+from rlhf_dist.algorithms.filters import has_signal
 from rlhf_dist.config import RLConfig
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
+from rlhf_dist.learner.scores import shaped_score
+from rlhf_dist.parts import Parts
 from rlhf_dist.records import GREEDY
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.reader import blocks_of, read_batch
 from rlhf_dist.store.row import extents_of
-
-
-class Source(Protocol):
-    """The parts that samples come from."""
-
-    store: Any
-    rollouts: Fleet
-    watch: Watch
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,7 @@ class Gathered:
     """What was left out, where something may be."""
 
 
-def gather(source: Source, prompts: PromptSampler, iteration: int, config: RLConfig) -> Gathered:
+def gather(parts: Parts, prompts: PromptSampler, iteration: int, config: RLConfig) -> Gathered:
     """Queue an iteration's prompts, and wait for its samples.
 
     With `algorithm.filter_groups`, prompts all of whose answers score the same are left out, and further ones are queued in their
@@ -54,17 +46,17 @@ def gather(source: Source, prompts: PromptSampler, iteration: int, config: RLCon
         WaitTimeout: the samples are not there in time; says how many rows are where.
     """
     tasks = prompts.batch(iteration)
-    submit(source, tasks, config, further=False)
-    rows = take(source, iteration, config)
+    submit(parts, tasks, config, further=False)
+    rows = take(parts, iteration, config)
     if config.algorithm.baseline == "greedy":
-        return _apart(source, rows, config)
-    return _filtered(source, prompts, iteration, rows, config) if config.algorithm.filter_groups else Gathered(rows)
+        return _apart(parts, rows, config)
+    return _filtered(parts, prompts, iteration, rows, config) if config.algorithm.filter_groups else Gathered(rows)
 
 
-def _apart(source: Source, rows: Sequence[RowView], config: RLConfig) -> Gathered:
+def _apart(parts: Parts, rows: Sequence[RowView], config: RLConfig) -> Gathered:
     """The samples apart from the greedy answers; a prompt whose greedy answer has no score is left out."""
     greedy = [row for row in rows if row.key.sample_index == GREEDY]
-    scores = scores_of(read(source, greedy, timeout_s=config.timeouts.call), config)
+    scores = scores_of(read(parts, greedy, timeout_s=config.timeouts.call), config)
     given = {row.key.prompt_id: float(score) for row, score in zip(greedy, scores, strict=True)}
     chosen = [row for row in rows if row.key.sample_index != GREEDY and row.key.prompt_id in given]
     return Gathered(chosen, given, {"critic/greedy_score/mean": float(np.mean(scores))} if given else {})
@@ -75,20 +67,18 @@ def scores_of(batch: pa.RecordBatch, config: RLConfig) -> list[float]:
     lengths, longest = extents_of(batch).sampled.tolist(), config.rollout.max_new_tokens
     cut = [reason == "length" for reason in batch.column("finish_reason").to_pylist()]
     return [
-        shaped_score(score, cut=ended, length=length, longest=longest, algorithm=config.algorithm)
+        shaped_score(score, config.algorithm, cut=ended, length=length, longest=longest)
         for score, ended, length in zip(batch.column("score").to_pylist(), cut, lengths, strict=True)
     ]
 
 
-def _filtered(
-    source: Source, prompts: PromptSampler, iteration: int, first: list[RowView], config: RLConfig
-) -> Gathered:
+def _filtered(parts: Parts, prompts: PromptSampler, iteration: int, first: list[RowView], config: RLConfig) -> Gathered:
     wanted, rounds, rows = config.rl.prompts_per_iteration, 1, first
     kept: dict[int, list[RowView]] = {}
     seen: set[int] = set()
     scores: list[float] = []
     while True:
-        groups, own = _by_prompt(source, rows, config)
+        groups, own = _by_prompt(parts, rows, config)
         seen |= groups.keys()
         scores += own
         kept |= {prompt: each for prompt, (each, teaches) in groups.items() if teaches}
@@ -99,8 +89,8 @@ def _filtered(
         more = prompts.others(iteration, count=count, used=seen)
         if not more:
             break
-        submit(source, more, config, further=True)
-        rows, rounds = take(source, iteration, config), rounds + 1
+        submit(parts, more, config, further=True)
+        rows, rounds = take(parts, iteration, config), rounds + 1
     chosen = [row for group in [*kept.values()][:wanted] for row in group]
     facts = {
         "filter/rounds": float(rounds),
@@ -112,10 +102,10 @@ def _filtered(
 
 
 def _by_prompt(
-    source: Source, rows: Sequence[RowView], config: RLConfig
+    parts: Parts, rows: Sequence[RowView], config: RLConfig
 ) -> tuple[dict[int, tuple[list[RowView], bool]], list[float]]:
     """Rows by prompt with whether their scores differ, and all scores; these as the rewards give them."""
-    scores = read(source, rows, timeout_s=config.timeouts.call).column("score").to_pylist()
+    scores = read(parts, rows, timeout_s=config.timeouts.call).column("score").to_pylist()
     numbers: dict[int, int] = {}
     groups = torch.tensor([numbers.setdefault(row.key.prompt_id, len(numbers)) for row in rows])
     teaches = has_signal(torch.tensor(scores, dtype=torch.float64), groups).tolist()
@@ -125,33 +115,33 @@ def _by_prompt(
     return found, scores
 
 
-def submit(source: Source, tasks: Sequence[Any], config: RLConfig, *, further: bool) -> None:
+def submit(parts: Parts, tasks: Sequence[Any], config: RLConfig, *, further: bool) -> None:
     """Queue prompts; `further`: in place of some that were left out."""
-    ref = source.store.submit.remote(tasks, further)
-    source.watch.one("store", ref, timeout_s=config.timeouts.call, doing="queueing prompts")
+    ref = parts.store.submit.remote(tasks, further)
+    parts.watch.one("store", ref, timeout_s=config.timeouts.call, doing="queueing prompts")
 
 
-def take(source: Source, iteration: int, config: RLConfig) -> list[RowView]:
+def take(parts: Parts, iteration: int, config: RLConfig) -> list[RowView]:
     """Wait for the scored rows of an iteration that are not taken yet.
 
     Raises:
         WaitTimeout: they are not whole in time; says how many rows are where.
     """
     timeout_s = config.timeouts.batch
-    ref = source.store.take.remote(iteration, timeout_s, config.algorithm.fewest_answers)
+    ref = parts.store.take.remote(iteration, timeout_s, config.algorithm.fewest_answers)
     doing = f"collecting the batch of iteration {iteration}"
-    rows: list[RowView] | None = source.watch.one("store", ref, timeout_s=timeout_s + 10.0, doing=doing)
+    rows: list[RowView] | None = parts.watch.one("store", ref, timeout_s=timeout_s + 10.0, doing=doing)
     if rows is None:
-        status = source.watch.one("store", source.store.status.remote(), timeout_s=10.0, doing="telling its status")
+        status = parts.watch.one("store", parts.store.status.remote(), timeout_s=10.0, doing="telling its status")
         raise WaitTimeout(
             f"store: no whole batch of iteration {iteration} within {timeout_s:g} s; rows are: {status}; "
-            f"rollout workers are: {source.rollouts.states()}"
+            f"rollout workers are: {parts.rollouts.states()}"
         )
     return rows
 
 
-def read(source: Source, rows: Sequence[RowView], *, timeout_s: float) -> pa.RecordBatch:
+def read(parts: Parts, rows: Sequence[RowView], *, timeout_s: float) -> pa.RecordBatch:
     """A batch with all its columns (`store.schema.COLUMNS`), for metrics and for keeping."""
     refs = blocks_of(rows)
-    blocks = source.watch.several("store", refs, timeout_s=timeout_s, doing="handing out the batch")
+    blocks = parts.watch.several("store", refs, timeout_s=timeout_s, doing="handing out the batch")
     return read_batch(rows, dict(zip(refs, blocks, strict=True)))

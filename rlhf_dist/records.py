@@ -36,6 +36,15 @@ class Failure(NamedTuple):
         return f"reward {self.reward}: {self.cause}, on prompt {self.prompt!r} and answer {self.answer!r}"
 
 
+class RowTold(NamedTuple):
+    """What functions that score are told of a prompt's row, each as JSON; empty: nothing."""
+
+    columns: str = ""
+    """`Prompt.columns`."""
+    source: str = ""
+    """`Prompt.source`, which has the messages of a chat as `prompt_messages`."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One prompt of the data set."""
@@ -49,11 +58,18 @@ class Prompt:
     """As JSON, the columns of feedback from which the tokens are made again; empty: from the text."""
     spoken: str = ""
     """The text as people read it, where that is another: without a template's text."""
+    columns: str = ""
+    """As JSON, the row's other columns by name, which functions that score may ask for; empty: there are none."""
 
     @property
     def shown(self) -> str:
         """What people are shown."""
         return self.spoken or self.text
+
+    @property
+    def told(self) -> RowTold:
+        """What functions that score are told beside prompt and answer."""
+        return RowTold(self.columns, self.source)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,10 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configs_load_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
-    kind = PipelineConfig if path.parent.name == "scenarios" else KINDS.get(path.stem, RLConfig)
+    offline = path.stem in ("kto", "orpo", "simpo")
+    kind = (
+        PipelineConfig if path.parent.name == "scenarios" else DPOConfig if offline else KINDS.get(path.stem, RLConfig)
+    )
     config = load(kind, path)
     (tmp_path / "again.yaml").write_text(dump(config))
     assert load(kind, tmp_path / "again.yaml") == config
@@ -53,10 +56,10 @@ def test_shipped_configs_load_and_survive_a_round_trip(path: Path, tmp_path: Pat
 
 BAD = {
     "rl.itertions=3": r"unknown key `rl.itertions`; did you mean `rl.iterations`\?",
-    "advantage={kind: leave_one_out, gamma: 1}": r"unknown key `algorithm.gamma` for this kind of `advantage`$",
+    "advantage={kind: leave_one_out}": r"unknown key `advantage`",
     "reward=[{kind: function, name: a, path: 'a:b', function: x}]": r"unknown key `reward.0.function`",
     "reward=[{kind: function, name: a}]": r"key `reward.0.path` is missing; expected `package.module:function`",
-    "advantage.gama=0.1": r"unknown key `advantage.gama`; did you mean `algorithm.gamma`\?",
+    "algorithm.gama=0.1": r"unknown key `algorithm.gama`; did you mean `algorithm.gamma`\?",
     "reward=[{path: a, wieght: 1}]": r"unknown key `reward.0.wieght`; did you mean `reward.weight`\?",
     "rollout.temperature=0.005": "`rollout.temperature` is 0.005; expected: .*greater than or equal to 0.01",
     "rollout.top_p=0.9": "rollout.top_p is 0.9 and rollout.top_k 0; expected 1 and 0, since PPO's ratio and KL",
@@ -64,10 +67,10 @@ BAD = {
     "prompts.too_long=cut": "`prompts.too_long` is 'cut'; expected: .*'refuse', 'truncate' or 'leave_out'",
     "rl.iterations=many": r"`rl.iterations` is 'many'; expected: .*integer",
     "algorithm.gamma=1.5": r"`algorithm.gamma` is 1.5; expected: .*less than or equal to 1",
-    "advantage={kind: gea}": r"`advantage` is {'kind': 'gea'}; expected: .*'gae', 'leave_one_out'",
-    "learner.critic=none": "advantage.kind gae needs values; learner.critic is none, expected a critic",
-    "advantage.kind=leave_one_out": "leave_one_out needs no critic; learner.critic is model, expected none",
-    "advantage.kind=leave_one_out + learner.critic=none": "rollout.samples_per_prompt is 1, expected at least 2",
+    "algorithm.method=gpro": r"`algorithm.method` is 'gpro'; expected: .*'grpo'",
+    "learner.critic=none": "algorithm.baseline critic needs values; learner.critic is none, expected a critic",
+    "algorithm.baseline=none + learner.critic=model": "none needs no critic; learner.critic is model, expected none",
+    "algorithm.baseline=leave_one_out": "rollout.samples_per_prompt is 1, expected at least 2",
     "learner.zero_stage=4": r"`learner.zero_stage` is 4; expected: .*0, 1, 2 or 3",
     "experience.max_staleness=1": r"`experience.max_staleness` is 1",
     "rollout.workers={min: 3, max: 2}": r"`rollout.workers` is .*; expected: min at most max, found min 3 above max 2",
@@ -75,10 +78,10 @@ BAD = {
     "rollout.workers={mn: 1, max: 2}": r"unknown key `rollout.workers.mn`; did you mean `rollout.workers.min`",
     "cluster.placement=colocated + rollout.workers=2": "rollout.workers is 2 to 2, expected a number of at most",
     "cluster.placement=colocated + rollout.tensor_parallel=2": "rollout.tensor_parallel 2; expected 1",
-    "experience.capacity_rows=3": r"capacity_rows is 3; expected at least \(max_staleness \+ 1\) x batch = 64",
-    "algorithm.kl_target=1 + algorithm.kl_horizon=63": "algorithm.kl_horizon is 63; expected at least the 64 samples of an iteration",
-    "algorithm.kl_target=1 + algorithm.kl_coef=0": "algorithm.kl_coef is 0 beside algorithm.kl_target 1; expected 1e-06 to 1000",
-    "algorithm.kl_target=1 + algorithm.kl_coef=2000": "algorithm.kl_coef is 2000 beside algorithm.kl_target 1; expected 1e-06 to 1000",
+    "experience.capacity_rows=3": "capacity_rows is 3; expected at least 64, the rows of",
+    "algorithm.kl_target=1 + algorithm.kl_horizon=63": "kl_horizon is 63; expected at least the 64 samples of an",
+    "algorithm.kl_target=1 + algorithm.kl_coef=0": "kl_coef is 0 beside algorithm.kl_target 1; expected 1e-06 to 1000",
+    "algorithm.kl_target=1 + algorithm.kl_coef=2000": "kl_coef is 2000 beside algorithm.kl_target 1; expected 1e-06 to",
     "learner.policy.lr=.nan": "`learner.policy.lr` is nan; expected: .*finite number",
     "algorithm.entropy_coef=.inf": "`algorithm.entropy_coef` is inf; expected: .*finite number",
     "safety.cap=-.inf": "`safety.cap` is -inf; expected: .*finite number",
@@ -130,10 +133,10 @@ def test_value_head_with_a_critic_model_is_a_contradiction(file: Path) -> None:
 IDLE = {
     RLConfig: {
         "learner.value.lr=0.1 + learner.critic=value_head": "`learner.value.lr` is 0.1, .*; expected `learner.policy`",
-        "algorithm.value_coef=0.9": "`algorithm.value_coef` is 0.9, which has no effect here; expected it beside learner.critic value",
+        "algorithm.value_coef=0.9": "is 0.9, which has no effect here; expected it beside learner.critic value",
         "rl.max_policy_kl=0.1": "expected it beside `rl.epochs` above 1",
         "rl={max_policy_kl: 0.1}": "`rl.max_policy_kl` is 0.1",
-        "algorithm.kl_horizon=9999": "expected it beside `algorithm.kl_target`",
+        "algorithm.kl_horizon=9999": "expected `algorithm.kl_target` beside it",
         "rl.ptx_batch=3": "expected it beside `rl.ptx_coef`",
         "demonstrations={path: d}": "`demonstrations.path` is 'd', .*; expected it beside `rl.ptx_coef`",
         "rl.stop_on.patience=2": "expected it beside `rl.stop_on.gold_drop`",
@@ -141,7 +144,7 @@ IDLE = {
         "rl.stop_on.policy_kl_above=2": "the policy of an only step is the old one",
         "rl.stop_on.then=roll_back": "expected it beside a band",
         "rl.stop_on.kl_above=2 + rl.stop_on.roll_backs=2": "expected it beside `rl.stop_on.then: roll_back`",
-        "algorithm.clip_value=1 + learner.critic=none + advantage={kind: leave_one_out} + rollout.samples_per_prompt=2": "no critic",
+        "algorithm.gate_temperature=2": "expected `algorithm.surrogate: soft_gate`",
     },
     SFTConfig: {
         "learner.policy.lr=0.1": "`learner.policy.lr` is 0.1, which has no effect here; expected `optimizer`",
@@ -150,7 +153,17 @@ IDLE = {
         "telemetry.trace_iterations=[1]": "only PPO is traced",
     },
     RewardConfig: {"rollout.samples_per_prompt=8": "answers each prompt once", "learner.policy.lr=1": "`optimizer`"},
-    DPOConfig: {"learner.policy.lr=0.1": "expected `optimizer`"},
+    DPOConfig: {
+        "learner.policy.lr=0.1": "expected `optimizer`",
+        "loss=orpo + beta=0.1": "`beta` is 0.1, .*; expected it beside `loss: sigmoid or ipo or kto or simpo`",
+        "loss=kto + label_smoothing=0.1": "expected it beside `loss: sigmoid or simpo`",
+        "loss=simpo + reference=a": "expected it beside `loss: sigmoid or ipo or kto`",
+        "gamma=0.1": "expected it beside `loss: simpo`",
+        "odds_coef=0.2": "expected it beside `loss: orpo`",
+        "desirable_weight=2": "expected it beside `loss: kto`",
+        "loss=ipo + undesirable_weight=2": "expected it beside `loss: kto`",
+        "loss=orpo + desirable_above=0.7": "expected it beside `loss: kto`",
+    },
     EvaluateConfig: {
         "rollout.samples_per_prompt=8": "`rollout.samples_per_prompt` is 8, which has no effect here; expected `samples`",
         "prompts.held_out=q": "expected `prompts.path`",
@@ -188,15 +201,29 @@ def test_what_has_no_effect_is_refused_wherever_it_is_written(kind: type[Job], c
 
 def test_what_an_override_leaves_without_effect_is_no_mistake_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text(MINIMAL + "learner: {value: {lr: 0.1}}\nppo: {epochs: 2, max_policy_kl: 0.1}\n")
+    path.write_text(MINIMAL + "learner: {value: {lr: 0.1}}\nrl: {epochs: 2, max_policy_kl: 0.1}\n")
     changed = load(RLConfig, path, ["learner.critic=value_head", "rl.epochs=1", "rl.max_policy_kl=null"])
     assert changed.learner.critic == "value_head"
     assert load(PipelineConfig, CONFIGS / "demo.yaml", ["learner.critic=value_head"]).learner.value.lr == 5e-4
 
 
+def test_each_preference_loss_has_its_papers_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("model: a\n")
+    for loss, beta in {"sigmoid": 0.1, "ipo": 0.1, "kto": 0.1, "simpo": 2.0}.items():
+        assert load(DPOConfig, file, [f"loss={loss}"]).scale == beta
+    assert load(DPOConfig, file, ["loss=simpo"]).target_margin == 1.0
+    assert load(DPOConfig, file, ["loss=simpo", "beta=3", "gamma=0"]).target_margin == 0.0
+    assert load(DPOConfig, file, ["loss=orpo"]).odds_coef == 0.1
+    with pytest.raises(
+        ConfigError, match="gamma is 0.5 beside beta 0.1, which asks for 5 nats between .*at most 2 beta"
+    ):
+        load(DPOConfig, file, ["loss=simpo", "beta=0.1", "gamma=0.5"])
+
+
 def test_missing_keys_and_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("policy: a\nprompts: {path: x}\n")
-    with pytest.raises(ConfigError, match=r"c.yaml: key `reward` is missing; expected Hugging Face folder"):
+    with pytest.raises(ConfigError, match=r"c.yaml: reward has no component with a weight; expected at least one"):
         load(RLConfig, tmp_path / "c.yaml")
     with pytest.raises(ConfigError, match="none.yaml: no such config file"):
         load(RLConfig, tmp_path / "none.yaml")
@@ -240,18 +267,21 @@ def test_rows_that_are_scored_together_fit_a_pass_and_leave_work_for_others(file
 
 def test_what_an_earlier_version_wrote_is_read_as_what_it_is_called_now(tmp_path: Path) -> None:
     file = tmp_path / "old.yaml"
-    file.write_text(
-        MINIMAL
-        + "ppo: {clip_ratio: 0.1, gamma: 0.9, gae_lambda: 0.8}\ngold_judge: rlhf_dist.data.helpdesk:gold_score\n"
-    )
+    now = yaml.safe_load(dump(RLConfig.model_validate(yaml.safe_load(MINIMAL))))
+    old = {name: value for name, value in now.items() if name not in ("rl", "algorithm", "correction")}
+    old |= {
+        "ppo": {"clip_ratio": 0.1, "gamma": 0.9, "iterations": 7, "kl_coef": 0.3},
+        "advantage": {"kind": "gae", "gae_lambda": 0.8},
+        "surrogate": {"kind": "clip", "clip_ratio": 0.2},
+        "gold_judge": "rlhf_dist.data.helpdesk:gold_score",
+    }
+    file.write_text(yaml.safe_dump(old))
     config = load(RLConfig, file)
-    assert (config.surrogate.clip_ratio, config.advantage.gamma, config.advantage.gae_lambda) == (0.1, 0.9, 0.8)
+    algorithm = config.algorithm
+    assert (algorithm.baseline, algorithm.surrogate, config.rl.iterations) == ("critic", "clip", 7)
+    assert (algorithm.clip_ratio, algorithm.gamma, algorithm.gae_lambda, algorithm.kl_coef) == (0.1, 0.9, 0.8, 0.3)
     assert config.gold_judge == "rlhf_dist.tasks.helpdesk:gold_score"
-    assert load(RLConfig, file, ["algorithm.clip_ratio=0.3"]).surrogate.clip_ratio == 0.3
-    demo = load(PipelineConfig, CONFIGS / "demo.yaml", ["judge.epochs=7"])
-    assert (demo.comment_judge.epochs, demo.comment_judge.batch_size) == (7, 32)
-    (tmp_path / "pipeline.yaml").write_text("task: {}\njudge: {epochs: 7}\n")
-    assert load(PipelineConfig, tmp_path / "pipeline.yaml").comment_judge.epochs == 7
+    assert load(RLConfig, file, ["algorithm.clip_ratio=0.3"]).algorithm.clip_ratio == 0.3
 
 
 def everybody(kind: type[Section] = Section) -> list[type[Section]]:
@@ -287,7 +317,7 @@ def test_no_setting_is_declared_twice() -> None:
 
 def test_every_command_has_a_run_folder_of_its_own_name() -> None:
     found = {kind.folder: kind for kind in everybody() if "folder" in kind.__dict__}
-    assert sorted(found) == ["chaos", "dpo", "evaluation", "rl", "reward", "sft"]
+    assert sorted(found) == ["chaos", "dpo", "evaluation", "reward", "rl", "sft"]
     assert SFTConfig(model="a").run_dir == "runs/sft"
     assert SFTConfig(model="a", run_dir="here").run_dir == "here"
     assert all(issubclass(kind, Job) for kind in (RLConfig, PipelineConfig, EvaluateConfig, RewardConfig, DPOConfig))

@@ -6,14 +6,17 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from rlhf_dist.algorithms.estimators import GeneralisedAdvantages
 
-from rlhf_dist.algorithms.surrogates import ClippedSurrogate
 from rlhf_dist.config import RLConfig
-from rlhf_dist.controller import Parts, State, take, train, worker_facts
+from rlhf_dist.controller import train, worker_facts
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
+from rlhf_dist.gathering import take
+from rlhf_dist.learner.objective import Objective
+from rlhf_dist.parts import Parts
 from rlhf_dist.records import Failure, Prompt, RowKey, Sample
+from rlhf_dist.steering import State
+from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.row import rollout_batch
 from rlhf_dist.store.schema import EXPERIENCE
 
@@ -73,7 +76,8 @@ class World:
     # watch
     def one(self, name: str, ref: Any, *, timeout_s: float, doing: str) -> Any:
         if ref[0] == "take":
-            return [("row", n) for n in range(len(self.tasks))] if self.whole else None
+            views = [RowView(RowKey(task.iteration, task.prompt_id, 0), 4, {}) for task in self.tasks]
+            return views if self.whole else None
         return {
             "take_facts": {"rollout-0": {"gen_s": 1.0, "pull_s": 0.5, "probe_diff": 1e-5}},
             "status": {"queued": 2},
@@ -88,9 +92,9 @@ class World:
         self.calls.append(("resize", wanted))
 
     # learner
-    def update(self, rows: Any, method: Any, ppo: Any, **now: Any) -> dict[str, float]:
+    def update(self, rows: Any, objective: Any, now: Any) -> dict[str, float]:
         self.calls.append(("update",))
-        self.updates.append({"method": method, "rows": len(rows), **now})
+        self.updates.append({"objective": objective, "rows": len(rows), **vars(now)})
         return {"objective/kl": self.kl, "objective/rlhf_reward": 0.5}
 
     def publish(self, store: Any, version: int, *, probe_tokens: Any) -> int:
@@ -119,8 +123,9 @@ def run(world: World, settings: RLConfig, monkeypatch: pytest.MonkeyPatch, state
         return scored(iteration, world.tasks, world.golds[iteration])
 
     monkeypatch.setattr("rlhf_dist.controller.read", read)
+    monkeypatch.setattr("rlhf_dist.gathering.read", read)
     sampler = PromptSampler(PROMPTS, batch=2, samples=1, seed=0)
-    state = state or State(0, settings.algorithm.kl_coef)
+    state = state or State.start(settings.algorithm)
     stopped = train(
         world.parts(),
         sampler,
@@ -148,8 +153,7 @@ def test_an_iteration_submits_takes_updates_publishes_and_consumes_in_that_order
     assert [call[1] for call in world.calls if call[0] == "consume"] == [0, 1, 2]
     assert [(iteration, rows, at) for iteration, _, rows, at in reports] == [(0, 2, 1), (1, 2, 2), (2, 2, 3)]
     assert [update["seed"] for update in world.updates] == [0, 1, 2]
-    assert world.updates[0]["method"].estimator == GeneralisedAdvantages(1.0, 0.95)
-    assert world.updates[0]["method"].surrogate == ClippedSurrogate(0.2)
+    assert world.updates[0]["objective"] == Objective.of(config())
     assert state.iteration == 3
 
 

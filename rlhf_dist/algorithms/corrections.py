@@ -7,51 +7,58 @@ made from log-probs that the store holds, and nothing of it is stored.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 from rlhf_dist.algorithms.bounds import MOST_NATS
 from rlhf_dist.algorithms.ragged import segment_sums
-from rlhf_dist.config.algorithm import Correction
 
 
-class Corrected(NamedTuple):
-    """What becomes of each token's loss."""
-
-    weights: torch.Tensor
-    """[tokens], by which losses are weighed, 1 where nothing is."""
-    kept: torch.Tensor
-    """bool [tokens], false in answers that were left out."""
-
-
-def corrected(proximal: torch.Tensor, rollout: torch.Tensor, lengths: torch.Tensor, settings: Correction) -> Corrected:
-    """Weights and rejections of a correction.
+def importance_weights(log_rho: torch.Tensor, lengths: torch.Tensor, *, level: str) -> torch.Tensor:
+    """Rho of each token, or of the answer that it is in, [tokens]; log rho is cut to ± `MOST_NATS`.
 
     Token weights correct actions and not states, so they stay biased; those of whole answers are exact without a bound, and die
-    with length (ESS = exp(-T s^2) for log-ratios of deviation s). Bounds trade bias for variance (arXiv:2510.08666 and others:
-    truncated; IcePop and MIS: zeroed outside).
+    with length: for log-ratios of deviation s the effective sample size of answers of T tokens is exp(-T s^2).
 
     Args:
-        proximal: [tokens] log pi_p.
-        rollout: [tokens] log mu.
+        log_rho: [tokens], log pi_p - log mu.
         lengths: [answers], tokens of each.
-        settings: which weights, and which bounds.
+        level: `token`, or `sequence`.
     """
-    log_rho = proximal - rollout
-    sums = segment_sums(log_rho, lengths)
-    own = torch.repeat_interleave(sums, lengths) if settings.weight == "sequence" else log_rho
-    rho = own.clamp(-MOST_NATS, MOST_NATS).exp()
-    if settings.weight == "none":
-        weights = torch.ones_like(log_rho)
-    elif settings.outside == "truncate":
-        weights = rho.clamp(max=settings.cap)
-    else:
-        weights = torch.where((rho >= settings.floor) & (rho <= settings.cap), rho, 0.0)
+    own = log_rho
+    if level == "sequence":
+        own = torch.repeat_interleave(segment_sums(log_rho, lengths), lengths)
+    return own.clamp(-MOST_NATS, MOST_NATS).exp()
+
+
+def bounded(weights: torch.Tensor, *, cap: float, floor: float, outside: str) -> torch.Tensor:
+    """Weights within bounds, which trade bias for variance, [tokens].
+
+    Args:
+        weights: [tokens], at least 0.
+        cap: the largest.
+        floor: the smallest, where those outside are zeroed.
+        outside: `truncate`: those above the cap become it; `zero`: those outside floor and cap become 0 (IcePop, MIS).
+    """
+    if outside == "truncate":
+        return weights.clamp(max=cap)
+    return torch.where((weights >= floor) & (weights <= cap), weights, 0.0)
+
+
+def kept_answers(
+    log_rho: torch.Tensor, lengths: torch.Tensor, *, reject: tuple[float, float] | None, veto: float | None
+) -> torch.Tensor:
+    """Answers that are learnt from, bool [answers].
+
+    Args:
+        log_rho: [tokens], log pi_p - log mu.
+        lengths: [answers], tokens of each.
+        reject: bounds of the geometric mean of an answer's rho, outside of which it is left out; None: none.
+        veto: an answer with a token of smaller rho is left out; None: none.
+    """
     kept = torch.ones(len(lengths), dtype=torch.bool, device=lengths.device)
-    if settings.reject is not None:
-        means = (sums / lengths.clamp(min=1)).exp()
-        kept &= (means >= settings.reject[0]) & (means <= settings.reject[1])
-    if settings.veto is not None:
-        kept &= segment_sums((log_rho.exp() < settings.veto).float(), lengths) == 0
-    return Corrected(weights, torch.repeat_interleave(kept, lengths))
+    if reject is not None:
+        means = (segment_sums(log_rho, lengths) / lengths.clamp(min=1)).exp()
+        kept &= (means >= reject[0]) & (means <= reject[1])
+    if veto is not None:
+        kept &= segment_sums((log_rho.exp() < veto).float(), lengths) == 0
+    return kept

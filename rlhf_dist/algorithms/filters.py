@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from rlhf_dist.algorithms.answers import NO_SPREAD, group_spreads
-from rlhf_dist.config.algorithm import Algorithm
 
 
 def has_signal(scores: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
@@ -31,20 +30,3 @@ def overlong_ramp(length: int, *, longest: int, share: float, penalty: float) ->
         return 0.0
     over = length - longest * (1.0 - share)
     return -penalty * min(max(over / (longest * share), 0.0), 1.0)
-
-
-def shaped_score(score: float, *, cut: bool, length: int, longest: int, algorithm: Algorithm) -> float:
-    """An answer's score as it is trained on: clipped, and with what its length and its end cost.
-
-    Args:
-        score: by all rewards and rules.
-        cut: whether the answer ended at the longest length.
-        length: its tokens.
-        longest: most tokens that an answer may have.
-        algorithm: score_clip, missing_eos_penalty and the ramp.
-    """
-    bound = algorithm.score_clip
-    if bound is not None:
-        score = max(-bound, min(bound, score))
-    ramp = overlong_ramp(length, longest=longest, share=algorithm.overlong_share, penalty=algorithm.overlong_penalty)
-    return score - algorithm.missing_eos_penalty * cut + ramp

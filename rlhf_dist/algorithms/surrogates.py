@@ -10,15 +10,12 @@ Log-ratios are cut to ± `MOST_NATS` before they are exponentiated, outside of w
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from rlhf_dist.algorithms.bounds import MOST_NATS
-from rlhf_dist.algorithms.own import function_at
 from rlhf_dist.algorithms.ragged import segment_sums
-from rlhf_dist.config.algorithm import Algorithm
 
 
 class Losses(NamedTuple):
@@ -53,9 +50,10 @@ def clip(
     high: float,
     dual: float | None = None,
 ) -> Losses:
-    """The larger of -A r and -A clip(r, 1 - low, 1 + high) (arXiv:1707.06347, equation 7; two sides: arXiv:2503.14476, equation 8).
+    """The larger of the plain and the clipped loss (arXiv:1707.06347, equation 7; two sides: arXiv:2503.14476, equation 8).
 
-    With `dual`, where A < 0, at most -A dual (Ye et al. 2020, arXiv:1912.09729, equation 7).
+    They are -A r, and -A times r within 1 - low and 1 + high. With `dual`, where A < 0, it is at most -A dual (Ye et al. 2020,
+    arXiv:1912.09729, equation 7).
     """
     return _clipped(cut(new - old).exp(), advantages, low=low, high=high, dual=dual)
 
@@ -116,35 +114,3 @@ def _clipped(ratio: torch.Tensor, advantages: torch.Tensor, *, low: float, high:
         beyond = (advantages < 0) & (loss > most)
         loss, clipped = torch.where(beyond, most, loss), clipped | beyond
     return Losses(loss, clipped)
-
-
-def surrogate_of(algorithm: Algorithm) -> Surrogate:
-    """The surrogate that settings ask for, its numbers bound.
-
-    Raises:
-        ConfigError: a function of one's own is not there.
-    """
-    high = algorithm.clip_ratio_high or algorithm.clip_ratio
-    known: dict[str, Surrogate] = {
-        "plain": plain,
-        "clip": partial(clip, low=algorithm.clip_ratio, high=high, dual=algorithm.dual_clip),
-        "sequence_clip": partial(sequence_clip, low=algorithm.clip_ratio, high=high),
-        "weight_cap": partial(weight_cap, cap=algorithm.weight_cap),
-        "soft_gate": partial(
-            soft_gate,
-            temperature=algorithm.gate_temperature,
-            temperature_negative=algorithm.gate_temperature_negative,
-        ),
-        "squared": partial(squared, tau=algorithm.tau),
-    }
-    return known[algorithm.surrogate] if algorithm.surrogate in known else _of_ones_own(algorithm.surrogate)
-
-
-def _of_ones_own(path: str) -> Surrogate:
-    function = function_at(path, key="algorithm.surrogate")
-
-    def surrogate(new: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, lengths: torch.Tensor) -> Losses:
-        said = function(new, old, advantages, lengths)
-        return said if isinstance(said, Losses) else Losses(said, torch.zeros_like(new, dtype=torch.bool))
-
-    return surrogate

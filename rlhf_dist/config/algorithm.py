@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlhf_dist.algorithms.bounds import LEAST, MOST
-from rlhf_dist.config.methods import METHODS, MethodName
+from rlhf_dist.config.effects import contradictions_of_algorithm, idle_of_algorithm, idle_of_correction
+from rlhf_dist.config.methods import MethodName, method_named
 from rlhf_dist.config.rewards import IMPORT_PATH
 from rlhf_dist.config.sections import Section
 
@@ -27,10 +27,6 @@ BaselineName = Literal[
 SurrogateName = Literal["clip", "sequence_clip", "weight_cap", "soft_gate", "squared", "plain"]
 GROUP_BASELINES = frozenset({"leave_one_out", "group_mean", "length_weighted"})
 """Those that compare the answers to a prompt with each other."""
-WITH_CRITIC = ("gae_lambda", "gae_lambda_policy", "gae_length_alpha", "clip_value", "critic_warmup")
-"""Settings that only a critic gives a meaning."""
-PER_ANSWER = frozenset({"sequence_clip", "squared"})
-"""Surrogates of whole answers, of which only a mean over answers is what their papers minimise."""
 
 
 class Algorithm(Section):
@@ -80,7 +76,7 @@ class Algorithm(Section):
     dual_clip: float | None = Field(
         None, gt=1, description="largest ratio that counts where the advantage is negative; null: no such bound"
     )
-    weight_cap: float = Field(5.0, gt=0, description="largest weight of a token, absolute (CISPO)")
+    weight_cap: float = Field(5.0, ge=1, description="largest weight of a token, absolute (CISPO)")
     gate_temperature: float = Field(1.0, gt=0, description="of the soft gate, for advantages above 0 (SAPO)")
     gate_temperature_negative: float = Field(1.05, gt=0, description="of the soft gate, for advantages below 0")
     tau: float = Field(0.1, gt=0, description="weight of the squared loss's log-ratio: KL to its anchor costs this")
@@ -143,7 +139,7 @@ class Algorithm(Section):
     @model_validator(mode="before")
     @classmethod
     def _filled_by_the_method(cls, tree: Any) -> Any:
-        method = METHODS.get(tree.get("method", "ppo")) if isinstance(tree, dict) else None
+        method = method_named(tree.get("method", "ppo")) if isinstance(tree, dict) else None
         return {**method.algorithm, **tree} if method is not None else tree
 
     @property
@@ -162,10 +158,14 @@ class Algorithm(Section):
         return 2 if self.compares_answers else 1
 
     @property
+    def pulls(self) -> bool:
+        """Whether the KL to the reference is taken off, whatever its coefficient is now."""
+        return self.kl_coef > 0 or self.kl_target is not None
+
+    @property
     def pulls_to_reference(self) -> bool:
         """Whether the objective has the reference in it."""
-        anchored = self.surrogate == "squared" and self.anchor == "reference"
-        return self.kl_coef > 0 or self.kl_target is not None or anchored
+        return self.pulls or (self.surrogate == "squared" and self.anchor == "reference")
 
     @property
     def entropy_counts(self) -> bool:
@@ -174,89 +174,12 @@ class Algorithm(Section):
 
     def idle(self) -> dict[str, str]:
         """Settings that nothing reads, and what would; by their names here."""
-        critic, surrogate, squared = self.has_critic, self.surrogate, self.surrogate == "squared"
-        clips, pulls = surrogate in ("clip", "sequence_clip"), self.kl_coef > 0 or self.kl_target is not None
-        with_critic, no_critic = (
-            "expected `algorithm.baseline: critic` beside it",
-            "leave it out, since a critic decides",
-        )
-        with_squared, target = (
-            "expected `algorithm.surrogate: squared` beside it",
-            "expected `algorithm.kl_target` beside it",
-        )
-        conditions: dict[str, tuple[bool, str]] = {
-            **dict.fromkeys(WITH_CRITIC, (not critic, with_critic)),
-            **dict.fromkeys(("credit", "scale", "select"), (critic, no_critic)),
-            "gamma": (not critic and self.credit == "answer", "expected a critic, or `algorithm.credit: to_go`"),
-            "running_decay": (self.baseline != "running_mean", "expected `algorithm.baseline: running_mean` beside it"),
-            "reference_samples": (self.baseline != "optimal_value", "expected `algorithm.baseline: optimal_value`"),
-            "clip_ratio": (not clips, f"expected a surrogate that clips, found {surrogate}"),
-            "clip_ratio_high": (not clips, f"expected a surrogate that clips, found {surrogate}"),
-            "dual_clip": (surrogate != "clip", "expected `algorithm.surrogate: clip` beside it"),
-            "weight_cap": (surrogate != "weight_cap", "expected `algorithm.surrogate: weight_cap` beside it"),
-            "gate_temperature": (surrogate != "soft_gate", "expected `algorithm.surrogate: soft_gate` beside it"),
-            "gate_temperature_negative": (surrogate != "soft_gate", "expected `algorithm.surrogate: soft_gate`"),
-            **dict.fromkeys(("tau", "anchor"), (not squared, with_squared)),
-            "kl_in": (not pulls, "expected `algorithm.kl_coef` above 0 beside it"),
-            "kl_estimator": (
-                not pulls or self.kl_in == "reward",
-                "expected `algorithm.kl_in: loss`; in the reward it is k1",
-            ),
-            "kl_gradient": (not pulls or self.kl_in == "reward", "expected `algorithm.kl_in: loss` beside it"),
-            **dict.fromkeys(("kl_target_per", "kl_horizon"), (self.kl_target is None, target)),
-            "reference_every": (not self.pulls_to_reference, "expected `algorithm.kl_coef` above 0 beside it"),
-            "reference_mix": (self.reference_every is None, "expected `algorithm.reference_every` beside it"),
-            "entropy_in": (not self.entropy_counts, "expected `algorithm.entropy_coef` above 0 beside it"),
-            "entropy_lr": (self.entropy_target is None, "expected `algorithm.entropy_target` beside it"),
-            "overlong_penalty": (not self.overlong_share, "expected `algorithm.overlong_share` above 0 beside it"),
-            "filter_rounds": (not self.filter_groups, "expected `algorithm.filter_groups: true` beside it"),
-        }
-        return {name: instead for name, (idle, instead) in conditions.items() if idle}
+        return idle_of_algorithm(self)
 
     @model_validator(mode="after")
     def _choices_fit_each_other(self) -> Self:
-        if self.surrogate in PER_ANSWER and self.aggregate != "sequence_mean":
-            raise ValueError(
-                f"algorithm.surrogate {self.surrogate} is a loss of whole answers; algorithm.aggregate is {self.aggregate}, "
-                "expected sequence_mean"
-            )
-        if self.surrogate == "squared" and (self.has_critic or self.credit == "to_go" or self.whiten_advantages):
-            raise ValueError(
-                "algorithm.surrogate squared regresses an answer's log-ratio on its reward; expected a baseline other than "
-                "critic, credit answer and whiten_advantages false"
-            )
-        if self.surrogate == "squared" and self.anchor == "reference" and (self.kl_coef or self.kl_target):
-            raise ValueError(
-                f"algorithm.kl_coef is {self.kl_coef:g} beside a squared loss anchored at the reference, whose algorithm.tau is "
-                "that weight; expected 0"
-            )
-        if self.select == "best" and (self.baseline != "none" or self.scale != "none"):
-            raise ValueError(
-                f"algorithm.select best makes advantages of 0 and 1; baseline is {self.baseline} and scale {self.scale}, "
-                "expected none and none"
-            )
-        if self.gae_length_alpha is not None and self.gae_lambda_policy is not None:
-            raise ValueError(
-                "algorithm.gae_length_alpha and gae_lambda_policy both say the policy's lambda; expected one"
-            )
-        if self.entropy_target is not None and not self.entropy_coef:
-            raise ValueError(
-                "algorithm.entropy_coef is 0 beside entropy_target, and a dual coefficient never leaves 0; expected a start "
-                "above 0, e.g. 0.01"
-            )
-        if self.reference_every is not None and self.baseline == "optimal_value":
-            raise ValueError(
-                "algorithm.baseline optimal_value is of the reference at the start; expected no reference_every"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _coefficient_can_adapt(self) -> Self:
-        if self.kl_target is not None and not LEAST <= self.kl_coef <= MOST:
-            raise ValueError(
-                f"algorithm.kl_coef is {self.kl_coef:g} beside algorithm.kl_target {self.kl_target:g}; expected {LEAST:g} to "
-                f"{MOST:g}, between which the adaptive coefficient stays"
-            )
+        for found in contradictions_of_algorithm(self):
+            raise ValueError(found)
         return self
 
 
@@ -289,10 +212,7 @@ class Correction(Section):
 
     def idle(self) -> dict[str, str]:
         """Settings that nothing reads, and what would; by their names here."""
-        none = "expected `correction.weight: token` or `sequence` beside it"
-        zero = "expected `correction.outside: zero` beside it, since small weights are not lifted"
-        found = dict.fromkeys(("cap", "outside", "floor"), none) if self.weight == "none" else {}
-        return found or ({"floor": zero} if self.outside == "truncate" else {})
+        return idle_of_correction(self)
 
     @model_validator(mode="after")
     def _counts_once(self) -> Self:

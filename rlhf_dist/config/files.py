@@ -57,6 +57,8 @@ def load(kind: type[C], path: Path, overrides: list[str] | None = None) -> C:
     else:
         _refuse_moved(tree, str(path))
     alone = copy.deepcopy(tree)
+    if own:
+        _refuse_another_method(tree, overrides or [], str(path))
     for override in overrides or []:
         _apply(tree, override)
     config = _validated(kind, tree, path)
@@ -73,6 +75,7 @@ def override(config: C, overrides: list[str]) -> C:
         ConfigError: names the override's key, what was found and what was expected.
     """
     tree = config.model_dump(mode="json")
+    _refuse_another_method(tree, overrides, "the config")
     for each in overrides:
         _apply(tree, each)
     changed = _validated(type(config), tree, Path("--set"))
@@ -191,6 +194,18 @@ def _refuse_moved(tree: dict[str, Any], where: str) -> None:
         raise ConfigError(f"{where}: keys of an earlier version: {'; '.join(dict.fromkeys(found))}")
 
 
+def _refuse_another_method(tree: dict[str, Any], overrides: Sequence[str], where: str) -> None:
+    """Where every setting is written, a method fills nothing: its name would change, and nothing else."""
+    method = _branch(tree, ["algorithm", "method"]) or "ppo"
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "algorithm.method" and value != method:
+            raise ConfigError(
+                f"--set {override}: {where} has every setting of {method}, of which a method's name would change none; expected "
+                "the file that the run was started from, or the settings themselves"
+            )
+
+
 def _told(old: str, new: str, value: Any = None) -> str:
     renamed = RENAMED.get(old, {}).get(value, value) if isinstance(value, str) else None
     return f"`{old}` is now `{new}`" + (f" (here {renamed})" if old.endswith(".kind") and renamed else "")
@@ -248,7 +263,8 @@ def _explain(kind: type[BaseModel], path: Path, item: Any) -> str:
     if item["type"] == "missing":
         return f"{path}: key `{key}` is missing; expected {(field and field.description) or 'a value'}"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{path}: {message}" if not key else f"{path}: `{key}` is {item['input']!r}; expected: {message}"
+    names_its_key = not key or message.startswith(f"{key}.")
+    return f"{path}: {message}" if names_its_key else f"{path}: `{key}` is {item['input']!r}; expected: {message}"
 
 
 def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:

@@ -48,7 +48,7 @@ class ScoringJob(Job):
     gold_judge: str | None = Field(
         None,
         pattern=IMPORT_PATH,
-        description="`package.module:function` of (prompt, answer): a rule that judges answers and never trains",
+        description="`package.module:function` as of a reward: a rule that judges answers and never trains",
     )
     rollout: Rollout = Rollout()
     scoring: Scoring = Scoring()

@@ -261,3 +261,8 @@ METHODS: Mapping[str, Method] = {
         },
     ),
 }
+
+
+def method_named(name: object) -> Method | None:
+    """The method, or None where it is none's name, as checks say later."""
+    return METHODS.get(name) if isinstance(name, str) else None

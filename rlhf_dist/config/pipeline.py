@@ -36,7 +36,7 @@ class ModelShape(Section):
 class EmbeddedTask(Section):
     """An embedded task, which brings its own data, tokenizer and gold judge."""
 
-    name: Literal["dialogue", "summarisation", "translation", "style", "classification"] = Field(
+    name: Literal["dialogue", "summarisation", "translation", "style", "classification", "arithmetic"] = Field(
         "dialogue", description="which task"
     )
     prompts: int = Field(4096, ge=64, description="most prompts that PPO trains on")
@@ -47,7 +47,10 @@ class EmbeddedTask(Section):
 
 
 class PipelineConfig(RLJob):
-    """SFT, a reward model and PPO; what is not under `sft`, `comment_judge` or `reward_model` is PPO's, and shared."""
+    """SFT, a reward model and RL; what is not under `sft`, `comment_judge` or `reward_model` is RL's, and shared.
+
+    A reward model is trained where `reward` has it.
+    """
 
     policy: str = Field("", description="model to start from; with `task`: made from nothing")
     reward: Rewards = Field((ModelReward(path=OWN_REWARD),), description="the first model is the pipeline's own")
@@ -58,13 +61,24 @@ class PipelineConfig(RLJob):
     comment_judge: SFT = Field(SFT(), description="the small comment judge that a task with comments trains for itself")
     reward_model: RewardModel = Field(RewardModel(), description="the reward model")
 
+    @property
+    def trains_reward_model(self) -> bool:
+        """Whether any reward is the pipeline's own model."""
+        return any(reward.kind == "model" and reward.path == OWN_REWARD for reward in self.reward)
+
+    def idle(self) -> dict[str, str]:
+        """And what belongs to a reward model that nobody asks for."""
+        instead = f"expected it beside a reward of kind model whose path is {OWN_REWARD}"
+        own = {"reward_model": instead, "comment_judge": instead}
+        return super().idle() | ({} if self.trains_reward_model else own)
+
     @model_validator(mode="after")
     def _has_data(self) -> PipelineConfig:
         needed = {
             "policy": self.policy,
             "prompts.path": self.prompts.path,
             "sft.data.path": self.sft.data.path,
-            "reward_model.data": self.reward_model.data,
+            "reward_model.data": self.reward_model.data or not self.trains_reward_model,
         }
         missing = [key for key, value in needed.items() if not value]
         if self.task is None and missing:

@@ -52,12 +52,13 @@ class ModelReward(OneReward):
 
 
 class FunctionReward(OneReward):
-    """A rule: a Python function of (prompt, answer)."""
+    """A rule: a Python function of (prompt, answer), or of (prompts, completions), and of the row's columns by name."""
 
     kind: Literal["function"] = Field(description="a Python function")
     path: str = Field(
         pattern=IMPORT_PATH,
-        description="`package.module:function` of (prompt, answer), a real number; it runs in a process of its own",
+        description="`package.module:function` of (prompt, answer), or TRL's (prompts, completions), and columns by name: a real "
+        "number, or None where it has none; it runs in a process of its own",
     )
     timeout_s: float = Field(60.0, gt=0, description="seconds granted to the function for one answer")
 
@@ -70,7 +71,10 @@ OURS = frozenset({"accept-encoding", "connection", "content-encoding", "content-
 
 
 class RemoteReward(OneReward):
-    """A server that takes `{"items": [{"prompt", "answer"}]}` by POST and gives `{"scores": [number]}`."""
+    """A server that takes `{"items": [{"prompt", "answer"}]}` by POST and gives `{"scores": [number]}`.
+
+    Where the prompt's row has other columns, its item has them too, as `"columns": {NAME: VALUE}`.
+    """
 
     kind: Literal["remote"] = Field(description="an HTTP server")
     url: str = Field(

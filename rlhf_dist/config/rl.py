@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from rlhf_dist.config.algorithm import Algorithm, Correction
 from rlhf_dist.config.job import ScoringJob
-from rlhf_dist.config.methods import METHODS
-from rlhf_dist.config.rewards import GOLD, ModelReward, Rewards, check_names
+from rlhf_dist.config.methods import method_named
+from rlhf_dist.config.rewards import GOLD, ModelReward, Rewards, Safety, check_names
 from rlhf_dist.config.sections import Prompts, Section, Weights
 from rlhf_dist.config.supervised import Demonstrations
 
@@ -120,11 +120,10 @@ class RLJob(ScoringJob):
     def _filled_by_the_method(cls, tree: Any) -> Any:
         """What a method says of other sections than its own, where these say nothing."""
         said = tree.get("algorithm", {}) if isinstance(tree, dict) else None
-        method = METHODS.get(said.get("method", "ppo")) if isinstance(said, dict) else None
-        if method is None:
+        if not isinstance(said, dict) or (method := method_named(said.get("method", "ppo"))) is None:
             return tree
         filled = dict(tree)
-        baseline = {**method.algorithm, **said}.get("baseline", "critic")
+        baseline = said.get("baseline", method.algorithm.get("baseline", "critic"))
         learner = {} if baseline == "critic" else {"critic": "none"}
         for name, settings in (("rl", method.rl), ("rollout", method.rollout), ("learner", learner)):
             if settings and isinstance(section := tree.get(name, {}), dict):
@@ -194,7 +193,13 @@ class RLJob(ScoringJob):
         several = (
             "expected it beside `rl.epochs` or `rl.mini_batches` above 1: the policy of an only step is the old one"
         )
+        unscored = "expected it beside a `reward` with a weight"
         idle = {
+            "algorithm.positive_nll_coef": (not self.has_reward, unscored),
+            "correction.proximal": (
+                self.ratio_is_one,
+                "expected it beside `rl.epochs` or `rl.mini_batches` above 1: an only step sees the policy that sampled",
+            ),
             "learner.value": (critic != "model", head if critic == "value_head" else none),
             "critic": (critic != "model", none if critic == "none" else head),
             "algorithm.value_coef": (critic != "value_head", "expected it beside learner.critic value_head alone"),
@@ -287,6 +292,20 @@ class RLJob(ScoringJob):
         return self
 
     @model_validator(mode="after")
+    def _something_is_learnt(self) -> Self:
+        if self.algorithm.critic_warmup >= self.rl.iterations:
+            raise ValueError(
+                f"algorithm.critic_warmup is {self.algorithm.critic_warmup} of rl.iterations {self.rl.iterations}; expected "
+                "fewer, else the policy never learns"
+            )
+        if self.algorithm.filter_groups and not self.has_reward and self.safety == Safety():
+            raise ValueError(
+                "algorithm.filter_groups leaves out prompts whose answers score the same, as all do without a reward; expected "
+                "false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teacher_is_asked(self) -> Self:
         if (self.teacher is None) != (self.algorithm.teacher_coef == 0):
             raise ValueError(
@@ -313,7 +332,7 @@ class RLJob(ScoringJob):
     @model_validator(mode="after")
     def _rewards_are_enough(self) -> Self:
         check_names(self.reward, self.gold_judge)
-        if not any(reward.weight for reward in self.reward) and self.teacher is None:
+        if not self.has_reward and self.teacher is None:
             raise ValueError("reward has no component with a weight; expected at least one that is not 0")
         if self.rl.stop_on.gold_drop is not None and not self.watches_gold:
             raise ValueError(f"rl.stop_on.gold_drop needs a gold_judge, or a reward of weight 0 named {GOLD!r}")
@@ -323,6 +342,11 @@ class RLJob(ScoringJob):
                 "value_head, or a method without a critic"
             )
         return self
+
+    @property
+    def has_reward(self) -> bool:
+        """Whether any reward counts; else a teacher alone says what is better."""
+        return any(reward.weight for reward in self.reward)
 
     @property
     def reward_models(self) -> tuple[str, ...]:

@@ -54,6 +54,9 @@ class Prompts(DataFile):
     """Where prompts come from."""
 
     column: str | None = Field(None, description="column with the prompt; default: `prompt`, else `messages`")
+    columns: dict[str, str] = Field(
+        {}, description="further names of the other columns for functions that score, e.g. {target: ground_truth}"
+    )
     max_tokens: int = Field(512, ge=1, le=1_000_000, description="longest prompt, in tokens")
     too_long: TooLong = Field(
         "refuse", description="longer prompts: refuse the file, truncate their beginnings, or leave them out"

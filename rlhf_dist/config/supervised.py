@@ -1,4 +1,4 @@
-"""Settings of the stages that learn from data: fine-tuning, reward models, direct preference optimisation."""
+"""Settings of the stages that learn from data: fine-tuning, reward models, direct preference optimisation and its like."""
 
 from __future__ import annotations
 
@@ -188,19 +188,91 @@ class RewardConfig(RewardModel, SupervisedJob):
         }
 
 
+READ_BY = {
+    "beta": ("sigmoid", "ipo", "kto", "simpo"),
+    "label_smoothing": ("sigmoid", "simpo"),
+    "reference": ("sigmoid", "ipo", "kto"),
+    "gamma": ("simpo",),
+    "odds_coef": ("orpo",),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+    "desirable_above": ("kto",),
+}
+"""Settings of `DPO` that not every loss reads, and the losses that do."""
+
+
 class DPO(FeedbackTraining):
-    """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) on comparisons."""
+    """A policy from people's judgements without a reward model; numbers that are null are those of the loss's paper."""
 
     held_out: float = Field(0.05, gt=0, lt=1, description="share of the prompts that only evaluation sees")
-    beta: float = Field(0.1, gt=0, description="strength of the pull to the reference")
-    loss: Literal["sigmoid", "ipo"] = Field("sigmoid", description="DPO's, or IPO's (arXiv:2310.12036) squared loss")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be wrong (sigmoid loss)")
+    loss: Literal["sigmoid", "ipo", "kto", "orpo", "simpo"] = Field(
+        "sigmoid",
+        description="DPO's (arXiv:2305.18290), or that of IPO (arXiv:2310.12036), KTO (arXiv:2402.01306: from scores, too), "
+        "ORPO (arXiv:2403.07691) or SimPO (arXiv:2405.14734); the last two need no reference",
+    )
+    beta: float | None = Field(
+        None,
+        gt=0,
+        description="strength of the pull to the reference; of simpo, the scale of its rewards; null: 0.1, of simpo 2",
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be wrong (sigmoid, simpo)")
+    gamma: float | None = Field(
+        None, ge=0, description="by how much the preferred answer's reward should win, in nats (simpo); null: beta / 2"
+    )
+    odds_coef: float = Field(
+        0.1, ge=0, description="weight of the odds ratio beside the preferred answer's likelihood (orpo)"
+    )
+    desirable_weight: float | None = Field(
+        None,
+        gt=0,
+        description="weight of desirable answers (kto); null: the nearest to 1 with which theirs together is 1 to 4/3 times "
+        "that of undesirable ones",
+    )
+    undesirable_weight: float | None = Field(
+        None, gt=0, description="weight of undesirable answers (kto); null: likewise"
+    )
+    desirable_above: float = Field(
+        0.5, ge=0, lt=1, description="scores, from 0 to 1, above which an answer is desirable; else it is not (kto)"
+    )
+
+    @property
+    def scale(self) -> float:
+        """`beta`, or what the loss's paper takes for it."""
+        return self.beta or (2.0 if self.loss == "simpo" else 0.1)
+
+    @property
+    def target_margin(self) -> float:
+        """`gamma`, or what SimPO's paper takes for it."""
+        return self.scale / 2 if self.gamma is None else self.gamma
+
+    @model_validator(mode="after")
+    def _margin_can_be_reached(self) -> DPO:
+        if self.loss == "simpo" and self.target_margin > 2 * self.scale:
+            raise ValueError(
+                f"gamma is {self.target_margin:g} beside beta {self.scale:g}, which asks for "
+                f"{self.target_margin / self.scale:g} nats between the answers in every token; expected at most 2 beta, usually "
+                "0.1 to 0.8 beta"
+            )
+        return self
 
 
 class DPOConfig(DPO, SupervisedJob):
-    """One DPO run."""
+    """One run of direct preference optimisation, or of a method like it."""
 
     folder: ClassVar[str] = "dpo"
 
     model: str = Field(description="Hugging Face folder or name of the policy to train, usually the SFT policy")
     reference: str | None = Field(None, description="the reference policy; null: the policy as it starts")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares the policy with another."""
+        return self.loss in READ_BY["reference"]
+
+    def idle(self) -> dict[str, str]:
+        """Beside those, what the chosen loss does not read."""
+        unread = {key: losses for key, losses in READ_BY.items() if self.loss not in losses}
+        return {
+            **super().idle(),
+            **{key: f"expected it beside `loss: {' or '.join(losses)}`" for key, losses in unread.items()},
+        }

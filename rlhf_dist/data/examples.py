@@ -31,6 +31,8 @@ class ExampleSet:
     """What each unit adds to the number by which the summed loss is divided."""
     where: list[str] = field(default_factory=list)
     """File and line of each unit, where they are known."""
+    mismatched: list[int] = field(default_factory=list)
+    """Of each unit, the row with its prompt and an answer to another, where a loss asks for such (`data.unpaired`)."""
 
     @property
     def strata(self) -> list[float]:
@@ -52,6 +54,7 @@ class ExampleSet:
             units=[self.units[unit] for unit in units],
             weights=[self.weights[unit] for unit in units],
             where=[self.where[unit] for unit in units] if self.where else [],
+            mismatched=[self.mismatched[unit] for unit in units] if self.mismatched else [],
         )
 
 

@@ -21,6 +21,8 @@ from rlhf_dist.progress import counted
 from rlhf_dist.records import GREEDY, Prompt, PromptTask
 
 COLUMNS = ("prompt", "messages")
+READ = frozenset({*COLUMNS, "tools", "chat_template_kwargs", "special_tokens"})
+"""Columns that say what the prompt is, and nothing about its answer."""
 
 
 def read_prompts(settings: Prompts, tokenizer: Any, *, path: str | None = None) -> list[Prompt]:
@@ -41,14 +43,16 @@ def read_prompts(settings: Prompts, tokenizer: Any, *, path: str | None = None) 
     lengths = Lengths(settings.max_tokens, settings.too_long, what="the prompt has", key="prompts")
     found = []
     for number, (where, row) in enumerate(counted(read_table(settings, path), f"tokenising {path}")):
-        value = row[_column(where, row, settings.column)]
+        column = _column(where, row, settings.column)
+        value = row[column]
         reading = reading_of(settings, where, row)
         text, tokens = encoder.prompt(where, value, reading)
         kept = lengths.fit(where, len(tokens), tokens, partial(encoder.words.tail, tokens, settings.max_tokens))
         if kept is not None:
             spoken = _spoken(value, reading, encoder)
             spoken = spoken if spoken.strip() and spoken != text else ""
-            found.append(Prompt(number, tuple(kept), text, _source(value, reading, spoken), spoken))
+            others = other_columns(row, column, settings.columns)
+            found.append(Prompt(number, tuple(kept), text, _source(value, reading, spoken), spoken, others))
     lengths.close(path, encoder)
     return found
 
@@ -64,6 +68,32 @@ def _column(where: str, row: Mapping[str, Any], named: str | None) -> str:
     if chosen is None:
         raise missing(where, row, *COLUMNS, expected="`prompt` or `messages`, or set prompts.column")
     return chosen
+
+
+def other_columns(row: Mapping[str, Any], prompt: str, names: Mapping[str, str]) -> str:
+    """A row's columns beside its prompt, as JSON; what JSON cannot say, as bytes and dates, is left out.
+
+    Args:
+        row: all columns by name.
+        prompt: the column with the prompt.
+        names: further names of columns (`prompts.columns`); a column that has such a name itself goes before.
+    """
+    named = {name: row[column] for name, column in names.items() if column in row}
+    kept = {name: value for name, value in {**named, **row}.items() if name not in READ and name != prompt}
+    if not kept:
+        return ""
+    try:
+        return as_json(kept)
+    except (TypeError, RecursionError):
+        return as_json(told) if (told := {name: value for name, value in kept.items() if _is_json(value)}) else ""
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        as_json(value)
+    except (TypeError, RecursionError):
+        return False
+    return True
 
 
 def _spoken(value: Any, reading: Reading, encoder: Encoder) -> str:

@@ -49,7 +49,7 @@ def compare(
     before: pa.RecordBatch | None,
     after: pa.RecordBatch | None,
     tokenizer: Any,
-    judge: Callable[[str, str], float] | None,
+    judge: Callable[[Prompt, str], float] | None,
 ) -> Verdict:
     """Decode both policies' answers and let the judge, if any, score them; where it fails, there is no score, and it is said."""
     if before is None or after is None:
@@ -59,7 +59,7 @@ def compare(
     lengths: list[tuple[int, int]] = []
     for prompt, *rows in zip(prompts, rows_of(before), rows_of(after), strict=True):
         texts = [tokenizer.decode(row.answer, skip_special_tokens=True) for row in rows]
-        gold = [_judged(judge, prompt.text, text, failures) for text in texts]
+        gold = [_judged(judge, prompt, text, failures) for text in texts]
         comparisons.append(Comparison(prompt.shown, texts[0], texts[1], gold[0], gold[1]))
         lengths.append((int(rows[0].sampled.sum()), int(rows[1].sampled.sum())))
     problem = (
@@ -90,7 +90,9 @@ def _verdict(comparisons: list[Comparison], lengths: Sequence[tuple[int, int]], 
     )
 
 
-def _judged(judge: Callable[[str, str], float] | None, prompt: str, answer: str, failures: list[str]) -> float | None:
+def _judged(
+    judge: Callable[[Prompt, str], float] | None, prompt: Prompt, answer: str, failures: list[str]
+) -> float | None:
     """What the judge says, None where it says no finite number: that is neither better nor worse than another answer.
 
     A judge that fails, or ends the process, does so after hours of training, none of which it may cost: the failure is added to
@@ -101,6 +103,6 @@ def _judged(judge: Callable[[str, str], float] | None, prompt: str, answer: str,
     try:
         said = float(judge(prompt, answer))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - other people's code may fail in any way
-        failures.append(f"{type(error).__name__}: {error}, on prompt {shown(prompt)} and answer {shown(answer)}")
+        failures.append(f"{type(error).__name__}: {error}, on prompt {shown(prompt.text)} and answer {shown(answer)}")
         return None
     return said if math.isfinite(said) else None

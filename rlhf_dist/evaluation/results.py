@@ -46,6 +46,11 @@ class Result:
     """What each of these wins owes to length, in tokens."""
 
 
+def _is_whole(one: ScoredAnswers, part: str) -> bool:
+    """Whether there is such a score of every answer: a mean over those that a function scores compares with no other's."""
+    return part in one.parts and bool(np.isfinite(one.parts[part]).all())
+
+
 def result_of(one: ScoredAnswers, first: ScoredAnswers, targets: Sequence[str], config: EvaluateConfig) -> Result:
     """Everything that is said of one policy; values of several answers to a prompt are averaged before intervals are taken."""
 
@@ -57,10 +62,10 @@ def result_of(one: ScoredAnswers, first: ScoredAnswers, targets: Sequence[str], 
         means["kl"] = one.kl
     if any(reward.weight for reward in config.reward):  # else there is no sum, and all zeros would be ties
         means["reward"] = one.rewards
-    means |= {name: one.parts[name] for name in (GOLD, UNSAFE) if name in one.parts}
+    means |= {name: one.parts[name] for name in (GOLD, UNSAFE) if _is_whole(one, name)}
     wins, lengths = {}, {}
     for name in (GOLD, "reward"):
-        if name in means and one is not first:
+        if name in means and one is not first and (name != GOLD or _is_whole(first, GOLD)):
             against = first.parts[name] if name == GOLD else first.rewards
             labels = [float(np.sign(a - b) + 1) / 2 for a, b in zip(means[name], against, strict=True)]
             wins[name] = win_rate(per_prompt(labels))

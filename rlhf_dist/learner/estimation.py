@@ -28,7 +28,12 @@ Minis = Sequence[Sequence[PackedExperience]]
 
 @torch.no_grad()
 def look_back(
-    policy: TrainedModel, critic: TrainedModel | None, micros: Sequence[PackedExperience], *, recompute: bool
+    policy: TrainedModel,
+    critic: TrainedModel | None,
+    micros: Sequence[PackedExperience],
+    *,
+    recompute: bool,
+    own_reference: bool = False,
 ) -> None:
     """Log-probs and values under the models as they are before the update.
 
@@ -37,6 +42,7 @@ def look_back(
         critic: the critic, unless it is a head of the policy's, or there is none.
         micros: what they are asked about.
         recompute: whether ratios start from the policy's own log-probs, and not from the engine's.
+        own_reference: the policy with its adapters off is the reference.
     """
     has_head = policy.module.value_head is not None
     for micro in micros:
@@ -47,7 +53,7 @@ def look_back(
             log_probs, _, head = policy(micro.packed)
             micro.values = head if has_head else micro.values
             micro.log_probs = log_probs if recompute else micro.rollout_log_probs
-        if not len(micro.ref_log_probs):
+        if own_reference:
             with policy.without_adapters():
                 micro.ref_log_probs = policy(micro.packed)[0]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from rlhf_dist.algorithms.bounds import MOST_NATS
-from rlhf_dist.algorithms.corrections import corrected
+from rlhf_dist.algorithms.corrections import bounded, importance_weights, kept_answers
 from rlhf_dist.algorithms.kl import k3
 from rlhf_dist.algorithms.ragged import segment_sums
 from rlhf_dist.config import Correction
@@ -73,7 +73,7 @@ def record(
         },
     )
     if settings.reject is not None or settings.veto is not None:
-        kept = corrected(proximal, rollout, lengths, settings).kept
+        kept = kept_answers(proximal - rollout, lengths, reject=settings.reject, veto=settings.veto)
         recorder.means(len(kept), {"rollout_corr/rollout_rs_masked_fraction": (~kept).sum()})
     for name, values in {
         f"{PROBS_DIFF}_max": difference,
@@ -84,6 +84,26 @@ def record(
         recorder.largest(name, values)
     recorder.smallest("sampling/importance_sampling_ratio/min", rho)
     recorder.smallest(f"{WEIGHT}_min", weights)
+
+
+def corrected(
+    terms: torch.Tensor, proximal: torch.Tensor, rollout: torch.Tensor, lengths: torch.Tensor, settings: Correction
+) -> torch.Tensor:
+    """Losses of tokens, weighed by pi_p / mu and without answers that are rejected, [tokens] to [tokens].
+
+    Args:
+        terms: [tokens].
+        proximal: [tokens] log pi_p, no gradient.
+        rollout: [tokens] log mu.
+        lengths: [answers], tokens of each.
+        settings: which weights, and which bounds.
+    """
+    log_rho = proximal - rollout
+    if settings.weight != "none":
+        weights = importance_weights(log_rho, lengths, level=settings.weight)
+        terms = terms * bounded(weights, cap=settings.cap, floor=settings.floor, outside=settings.outside)
+    kept = kept_answers(log_rho, lengths, reject=settings.reject, veto=settings.veto)
+    return torch.where(torch.repeat_interleave(kept, lengths), terms, 0.0)
 
 
 def completed(facts: Mapping[str, float]) -> dict[str, float]:

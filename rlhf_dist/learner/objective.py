@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+
+import torch
 
 from rlhf_dist.algorithms.baselines import BASELINES, Baseline
-from rlhf_dist.algorithms.own import EXAMPLE, check_own_answers, check_own_surrogate, function_at
 from rlhf_dist.algorithms.scales import SCALES, Scale
-from rlhf_dist.algorithms.surrogates import Surrogate, surrogate_of
+from rlhf_dist.algorithms.surrogates import (
+    Losses,
+    Surrogate,
+    clip,
+    plain,
+    sequence_clip,
+    soft_gate,
+    squared,
+    weight_cap,
+)
 from rlhf_dist.config import RL, Algorithm, Correction, RLJob
+from rlhf_dist.learner.own import EXAMPLE, check_own_answers, check_own_surrogate, function_at
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,8 @@ class Objective:
     rl: RL
     longest: int
     """Most tokens that an answer may have."""
+    own_reference: bool = False
+    """The policy with its adapters off is the reference."""
 
     @classmethod
     def of(cls, config: RLJob) -> Objective:
@@ -79,3 +93,35 @@ def check_own(algorithm: Algorithm) -> None:
         check_own_answers(algorithm.scale, key="algorithm.scale", arguments=(centred, EXAMPLE))
     if ":" in algorithm.surrogate:
         check_own_surrogate(algorithm.surrogate, key="algorithm.surrogate")
+
+
+def surrogate_of(algorithm: Algorithm) -> Surrogate:
+    """The surrogate that settings ask for, its numbers bound.
+
+    Raises:
+        ConfigError: a function of one's own is not there.
+    """
+    high = algorithm.clip_ratio_high or algorithm.clip_ratio
+    known: dict[str, Surrogate] = {
+        "plain": plain,
+        "clip": partial(clip, low=algorithm.clip_ratio, high=high, dual=algorithm.dual_clip),
+        "sequence_clip": partial(sequence_clip, low=algorithm.clip_ratio, high=high),
+        "weight_cap": partial(weight_cap, cap=algorithm.weight_cap),
+        "soft_gate": partial(
+            soft_gate,
+            temperature=algorithm.gate_temperature,
+            temperature_negative=algorithm.gate_temperature_negative,
+        ),
+        "squared": partial(squared, tau=algorithm.tau),
+    }
+    return known[algorithm.surrogate] if algorithm.surrogate in known else _of_ones_own(algorithm.surrogate)
+
+
+def _of_ones_own(path: str) -> Surrogate:
+    function = function_at(path, key="algorithm.surrogate")
+
+    def surrogate(new: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, lengths: torch.Tensor) -> Losses:
+        said = function(new, old, advantages, lengths)
+        return said if isinstance(said, Losses) else Losses(said, torch.zeros_like(new, dtype=torch.bool))
+
+    return surrogate

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 
 from rlhf_dist.algorithms.bounds import MOST_NATS
-from rlhf_dist.algorithms.corrections import corrected
 from rlhf_dist.algorithms.kl import k1, k3, kl_losses
 from rlhf_dist.algorithms.ragged import segment_sums
 from rlhf_dist.algorithms.value_losses import explained_variance_sums, value_loss_sum
@@ -65,7 +64,8 @@ def update(models: Models, mini_batches: Minis, objective: Objective, now: Now, 
     everything, rl = [micro for mini in mini_batches for micro in mini], objective.rl
     recorder = Recorder(ranks)
     recompute = objective.correction.proximal == "recompute" and not now.ratio_is_one
-    look_back(models.policy, models.critic, everything, recompute=recompute)
+    own = objective.own_reference
+    look_back(models.policy, models.critic, everything, recompute=recompute, own_reference=own)
     estimate(mini_batches, objective, now, ranks)
     _record_batch(recorder, everything, now.kl_coef)
     if recompute:  # else the first steps know the learner's own
@@ -230,8 +230,7 @@ class _Learning:
             record(len(new), {"actor/kl_loss": own.sum()})
             terms = terms + now.kl_coef * own
         if self.objective.correction.acts:
-            made = corrected(old, micro.rollout_log_probs, micro.lengths, self.objective.correction)
-            terms = torch.where(made.kept, terms * made.weights, 0.0)
+            terms = mismatch.corrected(terms, old, micro.rollout_log_probs, micro.lengths, self.objective.correction)
         if entropy is not None:
             terms = terms - now.entropy_coef * entropy
         if algorithm.positive_nll_coef:

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from rlhf_dist.algorithms.filters import shaped_score
 from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.learner.experience import PackedExperience
 from rlhf_dist.learner.objective import Now, Objective
+from rlhf_dist.learner.scores import shaped_score
 from rlhf_dist.learner.shards import Shard
 from rlhf_dist.models import pack
 from rlhf_dist.records import RowKey
@@ -76,7 +76,7 @@ def read_rows(blocks: Mapping[Any, pa.RecordBatch], shard: Shard, objective: Obj
     rewards = []
     for view, row, ended in zip(shard.views, rows, cut, strict=True):
         raw, length = cell(view, "reward", "score").as_py(), int(row.sampled.sum())
-        score = shaped_score(raw, cut=ended, length=length, longest=objective.longest, algorithm=objective.algorithm)
+        score = shaped_score(raw, objective.algorithm, cut=ended, length=length, longest=objective.longest)
         rewards.append(row.token_rewards(score))
     return RankRows(
         rows,

@@ -24,7 +24,7 @@ TITLES = {
     "ppo": "PPO against a learned reward",
     "sft": "Supervised fine-tuning",
     "reward": "A reward model from people's judgements",
-    "dpo": "Direct preference optimisation",
+    "dpo": "A policy from people's judgements",
     "evaluation": "Policies compared",
 }
 STAGES = ("evaluation", "sft", "judge", "reward")
@@ -52,15 +52,15 @@ CHARTS = (
     ("Held-out loss", "eval/loss", "After each epoch. Where it rises while the loss falls, the model learns by heart."),
     ("Accuracy", "train/comparisons/accuracy", "Share of a batch's comparisons that the model decides as people did."),
     ("Held-out accuracy", "eval/comparisons/accuracy", "The same on comparisons that it was not trained on."),
-    ("Accuracy", "train/accuracy", "Share of a batch's comparisons where the chosen answer gained more probability."),
-    ("Held-out accuracy", "eval/accuracy", "The same on comparisons that it was not trained on."),
+    ("Accuracy", "train/accuracy", "Share of a batch's judgements that the policy's own reward decides as people did."),
+    ("Held-out accuracy", "eval/accuracy", "The same on judgements that it was not trained on."),
     ("Gradient norm", "train/grad_norm", "Before clipping."),
     ("Throughput", "perf/throughput", "Tokens per second, over the whole iteration or step."),
 )
 STAGE_TILES = (
     ("eval_loss", "held-out loss", "{:.3f}", "nats per token of the answer, or per judgement"),
     ("eval_perplexity", "perplexity", "{:.2f}", "of held-out answers"),
-    ("accuracy", "accuracy", "{:.1%}", "of held-out comparisons decided as people did"),
+    ("accuracy", "accuracy", "{:.1%}", "of held-out judgements decided as people did"),
     ("ece", "ECE", "{:.3f}", "mean distance of predicted and observed preferences"),
     ("score_error", "score error", "{:.3f}", "mean distance to held-out scores and read comments, 0 to 1"),
     ("demonstrations", "demonstrations", "{}", "learnt"),

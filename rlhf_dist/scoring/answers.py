@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
 from rlhf_dist.errors import RewardError
-from rlhf_dist.records import Failure, RowKey
+from rlhf_dist.records import Failure, RowKey, RowTold
+from rlhf_dist.scoring.told import ToldOf
 from rlhf_dist.secrets import masked
 from rlhf_dist.store.row import Row
 
@@ -57,6 +58,16 @@ class Answers:
     rows: Sequence[Row]
     tokenizer: Any
     failures: Failures = field(default_factory=Failures)
+    rows_told: ToldOf | None = None
+    """What is told of prompts, if some reward asks for it."""
+
+    @cached_property
+    def told(self) -> list[RowTold]:
+        """Of each answer, what is told of its prompt's row."""
+        keys = self.failures.keys
+        if self.rows_told is None or not keys:
+            return [RowTold()] * len(self.rows)
+        return self.rows_told.of([key.prompt_id for key in keys])
 
     @cached_property
     def texts(self) -> list[tuple[str, str]]:
@@ -82,8 +93,9 @@ class Component(Protocol):
 
     name: str
 
-    def score(self, answers: Answers) -> dict[str, list[float]]:
+    def score(self, answers: Answers) -> Mapping[str, Sequence[float | None]]:
         """The component's own values under its name, and whatever else is worth logging of each answer.
 
-        Where there is no number for an answer, it says so by `Answers.fail`, and NaN.
+        Where there is no number for an answer, it says so by `Answers.fail`, and NaN; None says that the component has nothing to
+        say of such an answer, which is no failure.
         """

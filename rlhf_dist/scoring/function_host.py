@@ -1,8 +1,9 @@
 """The process in which a user's function runs: `python -m rlhf_dist.scoring.function_host MODULE:FUNCTION SOCKET PARENT`.
 
 Whatever the function does to its process (it ends it, it never returns, it crashes), the scorer goes on. One line of JSON per
-message, over a socket of its own, so that what the function prints disturbs nothing: in come lists of [prompt, answer], out
-goes, when the function is imported, what was wrong with that, and then a line per answer.
+message, over a socket of its own, so that what the function prints disturbs nothing: in come lists of [prompt, answer] with what
+else is told of each (`records.RowTold`), out goes, when the function is imported, what it asks for or what was wrong, and then a
+line per answer.
 
 It is two processes: one calls the function, and the other only waits for its end, to tell how it ended: in Ray's processes, which
 ignore SIGCHLD, nobody learns that of a child.
@@ -21,6 +22,8 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+
+from rlhf_dist.scoring.signatures import Asks, Item, asks_of, called, called_together
 
 LONGEST_CAUSE = 500
 """Characters of what a function says went wrong."""
@@ -78,22 +81,40 @@ def _serve(path: str, handle: int) -> None:
 
         module, _, name = path.partition(":")
         try:
-            rule: Callable[[str, str], Any] = getattr(importlib.import_module(module), name)
+            rule: Callable[..., Any] = getattr(importlib.import_module(module), name)
             if not callable(rule):
                 raise TypeError(f"{name} is {type(rule).__name__}; expected a function")
+            asks = asks_of(rule)
         except BaseException as error:  # noqa: BLE001 - a module may raise anything, SystemExit too
             tell({"error": described(error)})
             return
-        tell({})
+        tell({"asks": asks})
         for line in lines:
-            for prompt, answer in json.loads(line):
-                try:
-                    told: dict[str, Any] = {"value": number(rule(prompt, answer))}
-                except NoNumber as error:
-                    told = {"error": str(error)}
-                except BaseException as error:  # noqa: BLE001 - so may a function
-                    told = {"error": f"raised {described(error)}"}
+            items = [Item.of(*each) for each in json.loads(line)]
+            for told in _of_batch(rule, asks, items) if asks.batch else (_of_one(rule, asks, item) for item in items):
                 tell(told)
+
+
+def _of_one(rule: Callable[..., Any], asks: Asks, item: Item) -> dict[str, Any]:
+    try:
+        return _score(called(rule, asks, item))
+    except BaseException as error:  # noqa: BLE001 - a function may raise anything, too
+        return {"error": f"raised {described(error)}"}
+
+
+def _of_batch(rule: Callable[..., Any], asks: Asks, items: list[Item]) -> list[dict[str, Any]]:
+    try:
+        return [_score(each) for each in called_together(rule, asks, items)]
+    except BaseException as error:  # noqa: BLE001 - as above
+        return [{"error": f"raised {described(error)}", "together": True}] * len(items)
+
+
+def _score(said: Any) -> dict[str, Any]:
+    """A score as it is told; null where the function says by None that it has none for this answer."""
+    try:
+        return {"value": None if said is None else number(said)}
+    except NoNumber as error:
+        return {"error": str(error)}
 
 
 def _die_with(parent: int) -> None:

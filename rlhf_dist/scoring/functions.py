@@ -9,17 +9,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 from rlhf_dist.config import FunctionReward
 from rlhf_dist.errors import ConfigError, RewardError, RunError
 from rlhf_dist.files import as_json
 from rlhf_dist.progress import step
+from rlhf_dist.records import RowTold
 from rlhf_dist.scoring.answers import Answers, passage
+from rlhf_dist.scoring.signatures import Asks
 
-Rule = Callable[[str, str], float]
-"""Score of (prompt, answer); higher is better."""
+Said = float | str | None
+"""Of an answer its score, why there is none, or None where the function says that it has none for such an answer."""
+NOTHING = RowTold()
 START_S = 300.0
 """Seconds in which a function's module must be imported."""
 LOOK_S = 1.0
@@ -33,7 +37,8 @@ class _Silent(Exception):
 class GuardedRule:
     """A function that can neither hang nor end the process that calls it. Call it from one thread.
 
-    What it may return: a real number, of Python's, NumPy's or torch's; a truth value, text and None are none.
+    What it may return: a real number, of Python's, NumPy's or torch's, or None where it has no score for such an answer; a truth
+    value and text are none.
     """
 
     def __init__(self, path: str, timeout_s: float, *, key: str = "") -> None:
@@ -57,23 +62,45 @@ class GuardedRule:
             said = self._line(START_S)
         except _Silent as gone:
             said = {"error": f"it {gone}, while it was imported"}
-        if said:
+        if "error" in said:
             self.close()
             raise ConfigError(f"{self._key} is {path!r}: {said['error']}; expected package.module:function")
+        self.asks = Asks(*said["asks"])
+        """What it is to be given."""
 
-    def __call__(self, prompt: str, answer: str) -> float:
-        """The score of one answer.
+    def __call__(self, prompt: str, answer: str, told: RowTold = NOTHING) -> float:
+        """The score of one answer; NaN where it has none for such an answer.
 
         Raises:
             RewardError: names function, prompt and answer, and what happened.
         """
-        (said,) = self.scores([(prompt, answer)])
+        (said,) = self.scores([(prompt, answer, *told)])
         if isinstance(said, str):
             raise RewardError(f"{said}, on prompt {passage(prompt)!r} and answer {passage(answer)!r}")
-        return said
+        return float("nan") if said is None else said
 
-    def scores(self, texts: Sequence[tuple[str, str]]) -> Iterator[float | str]:
-        """Of each (prompt, answer), its score as the function says it (it may be NaN), or why there is none."""
+    def scores(self, texts: Sequence[tuple[str, ...]]) -> Iterator[Said]:
+        """Of each (prompt, answer), with or without `RowTold`'s fields, what the function says (it may be NaN), or why nothing.
+
+        One of TRL's form is asked about all at once. If that call fails in any way, it is asked about each by itself.
+        """
+        together = self._together(texts) if self.asks.batch and len(texts) > 1 else None
+        return self._one_by_one(texts) if together is None else iter(together)
+
+    def _together(self, texts: Sequence[tuple[str, ...]]) -> list[Said] | None:
+        """What the function says of all; None: the call failed, whichever answer it was that made it fail."""
+        self._ready()
+        try:
+            self._send(texts)
+            lines = [self._line(self._timeout_s * (1 if n else len(texts))) for n in range(len(texts))]
+        except _Silent:
+            self._end()
+            return None
+        self._owed = 0
+        step()
+        return None if any("together" in told for told in lines) else [self._said(told) for told in lines]
+
+    def _one_by_one(self, texts: Sequence[tuple[str, ...]]) -> Iterator[Said]:
         done = 0
         while done < len(texts):
             self._ready()
@@ -82,7 +109,7 @@ class GuardedRule:
                 for _ in texts[done:]:
                     told = self._line(self._timeout_s)
                     done, self._owed = done + 1, self._owed - 1
-                    yield told.get("value", f"{self._path} {told.get('error')}")
+                    yield self._said(told)
                     step()
             except _Silent as gone:
                 self._end()
@@ -90,6 +117,10 @@ class GuardedRule:
                     raise RunError(f"{self._path} was called after its end") from None
                 done += 1
                 yield f"{self._path} {gone}"
+
+    def _said(self, told: dict[str, Any]) -> Said:
+        said: Said = told["value"] if "value" in told else f"{self._path} {told['error']}"
+        return said
 
     def close(self) -> None:
         """End its process; another thread may be waiting for it."""
@@ -124,7 +155,7 @@ class GuardedRule:
             said = self._line(START_S)
         except _Silent as gone:
             said = {"error": f"it {gone}, while it was imported again"}
-        if said:
+        if "error" in said:
             raise RewardError(f"{self._path}: {said['error']}")
 
     def _is_quiet(self) -> bool:
@@ -138,7 +169,7 @@ class GuardedRule:
             return False
         return False
 
-    def _send(self, texts: Sequence[tuple[str, str]]) -> None:
+    def _send(self, texts: Sequence[tuple[str, ...]]) -> None:
         self._connection.settimeout(self._timeout_s)
         self._owed = len(texts)
         try:
@@ -146,7 +177,7 @@ class GuardedRule:
         except OSError:
             raise _Silent("ended its process") from None
 
-    def _line(self, limit_s: float) -> dict[str, float | str]:
+    def _line(self, limit_s: float) -> dict[str, Any]:
         """The next message."""
         deadline = time.monotonic() + limit_s
         while b"\n" not in self._buffer:
@@ -165,7 +196,7 @@ class GuardedRule:
                 raise _Silent("ended its process")
             self._buffer += piece
         line, _, self._buffer = self._buffer.partition(b"\n")
-        told: dict[str, float | str] = json.loads(line)
+        told: dict[str, Any] = json.loads(line)
         if "ended" in told:
             code = int(told["ended"])
             by = f" by {signal.Signals(-code).name}" if code < 0 else f", exit code {code}"
@@ -189,10 +220,14 @@ class RuleReward:
         self.name = settings.name
         self._rule = GuardedRule(settings.path, settings.timeout_s, key=f"reward {settings.name}")
 
-    def score(self, answers: Answers) -> dict[str, list[float]]:
-        """What the function says of each answer; one without a number has failed."""
-        found = []
-        for number, said in enumerate(self._rule.scores(answers.texts)):
+    def score(self, answers: Answers) -> dict[str, list[float | None]]:
+        """What the function says of each answer; one of which it says neither a number nor None has failed."""
+        texts = answers.texts
+        asked = (
+            [(*text, *told) for text, told in zip(texts, answers.told, strict=True)] if self._rule.asks.rows else texts
+        )
+        found: list[float | None] = []
+        for number, said in enumerate(self._rule.scores(asked)):
             if isinstance(said, str):
                 answers.fail(number, self.name, said)
             found.append(float("nan") if isinstance(said, str) else said)

@@ -51,7 +51,7 @@ class ReferenceScorer:
         self._batch_tokens, self._device, self._plain = batch_tokens, device, plain
 
     def score(self, rows: Sequence[Row], failures: Failures | None = None) -> dict[str, list[Any]]:
-        """Column `ref_log_probs` or `teacher_log_probs`, with `plain` also `plain_log_probs`: of the sampled tokens of the rows."""
+        """Column `ref_log_probs` or `teacher_log_probs`, with `plain` also `plain_log_probs`, of the sampled tokens."""
         found = {COLUMN[self.writer]: self._log_probs(rows)}
         if self._plain:
             with at_temperature(self._model, 1.0):

@@ -16,6 +16,7 @@ from rlhf_dist.config import RemoteReward
 from rlhf_dist.errors import RewardError
 from rlhf_dist.files import as_json
 from rlhf_dist.progress import step
+from rlhf_dist.records import RowTold
 from rlhf_dist.scoring.answers import Answers
 from rlhf_dist.secrets import masked, secret
 
@@ -68,20 +69,20 @@ class ServerReward:
         Raises:
             RewardError: after all attempts there is no reply, or the server refuses to give one.
         """
-        texts, size = answers.texts, self._settings.batch
+        items = [item_of(*text, told) for text, told in zip(answers.texts, answers.told, strict=True)]
+        size = self._settings.batch
         found: list[float] = []
-        for start in range(0, len(texts), size):
-            batch = texts[start : start + size]
-            for said in self._ask(batch):
+        for start in range(0, len(items), size):
+            for said in self._ask(items[start : start + size]):
                 if isinstance(said, str):
                     answers.fail(len(found), self.name, f"{self._settings.url}: {said}")
                 found.append(float("nan") if isinstance(said, str) else said)
         return {self.name: found}
 
-    def _ask(self, batch: Sequence[tuple[str, str]]) -> list[float | str]:
+    def _ask(self, batch: Sequence[dict[str, Any]]) -> list[float | str]:
         """A score for each answer, or why there is none."""
         settings = self._settings
-        asked = {"items": [{"prompt": prompt, "answer": answer} for prompt, answer in batch]}
+        asked = {"items": batch}
         for attempt in range(settings.attempts):
             try:
                 body = self._loop.run_until_complete(self._watched(asked))
@@ -139,6 +140,11 @@ class ServerReward:
                 if len(body) > self._settings.max_kib * 1024:
                     raise BadReply(f"the reply is larger than {self._settings.max_kib} KiB (max_kib)")
             return bytes(body)
+
+
+def item_of(prompt: str, answer: str, told: RowTold) -> dict[str, Any]:
+    """What a server is asked about an answer: its prompt's other columns too, if there are any."""
+    return {"prompt": prompt, "answer": answer, **({"columns": json.loads(told.columns)} if told.columns else {})}
 
 
 def _backoff_s(attempt: int) -> float:

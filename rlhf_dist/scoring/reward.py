@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from rlhf_dist.config import FunctionReward, ModelReward, RemoteReward, Reward, Safety
 from rlhf_dist.models import load_tokenizer
@@ -14,6 +15,7 @@ from rlhf_dist.scoring.functions import RuleReward
 from rlhf_dist.scoring.remote import ServerReward
 from rlhf_dist.scoring.reward_models import LearnedReward
 from rlhf_dist.scoring.safety import Rules
+from rlhf_dist.scoring.told import ToldOf
 from rlhf_dist.store.row import Row
 
 
@@ -22,7 +24,7 @@ class RewardScorer:
 
     writer = "reward"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a setting or a place of its own
         self,
         rewards: Sequence[Reward],
         safety: Safety,
@@ -32,6 +34,7 @@ class RewardScorer:
         batch_tokens: int,
         device: str,
         attention: str = "sdpa",
+        told: pa.Table | None = None,
     ) -> None:
         """Load everything.
 
@@ -43,6 +46,7 @@ class RewardScorer:
             batch_tokens: most tokens of a forward pass.
             device: where models go.
             attention: their attention kernels.
+            told: what functions and servers are told of prompts' rows (`told_of`), if any asks.
         """
 
         def load(reward: Reward) -> Component:
@@ -56,6 +60,7 @@ class RewardScorer:
         self._weighted = [(reward.weight, load(reward)) for reward in rewards]
         self._rules, self._cap = Rules(safety, device=device), safety.cap
         self._tokenizer = load_tokenizer(tokenizer)
+        self._told = None if told is None else ToldOf(told)
 
     def score(self, rows: Sequence[Row], failures: Failures | None = None) -> dict[str, list[Any]]:
         """Columns `score` and `score_parts`, in the order of the rows; NaN where a reward failed.
@@ -67,13 +72,13 @@ class RewardScorer:
         Raises:
             RewardError: more rows failed than may, or a server is down.
         """
-        answers = Answers(rows, self._tokenizer, failures or Failures())
-        totals, parts = [0.0] * len(rows), dict[str, list[float]]()
-        for weight, component in self._weighted:
+        answers = Answers(rows, self._tokenizer, failures or Failures(), self._told)
+        parts = dict[str, Sequence[float | None]]()
+        for _, component in self._weighted:
             said = component.score(answers)
             _check_finite(answers, said)
             parts |= said
-            totals = [total + weight * own for total, own in zip(totals, said[component.name], strict=True)]
+        totals = self._totals(answers, parts)
         _check_finite(answers, {"score": totals})
         verdicts = self._rules.verdicts(answers)
         scores = [
@@ -82,8 +87,25 @@ class RewardScorer:
         parts |= verdicts.by_name()
         return {
             "score": [float("nan") if n in answers.failures.causes else score for n, score in enumerate(scores)],
-            "score_parts": [[*zip(parts, row, strict=True)] for row in zip(*parts.values(), strict=True)],
+            "score_parts": [
+                [(name, each) for name, each in zip(parts, row, strict=True) if each is not None]
+                for row in zip(*parts.values(), strict=True)
+            ],
         }
+
+    def _totals(self, answers: Answers, parts: Mapping[str, Sequence[float | None]]) -> list[float]:
+        """Weighted sums of what was said of each answer; one of which no reward with a weight says anything has failed."""
+        counted = [(component.name, weight) for weight, component in self._weighted if weight]
+        totals = [0.0] * len(answers.rows)
+        for number in range(len(totals)):
+            own = [(weight, said) for name, weight in counted if (said := parts[name][number]) is not None]
+            totals[number] = sum(weight * said for weight, said in own)
+            if counted and not own and number not in answers.failures.causes:
+                names = ", ".join(name for name, _ in counted)
+                answers.fail(
+                    number, names, "says None, and no other reward has a score; expected a number of one of them"
+                )
+        return totals
 
     def close(self) -> None:
         """End the processes of functions; another thread may be waiting for them."""
@@ -92,11 +114,11 @@ class RewardScorer:
                 component.close()
 
 
-def _check_finite(answers: Answers, said: Mapping[str, Sequence[float]]) -> None:
+def _check_finite(answers: Answers, said: Mapping[str, Sequence[float | None]]) -> None:
     """Fail answers whose numbers are not finite as the column's float32: 1e39 is finite, and infinite there."""
     for name, values in said.items():
         with np.errstate(over="ignore"):
-            finite = np.isfinite(np.asarray(values, np.float32))
+            finite = np.isfinite(np.asarray([0.0 if each is None else each for each in values], np.float32))
         for number in np.flatnonzero(~finite).tolist():
             if number not in answers.failures.causes:
                 answers.fail(number, name, f"it is {values[number]:g}; expected a finite number, as float32")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -29,6 +30,8 @@ from rlhf_dist.store.schema import keys_of, written_by
 from rlhf_dist.telemetry import logs, tracing
 
 log = logging.getLogger(__name__)
+FETCH_S = 120.0
+"""In which what a scorer is made of comes from another node."""
 
 
 class Scorer(Protocol):
@@ -74,6 +77,7 @@ class ScoringWorker:
         keep(secrets or {})
         self._alone = OneThread()
         self._loaded: Scorer | None = None
+        self._stale, self._renewed = threading.Event(), threading.Event()
         self.progress = Pulse()
         progress.STEPS.append(self.progress.step)
 
@@ -105,7 +109,17 @@ class ScoringWorker:
         """The scorer's columns by name, in the order of a batch's rows (`store.schema.ROLLOUT`)."""
         return self._alone(self._columns, keys_of(batch), rows_of(batch), Failures(0, keys_of(batch)))
 
-    def run(self, store: Any, patient: bool, timeout_s: float) -> None:
+    def renew(self, arguments: dict[str, Any]) -> None:
+        """Load the scorer anew with some arguments changed, between two chunks.
+
+        Waits for: the loop of `run`, which looks up after every chunk, and every `poll_s`.
+        """
+        self._arguments = {**self._arguments, **arguments}
+        self._renewed.clear()
+        self._stale.set()
+        self._renewed.wait()
+
+    def run(self, store: Any, patient: bool, timeout_s: float, poll_s: float = POLL_S) -> None:
         """Until the end of the run: lease a chunk without our columns, compute them, hand them over.
 
         Waits for: whole chunks. Unblocked by: a rollout worker's append.
@@ -114,8 +128,9 @@ class ScoringWorker:
             store: the store that rows are leased from.
             patient: begin when the last row of all is there.
             timeout_s: seconds granted to each call to the store.
+            poll_s: seconds after which it looks up from waiting, for a scorer that is to be loaded anew.
         """
-        self._alone(self._serve, store, patient, timeout_s)
+        self._alone(self._serve, store, patient, timeout_s, poll_s)
 
     @property
     def _scorer(self) -> Scorer:
@@ -124,14 +139,19 @@ class ScoringWorker:
 
     def _load(self) -> Scorer:
         import_transformers()
-        scorer: Scorer = self._kind(**self._arguments, device=device_of_this_process(self._threads))
+        given = {name: fetched(each) for name, each in self._arguments.items()}
+        scorer: Scorer = self._kind(**given, device=device_of_this_process(self._threads))
         return scorer
 
-    def _serve(self, store: Any, patient: bool, timeout_s: float) -> None:
+    def _serve(self, store: Any, patient: bool, timeout_s: float, poll_s: float) -> None:
         writer = self._scorer.writer
         while True:
-            leased = store.next_rows.remote(self.name, writer, patient, POLL_S)
-            views: list[RowView] = fetch(leased, timeout_s=POLL_S + timeout_s, doing="leasing rows")
+            if self._stale.is_set():
+                self._stale.clear()
+                self._loaded = self._load()
+                self._renewed.set()
+            leased = store.next_rows.remote(self.name, writer, patient, poll_s)
+            views: list[RowView] = fetch(leased, timeout_s=poll_s + timeout_s, doing="leasing rows")
             if not views:
                 continue
             keys = [RowKey(*view.key) for view in views]
@@ -152,6 +172,13 @@ class ScoringWorker:
         sound = [number for number in range(len(rows)) if number not in failures.causes]
         _check_finite([keys[number] for number in sound], _chosen(columns, sound), self._scorer.writer)
         return columns
+
+
+def fetched(argument: Any) -> Any:
+    """An argument of a scorer, which for its size may be in the object store."""
+    import ray
+
+    return ray.get(argument, timeout=FETCH_S) if isinstance(argument, ray.ObjectRef) else argument
 
 
 def _chosen(columns: dict[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:

@@ -29,7 +29,7 @@ from rlhf_dist.run_folder.passages import Passage
 from rlhf_dist.stages.fitting import check_stage
 from rlhf_dist.stages.generation import answers_to, generating
 from rlhf_dist.stages.hub import resolved
-from rlhf_dist.stages.scoring import check_functions, scorer_kinds, scoring
+from rlhf_dist.stages.scoring import check_columns, check_functions, scorer_kinds, scoring, told_of_rows
 from rlhf_dist.stages.supervised import encoder_of
 from rlhf_dist.store.row import rows_of
 
@@ -92,6 +92,7 @@ def prepare(config: EvaluateConfig) -> PreparedEvaluation:
     check_stage(config, folders, encoder, longest)
     prompts = read_prompts(config.prompts, encoder)[: config.prompts.held_out_limit]
     check_functions(config)
+    check_columns(config, config.prompts.path, prompts)
     return PreparedEvaluation(encoder, prompts, _targets(config, prompts))
 
 
@@ -165,6 +166,7 @@ def _score(
     """Reward and reference over all policies' answers."""
     first = next(iter(config.policies.values()))
     kinds = scorer_kinds(config, policy=first, reference=config.reference or first)
+    kinds["reward"] = told_of_rows(config, kinds["reward"], prepared.prompts)
     scored: dict[str, dict[str, Any]] = {name: {} for name in generated}
     for role, kind in kinds.items():
         with scoring(role, kind, config, run_dir) as worker:
@@ -190,6 +192,7 @@ def _scored(
     reference = [float(sum(each)) for each in scored["ref_log_probs"]]
     own = [float(sum(each)) for each in batch.column("rollout_log_probs").to_pylist()]
     rows = [dict(each) for each in scored["score_parts"]]
+    names = dict.fromkeys(name for row in rows for name in row)
     return ScoredAnswers(
         name=name,
         answers=[prepared.encoder.tokenizer.decode(row.answer, skip_special_tokens=True) for row in found],
@@ -198,7 +201,7 @@ def _scored(
         kl=None if truncated else [a - b for a, b in zip(own, reference, strict=True)],
         plain_log_probs=[float(sum(each)) for each in scored["plain_log_probs"]],
         rewards=[float(each) for each in scored["score"]],
-        parts={part: [row[part] for row in rows] for part in (rows[0] if rows else {})},
+        parts={part: [row.get(part, float("nan")) for row in rows] for part in names},
     )
 
 

@@ -1,4 +1,4 @@
-"""The whole way: fine-tuning, a reward model, PPO; each stage's output is the next one's input.
+"""The whole way: fine-tuning, a reward model if PPO's rewards have it, PPO; each stage's output is the next one's input.
 
 Finished stages are skipped, unless what they have read has changed since: then they run again, and after them those that read
 what they made. What such a stage had left is moved into its `earlier-N/`. What people said of the run's own answers, once
@@ -158,8 +158,11 @@ def rl_config(config: PipelineConfig, path: Path) -> RLConfig:
 def supervised_stages(config: PipelineConfig, path: Path) -> list[tuple[SharingStage, str, Job]]:
     """Modules, names and configs of the stages before PPO."""
     judge = _sft_config(config, config.comment_judge, path / "stages/judge")
+    tuned: tuple[SharingStage, str, Job] = (sft, "sft", _sft_config(config, config.sft, path / "stages/sft"))
+    if not config.trains_reward_model:
+        return [tuned]
     return [
-        (sft, "sft", _sft_config(config, config.sft, path / "stages/sft")),
+        tuned,
         *([(sft, "judge", judge)] if judge.data.path else []),
         (reward, "reward", _reward_config(config, path)),
     ]

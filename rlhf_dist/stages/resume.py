@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_dist.checkpoint import checkpoints, complete_or_absent, prune, verify
+from rlhf_dist.checkpoint import checkpoints, complete_or_absent, prune, steps, verify
 from rlhf_dist.config import RLConfig, dump, load
 from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.files import as_exact_json, read_as, readable_rows
@@ -27,6 +27,7 @@ from rlhf_dist.learner.optimizer_state import check_readable
 from rlhf_dist.models import write_ends
 from rlhf_dist.run_folder.names import CONFIG, METRICS
 from rlhf_dist.stages.changes import changes, check_changes
+from rlhf_dist.stages.moving_reference import prune as prune_references
 from rlhf_dist.stages.wiring import Begin
 from rlhf_dist.steering import State
 
@@ -53,6 +54,7 @@ def save_checkpoint(
     kept = config.checkpoints_kept
     values = _measured(run_dir, kept.by) if kept.best else {}
     prune(run_dir, state.iteration, last=kept.last, best=kept.best, values=values)
+    prune_references(run_dir, steps(run_dir))
     return folder
 
 

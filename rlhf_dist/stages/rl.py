@@ -16,7 +16,7 @@ from rlhf_dist.cluster.fleet import Fleet
 from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.cluster.session import check_size, has_gpus, namespace_of, session
 from rlhf_dist.config import RLConfig
-from rlhf_dist.controller import Parts, train
+from rlhf_dist.controller import train
 from rlhf_dist.data.demonstrations import demonstration_set, read_demonstrations
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.example_view import view
@@ -30,6 +30,7 @@ from rlhf_dist.learner.memory import Memory, object_store_bytes
 from rlhf_dist.learner.objective import check_own
 from rlhf_dist.learner.snapshot import Snapshot
 from rlhf_dist.models import check_same_tokenizer, write_ends
+from rlhf_dist.parts import Parts
 from rlhf_dist.planning.memory import ModelSize
 from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.records import Failure, Prompt, RowKey
@@ -41,9 +42,10 @@ from rlhf_dist.scoring.functions import GuardedRule
 from rlhf_dist.stages.fitting import check_stage
 from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.inputs import changed, keep_inputs, kept_inputs
+from rlhf_dist.stages.reference_values import reference_values
 from rlhf_dist.stages.restarting import restarting
 from rlhf_dist.stages.resume import newest, save_checkpoint
-from rlhf_dist.stages.scoring import check_functions
+from rlhf_dist.stages.scoring import check_columns, check_functions
 from rlhf_dist.stages.supervised import encoder_of
 from rlhf_dist.stages.wiring import Begin, Where, engines, placed, wired
 from rlhf_dist.steering import State
@@ -139,8 +141,10 @@ def read_inputs(config: RLConfig, encoder: Encoder) -> Inputs:
     check_own(config.algorithm)
     settings = config.prompts
     prompts = read_prompts(settings, encoder)
+    check_columns(config, settings.path, prompts)
     PromptSampler(prompts, batch=config.rl.prompts_per_iteration, samples=1, seed=config.seed)
     held_out = read_prompts(settings, encoder, path=settings.held_out) if settings.held_out else []
+    check_columns(config, settings.held_out, held_out, judge_only=True)
     return prompts, held_out[: settings.held_out_limit]
 
 
@@ -184,8 +188,10 @@ def _verdict(config: RLConfig, prepared: PreparedRL, before: Any, after: Any) ->
     """The gold judge's, if there is one, on the answers before and after."""
     if config.gold_judge is None:
         return compare(prepared.held_out, before, after, prepared.tokenizer, None)
-    with closing(GuardedRule(config.gold_judge, JUDGE_S)) as judge:
-        return compare(prepared.held_out, before, after, prepared.tokenizer, judge)
+    with closing(GuardedRule(config.gold_judge, JUDGE_S)) as rule:
+        return compare(
+            prepared.held_out, before, after, prepared.tokenizer, lambda of, said: rule(of.text, said, of.told)
+        )
 
 
 def memory_of(config: RLConfig) -> Memory[State]:
@@ -234,7 +240,7 @@ class _Going:
     def _wired(self, start: _Start) -> tuple[str | None, Any]:
         config, folder = self.config, self.folder
         where, rollouts = self._stays = self._stays or self._placed()
-        with wired(config, where, rollouts, start.begin, self.memory) as parts:
+        with wired(config, where, rollouts, start.begin, self.memory, self.prepared.prompts) as parts:
             if start.snapshot is not None:
                 parts.learner.restore(start.snapshot)
             self.memory.clear()
@@ -304,8 +310,9 @@ def _train(parts: Parts, prepared: PreparedRL, config: RLConfig, folder: RLFolde
     if prepared.demonstrations is not None:
         parts.learner.imitate(prepared.demonstrations)
     parts.memory.keep(parts.learner, state.copy())
-    with folder.console.progress("PPO", config.rl.iterations, done=state.iteration):
-        return train(parts, prompts, config, probe_tokens=probe, report=report, state=state)
+    values = reference_values(parts, prompts, config, folder.path, iteration=state.iteration)
+    with folder.console.progress(config.algorithm.method, config.rl.iterations, done=state.iteration):
+        return train(parts, prompts, config, probe_tokens=probe, report=report, state=state, values=values)
 
 
 def spans_of(parts: Parts, *, timeout_s: float) -> dict[str, list[Span]]:

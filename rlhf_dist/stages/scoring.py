@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +14,18 @@ from rlhf_dist.cluster.session import has_gpus
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import GOLD, EvaluateConfig, FunctionReward, Reward, RLConfig
 from rlhf_dist.errors import ConfigError
+from rlhf_dist.records import Prompt
 from rlhf_dist.scoring.functions import GuardedRule
 from rlhf_dist.scoring.reference import ReferenceScorer
 from rlhf_dist.scoring.reward import RewardScorer
+from rlhf_dist.scoring.signatures import Asks
+from rlhf_dist.scoring.told import told_of
 from rlhf_dist.scoring.worker import ScoringWorker
 from rlhf_dist.secrets import Secrets, keep
 from rlhf_dist.telemetry.logs import log_dir
+
+JUDGE = "gold_judge"
+"""The setting, as messages have it."""
 
 
 class ScorerKind(NamedTuple):
@@ -82,10 +90,63 @@ def check_functions(config: RLConfig | EvaluateConfig) -> None:
         ConfigError: names the path, or the environment variable, and the reward or key that has it.
     """
     secrets_of(config)
+    _asks_of(config)
+
+
+def check_columns(
+    config: RLConfig | EvaluateConfig, path: str | None, prompts: Sequence[Prompt], *, judge_only: bool = False
+) -> None:
+    """See that every column that a function cannot do without is there.
+
+    Args:
+        config: rewards and gold judge.
+        path: the file, for the message.
+        prompts: its rows; a column that any of them has is there, and None in the others.
+        judge_only: whether only the gold judge sees these rows.
+
+    Raises:
+        ConfigError: names function, parameter, and the columns that there are.
+    """
+    asks = {key: each for key, each in _asks_of(config).items() if key[0] == JUDGE or not judge_only}
+    if not prompts or not any(each.needed for each in asks.values()):
+        return
+    there = sorted({name for prompt in prompts if prompt.columns for name in json.loads(prompt.columns)})
+    for (key, function), each in asks.items():
+        if missing := each.missing(there):
+            known = ", ".join(there) or "none beside the prompt"
+            raise ConfigError(
+                f"{key} is {function!r}, whose parameter {missing[0]!r} no column of {path} provides: its columns are "
+                f"{known}; expected one of that name, or prompts.columns.{missing[0]}, or a default value"
+            )
+
+
+def told_of_rows(config: RLConfig | EvaluateConfig, kind: ScorerKind, prompts: Sequence[Prompt]) -> ScorerKind:
+    """A reward scorer that is told of prompts' rows, if any reward asks for that and there is something to tell."""
+    import ray
+
+    asked = any(reward.kind == "remote" for reward in config.reward) or any(
+        each.rows for each in _asks_of(config).values()
+    )
+    if not asked or not any(prompt.columns or prompt.source for prompt in prompts):
+        return kind
+    return kind._replace(arguments={**kind.arguments, "told": ray.put(told_of(prompts))})
+
+
+def _asks_of(config: RLConfig | EvaluateConfig) -> dict[tuple[str, str], Asks]:
+    """What functions ask for, by the key and path of each."""
+    found = {}
     for reward in rewards_of(config):
         if reward.kind == "function":
-            key = "gold_judge" if reward.name == GOLD and config.gold_judge else f"reward {reward.name}"
-            GuardedRule(reward.path, reward.timeout_s, key=key).close()
+            key = JUDGE if reward.name == GOLD and config.gold_judge else f"reward {reward.name}"
+            found[key, reward.path] = _asks(key, reward.path, reward.timeout_s)
+    return found
+
+
+@cache
+def _asks(key: str, path: str, timeout_s: float) -> Asks:
+    """Cached, since to import a function takes a process and its seconds."""
+    with closing(GuardedRule(path, timeout_s, key=key)) as rule:
+        return rule.asks
 
 
 def secrets_of(config: RLConfig | EvaluateConfig) -> Secrets:

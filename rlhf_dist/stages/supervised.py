@@ -30,6 +30,10 @@ UNITS = "units"
 """`KIND/units` counts what the other sums `KIND/...` of a loss are over."""
 
 
+Settle = Callable[[LearnerGroup, Any, ExampleSet], Loss]
+"""Of the group that holds `model`, the handle of a table and the units of a step or an evaluation, their loss."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """What a stage learns, from what."""
@@ -38,6 +42,8 @@ class Objective:
     held_out: ExampleSet
     loss: Loss
     training: Training
+    settle: Settle | None = None
+    """Where a loss needs to know something of all of a step's units together, what finds it out."""
 
     @property
     def steps(self) -> int:
@@ -177,6 +183,9 @@ def train(
     """
     import ray
 
+    def loss_of(table: Any, units: ExampleSet) -> Loss:
+        return objective.settle(learner, table, units) if objective.settle else objective.loss
+
     stored, held_out = ray.put(objective.train.table), ray.put(objective.held_out.table)
     found = begin.found
     for step, (epoch, is_last, chosen) in enumerate(_batches(objective, seed), start=offset):
@@ -184,14 +193,16 @@ def train(
             continue
         began = time.perf_counter()
         draws = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
-        batch = batch_of(stored, objective.train.selected(chosen), draws=draws)
-        facts = per_kind(learner.train_step("model", batch, objective.loss))
+        units = objective.train.selected(chosen)
+        batch = batch_of(stored, units, draws=draws)
+        facts = per_kind(learner.train_step("model", batch, loss_of(stored, units)))
         seconds = time.perf_counter() - began
         metrics = {f"train/{key}": value for key, value in facts.items()} | {"train/epoch": epoch}
         speed = {"timing_s/step": seconds, "perf/throughput": sum(batch.lengths) / seconds}
         if is_last:
             asked = batch_of(held_out, objective.held_out)
-            found = per_kind(learner.train_step("model", asked, objective.loss, learn=False))
+            loss = loss_of(held_out, objective.held_out)
+            found = per_kind(learner.train_step("model", asked, loss, learn=False))
             metrics |= {f"eval/{key}": value for key, value in found.items()}
         folder.record(step, metrics | speed)
         keep(step + 1, found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,23 +15,28 @@ from rlhf_dist.cluster.fleet import Fleet, FleetSize, Service, WorkerKind
 from rlhf_dist.cluster.placement import Layout, Place, options, ready, reserve, room, shares_cores
 from rlhf_dist.cluster.session import namespace_of
 from rlhf_dist.cluster.threads import environment_of
-from rlhf_dist.cluster.watch import Watch, watch_of
+from rlhf_dist.cluster.watch import POLL_S, Watch, watch_of
 from rlhf_dist.config import RLConfig
-from rlhf_dist.controller import Parts
 from rlhf_dist.learner.group import GroupPlace, start_group
 from rlhf_dist.learner.memory import Memory
 from rlhf_dist.learner.model_spec import ModelSpec
+from rlhf_dist.parts import Parts
 from rlhf_dist.planning.roles import model_folders
+from rlhf_dist.records import Prompt
 from rlhf_dist.rollout.colocation import asleep
 from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
 from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
 from rlhf_dist.scoring.reward_file import read_reward_file
 from rlhf_dist.scoring.worker import ScoringWorker
-from rlhf_dist.stages.scoring import ScorerKind, scorer_kinds
+from rlhf_dist.stages.moving_reference import move, reference_at
+from rlhf_dist.stages.scoring import ScorerKind, scorer_kinds, told_of_rows
 from rlhf_dist.steering import State
 from rlhf_dist.store.actor import Store
 from rlhf_dist.store.experience import ExperienceIndex
 from rlhf_dist.telemetry.logs import log_dir
+
+RENEW_S = 0.2
+"""How often scorers look up where the reference moves."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,14 @@ def engines(config: RLConfig, where: Where, eos_token_ids: tuple[int, ...]) -> I
 
 
 @contextmanager
-def wired(config: RLConfig, where: Where, rollouts: Fleet, begin: Begin, memory: Memory[State]) -> Iterator[Parts]:
+def wired(
+    config: RLConfig,
+    where: Where,
+    rollouts: Fleet,
+    begin: Begin,
+    memory: Memory[State],
+    prompts: Sequence[Prompt] = (),
+) -> Iterator[Parts]:
     """Start every actor that is not there yet, connect them, and begin the workers' loops.
 
     Args:
@@ -112,11 +124,13 @@ def wired(config: RLConfig, where: Where, rollouts: Fleet, begin: Begin, memory:
         rollouts: the rollout workers, those of an earlier wiring or none yet.
         begin: where the run begins.
         memory: of the learner.
+        prompts: to train on, of whose rows rewards may be told.
     """
     watch, start_s, ends = where.watch, config.timeouts.start, ExitStack()
     ready(where.group, where.layout, timeout_s=start_s)
-    reference = model_folders(config)["reference"][0]
+    reference = reference_at(where.run_dir, begin.iteration, model_folders(config)["reference"][0])
     kinds = scorer_kinds(config, policy=config.policy, reference=reference, teacher=config.teacher)
+    kinds["reward"] = told_of_rows(config, kinds["reward"], prompts)
     with ends:
         store = _store(config, where, begin, scorers={role: kind.quarantine for role, kind in kinds.items()})
         ends.callback(head.kill, store)
@@ -140,7 +154,16 @@ def wired(config: RLConfig, where: Where, rollouts: Fleet, begin: Begin, memory:
         colocated = config.cluster.placement == "colocated"
         watch.vigil.guard("store", store.pulse.remote)
         lent = partial(asleep, rollouts, timeout_s=config.timeouts.call) if colocated else nullcontext
-        yield Parts(store, rollouts, scorers, learner, watch, lent, memory)
+        moves = partial(
+            move,
+            learner,
+            scorers["reference"],
+            kinds["reference"].arguments,
+            where.run_dir,
+            mix=config.algorithm.reference_mix,
+            timeout_s=start_s,
+        )
+        yield Parts(store, rollouts, scorers, learner, watch, lent, memory, moves)
 
 
 def _store(config: RLConfig, where: Where, begin: Begin, *, scorers: dict[str, int]) -> Any:
@@ -198,6 +221,7 @@ def _rollouts(config: RLConfig, eos_token_ids: tuple[int, ...], where: Where) ->
 
 def _scorers(config: RLConfig, role: str, kind: ScorerKind, where: Where, store: Any) -> Fleet:
     places, scoring = where.layout.of(role), config.scoring
+    poll_s = RENEW_S if config.algorithm.reference_every else POLL_S
     patient = shares_cores(where.layout)  # any pass would take the cores from the engine
 
     def spawn(name: str, slot: int) -> Any:
@@ -209,7 +233,7 @@ def _scorers(config: RLConfig, role: str, kind: ScorerKind, where: Where, store:
         return made.remote(name, *kind, threads=scoring.threads, log_dir=where.log_dir)
 
     def run(worker: Any) -> Any:
-        return worker.run.remote(store, patient, config.timeouts.call)
+        return worker.run.remote(store, patient, config.timeouts.call, poll_s)
 
     size = FleetSize(len(places), len(places), scoring.max_restarts, "scoring.max_restarts")
     fleet = Fleet(WorkerKind(role, spawn), size, where.watch)

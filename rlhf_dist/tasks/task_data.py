@@ -54,7 +54,7 @@ def write_task(task: EmbeddedTask, folder: Path, *, held_out: int, seed: int) ->
         prompts=str(folder / "prompts.jsonl"),
         held_out=str(folder / "held_out.jsonl"),
         demonstrations=str(folder / "demonstrations.jsonl"),
-        feedback=(Feedback(path=str(folder / "preferences.jsonl")),),
+        feedback=(Feedback(path=str(folder / "preferences.jsonl")),) if task.comparisons else (),
         gold_judge=f"rlhf_dist.tasks.scenarios:{task.name}",
         tokenizer=word_tokenizer(scenario.texts()),
     )

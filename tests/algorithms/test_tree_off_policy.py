@@ -7,10 +7,10 @@ import torch
 
 from rlhf_dist.algorithms.answers import Answers
 from rlhf_dist.algorithms.baselines import soft_maximum
-from rlhf_dist.algorithms.corrections import corrected
 from rlhf_dist.algorithms.ragged import segment_sums
 from rlhf_dist.config import Correction
 from rlhf_dist.learner.estimation import answer_advantages
+from rlhf_dist.learner.mismatch import corrected
 from tests.algorithms import tree
 from tests.algorithms.tree import LENGTHS, POLICY, REWARDS, objective
 
@@ -41,8 +41,7 @@ def correction_of(distance: float, settings: Correction) -> tuple[float, float]:
     mu, old = (tree.token_log_probs(logits) for logits in (behaviour(distance), POLICY))
     new = old.clone().requires_grad_()
     losses = objective(surrogate="clip").surrogate(new, old, AHEAD, LENGTHS).loss
-    made = corrected(old, mu, LENGTHS, settings)
-    (slopes,) = torch.autograd.grad(torch.where(made.kept, losses * made.weights, 0.0).sum(), new)
+    (slopes,) = torch.autograd.grad(corrected(losses, old, mu, LENGTHS, settings).sum(), new)
     each = segment_sums(-slopes[:, None] * SCORES, LENGTHS)  # [15, logits]
     sampled = segment_sums(mu, LENGTHS).exp()
     mean = (sampled[:, None] * each).sum(0)

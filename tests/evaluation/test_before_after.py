@@ -35,7 +35,9 @@ def test_win_rate_counts_strict_wins_and_ties_apart() -> None:
 def test_people_read_a_prompt_without_its_template_and_the_judge_is_given_it_with() -> None:
     given: list[str] = []
     prompts = [Prompt(0, (1,), "<s>user hi<e>", spoken="User: hi")]
-    verdict = compare(prompts, answers("a"), answers("b"), Letters(), lambda prompt, _: given.append(prompt) or 0.0)
+    verdict = compare(
+        prompts, answers("a"), answers("b"), Letters(), lambda prompt, _: given.append(prompt.text) or 0.0
+    )
     assert verdict.comparisons[0].prompt == "User: hi"
     assert given == ["<s>user hi<e>"] * 2
 
@@ -47,7 +49,7 @@ def test_without_a_judge_answers_are_kept_and_nothing_is_decided() -> None:
 
 
 def test_what_the_judge_has_no_number_for_is_neither_won_nor_lost() -> None:
-    def judge(prompt: str, answer: str) -> float:
+    def judge(prompt: Prompt, answer: str) -> float:
         return math.nan if answer == "b" else float(len(answer))
 
     verdict = compare(PROMPTS, answers("a", "a", "b", "a"), answers("aa", "b", "aa", "a"), Letters(), judge)
@@ -60,10 +62,10 @@ def test_what_the_judge_has_no_number_for_is_neither_won_nor_lost() -> None:
 
 @pytest.mark.parametrize("failure", [ValueError("no such word"), SystemExit(3), OSError(), "text", None, "raise"])
 def test_a_judge_that_fails_costs_its_own_scores_only_and_it_is_said(failure: object) -> None:
-    def judge(prompt: str, answer: str) -> object:
-        if prompt == "p1" and isinstance(failure, BaseException):
+    def judge(prompt: Prompt, answer: str) -> object:
+        if prompt.text == "p1" and isinstance(failure, BaseException):
             raise failure
-        return failure if prompt == "p1" else len(answer)
+        return failure if prompt.text == "p1" else len(answer)
 
     verdict = compare(PROMPTS, answers("a", "a", "a", "a"), answers("aa", "aa", "aa", "a"), Letters(), judge)
     assert (verdict.win_rate, verdict.tie_rate) == (2 / 3, 1 / 3)
@@ -73,8 +75,8 @@ def test_a_judge_that_fails_costs_its_own_scores_only_and_it_is_said(failure: ob
 
 
 def test_a_judge_that_always_fails_leaves_the_answers() -> None:
-    def judge(prompt: str, answer: str) -> float:
-        raise KeyError(prompt)
+    def judge(prompt: Prompt, answer: str) -> float:
+        raise KeyError(prompt.text)
 
     verdict = compare(PROMPTS, *[answers("a", "a", "a", "a")] * 2, Letters(), judge)
     assert (verdict.win_rate, verdict.gold_after, len(verdict.comparisons)) == (None, None, 4)

@@ -1,4 +1,4 @@
-"""SFT, reward models and DPO on the real learner, at reduced size."""
+"""SFT, reward models, DPO and its like on the real learner, at reduced size."""
 
 import json
 import math
@@ -245,6 +245,36 @@ def test_direct_preference_optimisation_makes_the_preferred_answer_likelier_thou
     )
 
 
+def test_every_other_loss_makes_what_people_want_likelier(folders: Folders, tmp_path: Path) -> None:
+    """KTO from thumbs beside comparisons; a reference is asked only where there is one."""
+    asked = [f"Customer: {n}\nAgent:" for n in range(48)]
+    pairs = [{"prompt": each, "chosen": " Hello!", "rejected": " My cat likes boxes."} for each in asked]
+    thumbs = [{"prompt": row["prompt"], "completion": row["rejected"], "label": False} for row in pairs[:24]]
+    data = [{"path": write(tmp_path / "p.jsonl", pairs)}, {"path": write(tmp_path / "t.jsonl", thumbs)}]
+    with closing(SharedLearner()) as shared:
+        for loss in ("ipo", "kto", "orpo", "simpo"):
+            config = DPOConfig(
+                model=str(folders.policy),
+                data=data if loss == "kto" else data[:1],
+                loss=loss,
+                epochs=2,
+                batch_size=24,
+                held_out=0.2,
+                optimizer=FAST,
+                learner={**LEARNER, "ranks": 2, "micro_batch_tokens": 256},
+            )
+            told: list[str] = []
+            path = tmp_path / loss
+            summary = run(dpo, config, path, shared, listener=lambda status, told=told: told.append(status["state"]))
+            assert ("asking the reference" in told) == (loss in ("ipo", "kto")), loss
+            assert summary["accuracy"] == 1.0, loss
+            assert losses(path, "eval/loss")[-1] < losses(path, "train/loss")[0], loss
+            assert losses(path, "train/margin")[-1] > losses(path, "train/margin")[0], loss
+    assert losses(tmp_path / "kto", "train/loss")[0] == pytest.approx(0.5 * 3.5 / 3, rel=0.1)
+    assert losses(tmp_path / "kto", "train/reference_point")[0] == pytest.approx(0, abs=1e-3)
+    assert losses(tmp_path / "kto", "train/desirable/accuracy")[-1] == 1.0
+
+
 def test_what_cannot_be_trained_is_refused_before_anything_starts(folders: Folders, tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", [{"prompt": f"p{n}", "completion": " x" * 70} for n in range(4)])
     config = SFTConfig(model=str(folders.policy), data={"path": path, "held_out": 0.5}, learner=LEARNER)
@@ -257,3 +287,5 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(folders: Folde
     scores = write(tmp_path / "f.jsonl", [{"prompt": "q", "answer": "x", "score": 1}])
     with pytest.raises(ConfigError, match="a file of scores: .*DPO learns from comparisons"):
         dpo.prepare(DPOConfig(model=str(folders.policy), data=[{"path": scores, "kind": "scores"}]))
+    with pytest.raises(ConfigError, match="data has nothing; KTO learns from comparisons and scores"):
+        dpo.prepare(DPOConfig(model=str(folders.policy), loss="kto"))

@@ -1,4 +1,4 @@
-"""The PPO update on real torch modules with a plain optimiser in DeepSpeed's place, against PPO written out plainly."""
+"""The update on real torch modules with a plain optimiser in DeepSpeed's place, against PPO written out plainly."""
 
 import math
 from typing import Any
@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rlhf_dist.algorithms.estimators import GeneralisedAdvantages, LeaveOneOutAdvantages
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rlhf_dist.algorithms.advantages import gae
-from rlhf_dist.algorithms.surrogates import ClippedSurrogate
+from rlhf_dist.algorithms.surrogates import Losses
 from rlhf_dist.algorithms.value_losses import explained_variance_sums
-from rlhf_dist.config import PPO
+from rlhf_dist.config import RL, Algorithm, Correction
 from rlhf_dist.data.packing import Budget, MicroBatch, plan_micro_batches
-from rlhf_dist.learner.policy_update import Method, Models, PackedExperience, Updated, update
+from rlhf_dist.learner.experience import PackedExperience
+from rlhf_dist.learner.objective import Now, Objective
+from rlhf_dist.learner.policy_update import Models, Updated, update
 from rlhf_dist.learner.recorder import Ranks, explained
 from rlhf_dist.learner.rows import RankRows, to_experience
 from rlhf_dist.learner.trained_model import finite_or_nan
@@ -32,7 +33,31 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 64,
 }
 KL_COEF, CLIP, LAM = 0.1, 0.02, 0.9
-METHOD = Method(GeneralisedAdvantages(1.0, LAM), ClippedSurrogate(CLIP))
+
+
+def objective(correction: Correction | None = None, **changes: Any) -> Objective:
+    """PPO with the numbers above, but for `changes`."""
+    rl = {name: value for name, value in changes.items() if name in RL.model_fields}
+    own = {name: value for name, value in changes.items() if name not in rl}
+    algorithm = Algorithm.model_validate({"gae_lambda": LAM, "clip_ratio": CLIP, "kl_coef": KL_COEF, **own})
+    return Objective(algorithm, correction or Correction(), RL(**rl), longest=12)
+
+
+def learn(
+    trained: Models,
+    batch: list[list[PackedExperience]],
+    aim: Objective | None = None,
+    *,
+    reuse: bool = False,
+    ranks: Ranks | None = None,
+    **now: Any,
+) -> Updated:
+    """One update."""
+    aim = aim or objective()
+    told = Now(
+        **{"kl_coef": aim.algorithm.kl_coef, "entropy_coef": aim.algorithm.entropy_coef, "ratio_is_one": reuse, **now}
+    )
+    return update(trained, batch, aim, told, ranks=ranks or Ranks())
 
 
 class PlainTrained:
@@ -91,7 +116,11 @@ def data(count: int = 8) -> RankRows:
         [row.token_rewards(score) for row, score in zip(rows, rng.normal(size=count), strict=True)],
         [rng.normal(-4, 0.1, size=n).astype(np.float32) for n in lengths],
         [rng.normal(-4, 0.1, size=n).astype(np.float32) for n in lengths],
+        [],
+        np.zeros(count, dtype=bool),
+        np.full(count, np.nan),
         np.arange(count) // 2,
+        np.arange(count),
         [RowKey(3, number // 2, number % 2) for number in range(count)],
     )
 
@@ -112,20 +141,15 @@ def packed(rows: RankRows, tokens: int, row_tokens: int = 0, minis: int = 1) -> 
 
 
 def run(
-    settings: PPO,
+    aim: Objective,
     *,
     tokens: int,
     row_tokens: int = 0,
     reuse: bool = False,
     critic: str = "model",
-    method: Method = METHOD,
 ) -> tuple[Models, dict[str, float]]:
     trained = models(critic)
-    batch = packed(data(), tokens, row_tokens)
-    facts = update(
-        trained, batch, method, settings, kl_coef=KL_COEF, reuse_rollout_log_probs=reuse, ranks=Ranks()
-    ).facts
-    return trained, facts
+    return trained, learn(trained, packed(data(), tokens, row_tokens), aim, reuse=reuse).facts
 
 
 def plain_outputs(trained: Models, tokens: np.ndarray, prompt: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -148,9 +172,9 @@ def difference_before(rows: RankRows, old: dict[int, torch.Tensor]) -> float:
     return float(torch.cat(each).mean())
 
 
-def plain_ppo(trained: Models, rows: RankRows, minis: list[list[int]], settings: PPO) -> dict[str, float]:
+def plain_ppo(trained: Models, rows: RankRows, minis: list[list[int]], aim: Objective) -> dict[str, float]:
     """PPO as the papers write it, one row after the other, without packing, sums or reuse of anything of ours."""
-    everything = [index for mini in minis for index in mini]
+    everything, settings = [index for mini in minis for index in mini], aim.algorithm
     outputs = {i: plain_outputs(trained, rows.rows[i].tokens, 4) for i in everything}
     old, values = ({i: out[part].detach() for i, out in outputs.items()} for part in (0, 2))
     raw, targets = {}, {}
@@ -165,7 +189,7 @@ def plain_ppo(trained: Models, rows: RankRows, minis: list[list[int]], settings:
         targets[i] = raw[i] + values[i]
     every = torch.cat([raw[i] for i in everything])
     seen: dict[str, list[torch.Tensor]] = {"pg": [], "entropy": [], "vf": [], "clipped": []}
-    for _ in range(settings.epochs):
+    for _ in range(aim.rl.epochs):
         for mini in minis:
             loss, count = torch.zeros(()), sum(len(raw[i]) for i in mini)
             for i in mini:
@@ -202,17 +226,9 @@ def plain_ppo(trained: Models, rows: RankRows, minis: list[list[int]], settings:
 
 @pytest.mark.parametrize("critic", ["model", "value_head"])
 def test_the_update_is_ppo_written_out_plainly(critic: str) -> None:
-    settings = PPO(epochs=2, mini_batches=2, entropy_coef=0.3, value_coef=0.7, clip_value=0.05)
+    settings = objective(epochs=2, mini_batches=2, entropy_coef=0.3, value_coef=0.7, clip_value=0.05)
     rows, ours, plain = data(), models(critic), models(critic)
-    facts = update(
-        ours,
-        packed(rows, 40, 30, minis=2),
-        METHOD,
-        settings,
-        kl_coef=KL_COEF,
-        reuse_rollout_log_probs=False,
-        ranks=Ranks(),
-    ).facts
+    facts = learn(ours, packed(rows, 40, 30, minis=2), settings).facts
     expected = plain_ppo(plain, rows, [[0, 1, 2, 3], [4, 5, 6, 7]], settings)
     for name, model in (("actor", plain.policy), ("critic", plain.critic)):
         if model is not None:
@@ -228,7 +244,7 @@ def test_the_update_is_ppo_written_out_plainly(critic: str) -> None:
 @pytest.mark.parametrize(("tokens", "row_tokens"), [(16, 0), (40, 0), (64, 32), (10_000, 48)])
 @pytest.mark.parametrize("critic", ["model", "value_head"])
 def test_the_update_does_not_depend_on_micro_batches_or_packing(tokens: int, row_tokens: int, critic: str) -> None:
-    settings = PPO(epochs=2, entropy_coef=0.01)
+    settings = objective(epochs=2, entropy_coef=0.01)
     one, one_facts = run(settings, tokens=10_000, critic=critic)
     other, other_facts = run(settings, tokens=tokens, row_tokens=row_tokens, critic=critic)
     for a, b in zip(one.policy.module.parameters(), other.policy.module.parameters(), strict=True):
@@ -243,15 +259,8 @@ def test_a_method_without_values_needs_no_critic_and_finds_its_groups_across_mic
     rows, trained = data(), models("none")
     batch = packed(rows, 16)
     assert len(batch[0]) > 1
-    facts = update(
-        trained,
-        batch,
-        Method(LeaveOneOutAdvantages(), ClippedSurrogate(CLIP)),
-        PPO(whiten_advantages=False),
-        kl_coef=KL_COEF,
-        reuse_rollout_log_probs=True,
-        ranks=Ranks(),
-    ).facts
+    aim = objective(baseline="leave_one_out", whiten_advantages=False)
+    facts = learn(trained, batch, aim, reuse=True).facts
     totals = [
         float((reward - KL_COEF * (own - ref)).sum())
         for reward, own, ref in zip(rows.rewards, rows.rollout_log_probs, rows.ref_log_probs, strict=True)
@@ -275,7 +284,7 @@ def test_advantages_returns_and_kl_are_those_of_the_formulas_on_the_whole_batch(
     rows = data()
     (mini,) = packed(rows, 40)
     trained = models()
-    facts = update(trained, [mini], METHOD, PPO(), kl_coef=KL_COEF, reuse_rollout_log_probs=True, ranks=Ranks()).facts
+    facts = learn(trained, [mini], reuse=True).facts
     raw = []
     for micro in mini:
         rewards = micro.rewards - KL_COEF * (micro.rollout_log_probs - micro.ref_log_probs)
@@ -296,7 +305,7 @@ def test_the_engines_probabilities_are_compared_over_the_whole_batch(reuse: bool
     rows, trained = data(), models()
     old = {i: plain_outputs(trained, row.tokens, 4)[0].detach() for i, row in enumerate(rows.rows)}
     batch = packed(rows, 40, minis=1 if reuse else 4)
-    facts = update(trained, batch, METHOD, PPO(), kl_coef=0.1, reuse_rollout_log_probs=reuse, ranks=Ranks()).facts
+    facts = learn(trained, batch, reuse=reuse).facts
     assert facts["training/rollout_probs_diff_mean"] == pytest.approx(difference_before(rows, old), abs=1e-6)
 
 
@@ -309,20 +318,20 @@ def test_where_all_returns_are_alike_nothing_isexplained() -> None:
 
 
 def test_epochs_stop_early_once_the_policy_has_moved_too_far() -> None:
-    _, free = run(PPO(epochs=6), tokens=10_000)
-    trained, bounded = run(PPO(epochs=6, max_policy_kl=1e-9), tokens=10_000)
+    _, free = run(objective(epochs=6), tokens=10_000)
+    trained, bounded = run(objective(epochs=6, max_policy_kl=1e-9), tokens=10_000)
     assert free["actor/epochs"] == 6
     assert bounded["actor/epochs"] == 2
     assert [model.skipped for model in (trained.policy, trained.critic)] == [4, 4], "the schedule counts planned steps"
 
 
 def test_an_epoch_is_measured_by_itself_and_not_with_those_before() -> None:
-    means = [0.0, *(run(PPO(epochs=epochs), tokens=10_000)[1]["actor/ppo_kl"] for epochs in (1, 2, 3, 4))]
+    means = [0.0, *(run(objective(epochs=epochs), tokens=10_000)[1]["actor/ppo_kl"] for epochs in (1, 2, 3, 4))]
     own = [number * means[number] - (number - 1) * means[number - 1] for number in (1, 2, 3, 4)]
     assert own[1] < own[2] < own[3]
     limit = (max(own[1], means[3]) + own[2]) / 2
     assert means[3] < limit, "over the whole update the third epoch would pass"
-    _, facts = run(PPO(epochs=6, max_policy_kl=limit), tokens=10_000)
+    _, facts = run(objective(epochs=6, max_policy_kl=limit), tokens=10_000)
     assert facts["actor/epochs"] == 3
     assert facts["actor/ppo_kl"] == pytest.approx(means[3], rel=1e-4), "told over all of them"
 
@@ -335,7 +344,7 @@ def test_good_answers_become_likelier_and_bad_ones_less_likely() -> None:
     trained = models()
     with torch.no_grad():
         old = trained.policy(before.packed)[0]
-    update(trained, [[before]], METHOD, PPO(), kl_coef=0.0, reuse_rollout_log_probs=True, ranks=Ranks())
+    learn(trained, [[before]], reuse=True, kl_coef=0.0)
     with torch.no_grad():
         moved = trained.policy(before.packed)[0] - old
     sign = torch.repeat_interleave(torch.tensor(scores), before.lengths)
@@ -347,10 +356,9 @@ def weights_of(trained: Models) -> list[torch.Tensor]:
     return [each.detach().clone() for model in both for each in model.module.parameters()]
 
 
-def learnt(rows: RankRows, *, trained: Models, settings: PPO, minis: int, stop: bool = False) -> Updated:
+def learnt(rows: RankRows, *, trained: Models, settings: Objective, minis: int, stop: bool = False) -> Updated:
     trained.stop_on_bad = stop
-    batch = packed(rows, 10_000, minis=minis)
-    return update(trained, batch, METHOD, settings, kl_coef=KL_COEF, reuse_rollout_log_probs=False, ranks=Ranks())
+    return learn(trained, packed(rows, 10_000, minis=minis), settings)
 
 
 COLUMNS = {
@@ -368,19 +376,17 @@ def test_a_row_that_is_not_finite_costs_its_mini_batch_alone_and_is_named(
 ) -> None:
     rows, clean, trained, other = data(), data(), models(critic), models(critic)
     getattr(rows, column)[1][-1] = number
-    facts, found = learnt(rows, trained=trained, settings=PPO(mini_batches=2, whiten_advantages=False), minis=2)
+    facts, found = learnt(rows, trained=trained, settings=objective(mini_batches=2, whiten_advantages=False), minis=2)
     assert [(each.what, each.samples, each.count) for each in found] == [
         (f"{COLUMNS[column]} are not finite", (rows.keys[1],), 1)
     ]
     assert facts["actor/skipped_steps"] == 1.0
     assert facts.get("critic/skipped_steps", 1.0) == 1.0
     assert all(math.isfinite(value) for value in facts.values())
-    second = RankRows(
-        *(part[4:] for part in (clean.rows, clean.rewards, clean.rollout_log_probs, clean.ref_log_probs)),
-        clean.groups[4:],
-        clean.keys[4:],
-    )
-    learnt(second, trained=other, settings=PPO(whiten_advantages=False), minis=1)
+    second = RankRows(*(part[4:] for part in vars(clean).values() if len(part) in (0, 8)))
+    second.groups[:] -= 2
+    second.places[:] -= 4
+    learnt(second, trained=other, settings=objective(whiten_advantages=False), minis=1)
     for a, b in zip(weights_of(trained), weights_of(other), strict=True):
         assert torch.equal(a, b), "what is left is learnt as if the others had never been there"
     assert trained.policy.steps == 2, "the schedule goes on"
@@ -390,7 +396,7 @@ def test_one_bad_row_is_not_in_the_others_advantages() -> None:
     rows, trained = data(), models()
     rows.ref_log_probs[1][-1] = math.nan
     (first, second) = batch = packed(rows, 10_000, minis=2)
-    update(trained, batch, METHOD, PPO(mini_batches=2), kl_coef=KL_COEF, reuse_rollout_log_probs=False, ranks=Ranks())
+    learn(trained, batch, objective(mini_batches=2))
     assert bool(second[0].advantages.isfinite().all())
     assert int(first[0].advantages.isnan().sum()) == int(first[0].lengths[first[0].keys.index(rows.keys[1])])
 
@@ -403,7 +409,7 @@ def test_a_model_that_is_not_finite_moves_nothing(broken: str, what: str, stop: 
     trained = models()
     next(iter(getattr(trained, broken).module.parameters())).data[:] = math.nan
     before = weights_of(trained)
-    facts, found = learnt(data(), trained=trained, settings=PPO(epochs=2, mini_batches=2), minis=2, stop=stop)
+    facts, found = learnt(data(), trained=trained, settings=objective(epochs=2, mini_batches=2), minis=2, stop=stop)
     assert all(
         torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(weights_of(trained), before, strict=True)
     )
@@ -413,16 +419,21 @@ def test_a_model_that_is_not_finite_moves_nothing(broken: str, what: str, stop: 
     assert all(math.isfinite(value) for value in facts.values())
 
 
-class Explodes(ClippedSurrogate):
+class Explodes:
     """The first loss is no number."""
 
     calls = 0
 
-    def __call__(self, new: Any, old: Any, advantages: Any, lengths: Any) -> Any:
-        loss, sums = super().__call__(new, old, advantages, lengths)
-        type(self).calls += 1
+    @classmethod
+    def surrogate(cls, new: Any, old: Any, advantages: Any, lengths: Any) -> Losses:
+        found = objective().surrogate(new, old, advantages, lengths)
+        cls.calls += 1
         # Not times infinity: a loss that is just 0, as of normalised advantages at a ratio of 1, would be nan on some processors.
-        return (loss + math.inf if self.calls == 1 else loss), sums
+        return found._replace(loss=found.loss + math.inf) if cls.calls == 1 else found
+
+
+def exploding(new: Any, old: Any, advantages: Any, lengths: Any) -> Losses:
+    return Explodes.surrogate(new, old, advantages, lengths)
 
 
 @pytest.mark.parametrize("critic", ["model", "value_head"])
@@ -430,24 +441,16 @@ def test_a_loss_that_is_not_finite_leaves_both_models_as_they_were(critic: str) 
     Explodes.calls = 0
     trained = models(critic)
     before, batch = weights_of(trained), packed(data(), 10_000)
-    told = update(
-        trained,
-        batch,
-        Method(METHOD.estimator, Explodes(CLIP)),
-        PPO(),
-        kl_coef=KL_COEF,
-        reuse_rollout_log_probs=True,
-        ranks=Ranks(),
-    )
+    told = learn(trained, batch, objective(surrogate=f"{__name__}:exploding"), reuse=True)
     assert all(torch.equal(a, b) for a, b in zip(weights_of(trained), before, strict=True))
     assert [each.what for each in told.found if not each.vague] == ["the policy's loss is inf"]
     assert told.facts["actor/skipped_steps"] == 1.0
     assert "actor/pg_loss" not in told.facts
     assert all(math.isfinite(value) for value in told.facts.values())
-    after = update(trained, batch, METHOD, PPO(), kl_coef=KL_COEF, reuse_rollout_log_probs=True, ranks=Ranks())
+    after = learn(trained, batch, reuse=True)
     assert after.facts["actor/skipped_steps"] == 0.0
     plain = models(critic)
-    update(plain, packed(data(), 10_000), METHOD, PPO(), kl_coef=KL_COEF, reuse_rollout_log_probs=True, ranks=Ranks())
+    learn(plain, packed(data(), 10_000), reuse=True)
     assert all(torch.equal(a, b) for a, b in zip(weights_of(trained), weights_of(plain), strict=True))
 
 
@@ -457,13 +460,13 @@ def test_where_the_critics_loss_explodes_the_policy_waits() -> None:
     critic: Any = trained.critic
     plain = critic.backward
     critic.backward = lambda loss: plain(loss * math.inf)
-    told = update(trained, batch, METHOD, PPO(), kl_coef=KL_COEF, reuse_rollout_log_probs=True, ranks=Ranks())
+    told = learn(trained, batch, reuse=True)
     assert all(torch.equal(a, b) for a, b in zip(weights_of(trained), before, strict=True))
     assert [(each.what, each.count) for each in told.found] == [("the norm of the critic's gradient is not finite", 8)]
 
 
 def test_the_largest_ratio_is_told_and_finite() -> None:
-    _, one = run(PPO(), tokens=10_000)
+    _, one = run(objective(), tokens=10_000)
     assert one["actor/ratio_max"] == 1.0
-    _, moved = run(PPO(epochs=3), tokens=10_000)
+    _, moved = run(objective(epochs=3), tokens=10_000)
     assert moved["actor/ratio_max"] > 1.0

@@ -10,14 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_dist.config import PPO
 from rlhf_dist.data.packing import Budget
-from rlhf_dist.learner.policy_update import Ranks, update
+from rlhf_dist.learner.recorder import Ranks
 from rlhf_dist.learner.rows import to_experience
 from rlhf_dist.learner.shards import Shard, cut_into_shards
 from rlhf_dist.records import RowKey
 from rlhf_dist.store.experience import RowView
-from tests.learner import test_ppo
+from tests.learner import test_policy_update as plain
 
 BATCH = st.lists(st.lists(st.integers(2, 40), min_size=1, max_size=4), min_size=4, max_size=12)
 
@@ -53,6 +52,7 @@ def test_every_row_is_learnt_from_once_and_the_samples_of_a_prompt_are_never_par
         places = [i for mini in shard.mini_batches for micro in mini for row in micro for i in row]
         assert sorted(places) == list(range(len(shard.views)))
         assert [view.key.prompt_id // 7 for view in shard.views] == shard.groups
+        assert [views(lengths)[place] for place in shard.places] == shard.views
     for mini in range(minis):
         assert len({len(shard.mini_batches[mini]) for shard in shards}) == 1, "as many micro-batches on every rank"
 
@@ -100,14 +100,12 @@ def test_a_rank_without_a_row_takes_part_in_an_update(critic: str) -> None:
         return both
 
     def learn(rank: int) -> dict[str, float]:
-        rows = test_ppo.data(1)
+        rows = plain.data(1)
         micros = [[[0]]] if rank == 0 else [[]]
         batch = [to_experience(rows, micro, torch.device("cpu")) for micro in micros]
         ranks = Ranks(2, partial(joined, rank, torch.add), partial(joined, rank, torch.maximum))
-        models = test_ppo.models(critic)
-        return update(
-            models, [batch], test_ppo.METHOD, PPO(), kl_coef=0.1, reuse_rollout_log_probs=False, ranks=ranks
-        ).facts
+        models = plain.models(critic)
+        return plain.learn(models, [batch], ranks=ranks).facts
 
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(learn, range(2))

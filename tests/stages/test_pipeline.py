@@ -20,22 +20,27 @@ NAMES = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
 SMALL = [
     "task.prompts=64",
     "task.demonstrations=256",
-    "task.comparisons=256",
     "model={hidden: 64, layers: 2, heads: 2, positions: 128}",
     "sft.epochs=1",
-    "reward_model.epochs=1",
-    "reward_model.normalise_on=16",
     "prompts.held_out_limit=8",
     "rl.iterations=2",
     "rl.prompts_per_iteration=16",
     "rollout.engine=transformers",
     "learner.threads=1",
 ]
+OWN = ["task.comparisons=256", "reward_model.epochs=1", "reward_model.normalise_on=16"]
+"""Of those that train a reward model."""
+
+
+def small(name: str) -> PipelineConfig:
+    """A scenario's config at reduced size."""
+    file = CONFIGS / f"{name}.yaml"
+    return load(PipelineConfig, file, SMALL + (OWN if load(PipelineConfig, file, []).trains_reward_model else []))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_scenarios_files_are_what_every_stage_expects(name: str, tmp_path: Path) -> None:
-    config = with_task(load(PipelineConfig, CONFIGS / f"{name}.yaml", SMALL), tmp_path, Console())
+    config = with_task(small(name), tmp_path, Console())
     start = tmp_path / "stages" / "start"
     # As if the earlier stages had run: models of the shape that they leave behind.
     for made in ("stages/sft/policy", OWN_REWARD):
@@ -45,8 +50,9 @@ def test_a_scenarios_files_are_what_every_stage_expects(name: str, tmp_path: Pat
     stages = {name: (stage, each) for stage, name, each in supervised_stages(config, tmp_path)}
     learnt = sft.prepare(stages["sft"][1])
     assert len(learnt.objective.train.units) > 200
-    judged = reward.prepare(stages["reward"][1])
-    assert len(judged.raw) >= 256
+    assert ("reward" in stages) == config.trains_reward_model == (name != "arithmetic")
+    if config.trains_reward_model:
+        assert len(reward.prepare(stages["reward"][1]).raw) >= 256
     ppo = rl_config(config, tmp_path)
     prepared = prepare_ppo(ppo)
     assert len(prepared.prompts) == 64
@@ -130,6 +136,20 @@ def test_a_stage_that_was_interrupted_goes_on_if_asked_and_begins_anew_if_its_da
     assert runs(own, stages, path, resume=True) == ["reward", "rl"]
     assert reward.resumed == 1
     assert (path / "stages" / "reward" / "earlier-1" / "checkpoints").exists()
+
+
+def test_where_no_reward_is_the_pipelines_own_model_none_is_trained_and_its_settings_have_no_effect(
+    own: PipelineConfig, stages: dict[str, Made], tmp_path: Path
+) -> None:
+    tree = own.model_dump(exclude={"reward_model", "reward", "learner"}, exclude_defaults=True)
+    rule = {"kind": "function", "name": "r", "path": "tests.scoring.rules:length_of"}
+    ruled = PipelineConfig(**tree, reward=[rule], learner={"critic": "value_head"})
+    assert runs(ruled, stages, tmp_path / "run") == ["sft", "rl"]
+    assert runs(ruled, stages, tmp_path / "run") == []
+    assert {"reward_model", "comment_judge"} <= ruled.idle().keys()
+    assert not {"reward_model", "comment_judge"} & own.idle().keys()
+    with pytest.raises(ValueError, match="reward_model.data is empty"):
+        PipelineConfig(**tree)
 
 
 def test_a_folder_named_relatively_and_absolutely_is_the_same_pipeline(

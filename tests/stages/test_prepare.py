@@ -1,6 +1,7 @@
 """What every stage reads before it starts: hub names are folders, an example shows what is learnt, notes say what is odd."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rlhf_dist.config import DPOConfig, EvaluateConfig, RewardConfig, RLConfig, SFTConfig, load
+from rlhf_dist.errors import DataError, UserError
 from rlhf_dist.models import folders, load_tokenizer
 from rlhf_dist.stages import dpo, evaluate, reward, rl, sft
 from rlhf_dist.stages.hub import resolved
@@ -104,6 +106,35 @@ def test_a_file_of_all_kinds_is_read_by_the_stages_that_learn_from_it_and_the_re
     told = dpo.prepare(DPOConfig(model="acme/policy", data=[{"path": path}])).describe().split("\n")
     assert told[0].startswith("3 comparisons, 1 held out")
     assert f"{path}: left out: 5 scores, 3 rankings, 1 comments, 1 skips" in told
+
+
+def test_kto_learns_from_single_answers_and_says_what_they_weigh(files: Callable[..., str]) -> None:
+    rows = [{"prompt": f"Why {n}?", "a": "So.", "b": "No.", "preference": "a" if n else "tie"} for n in range(4)]
+    rows += [{"prompt": f"How {n}?", "completion": "Thus.", "label": True} for n in range(3)]
+    data = [{"path": files("c.jsonl", *rows)}]
+    prepared = dpo.prepare(DPOConfig(model="acme/policy", data=data, loss="kto", held_out=0.2))
+    told = prepared.describe().split("\n")
+    answers = {units: len(part.units) for units, part in (("learnt", prepared.learnt), ("kept", prepared.kept))}
+    assert sum(answers.values()) == 9
+    assert told[0] == f"{answers['learnt']} answers, {answers['kept']} held out"
+    assert re.match(r"\d desirable, \d undesirable, of weights 1 and [\d.]+: together 1.33 times as much$", told[1])
+    assert told[2] == "left out: 1 ties, which call no answer good or bad"
+    assert len(prepared.learnt.mismatched) == answers["learnt"]
+    assert "A prompt with an answer" in prepared.example()
+    ties = [{"path": files("t.jsonl", {**rows[0], "prompt": "x"}, rows[0])}]
+    with pytest.raises(DataError, match="data has 2 comparisons, all of them ties; KTO expects"):
+        dpo.prepare(DPOConfig(model="acme/policy", data=ties, loss="kto"))
+
+
+def test_a_loss_without_a_reference_looks_for_none(files: Callable[..., str]) -> None:
+    rows = [{"prompt": f"Why {n}?", "chosen": "So.", "rejected": "No."} for n in range(4)]
+    config = DPOConfig(model="acme/policy", data=[{"path": files("c.jsonl", *rows)}], reference="nowhere/there")
+    with pytest.raises(UserError, match="nowhere/there"):
+        dpo.prepare(config)
+    for loss in ("orpo", "simpo"):
+        prepared = dpo.prepare(config.model_copy(update={"loss": loss, "reference": None}))
+        assert "3 comparisons, 1 held out" in prepared.describe()
+        assert not prepared.learnt.mismatched
 
 
 def test_ppo_and_evaluation_resolve_all_their_models_and_show_a_prompt(files: Callable[..., str], hub: Path) -> None:

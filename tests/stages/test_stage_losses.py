@@ -13,7 +13,7 @@ from rlhf_dist.data.judgements import JudgedTokens, judged_set
 from rlhf_dist.data.prompts import answer_tokens
 from rlhf_dist.learner.example_batch import read_examples
 from rlhf_dist.models import PolicyModel, ValueModel
-from rlhf_dist.stages.dpo import DPOLoss
+from rlhf_dist.stages.preference_losses import DPOLoss
 from rlhf_dist.stages.reward_loss import RewardLoss
 from rlhf_dist.tasks.helpdesk import build_tokenizer
 from tests.runs import SHAPE

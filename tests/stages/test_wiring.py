@@ -47,9 +47,9 @@ def by_reference(config: RLConfig, samples: list[Sample]) -> list[np.ndarray]:
 def by_learner(config: RLConfig, samples: list[Sample]) -> list[np.ndarray]:
     policy = model_specs(config, Begin())["policy"].build(config.learner)
     rows, zeros = rows_of(rollout_batch(samples)), [np.zeros(len(sample.log_probs)) for sample in samples]
-    data = RankRows(
-        rows, zeros, zeros, zeros, np.zeros(len(rows), dtype=np.int64), [RowKey(0, 0, i) for i in range(len(rows))]
-    )
+    count = len(rows)
+    groups, keys = np.zeros(count, dtype=np.int64), [RowKey(0, 0, i) for i in range(count)]
+    data = RankRows(rows, zeros, zeros, zeros, [], groups > 0, groups + np.nan, groups, groups, keys)
     micro = to_experience(data, [[n] for n in range(len(rows))], torch.device("cpu"))
     with torch.no_grad():
         return [part.numpy() for part in policy(micro.packed)[0].split(micro.lengths.tolist())]
@@ -86,7 +86,7 @@ def test_the_learner_trains_what_the_settings_name_from_where_the_run_begins(fol
     assert specs["policy"].total_steps == 2 * 2 * 2
     head = model_specs(folders.config(learner={"critic": "value_head"}), Begin())
     assert [(name, spec.value_head) for name, spec in head.items()] == [("policy", True)]
-    without: dict[str, Any] = {"learner": {"critic": "none"}, "advantage": {"kind": "leave_one_out"}}
+    without: dict[str, Any] = {"algorithm": {"method": "rloo"}}
     assert [(name, spec.value_head) for name, spec in model_specs(folders.config(**without), Begin()).items()] == [
         ("policy", False)
     ]

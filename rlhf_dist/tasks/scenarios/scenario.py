@@ -86,7 +86,7 @@ class Scenario:
     def write(
         self, folder: Path, *, prompts: int, held_out: int, demonstrations: int, comparisons: int, seed: int
     ) -> None:
-        """Write `prompts`, `held_out` (with targets), `demonstrations` and `preferences`, as JSON lines.
+        """Write `prompts` and `held_out` (with targets), `demonstrations` and `preferences`, as JSON lines.
 
         Raises:
             DataError: more prompts are asked for than there are.
@@ -97,7 +97,7 @@ class Scenario:
                 raise DataError(f"task {self.name}: {name} is {wanted}, expected at most {len(there)}")
         folder.mkdir(parents=True, exist_ok=True)
         files = {
-            "prompts": ({"prompt": prompt} for prompt in train[:prompts]),
+            "prompts": ({"prompt": prompt, "target": self.answers[prompt]} for prompt in train[:prompts]),
             "held_out": ({"prompt": prompt, "target": self.answers[prompt]} for prompt in kept[:held_out]),
             "demonstrations": self.demonstrations(demonstrations, seed),
             "preferences": self.comparisons(comparisons, seed),

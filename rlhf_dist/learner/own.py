@@ -3,8 +3,15 @@
     def baseline(answers: Answers) -> torch.Tensor                       [answers]
     def scale(centred: torch.Tensor, answers: Answers) -> torch.Tensor   [answers]; centred: rewards less the baseline
     def surrogate(new, old, advantages, lengths) -> torch.Tensor         [tokens], see `algorithms.surrogates`
+    def reward(prompt: str, answer: str) -> float                        under `reward`, in a process of its own
 
-Learner ranks import them by their path, so it must be one on every node's `PYTHONPATH`.
+`Answers` are all ranks', float64: `rewards`, `lengths`, `groups` (equal for the answers to one prompt, from 0 without gaps),
+`running_mean` (of earlier iterations' rewards). A baseline that depends on the answer's own reward biases the gradient. `new` and
+`old` are log-probs [tokens] under the policy being trained (gradients go through it) and under the one that ratios start from;
+`lengths` [answers] are the tokens of each. A surrogate returns the loss of each token, or `surrogates.Losses`, which says where
+it was clipped, too.
+
+Learner ranks import them by their path, so it must be one on every node's `PYTHONPATH`. `configs/own_choices.py` has one of each.
 """
 
 from __future__ import annotations
