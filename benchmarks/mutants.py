@@ -1,8 +1,8 @@
 """Small changes to every formula, one at a time, and which of them the tests that mirror its module notice.
 
-Comparisons, arithmetic, constants, conditions, keyword arguments and returns are changed in the syntax tree. Each mutant is imported
-in a fork of this process, in which pytest runs a few files. One that survives is a test that is missing, or changes nothing that
-anybody sees. `--quick` tries one in twenty.
+Comparisons, arithmetic, constants, conditions, keyword arguments and returns are changed in the syntax tree. Each mutant is
+imported in a fork of this process, in which pytest runs a few files. One that survives is a test that is missing, or changes
+nothing that anybody sees. `--quick` tries one in twenty.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
@@ -22,6 +23,7 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+UPDATE = ("learner/test_policy_update.py", "learner/test_methods.py", "algorithms/test_optima.py")
 TESTS: dict[str, tuple[str, ...]] = {
     "algorithms/advantages.py": ("algorithms/test_advantages.py",),
     "algorithms/aggregation.py": ("algorithms/test_aggregation.py",),
@@ -32,11 +34,14 @@ TESTS: dict[str, tuple[str, ...]] = {
     "algorithms/feedback_losses.py": ("algorithms/test_feedback_losses.py",),
     "algorithms/filters.py": ("algorithms/test_filters.py",),
     "algorithms/kl.py": ("algorithms/test_kl.py",),
-    "algorithms/own.py": ("algorithms/test_own.py",),
     "algorithms/ragged.py": ("algorithms/test_ragged.py",),
     "algorithms/scales.py": ("algorithms/test_scales.py",),
     "algorithms/surrogates.py": ("algorithms/test_surrogates.py",),
     "algorithms/value_losses.py": ("algorithms/test_value_losses.py",),
+    "learner/own.py": ("learner/test_own.py",),
+    "learner/scores.py": ("learner/test_scores.py",),
+    "learner/estimation.py": UPDATE,
+    "learner/policy_update.py": UPDATE,
 }
 """Modules, and the tests that each of their mutants should fail."""
 SECONDS = 120
@@ -106,34 +111,69 @@ def _code(tree: ast.AST) -> Iterator[ast.AST]:
 
 def _changes(node: ast.AST) -> Iterator[Change]:
     """What may be done to a node."""
-    if isinstance(node, ast.Compare):
-        for other in COMPARED[type(node.ops[0])]:
-            yield f"{type(node.ops[0]).__name__} to {other.__name__}", _with(ops=[other(), *node.ops[1:]])
-    elif isinstance(node, (ast.BinOp, ast.AugAssign)) and type(node.op) in COMPUTED:
-        other_op = COMPUTED[type(node.op)]
-        yield f"{type(node.op).__name__} to {other_op.__name__}", _with(op=other_op())
-    elif isinstance(node, ast.BoolOp):
-        yield "and with or", _with(op=ast.Or() if isinstance(node.op, ast.And) else ast.And())
-    elif isinstance(node, ast.UnaryOp):
-        yield f"without {type(node.op).__name__}", lambda here: here.operand
-    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+    for kind, of_kind in CHANGES.items():
+        if isinstance(node, kind):
+            yield from of_kind(node)
+
+
+def _of_comparison(node: ast.Compare) -> Iterator[Change]:
+    for other in COMPARED[type(node.ops[0])]:
+        yield f"{type(node.ops[0]).__name__} to {other.__name__}", _with(ops=[other(), *node.ops[1:]])
+
+
+def _of_arithmetic(node: ast.BinOp | ast.AugAssign) -> Iterator[Change]:
+    if type(node.op) in COMPUTED:
+        other = COMPUTED[type(node.op)]
+        yield f"{type(node.op).__name__} to {other.__name__}", _with(op=other())
+
+
+def _of_constant(node: ast.Constant) -> Iterator[Change]:
+    if isinstance(node.value, bool):
         yield f"{node.value} negated", _with(value=not node.value)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
+    elif isinstance(node.value, (int, float)):
         for step in (-1, 1):
             yield f"{node.value} {step:+d}", _with(value=node.value + step)
-    elif isinstance(node, (ast.If, ast.IfExp)):
-        yield "condition negated", lambda here: _set(here, test=ast.UnaryOp(ast.Not(), here.test))
-    elif isinstance(node, ast.Return) and node.value is not None:
+
+
+def _of_call(node: ast.Call) -> Iterator[Change]:
+    for index, keyword in enumerate(node.keywords):
+        if keyword.arg != "device":  # which only a machine with two kinds of them notices
+            yield f"without {keyword.arg}", partial(_without, index=index)
+
+
+def _of_junction(node: ast.BoolOp) -> Iterator[Change]:
+    yield "and with or", _with(op=ast.Or() if isinstance(node.op, ast.And) else ast.And())
+
+
+def _of_sign(node: ast.UnaryOp) -> Iterator[Change]:
+    yield f"without {type(node.op).__name__}", lambda here: here.operand
+
+
+def _of_condition(node: ast.If | ast.IfExp) -> Iterator[Change]:
+    yield "condition negated", lambda here: _set(here, test=ast.UnaryOp(ast.Not(), here.test))
+
+
+def _of_return(node: ast.Return) -> Iterator[Change]:
+    if node.value is not None:
         yield "returns nothing", _with(value=None)
-    elif isinstance(node, ast.Call):
-        for index, keyword in enumerate(node.keywords):
-            if keyword.arg == "device":
-                continue  # which only a machine with two kinds of them notices
-            yield f"without {keyword.arg}", lambda here, index=index: _set(here, keywords=_without(here, index))
 
 
-def _without(call: ast.Call, index: int) -> list[ast.keyword]:
-    return [keyword for number, keyword in enumerate(call.keywords) if number != index]
+CHANGES: dict[type[ast.AST], Callable[[Any], Iterator[Change]]] = {
+    ast.Compare: _of_comparison,
+    ast.BinOp: _of_arithmetic,
+    ast.AugAssign: _of_arithmetic,
+    ast.Constant: _of_constant,
+    ast.Call: _of_call,
+    ast.BoolOp: _of_junction,
+    ast.UnaryOp: _of_sign,
+    ast.If: _of_condition,
+    ast.IfExp: _of_condition,
+    ast.Return: _of_return,
+}
+
+
+def _without(call: ast.Call, *, index: int) -> ast.AST:
+    return _set(call, keywords=[keyword for number, keyword in enumerate(call.keywords) if number != index])
 
 
 def _with(**fields: Any) -> Callable[[Any], ast.AST]:

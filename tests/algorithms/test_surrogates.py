@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from rlhf_dist.algorithms import surrogates
 from rlhf_dist.algorithms.bounds import MOST_NATS
-from rlhf_dist.algorithms.surrogates import Losses, Surrogate, surrogate_of
+from rlhf_dist.algorithms.surrogates import Losses, Surrogate
 from rlhf_dist.config import METHODS, Algorithm
 from rlhf_dist.errors import ConfigError
+from rlhf_dist.learner.objective import surrogate_of
 
 LENGTHS = torch.tensor([3, 1, 5, 2])
 PER_ANSWER = {"surrogate": "squared", "baseline": "none", "whiten_advantages": False, "aggregate": "sequence_mean"}

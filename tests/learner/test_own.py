@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from rlhf_dist.algorithms.answers import Answers
-from rlhf_dist.algorithms.own import EXAMPLE, check_own_answers, check_own_surrogate, function_at
 from rlhf_dist.config import Algorithm
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.learner.objective import check_own
+from rlhf_dist.learner.own import EXAMPLE, check_own_answers, check_own_surrogate, function_at
 
 
 def zeros(answers: Answers) -> torch.Tensor:
