@@ -30,6 +30,27 @@ class Break(NamedTuple):
 
 BREAKS = (
     Break(
+        "a column named as a function's own parameter for the answer goes before the answer",
+        "scoring/signatures.py",
+        " and name not in asks.texts}",
+        "}",
+        "scoring/test_signatures.py",
+    ),
+    Break(
+        "an object of an answer's decides what it equals",
+        "verifiers/sandbox.py",
+        "return isinstance(other, Proxy) and self._asked",
+        "return self._asked",
+        "verifiers/test_code.py",
+    ),
+    Break(
+        "code in answers may read every file",
+        "verifiers/lockdown.py",
+        "    _confine(folder)\n",
+        "",
+        "verifiers/test_code.py",
+    ),
+    Break(
         "entropy bonus with the wrong sign",
         "learner/policy_update.py",
         "pg_loss - settings.entropy_coef * entropy.sum()",

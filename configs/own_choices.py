@@ -1,11 +1,11 @@
-"""Choices of one's own, to copy: `PYTHONPATH=configs rlhf-dist rl configs/own.yaml` (signatures: rlhf_dist/algorithms/own.py)."""
+"""Choices of one's own, to copy: `PYTHONPATH=configs rlhf-dist rl configs/own.yaml` (signatures: rlhf_dist/learner/own.py)."""
 
 import torch
 
-from rlhf_dist.algorithms.answers import Answers, group_means
+from rlhf_dist.algorithms.answers import AnswerBatch, group_means
 
 
-def median(answers: Answers) -> torch.Tensor:
+def median(answers: AnswerBatch) -> torch.Tensor:
     """A baseline, [answers]: the median reward of the prompt's answers, which one odd score does not move."""
     found = torch.empty_like(answers.rewards)
     for group in answers.groups.unique():
@@ -14,7 +14,7 @@ def median(answers: Answers) -> torch.Tensor:
     return found
 
 
-def deviation(centred: torch.Tensor, answers: Answers) -> torch.Tensor:
+def deviation(centred: torch.Tensor, answers: AnswerBatch) -> torch.Tensor:
     """A scale, [answers]: over the mean absolute deviation of the prompt's answers; 0 where all are alike."""
     spread = group_means(centred.abs(), answers.groups)
     return torch.where(spread > 1e-6, centred / spread.clamp(min=1e-6), 0.0)

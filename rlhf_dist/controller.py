@@ -19,7 +19,7 @@ from rlhf_dist.evaluation.bands import GOLD_MEAN, Left, left_band
 from rlhf_dist.evaluation.metrics import batch_metrics, iteration_metrics
 from rlhf_dist.gathering import gather, read
 from rlhf_dist.learner import mismatch
-from rlhf_dist.learner.objective import Now, Objective
+from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.parts import Parts
 from rlhf_dist.records import Failure, RowKey
 from rlhf_dist.rollout.elasticity import balance
@@ -57,8 +57,9 @@ def train(
         state: where a run begins or goes on; moved along, so that `report` can save it.
         values: V* of each prompt by its id, where that is the baseline.
     """
-    objective, steering = Objective.of(config), Steering(config.algorithm, state)
+    objective, steering = RLObjective.of(config), Steering(config.algorithm, state)
     doubted: set[str] = set()
+    proven = config.learner.lora is None
     for iteration in range(state.iteration, config.rl.iterations):
         logs.CONTEXT.update(iteration=iteration, version=iteration)
         timer = Timer()
@@ -83,8 +84,10 @@ def train(
         left = leave_or_undo(parts, config, state, {**stats, **told})
         with timer.phase("update_weights"):
             version = iteration + 1
-            probe = probe_tokens if version % config.weights.probe_every == 0 else None
-            num_bytes = parts.learner.publish(parts.store, version, probe_tokens=probe)
+            probe = probe_tokens if version % config.weights.probe_every == 0 or not proven else None
+            published = parts.learner.publish(parts.store, version, probe_tokens=probe)
+            # New adapters change nothing, which any engine gets right: until they do, every version is compared.
+            proven = proven or "weights/lora_kept" in published
             if config.algorithm.reference_every and version % config.algorithm.reference_every == 0:
                 parts.move_reference(version)
         failures = failed_rewards(parts, iteration, config)
@@ -93,7 +96,7 @@ def train(
             **worker_facts(parts, timeout_s=config.timeouts.call),
             **fleet_facts(parts),
             "weights/version": float(version),
-            "weights/bytes": float(num_bytes),
+            **published,
             "actor/reward_kl_penalty_coeff": now.kl_coef,
             **({"actor/entropy_coeff": now.entropy_coef} if config.algorithm.entropy_counts else {}),
             **({"reward/quarantined": float(len(failures))} if config.scoring.quarantine else {}),

@@ -55,7 +55,8 @@ class Folders:
             tokenizer.save_pretrained(folder)
         self.prompts = root / "prompts.jsonl"
         chosen = random.Random(0).sample(train_prompts(), 64)
-        self.prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in chosen))
+        rows = [{"prompt": prompt, "place": place} for place, prompt in enumerate(chosen)]
+        self.prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def config(self, **changes: object) -> RLConfig:
         """A run of two short iterations; `changes` replace whole sections' keys."""

@@ -82,6 +82,37 @@ def test_dry_run_prints_config_placement_and_memory_and_starts_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_says_what_is_estimated_and_minimised(cli: Callable[..., Done], config_file: Path) -> None:
+    done = cli("rl", config_file, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    words = " ".join(done.stdout.split())
+    for text in (
+        "What is estimated and minimised",
+        "method: ppo (Proximal",
+        "policy loss: ratio pi / pi_old clipped",
+        "biases: ",
+    ):
+        assert text in words
+
+
+def test_algorithms_are_told_side_by_side_and_one_by_one(cli: Callable[..., Done]) -> None:
+    table = cli("algorithms")
+    assert (table.returncode, table.stderr) == (0, "")
+    assert "reinforce_pp_baseline" in table.stdout
+    one = cli("algorithms", "dapo")
+    assert (one.returncode, "configs/algorithms/dapo.yaml" in one.stdout.replace("\n", "")) == (0, True)
+    unknown = cli("algorithms", "dpao")
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
+    assert "did you mean dapo?" in unknown.stderr
+
+
+@pytest.mark.parametrize("rest", [[], ["configs/ppo.yaml", "--dry-run", "--set", "ppo.epochs=2"], ["--help-me"]])
+def test_the_command_of_then_says_what_it_is_called_now(cli: Callable[..., Done], rest: list[str]) -> None:
+    done = cli("ppo", *rest)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: `rlhf-dist ppo` is now `rlhf-dist rl`")
+
+
 def test_plan_fits_or_says_what_does_not(cli: Callable[..., Done], config_file: Path) -> None:
     plan = ("plan", config_file, "--nodes", "2", "--gpus-per-node", "2")
     done = cli(*plan)

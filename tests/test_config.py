@@ -56,7 +56,7 @@ def test_shipped_configs_load_and_survive_a_round_trip(path: Path, tmp_path: Pat
 
 BAD = {
     "rl.itertions=3": r"unknown key `rl.itertions`; did you mean `rl.iterations`\?",
-    "advantage={kind: leave_one_out}": r"unknown key `advantage`",
+    "advantage={kind: leave_one_out}": "`advantage` is now part of `algorithm`",
     "reward=[{kind: function, name: a, path: 'a:b', function: x}]": r"unknown key `reward.0.function`",
     "reward=[{kind: function, name: a}]": r"key `reward.0.path` is missing; expected `package.module:function`",
     "algorithm.gama=0.1": r"unknown key `algorithm.gama`; did you mean `algorithm.gamma`\?",

@@ -12,7 +12,7 @@ from rlhf_dist.controller import train, worker_facts
 from rlhf_dist.data.prompts import PromptSampler
 from rlhf_dist.errors import WaitTimeout
 from rlhf_dist.gathering import take
-from rlhf_dist.learner.objective import Objective
+from rlhf_dist.learner.objective import RLObjective
 from rlhf_dist.parts import Parts
 from rlhf_dist.records import Failure, Prompt, RowKey, Sample
 from rlhf_dist.steering import State
@@ -153,7 +153,7 @@ def test_an_iteration_submits_takes_updates_publishes_and_consumes_in_that_order
     assert [call[1] for call in world.calls if call[0] == "consume"] == [0, 1, 2]
     assert [(iteration, rows, at) for iteration, _, rows, at in reports] == [(0, 2, 1), (1, 2, 2), (2, 2, 3)]
     assert [update["seed"] for update in world.updates] == [0, 1, 2]
-    assert world.updates[0]["objective"] == Objective.of(config())
+    assert world.updates[0]["objective"] == RLObjective.of(config())
     assert state.iteration == 3
 
 

@@ -7,6 +7,7 @@ import pytest
 import typer
 
 from rlhf_dist.cli import app
+from rlhf_dist.config import METHODS, PipelineConfig, RewardConfig, RLConfig, keys
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -69,3 +70,19 @@ def test_commands_and_their_options_exist(document: Path) -> None:
 
 def test_the_readme_is_read_in_minutes() -> None:
     assert len((ROOT / "README.md").read_text().split()) < 1100
+
+
+def test_the_readme_of_the_configs_names_every_method_and_no_other() -> None:
+    text = (ROOT / "configs" / "README.md").read_text()
+    table = text.partition("| `algorithm.method` |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [*METHODS]
+
+
+def test_settings_and_metrics_that_the_readme_of_the_configs_names_exist() -> None:
+    text = (ROOT / "configs" / "README.md").read_text()
+    known = {*keys(RLConfig), *keys(PipelineConfig), *keys(RewardConfig)}
+    named = re.findall(r"`((?:algorithm|correction|rl|learner|rollout)\.(?!yaml)\w+)`", text)
+    assert [name for name in named if name not in known] == []
+    source = "".join(file.read_text() for file in (ROOT / "rlhf_dist").rglob("*.py"))
+    for name in re.findall(r"`((?:rollout_corr|filter|sampling)/\w[\w/]*)`", text):
+        assert name.removeprefix("rollout_corr/rollout_is") in source, name

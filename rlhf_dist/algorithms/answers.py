@@ -10,7 +10,7 @@ NO_SPREAD = 1e-6
 """Largest less smallest, up to which numbers count as equal: fp32 scores that should be are off by less."""
 
 
-class Answers(NamedTuple):
+class AnswerBatch(NamedTuple):
     """One entry per answer, in canonical order: by prompt, then by sample."""
 
     rewards: torch.Tensor

@@ -1,4 +1,4 @@
-"""What an answer's reward is compared with. Each is a function of `Answers`, [answers] to [answers].
+"""What an answer's reward is compared with. Each is a function of `AnswerBatch`, [answers] to [answers].
 
 An answer's advantage is its reward less the baseline. A baseline that does not depend on the answer itself leaves the expected
 policy gradient as it is (Williams 1992); of those here `group_mean`, `length_weighted` and `batch_mean` do, by an n-th part.
@@ -10,50 +10,50 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from rlhf_dist.algorithms.answers import Answers, group_means, group_sums
+from rlhf_dist.algorithms.answers import AnswerBatch, group_means, group_sums
 
-Baseline = Callable[[Answers], torch.Tensor]
+Baseline = Callable[[AnswerBatch], torch.Tensor]
 
 
-def none(answers: Answers) -> torch.Tensor:
+def none(answers: AnswerBatch) -> torch.Tensor:
     """0."""
     return torch.zeros_like(answers.rewards)
 
 
-def leave_one_out(answers: Answers) -> torch.Tensor:
+def leave_one_out(answers: AnswerBatch) -> torch.Tensor:
     """Mean R of the prompt's other answers (Kool et al. 2019; arXiv:2402.14740, section 3.2); groups have at least two."""
     totals = group_sums(answers.rewards, answers.groups)[answers.groups]
     others = answers.counts[answers.groups] - 1
     return (totals - answers.rewards) / others
 
 
-def group_mean(answers: Answers) -> torch.Tensor:
+def group_mean(answers: AnswerBatch) -> torch.Tensor:
     """Mean R of the prompt's answers, the answer's own in it (arXiv:2402.03300)."""
     return group_means(answers.rewards, answers.groups)
 
 
-def length_weighted(answers: Answers) -> torch.Tensor:
+def length_weighted(answers: AnswerBatch) -> torch.Tensor:
     """Sum T_j R_j / sum T_j over the prompt's answers, T their tokens (OPO, arXiv:2505.23585, equation 9)."""
     weighted = group_sums(answers.lengths * answers.rewards, answers.groups)
     return (weighted / group_sums(answers.lengths, answers.groups))[answers.groups]
 
 
-def batch_mean(answers: Answers) -> torch.Tensor:
+def batch_mean(answers: AnswerBatch) -> torch.Tensor:
     """Mean R of all answers (REINFORCE++, arXiv:2501.03262, without its return to go)."""
     return torch.full_like(answers.rewards, float(answers.rewards.mean()))
 
 
-def running_mean(answers: Answers) -> torch.Tensor:
+def running_mean(answers: AnswerBatch) -> torch.Tensor:
     """A decayed mean R of the iterations before (arXiv:2506.24119); 0 in the first."""
     return torch.full_like(answers.rewards, answers.running_mean)
 
 
-def greedy(answers: Answers) -> torch.Tensor:
+def greedy(answers: AnswerBatch) -> torch.Tensor:
     """Score of the greedy answer to the same prompt (ReMax, arXiv:2310.10505, equation 4)."""
     return answers.given
 
 
-def optimal_value(answers: Answers) -> torch.Tensor:
+def optimal_value(answers: AnswerBatch) -> torch.Tensor:
     """V* = tau log mean exp(R / tau) over answers of the reference (A*-PO, arXiv:2505.20686, equation 4)."""
     return answers.given
 
@@ -73,7 +73,7 @@ BASELINES: Mapping[str, Baseline] = {
 }
 
 
-def best_of_group(answers: Answers) -> torch.Tensor:
+def best_of_group(answers: AnswerBatch) -> torch.Tensor:
     """1 for the best answer of each prompt, the first of equals, and 0 for the others, [answers] (RAFT, arXiv:2304.06767)."""
     chosen = torch.zeros_like(answers.rewards)
     for group in range(len(answers.counts)):

@@ -43,6 +43,7 @@ class EvaluateConfig(ScoringJob):
             "learner.policy": untrained,
             "learner.value": untrained,
             "learner.critic": untrained,
+            "learner.lora": untrained,
             "learner.on_bad_numbers": untrained,
             "telemetry.trace_iterations": "leave it out, since only PPO is traced",
             "restarts": "expected `rollout.max_restarts`, since there is nothing to wire again",

@@ -218,6 +218,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     for old, new in MOVED.items():
         if f"{key}.".startswith(f"{old}."):
             raise ConfigError(f"--set {override}: `{key}` is now `{new + key.removeprefix(old)}`")
+    if key.split(".")[0] in EMPTIED:
+        raise ConfigError(f"--set {override}: `{key.split('.')[0]}` is now part of `algorithm`")
     *parents, leaf = key.split(".")
     for parent in parents:
         branch = tree.setdefault(parent, {})

@@ -153,10 +153,16 @@ class RLJob(ScoringJob):
         return one_step and fresh and not self.correction.acts
 
     @property
+    def is_own_reference(self) -> bool:
+        """Whether the reference is the policy itself with its adapters off, which needs no worker."""
+        return self.learner.lora is not None and self.reference is None
+
+    @property
     def scoring_workers(self) -> dict[str, int]:
         """Processes of each kind that scores."""
         scoring = self.scoring
-        found = {"reward": scoring.reward_workers, "reference": scoring.reference_workers}
+        found = {"reward": scoring.reward_workers}
+        found |= {} if self.is_own_reference else {"reference": scoring.reference_workers}
         return found | ({"teacher": scoring.teacher_workers} if self.teacher is not None else {})
 
     @property
@@ -204,6 +210,10 @@ class RLJob(ScoringJob):
             "critic": (critic != "model", none if critic == "none" else head),
             "algorithm.value_coef": (critic != "value_head", "expected it beside learner.critic value_head alone"),
             "algorithm.teacher_coef": (self.teacher is None, "expected it beside `teacher`"),
+            "scoring.reference_workers": (
+                self.is_own_reference,
+                "expected it beside `reference`: the policy with its adapters off needs no worker",
+            ),
             "scoring.teacher_workers": (self.teacher is None, "expected it beside `teacher`"),
             "rl.max_policy_kl": (rl.epochs == 1, "expected it beside `rl.epochs` above 1, which it ends"),
             "rl.ptx_batch": (rl.ptx_coef == 0, "expected it beside `rl.ptx_coef` above 0"),
@@ -302,6 +312,22 @@ class RLJob(ScoringJob):
             raise ValueError(
                 "algorithm.filter_groups leaves out prompts whose answers score the same, as all do without a reward; expected "
                 "false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_can_be_switched_off(self) -> Self:
+        if self.learner.lora is None:
+            return self
+        if self.learner.lora.dropout:
+            raise ValueError(
+                f"learner.lora.dropout is {self.learner.lora.dropout:g}; expected 0, since ratios compare a policy with what it "
+                "was before the update, and dropout alone would move them"
+            )
+        if self.is_own_reference and self.algorithm.reference_every is not None:
+            raise ValueError(
+                f"algorithm.reference_every is {self.algorithm.reference_every} beside learner.lora, where the reference is the "
+                "policy with its adapters off and cannot move; expected a `reference`, or no reference_every"
             )
         return self
 

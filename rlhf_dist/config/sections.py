@@ -165,6 +165,15 @@ class Optimizer(Section):
     )
 
 
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2022, arXiv:2106.09685) through peft."""
+
+    rank: int = Field(16, ge=1, le=4096, description="rank of the adapters")
+    alpha: int = Field(32, ge=1, description="the adapters' product is scaled by alpha over rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the adapters")
+    targets: tuple[str, ...] = Field(("all-linear",), description="modules to adapt; all-linear: all but the head")
+
+
 class Learner(Section):
     """The DeepSpeed group that trains policy and critic."""
 
@@ -178,6 +187,11 @@ class Learner(Section):
     )
     critic: Literal["model", "value_head", "none"] = Field(
         "model", description="a model of its own, a head on the policy, or none, where `advantage` needs no values"
+    )
+    lora: Lora | None = Field(
+        None,
+        description="train adapters of policy and critic instead of all weights, at about ten times the learning rate; null: all "
+        "weights",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
     micro_batch_tokens: int = Field(8192, ge=1, description="tokens of one forward and backward pass")

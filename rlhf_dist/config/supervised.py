@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rlhf_dist.config.job import Job
-from rlhf_dist.config.sections import DataFile, Optimizer, Prompts, Rollout, Section, TooLong
+from rlhf_dist.config.sections import DataFile, Lora, Optimizer, Prompts, Rollout, Section, TooLong
 
 RATING_PROMPT = """\
 A reader was asked what they think of an answer. From their comment alone, how good did they find it?
@@ -15,15 +15,6 @@ Question: {prompt}
 Answer: {answer}
 Comment: {comment}
 Rating from 1 (useless) to 5 (perfect):"""
-
-
-class Lora(Section):
-    """Low-rank adapters (Hu et al. 2022, arXiv:2106.09685) through peft."""
-
-    rank: int = Field(16, ge=1, le=4096, description="rank of the adapters")
-    alpha: int = Field(32, ge=1, description="the adapters' product is scaled by alpha over rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the adapters")
-    targets: tuple[str, ...] = Field(("all-linear",), description="modules to adapt; all-linear: all but the head")
 
 
 class Training(Section):
@@ -70,6 +61,7 @@ class SupervisedJob(Job):
             "learner.policy": optimizer,
             "learner.value": optimizer,
             "learner.critic": "leave it out, since only PPO has a critic",
+            "learner.lora": "expected `lora`, by which this stage has adapters",
             "telemetry.trace_iterations": "leave it out, since only PPO is traced",
         }
 

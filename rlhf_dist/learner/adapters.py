@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rlhf_dist.config import Lora
-from rlhf_dist.errors import ConfigError
+from rlhf_dist.errors import ConfigError, ModelError
 
 ADAPTER = "default"
 
@@ -24,7 +26,8 @@ def adapt(model: Any, lora: Lora, *, also: tuple[str, ...] = ()) -> None:
         also: modules that are trained whole, e.g. a classifier's new head.
 
     Raises:
-        ConfigError: no module has one of the names in `lora.targets`, or weights are stored transposed.
+        ConfigError: no module has one of the names in `lora.targets`, weights are stored transposed, or adapters for all layers
+            do not reach some.
     """
     from peft import inject_adapter_in_model
 
@@ -50,9 +53,36 @@ def adapt(model: Any, lora: Lora, *, also: tuple[str, ...] = ()) -> None:
             f"lora.targets is {list(lora.targets)}; this model's input and output embeddings are one tensor, which an adapter "
             "of one of them would change for both. Expected other targets"
         )
+    if lora.targets == ("all-linear",) and (left := _left_over(model, also)):
+        raise ConfigError(
+            f"lora.targets is ['all-linear'], but adapters do not reach {len(left)} layers of {type(model).__name__}, e.g. "
+            f"{left[0]}, which would stay as they are. Expected names of modules to adapt, e.g. [q_proj, v_proj], or no lora"
+        )
     for name in also:
         for parameter in getattr(model, name).parameters():
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def without_adapters(model: Any) -> Iterator[None]:
+    """Inside the block an adapted model computes as it did before it was adapted; nothing is copied, gathered or thawed.
+
+    Raises:
+        ModelError: it has no adapters.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if not layers:
+        raise ModelError(f"{type(model).__name__} has no adapters, and so no reference of its own; expected lora")
+    # Not `enable_adapters`: it freezes them too, which DeepSpeed would take for other parameters than those that it optimises.
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def is_adapter(name: str) -> bool:
@@ -72,6 +102,30 @@ def adapted_layers(model: Any) -> dict[str, str]:
         if any(ADAPTER in getattr(module, kind, {}) for kind in ("lora_A", "lora_embedding_A")):
             weight = getattr(module, "parameter_name", "weight")
             found[own_name(f"{name}.{weight}")] = name
+    return found
+
+
+def _left_over(model: Any, also: tuple[str, ...]) -> list[str]:
+    """Weights of linear layers and of experts that neither have adapters nor are heads."""
+    adapted = adapted_layers(model)
+    heads = [model.get_output_embeddings(), *(getattr(model, name) for name in also)]
+    whole = {id(parameter) for head in heads if head is not None for parameter in head.parameters()}
+
+    def is_layer(module: nn.Module, name: str, weight: nn.Parameter) -> bool:
+        stacked = weight.dim() == 3 and not isinstance(module, nn.modules.conv._ConvNd)
+        return stacked or (weight.dim() == 2 and (isinstance(module, nn.Linear) or ".experts." in name))
+
+    found = []
+    for prefix, module in model.named_modules():
+        for name, weight in module.named_parameters(prefix, recurse=False):
+            own = own_name(name)
+            if (
+                not is_adapter(name)
+                and own not in adapted
+                and id(weight) not in whole
+                and is_layer(module, own, weight)
+            ):
+                found.append(own)
     return found
 
 

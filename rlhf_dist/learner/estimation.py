@@ -12,13 +12,13 @@ import torch
 
 from rlhf_dist.algorithms.advantages import gae, lambda_by_length, moments, whiten
 from rlhf_dist.algorithms.aggregation import answer_weights
-from rlhf_dist.algorithms.answers import Answers
+from rlhf_dist.algorithms.answers import AnswerBatch
 from rlhf_dist.algorithms.baselines import best_of_group
 from rlhf_dist.algorithms.kl import k1, shaped_rewards
 from rlhf_dist.algorithms.ragged import segment_sums, sums_to_go
 from rlhf_dist.config import Algorithm
 from rlhf_dist.learner.experience import PackedExperience
-from rlhf_dist.learner.objective import Now, Objective
+from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.recorder import Ranks
 from rlhf_dist.learner.trained_model import TrainedModel
 
@@ -58,7 +58,7 @@ def look_back(
                 micro.ref_log_probs = policy(micro.packed)[0]
 
 
-def estimate(minis: Minis, objective: Objective, now: Now, ranks: Ranks) -> None:
+def estimate(minis: Minis, objective: RLObjective, now: Now, ranks: Ranks) -> None:
     """Advantages, returns and answer weights of all micro-batches."""
     micros = [micro for mini in minis for micro in mini]
     rewards = [token_rewards(micro, objective.algorithm, now) for micro in micros]
@@ -98,13 +98,15 @@ def _by_critic(micros: Sequence[PackedExperience], rewards: Sequence[torch.Tenso
 
 
 def _by_answers(
-    micros: Sequence[PackedExperience], rewards: Sequence[torch.Tensor], objective: Objective, now: Now, ranks: Ranks
+    micros: Sequence[PackedExperience], rewards: Sequence[torch.Tensor], objective: RLObjective, now: Now, ranks: Ranks
 ) -> None:
     """Rewards of whole answers less a baseline, on every token; or each token's rewards to come less it."""
     totals = [segment_sums(own.double(), micro.lengths) for micro, own in zip(micros, rewards, strict=True)]
     whole = _gathered(micros, {"rewards": totals, "given": [micro.given for micro in micros]}, ranks)
     baselines, advantages = answer_advantages(
-        Answers(whole["rewards"], whole["lengths"].long(), whole["groups"].long(), whole["given"], now.running_mean),
+        AnswerBatch(
+            whole["rewards"], whole["lengths"].long(), whole["groups"].long(), whole["given"], now.running_mean
+        ),
         objective,
     )
     for micro, own in zip(micros, rewards, strict=True):
@@ -116,11 +118,11 @@ def _by_answers(
             micro.advantages = micro.of_tokens(advantages[places].to(own))
 
 
-def answer_advantages(answers: Answers, objective: Objective) -> tuple[torch.Tensor, torch.Tensor]:
+def answer_advantages(answers: AnswerBatch, objective: RLObjective) -> tuple[torch.Tensor, torch.Tensor]:
     """Baseline and advantage of each answer, float64 [answers]; NaN for those whose reward is, which count for no other."""
     fine = answers.rewards.isfinite()
     groups = torch.unique(answers.groups[fine], return_inverse=True)[1]
-    sound = Answers(answers.rewards[fine], answers.lengths[fine], groups, answers.given[fine], answers.running_mean)
+    sound = AnswerBatch(answers.rewards[fine], answers.lengths[fine], groups, answers.given[fine], answers.running_mean)
     baselines = torch.full_like(answers.rewards, torch.nan)
     advantages = baselines.clone()
     baselines[fine] = objective.baseline(sound).double()
@@ -161,7 +163,7 @@ def _whiten(micros: Sequence[PackedExperience], ranks: Ranks) -> None:
         micro.advantages = whiten(micro.advantages, total.to(micro.advantages.device), spread=largest + smallest)
 
 
-def _weigh(minis: Minis, objective: Objective, ranks: Ranks) -> None:
+def _weigh(minis: Minis, objective: RLObjective, ranks: Ranks) -> None:
     """Weights of answers in their mini-batches, which are parts of the whole batch."""
     micros = [micro for mini in minis for micro in mini]
     numbers = [

@@ -22,9 +22,9 @@ from rlhf_dist.errors import EnvironmentProblem, NumbersError
 from rlhf_dist.learner.finite import check_metrics, found_in, told
 from rlhf_dist.learner.imitation import Imitation
 from rlhf_dist.learner.model_spec import ModelSpec
-from rlhf_dist.learner.objective import Now, Objective
+from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.policy_update import Updated
-from rlhf_dist.learner.rank import LearnerRank, Loaded, Loss
+from rlhf_dist.learner.rank import Buckets, LearnerRank, Loaded, Loss
 from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.learner.snapshot import Snapshot
 from rlhf_dist.models import read_config
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 MOST_LEFT_OUT = 5
 """Optimiser steps in a row that may be left out (`learner.on_bad_numbers: skip`) before the run ends."""
+LEAST_KEPT = 0.9
+"""Of what adapters change, in the dtype of the wire, below which people are warned; see `store.weights.Moved`."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,11 @@ class LearnerGroup:
         self._hidden = 1
         self._positions: int | None = None
         """Fewest of the models'."""
-        self._num_buckets = 0
+        self._buckets = Buckets(0, 0)
+        self._published = False
+        """Whether the store has a complete version of these models."""
+        self._warned = False
+        """Of what rounding leaves of adapters."""
         self._demonstrations: tuple[Any, ExampleSet] | None = None
         self.num_parameters, self._layout = 0, RowLayout.PACKED
         self._left_out = 0
@@ -148,7 +154,7 @@ class LearnerGroup:
                 "(`ray start --node-ip-address`)"
             )
 
-    def update(self, views: Sequence[RowView], objective: Objective, now: Now) -> dict[str, float]:
+    def update(self, views: Sequence[RowView], objective: RLObjective, now: Now) -> dict[str, float]:
         """One update on a batch of scored rows; the mini-batches are the same whatever the number of ranks.
 
         Args:
@@ -261,13 +267,15 @@ class LearnerGroup:
     def plan_weights(self, *, bucket_bytes: int, wire_dtype: str) -> None:
         """Fix the buckets in which the policy is published."""
         call = self._timeouts.call
-        counts: list[int] = self._call(
+        planned: list[Buckets] = self._call(
             "plan_weights", "policy", bucket_bytes, wire_dtype, timeout_s=call, doing="planning buckets"
         )
-        self._num_buckets = counts[0]
+        self._buckets, self._published = planned[0], False
 
-    def publish(self, store: Any, version: int, *, probe_tokens: Sequence[int] | None) -> int:
-        """Make the policy's weights version `version` of the store; returns its bytes.
+    def publish(self, store: Any, version: int, *, probe_tokens: Sequence[int] | None) -> dict[str, float]:
+        """Make the policy's weights version `version` of the store; returns its metrics.
+
+        With adapters, versions after the first have only what these change.
 
         Raises:
             NumbersError: a weight, or what the policy says of the probe, is not finite.
@@ -281,10 +289,23 @@ class LearnerGroup:
                     f"weight version {version}: the policy's log-probs of the probe are not finite; not published"
                 )
             probe = Probe(tuple(probe_tokens), tuple(log_probs))
-        ref = store.publish.remote(version, self.ranks, self._num_buckets, probe)
+        partial = self._published and self._buckets.partial > 0
+        ref = store.publish.remote(version, self.ranks, self._buckets[partial], probe, partial)
         doing = f"publishing weight version {version}"
-        num_bytes: int = self._watch.one("store", ref, timeout_s=publish, doing=doing)
-        return num_bytes
+        facts: dict[str, float] = self._watch.one("store", ref, timeout_s=publish, doing=doing)
+        self._published = True
+        self._warn_of_rounding(facts.get("weights/lora_kept", 1.0))
+        return facts
+
+    def _warn_of_rounding(self, kept: float) -> None:
+        """Say once that engines hardly see what adapters have learnt."""
+        if kept < LEAST_KEPT and not self._warned:
+            self._warned = True
+            self._watch.say(
+                f"weights/lora_kept is {kept:.2f}: merged and rounded for engines, the adapters' change of the weights is hardly "
+                f"theirs any more; expected {LEAST_KEPT:g} at least. Samples are of nearly the same policy until the change has "
+                "grown: take weights.wire_dtype float32, or a larger learning rate"
+            )
 
     def save(self, name: str, folder: Path) -> None:
         """Write a model in Hugging Face layout."""

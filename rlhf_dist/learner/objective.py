@@ -25,7 +25,7 @@ from rlhf_dist.learner.own import EXAMPLE, check_own_answers, check_own_surrogat
 
 
 @dataclass(frozen=True)
-class Objective:
+class RLObjective:
     """A run's settings of what is estimated and minimised, and in which steps."""
 
     algorithm: Algorithm
@@ -37,9 +37,10 @@ class Objective:
     """The policy with its adapters off is the reference."""
 
     @classmethod
-    def of(cls, config: RLJob) -> Objective:
+    def of(cls, config: RLJob) -> RLObjective:
         """As a run's config has it."""
-        return cls(config.algorithm, config.correction, config.rl, config.rollout.max_new_tokens)
+        longest, own = config.rollout.max_new_tokens, config.is_own_reference
+        return cls(config.algorithm, config.correction, config.rl, longest, own)
 
     @property
     def baseline(self) -> Baseline:

@@ -1,11 +1,11 @@
 """Functions of one's own in place of a baseline, scale or surrogate, looked at before anything starts.
 
-    def baseline(answers: Answers) -> torch.Tensor                       [answers]
-    def scale(centred: torch.Tensor, answers: Answers) -> torch.Tensor   [answers]; centred: rewards less the baseline
-    def surrogate(new, old, advantages, lengths) -> torch.Tensor         [tokens], see `algorithms.surrogates`
-    def reward(prompt: str, answer: str) -> float                        under `reward`, in a process of its own
+    def baseline(answers: AnswerBatch) -> torch.Tensor                       [answers]
+    def scale(centred: torch.Tensor, answers: AnswerBatch) -> torch.Tensor   [answers]; centred: rewards less the baseline
+    def surrogate(new, old, advantages, lengths) -> torch.Tensor             [tokens], see `algorithms.surrogates`
+    def reward(prompt: str, answer: str) -> float                            under `reward`, in a process of its own
 
-`Answers` are all ranks', float64: `rewards`, `lengths`, `groups` (equal for the answers to one prompt, from 0 without gaps),
+`AnswerBatch` are all ranks', float64: `rewards`, `lengths`, `groups` (equal for the answers to one prompt, from 0 without gaps),
 `running_mean` (of earlier iterations' rewards). A baseline that depends on the answer's own reward biases the gradient. `new` and
 `old` are log-probs [tokens] under the policy being trained (gradients go through it) and under the one that ratios start from;
 `lengths` [answers] are the tokens of each. A surrogate returns the loss of each token, or `surrogates.Losses`, which says where
@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from rlhf_dist.algorithms.answers import Answers
+from rlhf_dist.algorithms.answers import AnswerBatch
 from rlhf_dist.errors import ConfigError
 
-EXAMPLE = Answers(
+EXAMPLE = AnswerBatch(
     rewards=torch.tensor([1.0, 0.0, 0.5, 0.5, 0.25], dtype=torch.float64),
     lengths=torch.tensor([3, 1, 2, 4, 2]),
     groups=torch.tensor([0, 0, 1, 1, 1]),

@@ -17,7 +17,7 @@ from rlhf_dist.learner import mismatch
 from rlhf_dist.learner.estimation import Minis, estimate, look_back
 from rlhf_dist.learner.experience import PackedExperience, finite_samples
 from rlhf_dist.learner.finite import NotFinite, found_in
-from rlhf_dist.learner.objective import Now, Objective
+from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.recorder import RATIO_MAX, Ranks, Recorder
 from rlhf_dist.learner.trained_model import TrainedModel, finite_or_nan
 from rlhf_dist.records import RowKey
@@ -51,7 +51,7 @@ class Updated(NamedTuple):
     """Why steps were left out, as this rank knows it."""
 
 
-def update(models: Models, mini_batches: Minis, objective: Objective, now: Now, *, ranks: Ranks) -> Updated:
+def update(models: Models, mini_batches: Minis, objective: RLObjective, now: Now, *, ranks: Ranks) -> Updated:
     """Old log-probs and values, rewards, advantages, then epochs over mini-batches.
 
     Args:
@@ -92,7 +92,7 @@ def update(models: Models, mini_batches: Minis, objective: Objective, now: Now, 
 class _Learning:
     """The optimiser steps of an update, each taken by policy and critic alike, or by neither."""
 
-    def __init__(self, models: Models, objective: Objective, now: Now, recorder: Recorder) -> None:
+    def __init__(self, models: Models, objective: RLObjective, now: Now, recorder: Recorder) -> None:
         self.models, self.objective, self.now, self.recorder = models, objective, now, recorder
         self.algorithm, self.surrogate = objective.algorithm, objective.surrogate
         self.compares = False

@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from itertools import chain
 from typing import Any, Protocol
 
 import pyarrow as pa
 import torch
+from torch import nn
+from torch.func import functional_call
 
 from rlhf_dist.learner.adapters import ADAPTER, adapted_layers, is_adapter, own_name
 from rlhf_dist.learner.finite import odd_tensors
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models.file_names import Unit, in_file, persistent_buffers, units_of
-from rlhf_dist.store.weights import encode_bucket, plan_buckets
+from rlhf_dist.store.weights import Moved, encode_bucket, plan_buckets
 
 SAVED_BUCKET_BYTES = 256 * 2**20
 
@@ -28,18 +31,26 @@ Named = Iterable[tuple[str, torch.Tensor]]
 class PublishedWeights(Protocol):
     """Weights by the names that the Hugging Face model itself has for them."""
 
+    adapted: frozenset[str]
+    """Names of the weights that adapters change; none without adapters."""
+
     def shapes(self) -> list[tuple[str, torch.Size]]:
         """Name and full shape of each weight, in a fixed order; tied weights once, persistent buffers last."""
 
-    def bucket(self, names: Sequence[str], dtype: torch.dtype) -> AbstractContextManager[Named]:
+    def bucket(
+        self, names: Sequence[str], dtype: torch.dtype, *, moved: list[Moved] | None = None
+    ) -> AbstractContextManager[Named]:
         """Some weights, whole on every rank inside the block; all ranks must enter.
 
-        Parameters come in `dtype`, and buffers, which files keep as they are, in their own.
+        Parameters come in `dtype`, and buffers, which files keep as they are, in their own. `moved` is told what rounding leaves
+        of each adapted weight's change, as it is handed out.
         """
 
 
 class Whole:
     """A model whose parameters are its weights."""
+
+    adapted: frozenset[str] = frozenset()
 
     def __init__(self, model: TrainedModel) -> None:
         """Take the model."""
@@ -50,7 +61,7 @@ class Whole:
         return [*self._model.shapes(), *((name, buffer.shape) for name, buffer in self._buffers.items())]
 
     @contextmanager
-    def bucket(self, names: Sequence[str], dtype: torch.dtype) -> Iterator[Named]:
+    def bucket(self, names: Sequence[str], dtype: torch.dtype, *, moved: list[Moved] | None = None) -> Iterator[Named]:
         """See `PublishedWeights`."""
         parameters = [name for name in names if name not in self._buffers]
         with self._model.gathered(parameters):
@@ -59,7 +70,10 @@ class Whole:
 
 
 class Merged:
-    """A model with adapters: W + (alpha / rank) B A where a layer has some (arXiv:2106.09685, equation 3)."""
+    """A model with adapters: W + (alpha / rank) B A where a layer has some (arXiv:2106.09685, equation 3).
+
+    Product and sum are made in fp32 and rounded once: in bf16 a change of less than half a spacing of W would be lost twice.
+    """
 
     def __init__(self, model: TrainedModel) -> None:
         """Take the model."""
@@ -68,6 +82,7 @@ class Merged:
         names = [name for name, _ in model.shapes()]
         self._parameter = {own_name(name): name for name in names if not is_adapter(name)}
         self._layers = adapted_layers(model.hugging_face)
+        self.adapted = frozenset(self._layers)
         self._adapters = {
             name: [each for each in names if is_adapter(each) and each.startswith(f"{layer}.lora_")]
             for name, layer in self._layers.items()
@@ -80,22 +95,49 @@ class Merged:
         return [*parameters, *((name, buffer.shape) for name, buffer in self._buffers.items())]
 
     @contextmanager
-    def bucket(self, names: Sequence[str], dtype: torch.dtype) -> Iterator[Named]:
+    def bucket(self, names: Sequence[str], dtype: torch.dtype, *, moved: list[Moved] | None = None) -> Iterator[Named]:
         """See `PublishedWeights`."""
         parameters = [name for name in names if name not in self._buffers]
         needed = [each for name in parameters for each in (self._parameter[name], *self._adapters.get(name, ()))]
         with self._model.gathered(needed), torch.no_grad():
             tensors = dict(self._model.tensors([self._parameter[name] for name in parameters]))
             # Made one by one, and only where somebody asks for them.
-            merged = ((name, self._merged(name, tensors[self._parameter[name]]).to(dtype)) for name in parameters)
+            merged = ((name, self._merged(name, tensors[self._parameter[name]], dtype, moved)) for name in parameters)
             yield chain(merged, _of_names(self._buffers, names))
 
-    def _merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+    def _merged(self, name: str, weight: torch.Tensor, dtype: torch.dtype, moved: list[Moved] | None) -> torch.Tensor:
         if name not in self._layers:
-            return weight
+            return weight.to(dtype)
+        change = self._change(name, weight)
+        sent = (weight.float() + change).to(dtype)
+        if moved is not None:
+            moved.append(_moved(weight.to(dtype), sent, change))
+        return sent
+
+    def _change(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """What a weight's adapters add to it, float32."""
         layer: Any = self._model.hugging_face.get_submodule(self._layers[name])
-        merged: torch.Tensor = weight + layer.get_delta_weight(ADAPTER).to(weight.dtype)
-        return merged
+        tensors = {**dict(self._model.tensors(self._adapters[name])), self._parameter[name]: weight}
+        inside = {f"layer.{key.removeprefix(f'{self._layers[name]}.')}": each.float() for key, each in tensors.items()}
+        change: torch.Tensor = functional_call(_Change(layer), inside, ())
+        return change
+
+
+class _Change(nn.Module):
+    """What a layer's adapters add to its weight, as a function of both; peft computes it in the dtype that these have."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self) -> Any:
+        return self.layer.get_delta_weight(ADAPTER)  # type: ignore[operator]
+
+
+def _moved(before: torch.Tensor, after: torch.Tensor, change: torch.Tensor) -> Moved:
+    arrived = after.float() - before.float()
+    pairs = ((change, change), (arrived, arrived), (arrived, change))
+    return Moved(*(float((one * two).sum(dtype=torch.float64)) for one, two in pairs))
 
 
 def _of_names(buffers: Mapping[str, torch.Tensor], names: Sequence[str]) -> list[tuple[str, torch.Tensor]]:
@@ -116,29 +158,52 @@ class Publication:
     """The Hugging Face model, which knows its file's names."""
     dtype: torch.dtype
     buckets: list[list[Unit]]
+    """Of a complete version."""
+    adapted: list[list[Unit]]
+    """Of one that has what adapters change, alone; none without adapters."""
 
     @classmethod
     def plan(cls, model: TrainedModel, *, dtype: torch.dtype, bucket_bytes: int) -> Publication:
         """Cut a model into buckets."""
         weights = published(model)
         units = units_of(model.hugging_face, weights.shapes())
-        sizes = [(str(number), unit.numel * dtype.itemsize) for number, unit in enumerate(units)]
-        cut = plan_buckets(sizes, bucket_bytes=bucket_bytes)
-        return cls(weights, model.hugging_face, dtype, [[units[int(number)] for number in bucket] for bucket in cut])
+        changed = _with_siblings([name for name, _ in weights.shapes()], weights.adapted)
+        adapted = [unit for unit in units if changed.intersection(unit.own)]
 
-    def table(self, number: int, *, mine: bool) -> tuple[pa.Table | None, dict[str, Any]]:
+        def cut(units: list[Unit]) -> list[list[Unit]]:
+            sizes = [(str(number), unit.numel * dtype.itemsize) for number, unit in enumerate(units)]
+            return [
+                [units[int(number)] for number in bucket] for bucket in plan_buckets(sizes, bucket_bytes=bucket_bytes)
+            ]
+
+        return cls(weights, model.hugging_face, dtype, cut(units), cut(adapted))
+
+    def table(self, number: int, *, mine: bool, partial: bool = False) -> tuple[pa.Table | None, dict[str, Any]]:
         """One bucket and a report of what is in it, on the rank that owns it; all ranks must call.
 
-        The report names tensors that are not finite (`odd`): who publishes must refuse the version.
+        The report names tensors that are not finite (`odd`): who publishes must refuse the version. `moved` is what rounding
+        leaves of what adapters change.
         """
-        names = [name for unit in self.buckets[number] for name in unit.own]
-        with self.weights.bucket(names, self.dtype) as tensors:
+        names = [name for unit in (self.adapted if partial else self.buckets)[number] for name in unit.own]
+        moved: list[Moved] = []
+        with self.weights.bucket(names, self.dtype, moved=moved) as tensors:
             if not mine:
-                return None, {"names": [], "bytes": 0, "odd": []}
+                return None, {"names": [], "bytes": 0, "odd": [], "moved": Moved()}
             sent = in_file(self.model, dict(tensors))
-            report = {"names": [*sent], "bytes": sum(tensor.nbytes for tensor in sent.values())}
+            report: dict[str, Any] = {"names": [*sent], "bytes": sum(tensor.nbytes for tensor in sent.values())}
             report["odd"] = odd_tensors(sent.items())
+            report["moved"] = reduce(Moved.plus, moved, Moved())
             return encode_bucket(sent.items()), report
+
+
+def _with_siblings(names: Iterable[str], adapted: Iterable[str]) -> set[str]:
+    """Adapted weights with those of the same parent: engines hold q, k and v as one layer, and reload a layer only whole."""
+
+    def parent(name: str) -> str:
+        return name.rsplit(".", 2)[0]
+
+    parents = {parent(name) for name in adapted}
+    return {name for name in names if parent(name) in parents}
 
 
 def collected(

@@ -28,7 +28,7 @@ from rlhf_dist.learner.example_batch import ExampleBatch, read_examples
 from rlhf_dist.learner.finite import NotFinite, check_tensors, found_in
 from rlhf_dist.learner.imitation import Imitation, imitate
 from rlhf_dist.learner.model_spec import ModelSpec
-from rlhf_dist.learner.objective import Now, Objective
+from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.policy_update import Models, Updated, update
 from rlhf_dist.learner.published import Publication, Whole, collected, published
 from rlhf_dist.learner.recorder import Ranks
@@ -56,6 +56,14 @@ class Loaded(NamedTuple):
     """Of the first one."""
     layout: RowLayout
     """How sequences must lie in rows for all of them."""
+
+
+class Buckets(NamedTuple):
+    """Into how many buckets versions are cut."""
+
+    complete: int
+    partial: int
+    """Of versions that have what adapters change, alone; 0: there are no adapters."""
 
 
 class LearnerRank:
@@ -161,7 +169,7 @@ class LearnerRank:
             lora=spec.lora,
         )
 
-    def update(self, shard: Shard, objective: Objective, now: Now, imitation: Imitation | None) -> Updated:
+    def update(self, shard: Shard, objective: RLObjective, now: Now, imitation: Imitation | None) -> Updated:
         """One update on this rank's part of a batch.
 
         Args:
@@ -255,17 +263,18 @@ class LearnerRank:
             found |= dict(zip(order, batch.means(outputs).tolist(), strict=True))
         return found
 
-    def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str) -> int:
-        """Cut a model into buckets for publication; returns their number."""
+    def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str) -> Buckets:
+        """Cut a model into buckets for publication; returns their numbers."""
         dtype = getattr(torch, wire_dtype)
-        self._publication = Publication.plan(self.models[name], dtype=dtype, bucket_bytes=bucket_bytes)
-        return len(self._publication.buckets)
+        planned = Publication.plan(self.models[name], dtype=dtype, bucket_bytes=bucket_bytes)
+        self._publication = planned
+        return Buckets(len(planned.buckets), len(planned.adapted))
 
-    def weight_bucket(self, bucket: int) -> tuple[pa.Table | None, dict[str, Any]]:
+    def weight_bucket(self, bucket: int, partial: bool = False) -> tuple[pa.Table | None, dict[str, Any]]:
         """One bucket of the published model, from the rank that owns it, and a report of what is in it."""
         assert self._publication is not None, "`plan_weights` comes first"
         with tracing.span("weight bucket", bucket=bucket):
-            return self._publication.table(bucket, mine=bucket % self.ranks == self.rank)
+            return self._publication.table(bucket, mine=bucket % self.ranks == self.rank, partial=partial)
 
     @torch.no_grad()
     def probe(self, tokens: Sequence[int]) -> list[float]:

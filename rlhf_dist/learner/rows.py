@@ -13,7 +13,7 @@ import torch
 
 from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.learner.experience import PackedExperience
-from rlhf_dist.learner.objective import Now, Objective
+from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.scores import shaped_score
 from rlhf_dist.learner.shards import Shard
 from rlhf_dist.models import pack
@@ -53,7 +53,7 @@ class RankRows:
         return [row.predicting for row in self.rows]
 
 
-def read_rows(blocks: Mapping[Any, pa.RecordBatch], shard: Shard, objective: Objective, now: Now) -> RankRows:
+def read_rows(blocks: Mapping[Any, pa.RecordBatch], shard: Shard, objective: RLObjective, now: Now) -> RankRows:
     """Rows of Arrow blocks as numpy views, scores as they are trained on.
 
     Args:

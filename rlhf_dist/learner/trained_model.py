@@ -13,7 +13,7 @@ from torch import nn
 
 from rlhf_dist.config import Lora, Optimizer
 from rlhf_dist.learner import optimizer_state
-from rlhf_dist.learner.adapters import is_adapter
+from rlhf_dist.learner.adapters import is_adapter, without_adapters
 from rlhf_dist.learner.schedule import move_to, schedule_of
 from rlhf_dist.models import PolicyModel, ValueModel
 
@@ -133,6 +133,14 @@ class TrainedModel:
     def is_trained_whole(self, name: str) -> bool:
         """Whether a parameter of a model with adapters is trained beside them, as a classifier's head is."""
         return self.lora is not None and not is_adapter(name) and dict(self._named())[name].requires_grad
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """Inside the block the model computes as it did before it was adapted: a policy as its own reference.
+
+        Raises:
+            ModelError: it has no adapters.
+        """
+        return without_adapters(self.hugging_face)
 
     def gathered(self, names: Sequence[str]) -> AbstractContextManager[Any]:
         """Within it the named parameters are whole on every rank; all ranks must enter (ZeRO-3)."""

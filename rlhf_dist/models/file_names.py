@@ -58,14 +58,16 @@ def in_file(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.
 
 
 @torch.no_grad()
-def take_over(model: Any, found: Mapping[str, torch.Tensor]) -> None:
-    """Replace all weights of a model by those of a file's names.
+def take_over(model: Any, found: Mapping[str, torch.Tensor], *, partial: bool = False) -> None:
+    """Replace all weights of a model, or with `partial` those that are there, by those of a file's names.
 
     Raises:
         WeightError: names or shapes are not the model's; names one of them.
     """
     own = dict(model.named_parameters()) | persistent_buffers(model)
     units = units_of(model, [(name, tensor.shape) for name, tensor in own.items()])
+    if partial:
+        units = [unit for unit in units if any(name in found for name, _ in unit.files)]
     wanted = {name: shape for unit in units for name, shape in unit.files}
     if odd := sorted(set(found) ^ set(wanted)):
         raise WeightError(f"the weights do not fit the model: {len(odd)} names differ, e.g. {odd[0]}")

@@ -77,17 +77,17 @@ def phase_seconds(
         return device.tflops * 1e12 * (1 if gpus else threads[role])
 
     policy, learner = sizes["policy"], config.learner
-    scoring = max(
-        2 * sizes["reward"].parameters / config.scoring.reward_workers,
-        2 * sizes["reference"].parameters / config.scoring.reference_workers,
-    )
+    workers = config.scoring_workers
+    scoring = max(2 * sizes[role].parameters / number for role, number in workers.items())
     # Forward and backward (and the forward again, with checkpointing) per epoch; before it, old log-probs and values once. An
-    # iteration of a single optimiser step takes the rollout's own log-probs.
-    training = (8 if learner.gradient_checkpointing else 6) * config.rl.epochs
-    old_log_probs = 0 if config.ratio_is_one else 2
+    # iteration of a single optimiser step takes the rollout's own log-probs. Frozen weights have no gradients of their own, and a
+    # policy that is its own reference is asked once more.
+    training = (8 if learner.gradient_checkpointing else 6) - (2 if learner.lora else 0)
+    training *= config.rl.epochs
+    looking_back = (0 if config.ratio_is_one else 2) + (2 if config.is_own_reference else 0)
     critic = sizes["critic"].parameters if learner.critic == "model" else 0
-    update = (training + old_log_probs) * policy.parameters + (training + 2) * critic
-    wire_bytes = policy.parameters * BYTES[config.wire_dtype]
+    update = (training + looking_back) * policy.parameters + (training + 2) * critic
+    wire_bytes = (policy.adapted if learner.lora else policy.parameters) * BYTES[config.wire_dtype]
     return {
         "gen": _generation(config, policy, device, samples / rollout_workers, (prompt, answer), gpus=gpus),
         "score": scoring * tokens / rate("scoring"),

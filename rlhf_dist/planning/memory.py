@@ -5,11 +5,12 @@ Checked against measured peaks by `benchmarks/memory.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlhf_dist.config import RLConfig
+from rlhf_dist.config import Lora, RLConfig
 from rlhf_dist.errors import ModelError
 from rlhf_dist.models import LOGITS_BYTES
 from rlhf_dist.planning.machine import GIB
@@ -33,14 +34,19 @@ class ModelSize:
     kv_elements: int
     """Key and value elements per token, all layers."""
     vocabulary: int
+    adapters: int = 0
+    """Parameters of the adapters that it has to be trained with."""
+    adapted: int = 0
+    """Its own parameters that these change."""
 
 
-def model_size(config: Any, *, kind: str) -> ModelSize:
+def model_size(config: Any, *, kind: str, lora: Lora | None = None) -> ModelSize:
     """Count a model's parameters from its Hugging Face config without allocating them.
 
     Args:
         config: the model's config.
         kind: `policy` or `value`.
+        lora: adapters that it is trained with; None: all of it is trained.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -65,6 +71,7 @@ def model_size(config: Any, *, kind: str) -> ModelSize:
     heads = said("num_attention_heads", 1)
     head_size = said("head_dim", config.hidden_size // heads)
     layers = said("num_hidden_layers", 1)
+    adapted = _adapted(model, lora) if lora is not None else []
     return ModelSize(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         layers=layers,
@@ -73,13 +80,35 @@ def model_size(config: Any, *, kind: str) -> ModelSize:
         attention=head_size * heads,
         kv_elements=2 * layers * said("num_key_value_heads", heads) * head_size,
         vocabulary=config.vocab_size,
+        adapters=sum(lora.rank * sum(shape[-2:]) * math.prod(shape[:-2]) for shape in adapted)
+        if lora is not None
+        else 0,
+        adapted=sum(map(math.prod, adapted)),
     )
+
+
+def _adapted(model: Any, lora: Lora) -> list[tuple[int, ...]]:
+    """Shapes of the weights that adapters would change: of linear layers and, stacked, of experts."""
+    from torch import nn
+
+    heads = [model.get_output_embeddings(), getattr(model, "score", None)]
+    whole = {id(parameter) for head in heads if head is not None for parameter in head.parameters()}
+    found = []
+    for name, module in model.named_modules():
+        for own, weight in module.named_parameters(name, recurse=False):
+            named = any(target in own.split(".") for target in lora.targets)
+            stacked = weight.dim() == 3 and not isinstance(module, nn.modules.conv._ConvNd)
+            is_layer = stacked or (weight.dim() == 2 and isinstance(module, nn.Linear))
+            if is_layer and id(weight) not in whole and (named or lora.targets == ("all-linear",)):
+                found.append(tuple(weight.shape))
+    return found
 
 
 def together(sizes: Sequence[ModelSize]) -> ModelSize:
     """Several models in one process, which work one after the other: all weights, the largest one's activations."""
     largest = max(sizes, key=lambda size: size.parameters)
-    return replace(largest, parameters=sum(size.parameters for size in sizes))
+    added = {name: sum(getattr(size, name) for size in sizes) for name in ("parameters", "adapters", "adapted")}
+    return replace(largest, **added)
 
 
 def memory(
@@ -105,18 +134,19 @@ def memory(
 def learner_memory(config: RLConfig, sizes: dict[str, ModelSize]) -> dict[str, float]:
     """Bytes on one learner rank (Rajbhandari et al. 2020, arXiv:1910.02054, section 3: what each ZeRO stage divides)."""
     learner = config.learner
-    trained = [sizes["policy"]] + ([sizes["critic"]] if learner.critic == "model" else [])
-    parameters = sum(size.parameters for size in trained)
+    models = [sizes["policy"]] + ([sizes["critic"]] if learner.critic == "model" else [])
+    frozen = sum(size.parameters for size in models) if learner.lora else 0
+    trained = sum(size.adapters if learner.lora else size.parameters for size in models)
     half = learner.dtype != "float32"
     ranks, stage = learner.ranks, learner.zero_stage
     width = BYTES[learner.dtype]
     # Adam's two moments; and the fp32 master copy where training is in half precision or ZeRO cuts flat partitions.
-    optimiser = parameters * (12 if half or stage >= 1 else 8) / (ranks if stage >= 1 else 1)
+    optimiser = trained * (12 if half or stage >= 1 else 8) / (ranks if stage >= 1 else 1)
     return {
-        "parameters": parameters * width / (ranks if stage == 3 else 1),
-        "gradients": parameters * BYTES["float32"] / (ranks if stage >= 2 else 1),  # they add up in fp32, also of bf16
+        "parameters": (frozen + trained) * width / (ranks if stage == 3 else 1),
+        "gradients": trained * BYTES["float32"] / (ranks if stage >= 2 else 1),  # they add up in fp32, also of bf16
         "optimiser (host)" if learner.cpu_offload else "optimiser": optimiser,
-        "activations": max(activations(config, size) for size in trained),
+        "activations": max(activations(config, size) for size in models),
         "logits": 3.0 * min(LOGITS_BYTES, 4 * learner.micro_batch_tokens * sizes["policy"].vocabulary),
     }
 
@@ -171,7 +201,10 @@ def store_memory(config: RLConfig, policy: ModelSize) -> dict[str, float]:
     """Bytes of shared memory on the store's node: weight versions, and rows with their tokens and log-probs."""
     width = BYTES[config.wire_dtype]
     rows = config.experience.max_staleness * config.batch_rows + config.most_rows
+    kept = (
+        policy.parameters + KEPT_VERSIONS * policy.adapted if config.learner.lora else KEPT_VERSIONS * policy.parameters
+    )
     return {
-        "weight versions": float(KEPT_VERSIONS) * policy.parameters * width,
+        "weight versions": float(kept) * width,
         "experience": 12.0 * rows * config.max_sequence,
     }

@@ -21,7 +21,7 @@ def model_folders(config: RLConfig) -> dict[str, tuple[str, ...]]:
     critic = config.critic or (config.critic_reward.path if config.critic_reward else config.policy)
     return {
         "policy": (config.policy,),
-        "reference": (config.reference or config.policy,),
+        "reference": () if config.is_own_reference else (config.reference or config.policy,),
         **({"teacher": (config.teacher,)} if config.teacher is not None else {}),
         "reward": rewards,
         "critic": (critic,) if config.learner.critic == "model" else (),
@@ -33,6 +33,7 @@ def sizes_of(config: RLConfig) -> dict[str, ModelSize]:
     found: dict[str, ModelSize] = {}
     for role, paths in model_folders(config).items():
         kind = "value" if role in ("reward", "critic") else "policy"
-        sizes = [model_size(read_config(path), kind=kind) for path in paths]
+        lora = config.learner.lora if role in ("policy", "critic") else None
+        sizes = [model_size(read_config(path), kind=kind, lora=lora) for path in paths]
         found[role] = together(sizes) if sizes else replace(found["policy"], parameters=0)
     return found

@@ -52,13 +52,16 @@ class RolloutEngine(Protocol):
     def abort(self) -> None:
         """Drop all running samples: what is added next comes out as from a new engine."""
 
-    def load_weights(self, tables: Sequence[pa.Table], names: Sequence[str], *, version: int) -> None:
+    def load_weights(
+        self, tables: Sequence[pa.Table], names: Sequence[str], *, version: int, partial: bool = False
+    ) -> None:
         """Replace all weights by a complete version, while no sample runs: what was decoded and cached is of the old ones.
 
-        Whatever is raised in the middle, the old version is gone, and nothing is sampled before a whole one has arrived.
+        A partial one replaces the weights that it has, in an engine that has a whole version. Whatever is raised in the middle,
+        the old version is gone, and nothing is sampled before a whole one has arrived.
 
         Raises:
-            WeightError: a checksum is wrong, or a weight is missing.
+            WeightError: a checksum is wrong, a weight is missing, or there is nothing whole to put a partial version on.
         """
 
     def forget(self) -> None:
@@ -98,6 +101,16 @@ class LoadedWeights:
     def forget(self) -> None:
         """None that may be sampled from."""
         self.version, self._whole = -1, False
+
+    def replaced(self, *, partial: bool) -> None:
+        """Another version begins to arrive, on top of this one or in its place.
+
+        Raises:
+            WeightError: a partial one, and there is no whole version.
+        """
+        if partial:
+            self.check()
+        self.forget()
 
     def arrived(self, version: int) -> None:
         """All of a version is in the engine."""

@@ -228,13 +228,15 @@ class TransformersEngine:
         tokens, log_probs = tuple(running.tokens), tuple(running.log_probs)
         return Sample(request.key, request.prompt_tokens, tokens, log_probs, reason, ((self.version, len(tokens)),))
 
-    def load_weights(self, tables: Sequence[pa.Table], names: Sequence[str], *, version: int) -> None:
-        """Replace all weights; see `RolloutEngine`."""
-        self._weights.forget()
+    def load_weights(
+        self, tables: Sequence[pa.Table], names: Sequence[str], *, version: int, partial: bool = False
+    ) -> None:
+        """Replace weights; see `RolloutEngine`."""
+        self._weights.replaced(partial=partial)
         found = {name: tensor for table in tables for name, tensor in decode_bucket(table)}
         if odd := sorted(set(found) ^ set(names)):
             raise WeightError(f"weight version {version} lacks or adds {len(odd)} tensors, e.g. {odd[0]}")
-        take_over(self._lm, found)
+        take_over(self._lm, found, partial=partial)
         self._weights.arrived(version)
 
     def forget(self) -> None:

@@ -171,25 +171,27 @@ class VLLMEngine:
             self._requests.clear()
             self._llm.reset_prefix_cache()
 
-    def load_weights(self, tables: Sequence[pa.Table], names: Sequence[str], *, version: int) -> None:
-        """Replace all weights; see `RolloutEngine`. An error in the middle is the end of the engine."""
-        self._weights.forget()
+    def load_weights(
+        self, tables: Sequence[pa.Table], names: Sequence[str], *, version: int, partial: bool = False
+    ) -> None:
+        """Replace weights; see `RolloutEngine`. An error in the middle is the end of the engine."""
+        self._weights.replaced(partial=partial)
         arrived = [name for table in tables for name in table.column("name").to_pylist()]
         if sorted(arrived) != sorted(names):
             raise WeightError(f"weight version {version} has {len(arrived)} tensors; its manifest names {len(names)}")
         # After an error tensors are new, old or gone, and of several processes each has answered or not.
         with self._closed_after_errors(), self._losses_told():
             try:
-                self._update(tables, version)
+                self._update(tables, version, partial)
             except RuntimeError as error:  # of vLLM's processes nothing else arrives, whatever they raise
                 self._check_news()
                 raise WeightError(f"weight version {version} did not arrive whole: {error}") from error
         self._weights.arrived(version)
 
-    def _update(self, tables: Sequence[pa.Table], version: int) -> None:
+    def _update(self, tables: Sequence[pa.Table], version: int, partial: bool) -> None:
         with self._announced(tables, version) as sources:
             self._llm.start_weight_update()
-            self._llm.update_weights({"update_info": {"sources": sources}})
+            self._llm.update_weights({"update_info": {"sources": sources, "partial": partial}})
             self._llm.finish_weight_update(str(version))
         self._llm.reset_prefix_cache()
 

@@ -5,7 +5,9 @@ vLLM imports this module by name when an engine asks for the backend, so it may 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,15 +30,19 @@ class ArrowUpdate(WeightTransferUpdateInfo):
     """Where the buckets of one version are."""
 
     sources: list[str] = field(default_factory=list)
+    partial: bool = False
+    """Whether some layers stay as they are."""
 
 
 class ArrowEngine(WeightTransferEngine[ArrowInit, ArrowUpdate]):
-    """Loads whole versions, or raises and leaves the engine to be replaced."""
+    """Loads versions as a whole, or raises and leaves the engine to be replaced."""
 
     init_info_cls = ArrowInit
     update_info_cls = ArrowUpdate
     _expected: frozenset[str] = frozenset()
-    """Names that the version being received must have."""
+    """Names that a complete version must have."""
+    _partial = False
+    """Whether the version being received leaves layers as they are."""
 
     def init_transfer_engine(self, init_info: ArrowInit) -> None:
         """Nothing to connect: every version brings its own sources."""
@@ -55,13 +61,17 @@ class ArrowEngine(WeightTransferEngine[ArrowInit, ArrowUpdate]):
             WeightError: a checksum is wrong, or a weight of the engine did not come.
         """
         model: Any = self.model
-        missing = self._expected - set(model.load_weights(_tensors(update_info.sources)))
+        arrived = set(model.load_weights(_tensors(update_info.sources)))
+        self._partial = update_info.partial
+        layers = {_layer(name) for name in arrived}
+        missing = {name for name in self._expected - arrived if not self._partial or _layer(name) in layers}
         if missing:
             raise WeightError(f"the new version lacks {len(missing)} of the engine's weights, e.g. {min(missing)}")
 
     def finish_weight_update(self) -> None:
         """Let vLLM put the new weights where its kernels read them."""
-        finalize_layerwise_reload(self.model, self.model_config)
+        with _untouched_layers_unsaid() if self._partial else nullcontext():
+            finalize_layerwise_reload(self.model, self.model_config)
         self._repack_tied_head()
         self._repack_experts()
 
@@ -83,6 +93,23 @@ class ArrowEngine(WeightTransferEngine[ArrowInit, ArrowUpdate]):
             kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
             if process := getattr(getattr(kernel, "fused_experts", None), "process_weights_after_loading", None):
                 process(layer)
+
+
+def _layer(name: str) -> str:
+    """The layer of a weight, which vLLM reloads whole or leaves as it is."""
+    return name.rpartition(".")[0]
+
+
+@contextmanager
+def _untouched_layers_unsaid() -> Iterator[None]:
+    """Without vLLM's warning of each layer that nothing came for."""
+    told = logging.getLogger("vllm.model_executor.model_loader.reload.layerwise")
+    level = told.level
+    told.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        told.setLevel(level)
 
 
 def _tensors(sources: list[str]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -150,16 +150,19 @@ class RolloutWorker(Generator):
         if ask(store.newest_version.remote()) == self._engine.version:
             return
         began = time.perf_counter()
-        manifest: Manifest = ask(store.newest_weights.remote())
-        with tracing.span("pull weights", version=manifest.version), self._progress.working("pulling weights"):
+        manifests: list[Manifest] = ask(store.newest_weights.remote(self._engine.version >= 0))
+        newest = manifests[-1]
+        with tracing.span("pull weights", version=newest.version), self._progress.working("pulling weights"):
             self._engine.wake()
-            tables = ask(list(manifest.buckets))
-            self._engine.load_weights(tables, manifest.names, version=manifest.version)
-            self._check(manifest)
+            for each in manifests:
+                tables = ask(list(each.buckets))
+                self._engine.load_weights(tables, each.names, version=each.version, partial=each.partial)
+            self._check(newest)
         self._facts["pull_s"] = time.perf_counter() - began
-        logs.CONTEXT["version"] = manifest.version
-        self._metrics.pulled(manifest.version)
-        log.info("pulled weights", extra={"seconds": self._facts["pull_s"], "bytes": manifest.num_bytes})
+        logs.CONTEXT["version"] = newest.version
+        self._metrics.pulled(newest.version)
+        pulled = sum(each.num_bytes for each in manifests)
+        log.info("pulled weights", extra={"seconds": self._facts["pull_s"], "bytes": pulled})
 
     def _check(self, manifest: Manifest) -> None:
         """Compare the engine with the learner where the version brings a probe."""

@@ -47,10 +47,13 @@ def show_samples(run: Path, *, iteration: int | None, worst: int | None, best: i
     chosen = ranked(read_iteration(run, iteration), worst=worst, best=best).combine_chunks()
     tokenizer = _tokenizer(run)
     for facts, row in zip(chosen.to_pylist(), rows_of(chosen.to_batches()[0]), strict=True):
-        log_probs, reference = np.asarray(facts["rollout_log_probs"]), np.asarray(facts["ref_log_probs"])
+        log_probs = np.asarray(facts["rollout_log_probs"])
+        # A policy with adapters is its own reference, and the learner, who asks it, writes no samples.
+        reference = np.asarray(facts["ref_log_probs"]) if "ref_log_probs" in facts else None
+        kl = "" if reference is None else f"KL {float((log_probs - reference).sum()):.2f} nats, "
         console.rule(
             f"iteration {facts['iteration']}, prompt {facts['prompt_id']}, answer {facts['sample_index']}: "
-            f"score {facts['score']:.3f}, KL {float((log_probs - reference).sum()):.2f} nats, {len(log_probs)} tokens, "
+            f"score {facts['score']:.3f}, {kl}{len(log_probs)} tokens, "
             f"{facts['finish_reason']}, policy version {', '.join(str(version) for version, _ in row.versions)}"
         )
         # Special tokens are what one asks for who asks for tokens.
@@ -60,11 +63,13 @@ def show_samples(run: Path, *, iteration: int | None, worst: int | None, best: i
             console.print(_token_table(row, log_probs, reference, tokenizer))
 
 
-def _token_table(row: Row, log_probs: Array, reference: Array, tokenizer: Any) -> Table:
-    table = Table("#", "id", "token", "log-prob, nats", "reference", "difference")
-    for number, (token, own, other) in enumerate(zip(row.tokens[row.sampled], log_probs, reference, strict=True)):
+def _token_table(row: Row, log_probs: Array, reference: Array | None, tokenizer: Any) -> Table:
+    compared = [] if reference is None else ["reference", "difference"]
+    table = Table("#", "id", "token", "log-prob, nats", *compared)
+    for number, (token, own) in enumerate(zip(row.tokens[row.sampled], log_probs, strict=True)):
         text = Text(repr(tokenizer.decode([token])))
-        table.add_row(str(number), str(token), text, f"{own:.3f}", f"{other:.3f}", f"{own - other:+.3f}")
+        others = [] if reference is None else [f"{reference[number]:.3f}", f"{own - reference[number]:+.3f}"]
+        table.add_row(str(number), str(token), text, f"{own:.3f}", *others)
     return table
 
 

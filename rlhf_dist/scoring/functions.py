@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 from rlhf_dist.config import FunctionReward
@@ -85,7 +86,10 @@ class GuardedRule:
         One of TRL's form is asked about all at once. If that call fails in any way, it is asked about each by itself.
         """
         together = self._together(texts) if self.asks.batch and len(texts) > 1 else None
-        return self._one_by_one(texts) if together is None else iter(together)
+        if together is not None:
+            return iter(together)
+        groups = [[each] for each in texts] if self.asks.batch else [texts]
+        return chain.from_iterable(map(self._one_by_one, groups))
 
     def _together(self, texts: Sequence[tuple[str, ...]]) -> list[Said] | None:
         """What the function says of all; None: the call failed, whichever answer it was that made it fail."""

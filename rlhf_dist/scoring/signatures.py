@@ -93,8 +93,9 @@ def asks_of(function: Callable[..., Any]) -> Asks:
 
 
 def _asks(batch: bool, texts: Sequence[str], columns: Sequence[inspect.Parameter], everything: bool) -> Asks:
-    needed = [each.name for each in columns if each.default is each.empty]
-    return Asks(batch, texts, needed, [each.name for each in columns if each.name not in needed], everything)
+    needed = tuple(each.name for each in columns if each.default is each.empty)
+    taken = tuple(each.name for each in columns if each.name not in needed)
+    return Asks(batch, tuple(texts), needed, taken, everything)
 
 
 def called(function: Callable[..., Any], asks: Asks, item: Item) -> Any:

@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 from rich.markup import escape
 
 from rlhf_dist.config import PipelineConfig
-from rlhf_dist.errors import DataError
+from rlhf_dist.config.pipeline import OWN_REWARD
+from rlhf_dist.errors import ConfigError, DataError
 from rlhf_dist.feedback.database import open_database, transaction
 from rlhf_dist.feedback.exchange import exported, standing, write_rows
 from rlhf_dist.feedback.serve import TASKS, database_url
@@ -46,7 +47,13 @@ def again(config: PipelineConfig, run: Path, console: Console, *, prompts: int, 
 
     Raises:
         DataError: nobody has judged anything since the round before.
+        ConfigError: the pipeline trains no reward model, which would learn from people.
     """
+    if not config.trains_reward_model:
+        raise ConfigError(
+            f"{run}: no reward is the pipeline's own model, so nothing would learn from people; expected a reward of kind model "
+            f"whose path is {OWN_REWARD}"
+        )
     if _has_learnt(run) and _has_asked(run):
         _listen(run, database)
     if not _has_learnt(run):

@@ -27,6 +27,7 @@ FIXED = {
     "rl.epochs": STEPS,
     "rl.mini_batches": STEPS,
     "learner.critic": LAYOUT,
+    "learner.lora": LAYOUT,
 }
 """Keys, each with all below it, that an RL run keeps, and why."""
 MEMBERS = "the members of an ensemble are alike"

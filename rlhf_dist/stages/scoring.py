@@ -40,14 +40,14 @@ class ScorerKind(NamedTuple):
 
 
 def scorer_kinds(
-    config: RLConfig | EvaluateConfig, *, policy: str, reference: str, teacher: str | None = None
+    config: RLConfig | EvaluateConfig, *, policy: str, reference: str | None, teacher: str | None = None
 ) -> dict[str, ScorerKind]:
     """Every writer that adds columns to finished rows.
 
     Args:
         config: rewards, rules, temperature and precision.
         policy: folder whose tokens the answers are.
-        reference: folder of the reference policy.
+        reference: folder of the reference policy; None: the learner asks the policy itself.
         teacher: folder of the teacher, if there is one.
     """
     shared = {
@@ -69,7 +69,7 @@ def scorer_kinds(
 
     return {
         "reward": ScorerKind(RewardScorer, reward, config.scoring.quarantine, secrets_of(config)),
-        "reference": asks(reference, "reference"),
+        **({"reference": asks(reference, "reference")} if reference is not None else {}),
         **({"teacher": asks(teacher, "teacher")} if teacher is not None else {}),
     }
 

@@ -128,7 +128,9 @@ def wired(
     """
     watch, start_s, ends = where.watch, config.timeouts.start, ExitStack()
     ready(where.group, where.layout, timeout_s=start_s)
-    reference = reference_at(where.run_dir, begin.iteration, model_folders(config)["reference"][0])
+    reference = next(iter(model_folders(config)["reference"]), None)
+    if reference is not None:
+        reference = reference_at(where.run_dir, begin.iteration, reference)
     kinds = scorer_kinds(config, policy=config.policy, reference=reference, teacher=config.teacher)
     kinds["reward"] = told_of_rows(config, kinds["reward"], prompts)
     with ends:
@@ -154,16 +156,12 @@ def wired(
         colocated = config.cluster.placement == "colocated"
         watch.vigil.guard("store", store.pulse.remote)
         lent = partial(asleep, rollouts, timeout_s=config.timeouts.call) if colocated else nullcontext
-        moves = partial(
-            move,
-            learner,
-            scorers["reference"],
-            kinds["reference"].arguments,
-            where.run_dir,
-            mix=config.algorithm.reference_mix,
-            timeout_s=start_s,
-        )
-        yield Parts(store, rollouts, scorers, learner, watch, lent, memory, moves)
+        parts = Parts(store, rollouts, scorers, learner, watch, lent, memory)
+        if config.algorithm.reference_every is not None:
+            mix, arguments = config.algorithm.reference_mix, kinds["reference"].arguments
+            moves = partial(move, learner, scorers["reference"], arguments, where.run_dir, mix=mix, timeout_s=start_s)
+            parts = replace(parts, move_reference=moves)
+        yield parts
 
 
 def _store(config: RLConfig, where: Where, begin: Begin, *, scorers: dict[str, int]) -> Any:
@@ -242,23 +240,33 @@ def _scorers(config: RLConfig, role: str, kind: ScorerKind, where: Where, store:
 
 
 def model_specs(config: RLConfig, begin: Begin) -> dict[str, ModelSpec]:
-    """What the learner trains, and from where."""
-    steps = config.rl.iterations * config.rl.epochs * config.rl.mini_batches
+    """What the learner trains, and from where: adapters always on the models that they began on, whatever is merged elsewhere."""
+    steps, lora = config.rl.iterations * config.rl.epochs * config.rl.mini_batches, config.learner.lora
     policy = ModelSpec(
-        begin.policy or config.policy,
+        config.policy if lora else begin.policy or config.policy,
         "policy",
         config.learner.policy,
         steps,
         temperature=config.rollout.temperature,
         value_head=config.learner.critic == "value_head",
+        lora=lora,
         state=os.path.join(begin.state, "policy") if begin.state else "",
     )
     if config.learner.critic != "model":
         return {"policy": policy}
-    path = begin.critic or model_folders(config)["critic"][0]
+    start = model_folders(config)["critic"][0]
     state = os.path.join(begin.state, "critic") if begin.state else ""
     shift, scale = critic_units(config)
-    critic = ModelSpec(path, "value", config.learner.value, steps, shift=shift, scale=scale, state=state)
+    critic = ModelSpec(
+        start if lora else begin.critic or start,
+        "value",
+        config.learner.value,
+        steps,
+        shift=shift,
+        scale=scale,
+        lora=lora,
+        state=state,
+    )
     return {"policy": policy, "critic": critic}
 
 

@@ -20,7 +20,7 @@ from rlhf_dist.records import Failure, PromptTask, RowKey
 from rlhf_dist.store.experience import ExperienceIndex, RowView
 from rlhf_dist.store.finite import check_finite
 from rlhf_dist.store.schema import ROLLOUT_WRITER, keys_of, lengths_of, written_by
-from rlhf_dist.store.weights import Manifest, Probe, WeightIndex
+from rlhf_dist.store.weights import Manifest, Moved, Probe, WeightIndex
 from rlhf_dist.telemetry import logs, tracing
 from rlhf_dist.telemetry.ray_metrics import StoreMetrics
 
@@ -152,14 +152,23 @@ class Store:
         log.warning("leases of %s are back in the pool", worker, extra=self._experience.status())
         await self._notify()
 
-    async def publish(self, version: int, ranks: Sequence[Any], num_buckets: int, probe: Probe | None) -> int:
+    async def publish(
+        self, version: int, ranks: Sequence[Any], num_buckets: int, probe: Probe | None, partial: bool = False
+    ) -> dict[str, float]:
         """Fetch a version's buckets from the learner ranks, and make it visible when all are there.
 
         Every rank is asked for every bucket, because gathering a ZeRO-3 bucket needs them all; bucket b is returned by
         rank b modulo their number. The tables stay in shared memory and are not opened here.
 
+        Args:
+            version: its number.
+            ranks: the learner's.
+            num_buckets: how many buckets the version has.
+            probe: for engines to compare themselves with.
+            partial: ask for what adapters change, alone.
+
         Returns:
-            Bytes of the version.
+            Metrics of the version.
 
         Raises:
             NumbersError: a weight is not finite; names tensors. The version is not visible then.
@@ -167,32 +176,33 @@ class Store:
         tables, reports = [], []
         for bucket in range(num_buckets):
             for number, rank in enumerate(ranks):
-                table, report = rank.weight_bucket.options(num_returns=2).remote(bucket)
+                table, report = rank.weight_bucket.options(num_returns=2).remote(bucket, partial)
                 reports.append(report)
                 if number == bucket % len(ranks):
                     tables.append(table)
         names, odd = list[str](), list[str]()
-        num_bytes = 0
+        num_bytes, moved = 0, Moved()
         with tracing.span("publish weights", version=version, buckets=num_buckets):
             for report in await asyncio.gather(*reports):
                 names += report["names"]
                 num_bytes += report["bytes"]
                 odd += report["odd"]
+                moved = moved.plus(report["moved"])
         if odd:
             raise NumbersError(
                 f"weight version {version}: {len(odd)} tensors are not finite, e.g. {odd[0]}; expected finite weights. "
                 "It was not published"
             )
-        self._weights.add(Manifest(version, tuple(names), num_bytes, tuple(tables), probe))
+        self._weights.add(Manifest(version, tuple(names), num_bytes, tuple(tables), probe, partial))
         logs.CONTEXT["version"] = version
-        log.info("published weights", extra={"bytes": num_bytes, "buckets": num_buckets})
+        log.info("published weights", extra={"bytes": num_bytes, "buckets": num_buckets, "partial": partial})
         self._experience.publish(version)
         await self._notify()
-        return num_bytes
+        return {"weights/bytes": float(num_bytes), **({} if moved.kept is None else {"weights/lora_kept": moved.kept})}
 
-    async def newest_weights(self) -> Manifest | None:
-        """The newest version's manifest."""
-        return self._weights.newest
+    async def newest_weights(self, has_one: bool) -> list[Manifest]:
+        """Manifests that make an engine one of the newest version; see `WeightIndex.to_load`."""
+        return self._weights.to_load(has_one=has_one)
 
     async def newest_version(self) -> int:
         """The newest version's number, -1 before the first."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from math import sqrt
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +38,31 @@ BUCKET = pa.schema(
 KEPT_VERSIONS = 2
 
 
+class Moved(NamedTuple):
+    """What adapters change of some weights, and what is left of it in the dtype of the wire; sums over elements."""
+
+    wanted: float = 0.0
+    """Squares of the change."""
+    arrived: float = 0.0
+    """Squares of round(W + change) - round(W)."""
+    both: float = 0.0
+    """Products of the two."""
+
+    def plus(self, other: Self) -> Moved:
+        """Of more weights."""
+        return Moved(*(one + two for one, two in zip(self, other, strict=True)))
+
+    @property
+    def kept(self) -> float | None:
+        """Cosine between the two: 1 where nothing is lost, 0 where the change vanishes or drowns in rounding; None: no change.
+
+        The ratio of their norms would be 1 and more for a change of less than a spacing that moves few weights by a whole one.
+        """
+        if not self.wanted:
+            return None
+        return self.both / sqrt(self.wanted * self.arrived) if self.arrived else 0.0
+
+
 @dataclass(frozen=True)
 class Probe:
     """A sequence and the learner's log-probs of its tokens, for engines to compare theirs with."""
@@ -48,7 +74,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One complete weight version."""
+    """One weight version: all weights or, `partial`, those that adapters change, to go on top of any complete one."""
 
     version: int
     names: tuple[str, ...]
@@ -56,6 +82,7 @@ class Manifest:
     buckets: tuple[Any, ...]
     """Handles to the tables: object references on a cluster, tables in tests."""
     probe: Probe | None = None
+    partial: bool = False
 
 
 def plan_buckets(sizes: Sequence[tuple[str, int]], *, bucket_bytes: int) -> list[list[str]]:
@@ -138,7 +165,10 @@ def _view(array: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:
 
 
 class WeightIndex:
-    """The newest versions; older ones are forgotten, and freed with their last reader."""
+    """The newest versions, and the newest complete one; older ones are forgotten, and freed with their last reader.
+
+    What adapters do not change never changes, so the newest partial version on top of any complete one is the newest whole.
+    """
 
     def __init__(self) -> None:
         """Start without any version."""
@@ -149,17 +179,33 @@ class WeightIndex:
         """The manifest of the newest version."""
         return self._manifests[max(self._manifests)] if self._manifests else None
 
+    def to_load(self, *, has_one: bool) -> list[Manifest]:
+        """What makes an engine one of the newest version, to be loaded in this order; none before the first.
+
+        Args:
+            has_one: whether the engine has any of these versions whole.
+        """
+        newest = self.newest
+        if newest is None:
+            return []
+        return [newest] if has_one or not newest.partial else [self._manifests[self._newest_complete()], newest]
+
     def add(self, manifest: Manifest) -> None:
-        """Make a complete version visible.
+        """Make a version visible.
 
         Raises:
-            StoreError: the version is not newer than the newest.
+            StoreError: the version is not newer than the newest, or is partial without a complete one before it.
         """
         if self.newest is not None and manifest.version <= self.newest.version:
             raise StoreError(f"weight version {manifest.version} published after version {self.newest.version}")
+        if self.newest is None and manifest.partial:
+            raise StoreError(f"weight version {manifest.version} is partial; expected a complete one first")
         self._manifests[manifest.version] = manifest
-        for version in sorted(self._manifests)[:-KEPT_VERSIONS]:
-            del self._manifests[version]
+        kept = {*sorted(self._manifests)[-KEPT_VERSIONS:], self._newest_complete()}
+        self._manifests = {version: each for version, each in self._manifests.items() if version in kept}
+
+    def _newest_complete(self) -> int:
+        return max(version for version, each in self._manifests.items() if not each.partial)
 
     def num_bytes(self) -> int:
         """Bytes of all versions held."""

@@ -10,7 +10,7 @@ LONGEST = 400
 """Characters of a number, and its largest exponent: beyond it is no answer, and to compute with it takes long."""
 _DIGITS = r"(?:\d{1,3}(?:(?:,|\{,\}|\\,)\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
-    rf"""(?P<sign>(?<![\w)\]}}])[-+−–])?\s*\\?[$€£]?\s*
+    rf"""(?P<sign>(?<![\w)\]}}])[-+−–])?(?:\\?[$€£]\s*)?
     (?:\\[dt]?frac\{{\s*(?P<over>[-+−]?\d+)\s*\}}\{{\s*(?P<under>\d+)\s*\}}
     |(?P<number>{_DIGITS})(?:[eE](?P<exponent>[-+]?\d+))?(?:\s*/\s*(?P<slash>\d+)(?!\d|\.\d))?)
     \s*(?P<percent>\\?%)?""",

@@ -162,7 +162,7 @@ class Gone(BaseException):
 class Proxy:
     """An object of the answer's, over there."""
 
-    def __init__(self, asked: Asked, number: int) -> None:
+    def __init__(self, asked: Elsewhere, number: int) -> None:
         self.__dict__.update(_asked=asked, _number=number)
 
     def __getattr__(self, name: str) -> Any:
@@ -205,7 +205,7 @@ def _exception(name: str, text: str) -> Exception:
     return AnswerError(text)
 
 
-class Asked:
+class Elsewhere:
     """The answer, as the tests see it."""
 
     def __init__(self, link: Link) -> None:
@@ -259,7 +259,7 @@ class Asked:
 def tested(link: Link, tests: list[str]) -> str:
     """Why an answer does not pass; empty: it passes all tests."""
     try:
-        space = {**Asked(link).names(), "__name__": "tests"}
+        space = {**Elsewhere(link).names(), "__name__": "tests"}
         for test in tests:
             exec(compile(test, "tests", "exec"), space)
     except BaseException as error:  # noqa: BLE001 - a test that ends in any other way than by its end has not passed

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_dist.algorithms.answers import Answers, group_means, group_spreads, group_sums
+from rlhf_dist.algorithms.answers import AnswerBatch, group_means, group_spreads, group_sums
 from rlhf_dist.algorithms.baselines import BASELINES, RunningMean, best_of_group, soft_maximum
 
 GROUPS = st.lists(
@@ -16,11 +16,11 @@ GROUPS = st.lists(
 )
 
 
-def answers(groups: list[list[tuple[float, int]]], *, running: float = 0.25) -> Answers:
+def answers(groups: list[list[tuple[float, int]]], *, running: float = 0.25) -> AnswerBatch:
     """Groups beside each other."""
     flat = [each for group in groups for each in group]
     numbers = [number for number, group in enumerate(groups) for _ in group]
-    return Answers(
+    return AnswerBatch(
         torch.tensor([reward for reward, _ in flat], dtype=torch.float64),
         torch.tensor([length for _, length in flat]),
         torch.tensor(numbers),
@@ -58,7 +58,7 @@ def test_a_baseline_is_its_formula(name: str, groups: list[list[tuple[float, int
 def test_the_order_of_answers_does_not_matter(name: str, groups: list[list[tuple[float, int]]], seed: int) -> None:
     whole = answers(groups)
     order = torch.randperm(len(whole.rewards), generator=torch.Generator().manual_seed(seed))
-    moved = Answers(*(each[order] for each in whole[:4]), whole.running_mean)
+    moved = AnswerBatch(*(each[order] for each in whole[:4]), whole.running_mean)
     torch.testing.assert_close(BASELINES[name](moved), BASELINES[name](whole)[order])
 
 
@@ -146,6 +146,6 @@ def test_sums_means_and_spreads_of_groups() -> None:
     nothing = torch.zeros(0)
     for function in (group_sums, group_spreads):
         assert function(nothing, nothing.long()).shape == (0,)
-    told = Answers(values, groups, groups, values)
+    told = AnswerBatch(values, groups, groups, values)
     assert told.counts.tolist() == [1, 3]
     assert told.running_mean == 0.0

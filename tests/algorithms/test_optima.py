@@ -9,7 +9,7 @@ from rlhf_dist.algorithms.baselines import RunningMean
 from rlhf_dist.algorithms.ragged import segment_sums, sums_to_go
 from rlhf_dist.config import METHODS, RL, Algorithm, Correction
 from rlhf_dist.learner.experience import PackedExperience
-from rlhf_dist.learner.objective import Now, Objective
+from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.policy_update import Models, update
 from rlhf_dist.learner.recorder import Ranks
 from rlhf_dist.learner.trained_model import finite_or_nan
@@ -145,7 +145,7 @@ def learnt(
     each: int = EACH,
 ) -> torch.Tensor:
     """Log-probs of answers after so many updates, on the policy's own samples or on another's."""
-    objective = Objective(algorithm, correction or Correction(), RL(epochs=EPOCHS), LONGEST)
+    objective = RLObjective(algorithm, correction or Correction(), RL(epochs=EPOCHS), LONGEST)
     policy = Table(torch.zeros(7, 3, dtype=torch.float64))
     critic = TrueValues(policy, task.reference, task.rewards) if algorithm.has_critic else None
     models = Models(Trained(policy, lr=0.2, updates=EPOCHS * UPDATES), critic)

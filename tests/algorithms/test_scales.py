@@ -7,17 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_dist.algorithms.answers import NO_SPREAD, Answers
+from rlhf_dist.algorithms.answers import NO_SPREAD, AnswerBatch
 from rlhf_dist.algorithms.scales import SCALES
 from tests.algorithms.tree import answers_of
 
 REWARDS = st.lists(st.lists(st.integers(-5, 5).map(float), min_size=2, max_size=5), min_size=1, max_size=5)
 
 
-def answers(*groups: list[float]) -> Answers:
+def answers(*groups: list[float]) -> AnswerBatch:
     rewards = torch.tensor([reward for group in groups for reward in group], dtype=torch.float64)
     numbers = torch.tensor([number for number, group in enumerate(groups) for _ in group])
-    return Answers(rewards, torch.ones_like(numbers), numbers, rewards)
+    return AnswerBatch(rewards, torch.ones_like(numbers), numbers, rewards)
 
 
 @settings(max_examples=25)

@@ -8,9 +8,9 @@ import torch
 
 from rlhf_dist.algorithms.advantages import moments, whiten
 from rlhf_dist.algorithms.aggregation import answer_weights
-from rlhf_dist.algorithms.answers import Answers
+from rlhf_dist.algorithms.answers import AnswerBatch
 from rlhf_dist.learner.estimation import answer_advantages
-from rlhf_dist.learner.objective import Objective
+from rlhf_dist.learner.objective import RLObjective
 from tests.algorithms import tree
 from tests.algorithms.tree import LENGTHS, POLICY, REWARDS, cosine, gradient_of_mean, groups_of, objective
 
@@ -24,7 +24,7 @@ def _weights(kind: str, lengths: tuple[int, ...]) -> torch.Tensor:
     return answer_weights(kind, torch.tensor(lengths), torch.zeros(len(lengths)).long(), longest=tree.LONGEST)
 
 
-def descent(advantages: torch.Tensor, told: Objective, groups: torch.Tensor) -> torch.Tensor:
+def descent(advantages: torch.Tensor, told: RLObjective, groups: torch.Tensor) -> torch.Tensor:
     """What a step goes along: E over groups of the loss's gradient, down; each group is a mini-batch. Advantages are [tokens]."""
     at = POLICY.clone().requires_grad_()
     flat, lengths = groups.flatten(), LENGTHS[groups.flatten()]
@@ -38,7 +38,7 @@ def descent(advantages: torch.Tensor, told: Objective, groups: torch.Tensor) -> 
 
 
 def expected(
-    told: Objective, *, rewards: torch.Tensor = REWARDS, size: int = G, given: float = 0.0, running: float = 0.0
+    told: RLObjective, *, rewards: torch.Tensor = REWARDS, size: int = G, given: float = 0.0, running: float = 0.0
 ) -> torch.Tensor:
     groups = groups_of(size)
     answers = tree.answers_of(groups, rewards, given=given, running=running)
@@ -96,7 +96,7 @@ def test_a_batch_of_one_group_is_as_that_group_and_a_large_one_bends_nothing() -
 BATCH_AND_GROUP = (("batch_mean", "batch"), ("group_mean", "group"))
 
 
-def weight_of(told: Objective, p: float, size: int) -> float:
+def weight_of(told: RLObjective, p: float, size: int) -> float:
     """How many times the gradient of p a prompt with pass rate p has in the expected gradient: E A given right less wrong."""
     total = 0.0
     for others in range(size):
@@ -104,7 +104,7 @@ def weight_of(told: Objective, p: float, size: int) -> float:
         for own in (1.0, 0.0):
             rewards = torch.tensor([own] + [1.0] * others + [0.0] * (size - 1 - others), dtype=torch.float64)
             ones = torch.ones(size, dtype=torch.int64)
-            advantages = answer_advantages(Answers(rewards, ones, 0 * ones, 0 * rewards), told)[1]
+            advantages = answer_advantages(AnswerBatch(rewards, ones, 0 * ones, 0 * rewards), told)[1]
             total += (2 * own - 1) * chance * float(advantages[0])
     return total
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf_dist.algorithms.answers import Answers
+from rlhf_dist.algorithms.answers import AnswerBatch
 from rlhf_dist.algorithms.baselines import soft_maximum
 from rlhf_dist.algorithms.ragged import segment_sums
 from rlhf_dist.config import Correction
@@ -179,7 +179,7 @@ def noise_over_signal(shift: float, spread: float) -> dict[str, float]:
 
     def measured(name: str, scale: str, given: torch.Tensor) -> float:
         told, of_rows = objective(baseline=name, scale=scale), given.repeat_interleave(SIZE)
-        each = [answer_advantages(Answers(own.flatten(), ones, groups, of_rows), told)[1] for own in got]
+        each = [answer_advantages(AnswerBatch(own.flatten(), ones, groups, of_rows), told)[1] for own in got]
         found = (torch.stack(each).view(DRAWS, PROMPTS, SIZE, 1) * scores).mean(2) / PROMPTS
         projection = float((found.mean(0) * exact).sum() / exact.square().sum())
         return float(found.var(0).sum()) / projection**2 / float(exact.square().sum())

@@ -8,11 +8,11 @@ import itertools
 import numpy as np
 import torch
 
-from rlhf_dist.algorithms.answers import Answers
+from rlhf_dist.algorithms.answers import AnswerBatch
 from rlhf_dist.algorithms.ragged import segment_sums
 from rlhf_dist.config import RL, Algorithm, Correction
 from rlhf_dist.learner.estimation import answer_advantages
-from rlhf_dist.learner.objective import Objective
+from rlhf_dist.learner.objective import RLObjective
 
 TOKENS, END, LONGEST = 3, 2, 3
 
@@ -106,19 +106,19 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(a @ b / a.norm() / b.norm())
 
 
-def objective(correction: Correction | None = None, **settings: object) -> Objective:
+def objective(correction: Correction | None = None, **settings: object) -> RLObjective:
     """Settings that differ from REINFORCE's without any baseline."""
     plain = {"baseline": "none", "surrogate": "plain", "aggregate": "fixed_length", "whiten_advantages": False}
-    return Objective(Algorithm(**{**plain, **settings}), correction or Correction(), RL(), LONGEST)
+    return RLObjective(Algorithm(**{**plain, **settings}), correction or Correction(), RL(), LONGEST)
 
 
-def answers_of(groups: torch.Tensor, rewards: torch.Tensor, *, given: float = 0.0, running: float = 0.0) -> Answers:
+def answers_of(groups: torch.Tensor, rewards: torch.Tensor, *, given: float = 0.0, running: float = 0.0) -> AnswerBatch:
     """All groups beside each other, as the groups of one iteration."""
     flat = groups.flatten()
     numbers = torch.arange(len(groups)).repeat_interleave(groups.shape[1])
-    return Answers(rewards[flat], LENGTHS[flat], numbers, torch.full_like(rewards[flat], given), running)
+    return AnswerBatch(rewards[flat], LENGTHS[flat], numbers, torch.full_like(rewards[flat], given), running)
 
 
-def advantages_of(groups: torch.Tensor, told: Objective, answers: Answers) -> torch.Tensor:
+def advantages_of(groups: torch.Tensor, told: RLObjective, answers: AnswerBatch) -> torch.Tensor:
     """[groups, size]."""
     return answer_advantages(answers, told)[1].view(groups.shape)

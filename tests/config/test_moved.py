@@ -122,6 +122,14 @@ def test_all_moved_keys_of_a_file_are_told_at_once(tmp_path: Path) -> None:
         load(RLConfig, file)
 
 
+@pytest.mark.parametrize("change", ["advantage={kind: leave_one_out}", "advantage.gama=1", "surrogate={}"])
+def test_a_section_that_is_no_more_is_told(change: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(MINIMAL)
+    with pytest.raises(ConfigError, match=r"`(advantage|surrogate)` is now part of `algorithm`$"):
+        load(RLConfig, file, [change])
+
+
 def test_every_moved_key_is_there_now() -> None:
     known = {*keys(RLConfig), *keys(PipelineConfig)}
     assert [new for new in MOVED.values() if new not in known] == []

@@ -1,4 +1,5 @@
 import json
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,6 +41,27 @@ def test_chat_messages_go_through_the_template_once(tmp_path: Path) -> None:
     (prompt,) = read(file)
     assert prompt.text.endswith("Agent:")
     assert prompt.tokens.count(TOKENIZER.bos_token_id) <= 1
+
+
+def test_a_rows_other_columns_are_kept_under_their_names_and_further_ones(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Hello", "answer": "4", "level": None, "tests": ["a", {"b": 1.5}], "tools": None},
+        {"prompt": "Hello", "target": "own", "answer": "5", "messages": []},
+        {"prompt": "Hello"},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = Prompts(path=str(tmp_path / "a.jsonl"), columns={"target": "answer"})
+    first, second, third = (prompt.columns for prompt in read_prompts(settings, TOKENIZER))
+    assert json.loads(first) == {"target": "4", "answer": "4", "level": None, "tests": ["a", {"b": 1.5}]}
+    assert json.loads(second) == {"target": "own", "answer": "5"}
+    assert third == ""
+
+
+def test_what_json_cannot_say_is_no_column_for_functions(tmp_path: Path) -> None:
+    table = pa.table({"prompt": ["Hello"], "day": [date(2026, 1, 1)], "image": [b"x"], "solution": ["4"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    (prompt,) = read(tmp_path / "a.parquet")
+    assert json.loads(prompt.columns) == {"solution": "4"}
 
 
 BAD = {

@@ -1,5 +1,6 @@
 """What is said of policies, on three answers each that a person can reckon with."""
 
+import dataclasses
 import math
 from dataclasses import replace
 from typing import Any
@@ -121,3 +122,12 @@ def test_answers_of_a_truncated_distribution_have_no_kl() -> None:
         row[head.index("reward")] for row in table([result_of(one, START, [], config()) for one in (START, TRAINED)])[1]
     ]
     assert plain(found[0])["kl"] is None
+
+
+def test_a_gold_score_that_some_answers_lack_is_no_mean_and_no_win() -> None:
+    partly = dataclasses.replace(TRAINED, parts={**TRAINED.parts, "gold": [1.0, math.nan, 0.75]})
+    none = dataclasses.replace(START, parts={"unsafe": [0.0, 1.0, 0.0]})
+    for one, first in ((partly, START), (TRAINED, none), (TRAINED, dataclasses.replace(partly, name="start"))):
+        found = result_of(one, first, [], config())
+        assert [*found.wins] == ["reward"]
+        assert ("gold" in found.means) == (one is TRAINED)

@@ -158,7 +158,14 @@ def kib_of(folder: Path) -> int:
 
 
 def test_a_resumed_run_records_what_an_uninterrupted_one_does(folders: Folders, tmp_path: Path) -> None:
+    """And functions see the columns of the very rows that were answered, in training and before and after it."""
+    place = "tests.scoring.rules:of_place"
     changes = {
+        "reward": [
+            {"kind": "model", "path": str(folders.reward)},
+            {"kind": "function", "name": "place", "path": place, "weight": 0.01},
+        ],
+        "gold_judge": place,
         "rl": {"iterations": 4},
         "algorithm": {"kl_target": 1.0},
         "learner": {"zero_stage": 2, "policy": {"lr": 1e-3, "warmup": 0.3, "schedule": "linear"}},
@@ -167,6 +174,12 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does(folders: Folders, 
         "checkpoint_every": 2,
     }
     whole = train(folders.config(**changes), tmp_path / "whole")
+    for batch in experience(whole):
+        parts = [dict(row) for row in batch["score_parts"].to_pylist()]
+        asked = [float(number) for number in batch["prompt_id"].to_pylist()]
+        assert [row["place"] for row in parts] == [row["gold"] for row in parts] == asked
+    samples = [json.loads(line) for line in (whole / "samples.jsonl").read_text().splitlines()]
+    assert [row["gold_after"] for row in samples] == [row["gold_before"] for row in samples] == [0.0, 1.0, 2.0, 3.0]
     broken = tmp_path / "broken"
     shutil.copytree(whole, broken)
     # As if the process had died in iteration 3: two checkpoints' worth of files, and the newest of them is gone.

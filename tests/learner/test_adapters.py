@@ -6,7 +6,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from rlhf_dist.config import Lora
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.learner.adapters import adapt
-from tests.learner.test_ppo import SHAPE
+from tests.learner.test_policy_update import SHAPE
 
 
 def test_what_cannot_be_adapted_is_refused() -> None:

@@ -9,7 +9,7 @@ from rlhf_dist.data.demonstrations import Demonstration, demonstration_set
 from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.learner.imitation import Imitation, imitate
 from rlhf_dist.models import PolicyModel
-from tests.learner.test_ppo import SHAPE, PlainTrained
+from tests.learner.test_policy_update import SHAPE, PlainTrained
 
 ROWS = [
     Demonstration("a", [1, 7, 9, 22, 5, 2], [2, 3, 4]),

@@ -10,7 +10,7 @@ import torch
 
 from rlhf_dist.config import METHODS, RL, Algorithm, Correction
 from rlhf_dist.learner.experience import PackedExperience
-from rlhf_dist.learner.objective import Now, Objective
+from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.policy_update import Models, update
 from rlhf_dist.learner.recorder import Ranks
 from rlhf_dist.learner.rows import RankRows, to_experience
@@ -30,11 +30,11 @@ BEYOND: dict[str, dict[str, Any]] = {
 CASES = {**{name: {"method": name} for name in METHODS}, **BEYOND}
 
 
-def aim(choices: dict[str, Any]) -> Objective:
+def aim(choices: dict[str, Any]) -> RLObjective:
     correction = {name: value for name, value in choices.items() if name in Correction.model_fields}
     algorithm = {name: value for name, value in choices.items() if name not in correction}
     rl = RL(epochs=2, mini_batches=2)
-    return Objective(Algorithm.model_validate(algorithm), Correction.model_validate(correction), rl, longest=12)
+    return RLObjective(Algorithm.model_validate(algorithm), Correction.model_validate(correction), rl, longest=12)
 
 
 def rows() -> RankRows:

@@ -5,18 +5,18 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf_dist.algorithms.answers import Answers
+from rlhf_dist.algorithms.answers import AnswerBatch
 from rlhf_dist.config import Algorithm
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.learner.objective import check_own
 from rlhf_dist.learner.own import EXAMPLE, check_own_answers, check_own_surrogate, function_at
 
 
-def zeros(answers: Answers) -> torch.Tensor:
+def zeros(answers: AnswerBatch) -> torch.Tensor:
     return torch.zeros_like(answers.rewards)
 
 
-def halves(centred: torch.Tensor, answers: Answers) -> torch.Tensor:
+def halves(centred: torch.Tensor, answers: AnswerBatch) -> torch.Tensor:
     return centred / 2
 
 
@@ -24,7 +24,7 @@ def raises(*_: Any) -> torch.Tensor:
     raise ValueError("no such luck")
 
 
-def of_groups(answers: Answers) -> torch.Tensor:
+def of_groups(answers: AnswerBatch) -> torch.Tensor:
     return torch.zeros(len(answers.counts))
 
 
@@ -32,7 +32,7 @@ def number(*_: Any) -> float:
     return 1.0
 
 
-def nothing_finite(answers: Answers) -> torch.Tensor:
+def nothing_finite(answers: AnswerBatch) -> torch.Tensor:
     return answers.rewards / 0.0
 
 

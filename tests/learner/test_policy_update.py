@@ -14,7 +14,7 @@ from rlhf_dist.algorithms.value_losses import explained_variance_sums
 from rlhf_dist.config import RL, Algorithm, Correction
 from rlhf_dist.data.packing import Budget, MicroBatch, plan_micro_batches
 from rlhf_dist.learner.experience import PackedExperience
-from rlhf_dist.learner.objective import Now, Objective
+from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.policy_update import Models, Updated, update
 from rlhf_dist.learner.recorder import Ranks, explained
 from rlhf_dist.learner.rows import RankRows, to_experience
@@ -35,18 +35,18 @@ SHAPE: dict[str, Any] = {
 KL_COEF, CLIP, LAM = 0.1, 0.02, 0.9
 
 
-def objective(correction: Correction | None = None, **changes: Any) -> Objective:
+def objective(correction: Correction | None = None, **changes: Any) -> RLObjective:
     """PPO with the numbers above, but for `changes`."""
     rl = {name: value for name, value in changes.items() if name in RL.model_fields}
     own = {name: value for name, value in changes.items() if name not in rl}
     algorithm = Algorithm.model_validate({"gae_lambda": LAM, "clip_ratio": CLIP, "kl_coef": KL_COEF, **own})
-    return Objective(algorithm, correction or Correction(), RL(**rl), longest=12)
+    return RLObjective(algorithm, correction or Correction(), RL(**rl), longest=12)
 
 
 def learn(
     trained: Models,
     batch: list[list[PackedExperience]],
-    aim: Objective | None = None,
+    aim: RLObjective | None = None,
     *,
     reuse: bool = False,
     ranks: Ranks | None = None,
@@ -141,7 +141,7 @@ def packed(rows: RankRows, tokens: int, row_tokens: int = 0, minis: int = 1) -> 
 
 
 def run(
-    aim: Objective,
+    aim: RLObjective,
     *,
     tokens: int,
     row_tokens: int = 0,
@@ -172,7 +172,7 @@ def difference_before(rows: RankRows, old: dict[int, torch.Tensor]) -> float:
     return float(torch.cat(each).mean())
 
 
-def plain_ppo(trained: Models, rows: RankRows, minis: list[list[int]], aim: Objective) -> dict[str, float]:
+def plain_ppo(trained: Models, rows: RankRows, minis: list[list[int]], aim: RLObjective) -> dict[str, float]:
     """PPO as the papers write it, one row after the other, without packing, sums or reuse of anything of ours."""
     everything, settings = [index for mini in minis for index in mini], aim.algorithm
     outputs = {i: plain_outputs(trained, rows.rows[i].tokens, 4) for i in everything}
@@ -356,7 +356,7 @@ def weights_of(trained: Models) -> list[torch.Tensor]:
     return [each.detach().clone() for model in both for each in model.module.parameters()]
 
 
-def learnt(rows: RankRows, *, trained: Models, settings: Objective, minis: int, stop: bool = False) -> Updated:
+def learnt(rows: RankRows, *, trained: Models, settings: RLObjective, minis: int, stop: bool = False) -> Updated:
     trained.stop_on_bad = stop
     return learn(trained, packed(rows, 10_000, minis=minis), settings)
 

@@ -14,7 +14,7 @@ from rlhf_dist.learner.adapters import adapt
 from rlhf_dist.learner.finite import odd_tensors
 from rlhf_dist.learner.published import Merged, Publication, Whole, collected, published
 from rlhf_dist.store.weights import decode_bucket
-from tests.learner.test_ppo import SHAPE
+from tests.learner.test_policy_update import SHAPE
 
 
 class Sharded:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlhf_dist.config import RL, Algorithm, Correction
-from rlhf_dist.learner.objective import Now, Objective
+from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.rows import RankRows, read_rows, to_experience
 from rlhf_dist.learner.shards import Shard
 from rlhf_dist.records import RowKey, Sample
@@ -53,7 +53,7 @@ VIEWS = [
 
 
 def read(groups: list[int], **settings: Any) -> RankRows:
-    objective = Objective(Algorithm(**settings), Correction(), RL(), longest=4)
+    objective = RLObjective(Algorithm(**settings), Correction(), RL(), longest=4)
     return read_rows(blocks(), Shard(VIEWS, groups, [5, 3, 4]), objective, Now(kl_coef=0.0, given={1: 0.5}))
 
 

@@ -19,7 +19,7 @@ from rlhf_dist.learner.optimizer_state import PIECES
 from rlhf_dist.learner.rank import LearnerRank
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PackedBatch, PolicyModel, pack
-from tests.learner.test_ppo import SHAPE
+from tests.learner.test_policy_update import SHAPE
 
 STAGES = [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32")]
 STAGES += [(1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")]

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 import time
@@ -88,3 +89,53 @@ def does(prompt: str, answer: str) -> float:
     if answer == "ask another":
         return subprocess.run([sys.executable, "-c", "raise SystemExit(3)"], check=False).returncode
     return os.getpid() if answer == "pid" else 1.0
+
+
+def matches_for_ever(prompt: str, answer: str, pattern: str) -> float:
+    return float(re.search(pattern, answer) is not None)
+
+
+def with_columns(prompt: str, answer: str, solution: str, weight: float = 1.0, **others: Any) -> float:
+    """2 for the right answer, and a share of its own for each column that it did not ask for."""
+    return weight * (2.0 * (answer == solution) + len(others) / 8)
+
+
+def close_to(prompt: str, answer: str, level: int = 7) -> float | None:
+    return None if level == 0 else float(level)
+
+
+def positions(prompt: str, answer: str, more: int, /) -> float:
+    return 0.0
+
+
+# As in TRL's documentation (grpo_trainer, "Using a custom reward function"), the plain and the conversational form.
+def trl_matches(completions: list[str], ground_truth: list[str], **kwargs: Any) -> list[float]:
+    found = [re.search(r"\\boxed\{(.*?)\}", completion) for completion in completions]
+    contents = [each.group(1) if each else "" for each in found]
+    return [1.0 if content == truth else 0.0 for content, truth in zip(contents, ground_truth, strict=True)]
+
+
+def trl_format(completions: list[list[dict[str, str]]], **kwargs: Any) -> list[float]:
+    contents = [completion[0]["content"] for completion in completions]
+    return [1.0 if re.match(r"^<think>.*?</think><answer>.*?</answer>$", content) else 0.0 for content in contents]
+
+
+def trl_math(prompts: list[Any], completions: list[Any], task: list[str], **kwargs: Any) -> list[float | None]:
+    """Of several tasks, as TRL's multi-task example; it ends its process at an answer that says so."""
+    if "crash" in completions:
+        os._exit(9)
+    if "raise" in completions:
+        raise ValueError("no luck")
+    return [float(len(answer)) if of == "math" else None for answer, of in zip(completions, task, strict=True)]
+
+
+async def trl_later(prompts: list[str], completions: list[str]) -> list[float]:
+    return [float(len(prompt) + len(completion)) for prompt, completion in zip(prompts, completions, strict=True)]
+
+
+def trl_short(prompts: list[str], completions: list[str]) -> list[float]:
+    return [1.0]
+
+
+def of_place(prompt: str, answer: str, place: int) -> float:
+    return float(place)

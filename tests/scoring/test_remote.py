@@ -15,9 +15,11 @@ import pytest
 
 from rlhf_dist.config import RemoteReward
 from rlhf_dist.errors import RewardError
+from rlhf_dist.records import Prompt, RowKey
 from rlhf_dist.scoring import remote
 from rlhf_dist.scoring.answers import Answers, Failures
 from rlhf_dist.scoring.remote import BadReply, ServerReward, pause_s, read_scores
+from rlhf_dist.scoring.told import ToldOf, told_of
 from rlhf_dist.secrets import keep
 from rlhf_dist.store.row import single_turn
 
@@ -237,3 +239,19 @@ def test_scores_of_other_encodings_and_with_more_beside_them_are_read() -> None:
     body = '{"scores": [1, -0.5], "took": "é"}'
     found: Sequence[Any] = read_scores(body.encode("utf-16"), 2)
     assert found == read_scores(body.encode(), 2) == [1.0, -0.5]
+
+
+def test_a_server_is_sent_a_rows_columns_where_it_has_any() -> None:
+    asked: list[dict[str, Any]] = []
+
+    def reply(handler: BaseHTTPRequestHandler, number: int, items: list[dict[str, Any]]) -> None:
+        asked.extend(items)
+        says(200, b'{"scores": [1, 2, 3]}')(handler, number, items)
+
+    prompts = [Prompt(4, (1,), "", columns='{"level": 3, "tests": ["a"]}'), Prompt(5, (1,), ""), Prompt(6, (1,), "")]
+    keys = [RowKey(0, prompt, 0) for prompt in (5, 4, 6)]
+    with server(reply) as (url, _):
+        made = ServerReward(RemoteReward(kind="remote", name="r", url=url))
+        made.score(Answers(ROWS, Words(), Failures(0, keys), ToldOf(told_of(prompts))))
+    assert [item.get("columns") for item in asked] == [None, {"level": 3, "tests": ["a"]}, None]
+    assert asked[0] == {"prompt": "one", "answer": "one"}

@@ -10,12 +10,13 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 
 from rlhf_dist.config import FunctionReward, ModelReward, Safety
 from rlhf_dist.errors import ConfigError, ModelError, RewardError
-from rlhf_dist.records import RowKey
+from rlhf_dist.records import Prompt, RowKey
 from rlhf_dist.scoring import safety
 from rlhf_dist.scoring.answers import Failures
 from rlhf_dist.scoring.reward import RewardScorer
 from rlhf_dist.scoring.reward_file import RewardFile, read_reward_file
 from rlhf_dist.scoring.reward_models import combined
+from rlhf_dist.scoring.told import told_of
 from rlhf_dist.store.row import single_turn
 from rlhf_dist.tasks.helpdesk import build_tokenizer
 from tests.runs import SHAPE
@@ -62,8 +63,9 @@ def _all_are_closed() -> Iterator[None]:
         OPEN.pop().close()
 
 
-def scorer(tokenizer_folder: str, *rewards: object, safety: Safety | None = None) -> RewardScorer:
-    made = RewardScorer(rewards, safety or Safety(), tokenizer_folder, dtype="float32", batch_tokens=64, device="cpu")
+def scorer(tokenizer_folder: str, *rewards: object, safety: Safety | None = None, told: object = None) -> RewardScorer:
+    shared = {"dtype": "float32", "batch_tokens": 64, "device": "cpu"}
+    made = RewardScorer(rewards, safety or Safety(), tokenizer_folder, told=told, **shared)
     OPEN.append(made)
     return made
 
@@ -161,6 +163,27 @@ def test_an_answer_without_a_score_is_named_or_put_aside_where_it_may(
         0: ("r", " Hello!")
     }
     assert np.isnan(found["score"]).tolist() == [True, False, False], "nobody can train on it unseen"
+
+
+def test_functions_are_told_the_rows_columns_and_none_leaves_a_part_out_of_the_sum(tokenizer_folder: str) -> None:
+    """Keys of the rows say which prompts they answer."""
+    prompts = [Prompt(key.prompt_id, (1,), "", columns=f'{{"level": {n}}}') for n, key in enumerate(KEYS)]
+    by_level = FunctionReward(kind="function", name="b", path=f"{HERE}:close_to", weight=2.0)
+    length = FunctionReward(kind="function", name="a", path=f"{HERE}:length_of")
+    alone, both = (scorer(tokenizer_folder, *each, told=told_of(prompts)) for each in ([by_level], [length, by_level]))
+    found = both.score(ROWS, Failures(0, KEYS))
+    lengths = [float(len(answer)) for answer in ANSWERS]
+    assert found["score"] == [lengths[0], lengths[1] + 2.0, lengths[2] + 4.0]
+    assert [dict(row) for row in found["score_parts"]] == [
+        {"a": lengths[0]},
+        {"a": lengths[1], "b": 1.0},
+        {"a": lengths[2], "b": 2.0},
+    ]
+    with pytest.raises(RewardError, match="reward b: says None, and no other reward has a score"):
+        alone.score(ROWS, Failures(0, KEYS))
+    aside = Failures(1, KEYS)
+    assert np.isnan(alone.score(ROWS, aside)["score"]).tolist() == [True, False, False]
+    assert [*aside.causes] == [0]
 
 
 def test_a_sum_that_is_not_finite_is_its_own_failure(tokenizer_folder: str) -> None:

@@ -196,3 +196,11 @@ def test_the_pipelines_own_command_goes_on_with_what_people_said_and_its_config_
     assert len(config.data) == 2, "a file that the config names is not read twice"
     with pytest.raises(ConfigError, match="was made with held_out"):
         pipeline.run(override(own, ["reward_model.held_out=0.3"]), run, Console())
+
+
+def test_without_a_reward_model_nothing_would_learn_from_people(own: PipelineConfig, tmp_path: Path) -> None:
+    rule = {"kind": "function", "name": "r", "path": "tests.scoring.rules:length_of"}
+    tree = own.model_dump(exclude={"reward_model", "reward", "learner"}, exclude_defaults=True)
+    ruled = PipelineConfig(**tree, reward=[rule], learner={"critic": "value_head"})
+    with pytest.raises(ConfigError, match="nothing would learn from people; expected a reward of kind model"):
+        again(ruled, tmp_path, Console(), prompts=1, database=None)

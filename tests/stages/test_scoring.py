@@ -6,7 +6,8 @@ import pytest
 
 from rlhf_dist.config import RLConfig
 from rlhf_dist.errors import ConfigError
-from rlhf_dist.stages.scoring import check_functions, scorer_kinds
+from rlhf_dist.records import Prompt
+from rlhf_dist.stages.scoring import check_columns, check_functions, scorer_kinds
 
 RULES = "tests.scoring.rules"
 
@@ -53,3 +54,25 @@ def test_scorers_are_given_their_secrets_and_how_many_samples_may_fail(monkeypat
     kinds = scorer_kinds(config(REMOTE, scoring={"quarantine": 3}), policy="a", reference="a")
     assert (kinds["reward"].quarantine, kinds["reward"].secrets) == (3, {"NO_SUCH_TOKEN": "pl4nted"})
     assert (kinds["reference"].quarantine, kinds["reference"].secrets) == (0, {})
+
+
+ASKING = {**FUNCTION, "path": f"{RULES}:with_columns"}
+ROWS = [Prompt(0, (1,), "a"), Prompt(1, (1,), "b", columns='{"level": 3}'), Prompt(2, (1,), "c", columns='{"x": null}')]
+
+
+def test_a_parameter_that_no_column_provides_is_refused_with_the_columns_that_there_are() -> None:
+    told = (
+        rf"reward r is '{RULES}:with_columns', whose parameter 'solution' no column of p provides: its columns are level, x; "
+        "expected one of that name, or prompts.columns.solution, or a default value"
+    )
+    with pytest.raises(ConfigError, match=told):
+        check_columns(config(ASKING), "p", ROWS)
+    with pytest.raises(ConfigError, match="its columns are none beside the prompt"):
+        check_columns(config(ASKING), "p", ROWS[:1])
+    check_columns(config(ASKING), "p", [*ROWS, Prompt(3, (1,), "d", columns='{"solution": "4"}')])
+    check_columns(config({**FUNCTION, "path": f"{RULES}:close_to"}), "p", ROWS)
+    judged = config(FUNCTION, gold_judge=f"{RULES}:with_columns")
+    for judge_only in (False, True):
+        with pytest.raises(ConfigError, match="gold_judge is .* whose parameter 'solution'"):
+            check_columns(judged, "p", ROWS, judge_only=judge_only)
+    check_columns(config(ASKING), "p", ROWS, judge_only=True)

@@ -1,4 +1,7 @@
-"""Arithmetic: small sums and products, whose answers are checked as numbers. No reward model is needed."""
+"""Arithmetic: a sum with a product in it, worked out step by step; only the number at the end is checked.
+
+Those who demonstrate it often forget that the product comes first. No reward model is needed to learn better.
+"""
 
 from random import Random
 
@@ -7,12 +10,12 @@ from rlhf_dist.verifiers.numbers import number_in
 
 
 def _draw(rng: Random) -> tuple[str, str]:
-    a, b, c = (rng.randint(0, 6) for _ in range(3))
-    first, second = rng.choice(("+ +", "+ -", "- +", "+ *", "- *")).split()
-    tail = b * c if second == "*" else b
-    value = a + tail if first == "+" else a - tail
-    value += {"+": c, "-": -c}.get(second, 0)
-    return f"{a} {first} {b} {second} {c} =", str(value)
+    a, b, c, sign = rng.randint(1, 9), rng.randint(1, 9), rng.randint(2, 9), rng.choice("+-")
+    return f"{a} {sign} {b} * {c} =", f"{b} * {c} = {b * c} so {a} {sign} {b * c} = {_sum(a, sign, b * c)}"
+
+
+def _sum(a: int, sign: str, b: int) -> int:
+    return a + b if sign == "+" else a - b
 
 
 def _gold(right: str, answer: str) -> float:
@@ -20,8 +23,10 @@ def _gold(right: str, answer: str) -> float:
 
 
 def _spoil(answer: str, rng: Random) -> str:
-    """A result nearby."""
-    return str(int(answer) + rng.choice((-3, -2, -1, 1, 2, 3)))
+    """From left to right, as if all operations were alike; the result is never the right one."""
+    b, _, c, *_, a, sign, _, _, _ = answer.split()
+    first = _sum(int(a), sign, int(b))
+    return f"{a} {sign} {b} = {first} so {first} * {c} = {first * int(c)}"
 
 
 ARITHMETIC = Scenario("arithmetic", _draw, _gold, _spoil)
