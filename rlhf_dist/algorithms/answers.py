@@ -26,7 +26,7 @@ class AnswerBatch(NamedTuple):
 
     @property
     def counts(self) -> torch.Tensor:
-        """AnswerBatch of each group, int64 [groups]."""
+        """Answers of each group, int64 [groups]."""
         return torch.bincount(self.groups)
 
 

@@ -47,7 +47,7 @@ def bounded(weights: torch.Tensor, *, cap: float, floor: float, outside: str) ->
 def kept_answers(
     log_rho: torch.Tensor, lengths: torch.Tensor, *, reject: tuple[float, float] | None, veto: float | None
 ) -> torch.Tensor:
-    """AnswerBatch that are learnt from, bool [answers].
+    """Answers that are learnt from, bool [answers].
 
     Args:
         log_rho: [tokens], log pi_p - log mu.

@@ -1,7 +1,7 @@
 """Weights and rejections against a loop over answers."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_dist.algorithms.bounds import MOST_NATS
-from rlhf_dist.algorithms.corrections import corrected
+from rlhf_dist.algorithms.corrections import bounded, importance_weights, kept_answers
 from rlhf_dist.config import Correction
+from rlhf_dist.learner import mismatch
 
 MODES: list[dict[str, Any]] = [
     {},
@@ -24,6 +25,25 @@ MODES: list[dict[str, Any]] = [
     {"weight": "sequence", "reject": (0.8, 1.3), "veto": 0.5},
 ]
 RATIOS = st.lists(st.lists(st.floats(-1, 1), min_size=1, max_size=5), min_size=1, max_size=5)
+
+
+class Made(NamedTuple):
+    weights: torch.Tensor
+    kept: torch.Tensor
+
+
+def corrected(proximal: torch.Tensor, rollout: torch.Tensor, lengths: torch.Tensor, told: Correction) -> Made:
+    """Weight of each token, and whether it is kept, made of the formulas; the update makes the same of them."""
+    log_rho = proximal - rollout
+    weights = torch.ones_like(log_rho)
+    if told.weight != "none":
+        rho = importance_weights(log_rho, lengths, level=told.weight)
+        weights = bounded(rho, cap=told.cap, floor=told.floor, outside=told.outside)
+    kept = torch.repeat_interleave(kept_answers(log_rho, lengths, reject=told.reject, veto=told.veto), lengths)
+    terms = -torch.arange(1.0, len(log_rho) + 1).to(log_rho)
+    found = mismatch.corrected(terms, proximal, rollout, lengths, told)
+    assert torch.equal(found, torch.where(kept, terms * weights, 0.0))
+    return Made(weights, kept)
 
 
 def slow(ratios: list[list[float]], told: Correction) -> tuple[list[float], list[bool]]:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from rlhf_dist.algorithms import surrogates
 from rlhf_dist.algorithms.bounds import MOST_NATS
-from rlhf_dist.algorithms.surrogates import Losses, Surrogate, surrogate_of
+from rlhf_dist.algorithms.surrogates import Losses, Surrogate
 from rlhf_dist.config import METHODS, Algorithm
 from rlhf_dist.errors import ConfigError
+from rlhf_dist.learner.objective import surrogate_of
 
 LENGTHS = torch.tensor([3, 1, 5, 2])
 PER_ANSWER = {"surrogate": "squared", "baseline": "none", "whiten_advantages": False, "aggregate": "sequence_mean"}
@@ -166,7 +167,15 @@ def test_at_ratio_one_the_gradient_is_minus_the_advantage(name: str, seed: int) 
     )  # a loss of the answer on each token
     (slope,) = torch.autograd.grad((made.loss / of_mean).sum(), new)
     torch.testing.assert_close(slope, -advantages)
-    assert not made.clipped.any()
+    assert made.clipped.tolist() == [False] * 11
+
+
+def test_a_ratio_at_the_cap_is_not_clipped() -> None:
+    ratio = torch.tensor([0.4], dtype=torch.float64)
+    cap = float(ratio.exp())
+    made = surrogates.weight_cap(ratio, 0 * ratio, ratio, torch.tensor([1]), cap=cap)
+    assert made.clipped.tolist() == [False]
+    assert surrogates.weight_cap(ratio, 0 * ratio, ratio, torch.tensor([1]), cap=0.999 * cap).clipped.tolist() == [True]
 
 
 @pytest.mark.parametrize("name", ["clip", "dual", "sequence_clip", "weight_cap", "soft_gate"])
