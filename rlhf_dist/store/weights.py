@@ -60,7 +60,7 @@ class Moved(NamedTuple):
         """
         if not self.wanted:
             return None
-        return self.both / sqrt(self.wanted * self.arrived) if self.arrived else 0.0
+        return min(1.0, self.both / sqrt(self.wanted * self.arrived)) if self.arrived else 0.0
 
 
 @dataclass(frozen=True)
