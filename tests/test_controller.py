@@ -97,9 +97,9 @@ class World:
         self.updates.append({"objective": objective, "rows": len(rows), **vars(now)})
         return {"objective/kl": self.kl, "objective/rlhf_reward": 0.5}
 
-    def publish(self, store: Any, version: int, *, probe_tokens: Any) -> int:
+    def publish(self, store: Any, version: int, *, probe_tokens: Any) -> dict[str, float]:
         self.calls.append(("publish", version, probe_tokens is not None))
-        return 10
+        return {"weights/bytes": 10.0}
 
     @contextmanager
     def lent(self) -> Any:

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rlhf_dist"
 FLOORS = (
     {"cli"},
-    {"feedback_cli"},
+    {"feedback_cli", "methods_cli"},
     {"chaos"},
-    {"stages", "doctor", "ending"},
+    {"stages", "doctor", "ending", "methods_view"},
     {"controller"},
     {"gathering"},
     {"parts"},
