@@ -4,7 +4,7 @@ import torch
 
 from rlhf_dist.errors import NumbersError, WeightError
 from rlhf_dist.models import load_policy
-from rlhf_dist.records import RowKey, Sample, SampleRequest, Sampling, sample_seed
+from rlhf_dist.records import GREEDY, RowKey, Sample, SampleRequest, Sampling, sample_seed
 from rlhf_dist.rollout import transformers_engine
 from rlhf_dist.rollout.transformers_engine import TransformersEngine, truncated_log_probs
 from rlhf_dist.store.weights import encode_bucket
@@ -193,3 +193,15 @@ def test_log_probs_that_are_not_finite_name_the_sample(folders: Folders, number:
         engine.step()
     with pytest.raises(NumbersError, match="ratings are not finite"):
         engine.rate([(5, 6), (7, 8)], [10, 20])
+
+
+def test_a_greedy_answer_takes_the_likeliest_token_every_time(folders: Folders) -> None:
+    engine = an_engine(folders)
+    for seed in (1, 2):
+        engine.add(SampleRequest(RowKey(seed, 0, GREEDY), (5, 6, 7), seed))
+    (one, other) = sorted(samples(engine), key=lambda sample: sample.key)
+    assert one.response_tokens == other.response_tokens
+    ids = torch.tensor([[*one.prompt_tokens, *one.response_tokens]])
+    with torch.no_grad():
+        likeliest = engine._lm(ids).logits[0, 2:-1].argmax(-1)
+    assert likeliest.tolist() == list(one.response_tokens)

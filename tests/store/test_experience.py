@@ -289,3 +289,34 @@ def test_a_check_that_always_passes_would_be_noticed() -> None:
     index.accepted = 1
     with pytest.raises(StoreError, match="every accepted row is held or consumed"):
         index.check_valid()
+
+
+def test_further_prompts_of_an_iteration_are_granted_beside_its_own_and_taken_by_themselves() -> None:
+    index = ExperienceIndex(batch_rows=2, capacity_rows=4, scorers=("reward",))
+
+    def finish(tasks: list[PromptTask]) -> None:
+        keys = [key for task in tasks for key in task.row_keys()]
+        index.append("a", object(), keys, [5] * len(keys))
+        while views := index.lease_rows("a", "reward"):
+            index.add_column("a", "reward", object(), [view.key for view in views])
+        index.check_valid()
+
+    index.submit([PromptTask(0, 0, (1,), 2)])
+    index.publish(0)
+    finish(index.lease_prompts("a", 9))
+    assert [view.key.prompt_id for view in index.take(0)] == [0, 0]
+    index.submit([PromptTask(0, 1, (1,), 2)])
+    assert index.lease_prompts("a", 9) == [], "the staleness rule counts an iteration's own rows"
+    index._prompts.clear()
+    index._submitted[0] -= 2
+    index.submit([PromptTask(0, 2, (1,), 2)], further=True)
+    finish(index.lease_prompts("a", 9))
+    assert [view.key.prompt_id for view in index.take(0)] == [2, 2]
+    with pytest.raises(StoreError, match="already taken"):
+        index.take(0)
+    index.consume(0)
+    index.submit([PromptTask(1, 3, (1,), 2)])
+    assert index.lease_prompts("a", 9) == [], "version 1 is not there yet"
+    index.publish(1)
+    assert len(index.lease_prompts("a", 9)) == 1
+    index.check_valid()
