@@ -24,6 +24,7 @@ NAMES = (
     "faults",
     "resume_exact",
     "loop",
+    "algorithms",
 )
 ROOT = FOLDER.parent
 SHAPE = {"name", "when", "machine", "figures", "rows"}
