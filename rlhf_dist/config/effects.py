@@ -105,8 +105,8 @@ def _of_advantages(a: Algorithm) -> list[tuple[bool, str]]:
             "false",
         ),
         (
-            a.filter_groups and a.baseline == "greedy",
-            "algorithm.filter_groups is not made for baseline greedy; expected false",
+            a.filter_groups and a.baseline in ("greedy", "optimal_value"),
+            f"algorithm.filter_groups is not made for baseline {a.baseline}, which further prompts do not have; expected false",
         ),
         (
             a.gae_length_alpha is not None and a.gae_lambda_policy is not None,

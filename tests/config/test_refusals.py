@@ -143,6 +143,7 @@ CONTRADICTIONS = {
     "algorithm.method=raft + algorithm.whiten_advantages=true": "whiten_advantages would push .*; expected false",
     "algorithm.method=raft + algorithm.credit=to_go": "credit is to_go beside select best, .*; expected answer",
     "algorithm.method=remax + algorithm.filter_groups=true + rollout.samples_per_prompt=2": "not made for baseline greedy",
+    "algorithm.method=a_star + algorithm.filter_groups=true + rollout.samples_per_prompt=2": "not made for baseline optimal",
     "algorithm.gae_length_alpha=1 + algorithm.gae_lambda_policy=1": "both say the policy's lambda; expected one",
     "algorithm.method=a_star + algorithm.reference_every=2": "of the reference at the start; expected no reference_every",
     "algorithm.method=a_star + algorithm.kl_coef=0.1": "kl_coef is 0.1 beside a squared loss anchored at the reference",
