@@ -25,6 +25,7 @@ NAMES = (
     "resume_exact",
     "loop",
     "algorithms",
+    "mutants",
 )
 ROOT = FOLDER.parent
 SHAPE = {"name", "when", "machine", "figures", "rows"}
