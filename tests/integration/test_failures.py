@@ -112,8 +112,7 @@ def test_sigterm_ends_a_run_in_order_and_says_how_to_go_on(folders: Folders, tmp
     """A method without a critic on the way."""
     config = folders.config(
         rl={"iterations": 100000},
-        advantage={"kind": "leave_one_out"},
-        learner={"critic": "none"},
+        algorithm={"method": "rloo"},
         rollout={"engine": "transformers"},
         experience={"keep": False},
         checkpoint_every=1,
