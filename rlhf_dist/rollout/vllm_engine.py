@@ -65,6 +65,8 @@ class VLLMEngine:
         for name in REFUSED:
             if os.environ.get(name, "0") not in ("", "0"):
                 raise EnvironmentProblem(f"{name} is set, which lets anyone who reaches vLLM run code; unset it")
+        if "kv_cache_memory_bytes" in (engine_options or {}):
+            os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # before which vLLM would forget what it is told
         import_vllm()
         from vllm import LLM
 

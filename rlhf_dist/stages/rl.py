@@ -306,7 +306,9 @@ def _train(parts: Parts, prepared: PreparedRL, config: RLConfig, folder: RLFolde
         if config.experience.keep:
             folder.keep(iteration, batch)
         if trace.wants(iteration):
-            trace.add(spans_of(parts, timeout_s=config.timeouts.call), seconds=metrics["timing_s/step"])
+            spans = spans_of(parts, timeout_s=config.timeouts.call)
+            # Not so many seconds ago: what was written since has taken its own time.
+            trace.add(spans, since_us=max(each.start_us for each in spans["controller"] if each.name == "experience"))
         if config.checkpoint_every and (iteration + 1) % config.checkpoint_every == 0:
             save_checkpoint(parts.learner, prepared.tokenizer, folder.path, state, config, ends=prepared.eos_token_ids)
 

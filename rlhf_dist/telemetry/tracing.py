@@ -81,12 +81,11 @@ class Trace:
         """Whether an iteration is to be traced."""
         return iteration in self._iterations
 
-    def add(self, spans: Mapping[str, Iterable[Span]], *, seconds: float) -> None:
-        """Add what lies in the last `seconds`: of the actors, and of Ray's own timeline."""
+    def add(self, spans: Mapping[str, Iterable[Span]], *, since_us: float) -> None:
+        """Add what has ended since then, in microseconds since 1970: of the actors, and of Ray's own timeline."""
         import ray
 
-        now = time.time() * 1e6
-        window = (now - seconds * 1e6, now)
+        window = (since_us, time.time() * 1e6)
         for actor, found in spans.items():
             kept = (each for each in found if window[0] <= each.start_us + each.duration_us)
             self._spans.setdefault(actor, []).extend(kept)

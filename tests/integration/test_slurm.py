@@ -83,6 +83,7 @@ def test_a_run_on_slurm_goes_on_after_a_requeue(cluster: Slurm, folders: Folders
     assert json.loads((run / "summary.json").read_text())["iterations"] == ITERATIONS
 
 
+@pytest.mark.soak
 def test_a_job_whose_ray_does_not_start_fails_and_says_so(cluster: Slurm, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
