@@ -18,6 +18,10 @@ from rlhf_dist.rollout.agreement import Expected
 from rlhf_dist.rollout.engine import RolloutEngine
 
 
+BATCHED_TOKENS = 4096
+"""Of one step of an engine on a CPU, at least; prompts are read whole."""
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """Which engine, on what."""
@@ -100,6 +104,8 @@ def engine_spec(
         engine["gpu_memory_utilization"] = rollout.gpu_memory_fraction
     else:
         engine["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * 2**30)
+        # Where a seeded prompt is read in two steps, vLLM turns its generator back, which one on a CPU cannot be.
+        engine |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(BATCHED_TOKENS, max_sequence)}
     return EngineSpec(
         kind=rollout.engine,
         model=model,
