@@ -17,7 +17,6 @@ from rlhf_dist.records import Sampling
 from rlhf_dist.rollout.agreement import Expected
 from rlhf_dist.rollout.engine import RolloutEngine
 
-
 BATCHED_TOKENS = 4096
 """Of one step of an engine on a CPU, at least; prompts are read whole."""
 

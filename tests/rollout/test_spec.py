@@ -1,5 +1,38 @@
+from pathlib import Path
+
+import pytest
+
 from rlhf_dist.config import Rollout
-from rlhf_dist.rollout.spec import engine_spec
+from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
+from tests.models.test_ends import model
+
+
+@pytest.mark.parametrize(
+    ("stop", "strings", "ids"),
+    [
+        ((), (), (2,)),
+        (("<|end|>",), (), (2, 13)),
+        (("\nUser:", "<|eot_id|>", "<eos>"), ("\nUser:",), (2, 7)),
+        (("<|end|>\n", "a"), ("<|end|>\n", "a"), (2,)),
+    ],
+)
+def test_a_stop_string_that_is_one_of_the_tokenizers_own_tokens_is_an_end(
+    stop: tuple[str, ...], strings: tuple[str, ...], ids: tuple[int, ...], tmp_path: Path
+) -> None:
+    folder = model(tmp_path / "m")
+    made = sampling_of(Rollout(stop=stop), (2,), str(folder))
+    assert (made.stop, made.eos_token_ids) == (strings, ids)
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_an_engines_processes_meet_on_loopback_unless_the_user_says_where(
+    on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vllm")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    made = environment(Rollout(engine="vllm"), on_gpu=on_gpu)
+    assert (made["GLOO_SOCKET_IFNAME"], made["NCCL_SOCKET_IFNAME"]) == ("lo", "ib0")
 
 
 def test_on_cpus_prompts_are_read_whole_however_many_begin_together() -> None:
