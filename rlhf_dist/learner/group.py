@@ -24,7 +24,7 @@ from rlhf_dist.learner.imitation import Imitation
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.policy_update import Updated
-from rlhf_dist.learner.rank import Buckets, LearnerRank, Loaded, Loss
+from rlhf_dist.learner.rank import LearnerRank, Loaded, Loss
 from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.learner.snapshot import Snapshot
 from rlhf_dist.models import read_config
@@ -84,7 +84,8 @@ class LearnerGroup:
         self._hidden = 1
         self._positions: int | None = None
         """Fewest of the models'."""
-        self._buckets = Buckets(0, 0)
+        self._adapted = False
+        """Whether there are versions of what adapters change, alone."""
         self._published = False
         """Whether the store has a complete version of these models."""
         self._warned = False
@@ -267,10 +268,10 @@ class LearnerGroup:
     def plan_weights(self, *, bucket_bytes: int, wire_dtype: str) -> None:
         """Fix the buckets in which the policy is published."""
         call = self._timeouts.call
-        planned: list[Buckets] = self._call(
+        adapted: list[bool] = self._call(
             "plan_weights", "policy", bucket_bytes, wire_dtype, timeout_s=call, doing="planning buckets"
         )
-        self._buckets, self._published = planned[0], False
+        self._adapted, self._published = adapted[0], False
 
     def publish(self, store: Any, version: int, *, probe_tokens: Sequence[int] | None) -> dict[str, float]:
         """Make the policy's weights version `version` of the store; returns its metrics.
@@ -289,8 +290,8 @@ class LearnerGroup:
                     f"weight version {version}: the policy's log-probs of the probe are not finite; not published"
                 )
             probe = Probe(tuple(probe_tokens), tuple(log_probs))
-        partial = self._published and self._buckets.partial > 0
-        ref = store.publish.remote(version, self.ranks, self._buckets[partial], probe, partial)
+        partial = self._published and self._adapted
+        ref = store.publish.remote(version, self.ranks, probe, partial)
         doing = f"publishing weight version {version}"
         facts: dict[str, float] = self._watch.one("store", ref, timeout_s=publish, doing=doing)
         self._published = True

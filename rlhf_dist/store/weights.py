@@ -7,7 +7,8 @@ way out is the one into shared memory, and on the way in the tensors are views o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -63,6 +64,19 @@ class Moved(NamedTuple):
         return min(1.0, self.both / sqrt(self.wanted * self.arrived)) if self.arrived else 0.0
 
 
+@dataclass
+class Sent:
+    """What a learner rank says of the buckets that it has sent."""
+
+    names: list[list[str]] = field(default_factory=list)
+    """Of each bucket."""
+    num_bytes: int = 0
+    odd: list[str] = field(default_factory=list)
+    """Names of tensors that are not finite: the version must be refused."""
+    moved: Moved = field(default_factory=Moved)
+    """What rounding leaves of what adapters change."""
+
+
 @dataclass(frozen=True)
 class Probe:
     """A sequence and the learner's log-probs of its tokens, for engines to compare theirs with."""
@@ -98,14 +112,21 @@ def plan_buckets(sizes: Sequence[tuple[str, int]], *, bucket_bytes: int) -> list
     return buckets
 
 
-def encode_bucket(tensors: Iterable[tuple[str, torch.Tensor]]) -> pa.Table:
-    """Tensors as one bucket that refers to their memory (CPU tensors) or to a CPU copy of it."""
-    return pa.Table.from_batches([_encode(name, tensor) for name, tensor in tensors], schema=BUCKET)
+def encode_bucket(tensors: Iterable[tuple[str, torch.Tensor]], *, threads: Executor | None = None) -> pa.Table:
+    """Tensors as one bucket that refers to their memory (CPU tensors) or to a CPU copy of it.
+
+    Args:
+        tensors: with their names.
+        threads: hash several of them at once.
+    """
+    rows = map(_encode, tensors) if threads is None else threads.map(_encode, tensors)
+    return pa.Table.from_batches([*rows], schema=BUCKET)
 
 
-def _encode(name: str, tensor: torch.Tensor) -> pa.RecordBatch:
+def _encode(named: tuple[str, torch.Tensor]) -> pa.RecordBatch:
     import torch
 
+    name, tensor = named
     flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     offsets = pa.py_buffer(np.array([0, flat.nbytes], dtype=np.int64))
     data = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(flat)])
