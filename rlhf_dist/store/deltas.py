@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from rlhf_dist.errors import WeightError
-from rlhf_dist.store.weights import BUCKET, Row, encode_bucket, rows_of, table_of
+from rlhf_dist.store.weights import BUCKET, SentTensor, encode_bucket, rows_of, table_of
 
 if TYPE_CHECKING:
     import torch
@@ -75,8 +75,8 @@ def apply_delta(base: pa.Table, delta: pa.Table, *, threads: Executor | None = N
 
 
 def _together(
-    make: Callable[[Row, Row], Row], base: pa.Table, other: pa.Table, threads: Executor | None
-) -> Iterable[Row]:
+    make: Callable[[SentTensor, SentTensor], SentTensor], base: pa.Table, other: pa.Table, threads: Executor | None
+) -> Iterable[SentTensor]:
     pairs = [*zip_longest(rows_of(base), rows_of(other))]
     for one, two in pairs:
         if one is None or two is None or one[:3] != two[:3]:
@@ -85,7 +85,7 @@ def _together(
     return (map if threads is None else threads.map)(lambda pair: make(*pair), pairs)
 
 
-def _difference(base: Row, new: Row) -> Row:
+def _difference(base: SentTensor, new: SentTensor) -> SentTensor:
     old, now = (_elements(row.data, row.dtype) for row in (base, new))
     different = old != now
     changed = _compressed(np.packbits(different))
@@ -93,7 +93,7 @@ def _difference(base: Row, new: Row) -> Row:
     return new if changed.size + data.size >= new.data.size else new._replace(changed=changed, data=data)
 
 
-def _result(base: Row, delta: Row) -> Row:
+def _result(base: SentTensor, delta: SentTensor) -> SentTensor:
     if delta.changed is None:
         return delta
     new = _elements(base.data, base.dtype).copy()

@@ -129,13 +129,13 @@ def encode_bucket(tensors: Iterable[tuple[str, torch.Tensor]], *, threads: Execu
     return table_of(BUCKET, (map if threads is None else threads.map)(_encode, tensors))
 
 
-def _encode(named: tuple[str, torch.Tensor]) -> Row:
+def _encode(named: tuple[str, torch.Tensor]) -> SentTensor:
     import torch
 
     name, tensor = named
     flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return Row(name, dtype, list(tensor.shape), xxhash.xxh3_64_intdigest(flat.data), pa.py_buffer(flat))
+    return SentTensor(name, dtype, list(tensor.shape), xxhash.xxh3_64_intdigest(flat.data), pa.py_buffer(flat))
 
 
 def decode_bucket(table: pa.Table) -> Iterator[tuple[str, torch.Tensor]]:
@@ -157,7 +157,7 @@ def decode_bucket(table: pa.Table) -> Iterator[tuple[str, torch.Tensor]]:
         yield row.name, _view(array, getattr(torch, row.dtype)).view(row.shape)
 
 
-class Row(NamedTuple):
+class SentTensor(NamedTuple):
     """One tensor of a bucket."""
 
     name: str
@@ -170,20 +170,20 @@ class Row(NamedTuple):
     """Of deltas only."""
 
 
-def rows_of(table: pa.Table) -> Iterator[Row]:
+def rows_of(table: pa.Table) -> Iterator[SentTensor]:
     """The tensors of a bucket, nothing checked and nothing copied."""
     for batch in table.to_batches():
         heads = [batch.column(name).to_pylist() for name in BUCKET.names[:4]]
         cells = [_cells(batch.column(name)) if name in table.column_names else [None] * len(batch) for name in CELLS]
-        yield from map(Row, *heads, *cells)
+        yield from map(SentTensor, *heads, *cells)
 
 
-def table_of(schema: pa.Schema, rows: Iterable[Row]) -> pa.Table:
+def table_of(schema: pa.Schema, rows: Iterable[SentTensor]) -> pa.Table:
     """A bucket that refers to the memory of its rows."""
     return pa.Table.from_batches([_batch(schema, row) for row in rows], schema=schema)
 
 
-def _batch(schema: pa.Schema, row: Row) -> pa.RecordBatch:
+def _batch(schema: pa.Schema, row: SentTensor) -> pa.RecordBatch:
     columns = [
         _cell(getattr(row, field.name)) if field.name in CELLS else pa.array([getattr(row, field.name)], field.type)
         for field in schema
