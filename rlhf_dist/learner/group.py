@@ -86,6 +86,7 @@ class LearnerGroup:
         """Fewest of the models'."""
         self._adapted = False
         """Whether there are versions of what adapters change, alone."""
+        self._delta_every = 0
         self._published = False
         """Whether the store has a complete version of these models."""
         self._warned = False
@@ -265,13 +266,13 @@ class LearnerGroup:
             raise NumbersError(told([found_in(1, f"what {name} says is not finite", odd)], batch.name_of))
         return said
 
-    def plan_weights(self, *, bucket_bytes: int, wire_dtype: str) -> None:
-        """Fix the buckets in which the policy is published."""
+    def plan_weights(self, *, bucket_bytes: int, wire_dtype: str, delta_every: int) -> None:
+        """Fix the buckets in which the policy is published, and how often whole (0: always)."""
         call = self._timeouts.call
         adapted: list[bool] = self._call(
             "plan_weights", "policy", bucket_bytes, wire_dtype, timeout_s=call, doing="planning buckets"
         )
-        self._adapted, self._published = adapted[0], False
+        self._adapted, self._published, self._delta_every = adapted[0], False, delta_every
 
     def publish(self, store: Any, version: int, *, probe_tokens: Sequence[int] | None) -> dict[str, float]:
         """Make the policy's weights version `version` of the store; returns its metrics.
@@ -291,7 +292,8 @@ class LearnerGroup:
                 )
             probe = Probe(tuple(probe_tokens), tuple(log_probs))
         partial = self._published and self._adapted
-        ref = store.publish.remote(version, self.ranks, probe, partial)
+        deltas = self._delta_every if self._published else 0
+        ref = store.publish.remote(version, self.ranks, probe, partial, deltas)
         doing = f"publishing weight version {version}"
         facts: dict[str, float] = self._watch.one("store", ref, timeout_s=publish, doing=doing)
         self._published = True

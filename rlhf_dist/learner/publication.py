@@ -20,7 +20,8 @@ from rlhf_dist.learner.published import PublishedWeights, published
 from rlhf_dist.learner.staging import Staged, Staging
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models.file_names import Unit, in_file, units_of
-from rlhf_dist.store.weights import Moved, Sent, encode_bucket, plan_buckets
+from rlhf_dist.store.deltas import encode_delta
+from rlhf_dist.store.weights import Moved, Sent, encode_bucket, plan_buckets, rows_of
 from rlhf_dist.telemetry import tracing
 
 
@@ -59,21 +60,29 @@ class Publication:
         lasting, staging = model.zero_stage < 3, Staging(model.device)
         return cls(weights, model.hugging_face, dtype, cut(units), cut(adapted), lasting, staging)
 
-    def tables(self, rank: int, ranks: int, *, partial: bool = False) -> Iterator[pa.Table | Sent]:
+    def tables(
+        self, rank: int, ranks: int, *, partial: bool = False, base: Iterator[pa.Table] | None = None
+    ) -> Iterator[pa.Table | Sent]:
         """The buckets of one rank, in order, and in the end what was in them; all ranks must iterate to the end.
 
         Rank r has the buckets r, r + ranks and so on. A table is good until the next one is asked for: then its memory is used
         again.
+
+        Args:
+            rank: whose.
+            ranks: their number.
+            partial: only what adapters change.
+            base: this rank's buckets of an older version, on which these are to be deltas.
         """
         buckets = self.adapted if partial else self.buckets
         sent, ready = Sent(), None
         for first in range(0, len(buckets), ranks):
             coming = self._round(buckets[first : first + ranks], rank)
             if ready is not None:
-                yield self._table(ready, sent)
+                yield self._table(ready, sent, base)
             ready = coming
         if ready is not None:
-            yield self._table(ready, sent)
+            yield self._table(ready, sent, base)
         yield sent
 
     def _round(self, buckets: Sequence[list[Unit]], own: int) -> tuple[Staged, list[Moved]] | None:
@@ -87,13 +96,16 @@ class Publication:
                     found = self.staging.take(in_file(self.model, dict(tensors)), lasting=self.lasting), moved
         return found
 
-    def _table(self, ready: tuple[Staged, list[Moved]], sent: Sent) -> pa.Table:
+    def _table(self, ready: tuple[Staged, list[Moved]], sent: Sent, base: Iterator[pa.Table] | None) -> pa.Table:
         staged, moved = ready
         with tracing.span("weight bucket", number=len(sent.names)):
             tensors = staged()
-            table = encode_bucket(tensors.items(), threads=self.threads)
+            if base is None:
+                table = encode_bucket(tensors.items(), threads=self.threads)
+            else:
+                table = encode_delta(next(base), tensors.items(), threads=self.threads)
             sent.names.append([*tensors])
-            sent.num_bytes += sum(tensor.nbytes for tensor in tensors.values())
+            sent.num_bytes += sum(row.num_bytes for row in rows_of(table))
             sent.odd += odd_tensors(tensors.items())
             sent.moved = reduce(Moved.plus, moved, sent.moved)
         return table

@@ -262,10 +262,18 @@ class LearnerRank:
         self._publication = Publication.plan(self.models[name], dtype=dtype, bucket_bytes=bucket_bytes)
         return bool(self._publication.adapted)
 
-    def weight_buckets(self, partial: bool = False) -> Iterator[pa.Table | Sent]:
-        """This rank's buckets of the published model, and a report of what was in them; see `Publication.tables`."""
+    def weight_buckets(self, partial: bool = False, base: Sequence[Any] | None = None) -> Iterator[pa.Table | Sent]:
+        """This rank's buckets of the published model, and a report of what was in them; see `Publication.tables`.
+
+        Args:
+            partial: only what adapters change.
+            base: references of this rank's buckets of an older version, on which these are to be deltas.
+        """
+        import ray
+
         assert self._publication is not None, "`plan_weights` comes first"
-        yield from self._publication.tables(self.rank, self.ranks, partial=partial)
+        older = None if base is None else map(ray.get, base)
+        yield from self._publication.tables(self.rank, self.ranks, partial=partial, base=older)
 
     @torch.no_grad()
     def probe(self, tokens: Sequence[int]) -> list[float]:

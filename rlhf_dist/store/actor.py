@@ -155,7 +155,12 @@ class Store:
         await self._notify()
 
     async def publish(
-        self, version: int, ranks: Sequence[Any], probe: Probe | None, partial: bool = False
+        self,
+        version: int,
+        ranks: Sequence[Any],
+        probe: Probe | None,
+        partial: bool = False,
+        delta_every: int = 0,
     ) -> dict[str, float]:
         """Fetch a version's buckets from the learner ranks, and make it visible when all are there.
 
@@ -166,6 +171,7 @@ class Store:
             ranks: the learner's.
             probe: for engines to compare themselves with.
             partial: ask for what adapters change, alone.
+            delta_every: ask for what changed since the last whole version, unless that is so many versions ago.
 
         Returns:
             Metrics of the version.
@@ -173,7 +179,13 @@ class Store:
         Raises:
             NumbersError: a weight is not finite; names tensors. The version is not visible then.
         """
-        streams = [rank.weight_buckets.options(num_returns="streaming").remote(partial) for rank in ranks]
+        base = self._weights.base_of(version, partial=partial, every=delta_every)
+        streams = [
+            rank.weight_buckets.options(num_returns="streaming").remote(
+                partial, base and base.buckets[number :: len(ranks)]
+            )
+            for number, rank in enumerate(ranks)
+        ]
         with tracing.span("publish weights", version=version):
             received = await asyncio.gather(*map(_received, streams))
         sent = [each for _, each in received]
@@ -189,9 +201,11 @@ class Store:
                 f"weight version {version}: {len(odd)} tensors are not finite, e.g. {odd[0]}; expected finite weights. "
                 "It was not published"
             )
-        self._weights.add(Manifest(version, tuple(names), num_bytes, tuple(tables), probe, partial))
+        self._weights.add(Manifest(version, tuple(names), num_bytes, tuple(tables), probe, partial, base))
         logs.CONTEXT["version"] = version
-        log.info("published weights", extra={"bytes": num_bytes, "buckets": len(tables), "partial": partial})
+        kind = "partial" if partial else "complete"
+        told = {"bytes": num_bytes, "buckets": len(tables), "kind": kind, "base": base.version if base else None}
+        log.info("published weights", extra=told)
         self._experience.publish(version)
         await self._notify()
         return {"weights/bytes": float(num_bytes), **({} if moved.kept is None else {"weights/lora_kept": moved.kept})}

@@ -6,7 +6,7 @@ smaller than compressing the exclusive or of everything, and three times as fast
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from rlhf_dist.errors import WeightError
-from rlhf_dist.store.weights import BUCKET, SentTensor, encode_bucket, rows_of, table_of
+from rlhf_dist.store.weights import BUCKET, Manifest, SentTensor, encode_bucket, rows_of, table_of
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +72,22 @@ def apply_delta(base: pa.Table, delta: pa.Table, *, threads: Executor | None = N
         WeightError: they are not of the same tensors.
     """
     return table_of(BUCKET, _together(_result, base, delta, threads))
+
+
+def whole_tables(manifest: Manifest, get: Callable[[Sequence[Any]], list[pa.Table]]) -> list[pa.Table]:
+    """A version's buckets, `BUCKET`, put together from its base where it has one.
+
+    The base's buckets are shared memory that a node fetches once for all versions on it, by whichever reader comes first: who
+    has missed versions, or begins, needs no others.
+
+    Args:
+        manifest: the version's.
+        get: the tables behind handles.
+    """
+    tables = get(manifest.buckets)
+    if manifest.base is None:
+        return tables
+    return [apply_delta(base, delta) for base, delta in zip(get(manifest.base.buckets), tables, strict=True)]
 
 
 def _together(

@@ -169,6 +169,12 @@ class SentTensor(NamedTuple):
     changed: pa.Buffer | None = None
     """Of deltas only."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Of what is sent of it."""
+        sent = self.data.size + (self.changed.size if self.changed is not None else 0)
+        return int(sent)
+
 
 def rows_of(table: pa.Table) -> Iterator[SentTensor]:
     """The tensors of a bucket, nothing checked and nothing copied."""
@@ -242,6 +248,11 @@ class WeightIndex:
             return []
         return [newest] if has_one or not newest.partial else [self._manifests[self._newest_complete()], newest]
 
+    def base_of(self, version: int, *, partial: bool, every: int) -> Manifest | None:
+        """The version on which another is to be a delta; None: it is to be whole, as every so many are."""
+        found = self._manifests.get(self._newest_whole(partial=partial))
+        return found if found is not None and version - found.version < every else None
+
     def add(self, manifest: Manifest) -> None:
         """Make a version visible.
 
@@ -253,12 +264,20 @@ class WeightIndex:
         if self.newest is None and manifest.partial:
             raise StoreError(f"weight version {manifest.version} is partial; expected a complete one first")
         self._manifests[manifest.version] = manifest
-        kept = {*sorted(self._manifests)[-KEPT_VERSIONS:], self._newest_complete()}
+        bases = {self._newest_whole(partial=partial) for partial in (False, True)}
+        kept = {*sorted(self._manifests)[-KEPT_VERSIONS:], self._newest_complete(), *bases}
         self._manifests = {version: each for version, each in self._manifests.items() if version in kept}
 
     def _newest_complete(self) -> int:
         return max(version for version, each in self._manifests.items() if not each.partial)
 
+    def _newest_whole(self, *, partial: bool) -> int:
+        """Number of the newest version that is no delta; -1: there is none."""
+        whole = (version for version, each in self._manifests.items() if each.base is None and each.partial == partial)
+        return max(whole, default=-1)
+
     def num_bytes(self) -> int:
-        """Bytes of all versions held."""
-        return sum(manifest.num_bytes for manifest in self._manifests.values())
+        """Bytes of all versions held, bases among them."""
+        held = [*self._manifests.values()]
+        held += [each.base for each in held if each.base is not None]
+        return sum({each.version: each.num_bytes for each in held}.values())

@@ -144,12 +144,17 @@ def test_same_seed_gives_the_same_metrics_in_a_placement_that_shares_devices_and
 def test_two_zero_3_ranks_that_host_the_scorers_learn_what_one_does(
     plain: Path, folders: Folders, tmp_path: Path
 ) -> None:
-    changes = {"learner": {"ranks": 2, "zero_stage": 3}, "cluster": {"placement": "hybrid"}}
+    changes = {
+        "learner": {"ranks": 2, "zero_stage": 3},
+        "cluster": {"placement": "hybrid"},
+        "weights": {"delta_every": 3, "probe_every": 1, "bucket_mib": 1},
+    }
     run = train(folders.config(**changes), tmp_path / "hybrid")
     assert [row["weights/version"] for row in metrics(run)] == [1, 2]
     for one, two in zip(metrics(plain), metrics(run), strict=True):
         for name in ("actor/pg_loss", "critic/vf_loss", "objective/kl", "actor/entropy", "critic/score/mean"):
             assert two[name] == pytest.approx(one[name], abs=2e-4), name
+        assert two["weights/bytes"] < one["weights/bytes"], "what changed, compressed"
 
 
 def kib_of(folder: Path) -> int:

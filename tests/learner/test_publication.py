@@ -14,8 +14,10 @@ from rlhf_dist.learner import publication as room
 from rlhf_dist.learner.adapters import adapted_layers
 from rlhf_dist.learner.publication import Publication
 from rlhf_dist.learner.published import published
+from rlhf_dist.store.deltas import apply_delta
 from rlhf_dist.store.weights import Moved, Sent, decode_bucket, encode_bucket
 from tests.learner.test_published import Sharded, adapted, everything, llama
+from tests.store.test_deltas import sent as written
 
 MEET_S = 20.0
 
@@ -48,21 +50,8 @@ def published_by(
     ranks: int, model: Sharded, dtype: torch.dtype, *, partial: bool = False
 ) -> tuple[list[dict[str, torch.Tensor]], list[Sent]]:
     """What each of some ranks sends, read before the next is asked for, and its report."""
-    meeting = threading.Barrier(ranks)
-
-    def play(rank: int) -> tuple[dict[str, torch.Tensor], Sent]:
-        own = OneOfSeveral(model, meeting)
-        found: dict[str, torch.Tensor] = {}
-        plan: Any = own
-        for each in Publication.plan(plan, dtype=dtype, bucket_bytes=4096).tables(rank, ranks, partial=partial):
-            if isinstance(each, Sent):
-                return found, each
-            found |= {name: tensor.clone() for name, tensor in decode_bucket(each)}
-        raise AssertionError("there was no report")
-
-    with ThreadPoolExecutor(ranks) as threads:
-        played = [*threads.map(play, range(ranks))]
-    return [found for found, _ in played], [told for _, told in played]
+    tables, told = tables_by(ranks, model, dtype, partial=partial)
+    return [{name: tensor for table in own for name, tensor in decode_bucket(table)} for own in tables], told
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -90,6 +79,47 @@ def test_each_weight_is_sent_once_by_the_rank_whose_turn_its_bucket_is_and_all_r
     sent_by_all = {name: tensor for each in found for name, tensor in each.items()}
     assert sent_by_all.keys() == expected.keys()
     assert all(torch.equal(sent_by_all[name], expected[name].bfloat16()) for name in expected)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_publication_on_a_base_sends_what_changed_and_puts_together_what_a_whole_one_has(
+    ranks: int, partial: bool
+) -> None:
+    model = adapted(Lora(rank=2, targets=("q_proj",)))
+    base, _ = tables_by(ranks, model, partial=partial)
+    with torch.no_grad():
+        model.hugging_face.model.layers[0].self_attn.q_proj.lora_B["default"].weight[0].add_(0.3)
+    whole, told_whole = tables_by(ranks, model, partial=partial)
+    deltas, told = tables_by(ranks, model, partial=partial, base=base)
+    for own, other, older in zip(deltas, whole, base, strict=True):
+        for delta, expected, before in zip(own, other, older, strict=True):
+            assert apply_delta(before, delta).equals(expected)
+    assert [each.names for each in told] == [each.names for each in told_whole]
+    assert 0 < sum(each.num_bytes for each in told) < sum(each.num_bytes for each in told_whole) / 2
+
+
+def tables_by(
+    ranks: int,
+    model: Sharded,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    partial: bool,
+    base: Sequence[Sequence[Any]] | None = None,
+) -> tuple[list[list[Any]], list[Sent]]:
+    """Each rank's buckets, as they come out of shared memory, and its report."""
+    meeting = threading.Barrier(ranks)
+
+    def play(rank: int) -> list[Any]:
+        own: Any = OneOfSeveral(model, meeting)
+        publication = Publication.plan(own, dtype=dtype, bucket_bytes=4096)
+        older = None if base is None else iter(base[rank])
+        sent = publication.tables(rank, ranks, partial=partial, base=older)
+        return [each if isinstance(each, Sent) else written(each) for each in sent]
+
+    with ThreadPoolExecutor(ranks) as threads:
+        played = [*threads.map(play, range(ranks))]
+    return [found[:-1] for found in played], [found[-1] for found in played]
 
 
 def plan_of(model: Any) -> Publication:

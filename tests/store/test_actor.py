@@ -229,11 +229,13 @@ class _Rank:
 
     def __init__(self, tables: list[str], sent: Sent) -> None:
         self.weight_buckets, self.tables, self.sent = self, tables, sent
+        self.base: Any = "not asked"
 
     def options(self, **_: Any) -> "_Rank":
         return self
 
-    async def remote(self, partial: bool) -> AsyncIterator[Any]:
+    async def remote(self, partial: bool, base: Any) -> AsyncIterator[Any]:
+        self.base = base
         told: asyncio.Future[Sent] = asyncio.get_running_loop().create_future()
         told.set_result(self.sent)
         for ref in (*self.tables, told):
@@ -251,6 +253,15 @@ def test_buckets_that_ranks_sent_in_turn_stand_in_the_models_order() -> None:
         assert facts == {"weights/bytes": 7.0, "weights/lora_kept": pytest.approx(0.5**0.5)}
         (manifest,) = await store.newest_weights(False)
         assert (manifest.names, manifest.buckets) == (tuple("abcdefg"), ("t0", "t1", "t2", "t3", "t4"))
+        assert [rank.base for rank in ranks] == [None] * 3
+        await store.publish(4, ranks, None, False, 2)
+        assert [rank.base for rank in ranks] == [("t0", "t3"), ("t1", "t4"), ("t2",)], (
+            "each has its own to compare with"
+        )
+        (newest,) = await store.newest_weights(True)
+        assert (newest.version, newest.base) == (4, manifest)
+        await store.publish(5, ranks, None, False, 2)
+        assert [rank.base for rank in ranks] == [None] * 3
 
     with_store(play)
 
