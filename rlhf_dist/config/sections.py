@@ -198,7 +198,11 @@ class Learner(Section):
     row_tokens: int = Field(
         0, ge=0, description="samples are packed into rows of this many tokens; 0: the longest sample's length"
     )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="attention kernels")
+    attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto",
+        description="attention kernels; varlen: samples in one row, without padding or mask, in torch's own kernel; auto: varlen "
+        "on GPUs, sdpa on CPUs; flash_attention_2 wants the package flash-attn",
+    )
     on_bad_numbers: Literal["stop", "skip"] = Field(
         "stop",
         description="where a loss, log-prob, value or gradient is not finite: stop the run, or skip that optimiser step, five "

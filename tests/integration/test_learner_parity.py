@@ -29,6 +29,8 @@ from tests.runs import Folders
 STEPS = 5
 OPTIMIZER = Optimizer(lr=1e-3, warmup=0.4, max_grad_norm=0.5, weight_decay=0.01)
 
+ATTENTION = {0: "varlen", 1: "auto", 2: "eager", 3: "varlen"}
+
 
 def loss_that_is_nan_on_one_rank(model: TrainedModel, batch: ExampleBatch) -> tuple[torch.Tensor, dict[str, float]]:
     total, facts = sft_loss(model, batch)
@@ -119,7 +121,7 @@ def test_zero_equals_plain_torch(
 ) -> None:
     import ray
 
-    settings = group.settings.model_copy(update={"zero_stage": stage})
+    settings = group.settings.model_copy(update={"zero_stage": stage, "attention": ATTENTION[stage]})
     ray.get([rank.choose.remote(settings) for rank in group.ranks])
     group.load({"model": ModelSpec(str(folders.policy), "policy", OPTIMIZER, STEPS)}, run_dir=tmp_path, seed=0)
     every = batches(sequences)
@@ -176,7 +178,8 @@ def test_a_loaded_state_is_what_all_ranks_compute_with_and_bf16_stays_near_plain
 ) -> None:
     import ray
 
-    settings = group.settings.model_copy(update={"zero_stage": stage, "precision": precision})
+    chosen = {"zero_stage": stage, "precision": precision, "attention": ATTENTION[stage]}
+    settings = group.settings.model_copy(update={**chosen, "gradient_checkpointing": stage == 3})
     ray.get([rank.choose.remote(settings) for rank in group.ranks])
     spec = ModelSpec(str(folders.policy), "policy", OPTIMIZER, STEPS)
     group.load({"model": spec}, run_dir=tmp_path, seed=0)
