@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rlhf_dist.models import varlen
 from rlhf_dist.models.heads import FAMILY_ERRORS
+from rlhf_dist.models.varlen import NAME, NotComputed, register
 
-PLAINER = ("flash_attention_2", varlen.NAME, "sdpa", "eager")
+PLAINER = ("flash_attention_2", NAME, "sdpa", "eager")
 """From the fastest to what every family has: what is taken in place of what is lacking."""
 AUTO = "auto"
 
@@ -34,7 +34,7 @@ def kernel_of(kind: Any, config: Any, asked: str) -> Kernel:
         config: a model's.
         asked: `learner.attention`.
     """
-    varlen.register()
+    register()
     wanted = best() if asked == AUTO else asked
     family: Any = kind._model_mapping.get(type(config), None)
     if family is None:
@@ -50,12 +50,12 @@ def kernel_of(kind: Any, config: Any, asked: str) -> Kernel:
 
 def best() -> str:
     """What `auto` stands for in this process: no padding and no mask on a GPU; on a CPU the demo's own numbers, bit for bit."""
-    return varlen.NAME if torch.cuda.is_available() else "sdpa"
+    return NAME if torch.cuda.is_available() else "sdpa"
 
 
 def with_cache(asked: str) -> str:
     """The kernel for decoding, which attends to keys and values of a cache."""
-    return "sdpa" if asked in (AUTO, varlen.NAME) else asked
+    return "sdpa" if asked in (AUTO, NAME) else asked
 
 
 def attention_note(role: str, path: str, config: Any, asked: str) -> str | None:
@@ -88,7 +88,7 @@ def _lacking(name: str, family: Any, config: Any) -> str | None:
         )
     if name == "sdpa":
         return None if family._supports_sdpa else no_such
-    return _untold(family, config) if name == varlen.NAME else None
+    return _untold(family, config) if name == NAME else None
 
 
 def _untold(family: Any, config: Any) -> str | None:
@@ -97,9 +97,9 @@ def _untold(family: Any, config: Any) -> str | None:
         return f"{family.__name__} computes attention in its own way"
     try:
         with torch.device("meta"), torch.no_grad():
-            made = family._from_config(copy.deepcopy(config), attn_implementation=varlen.NAME, dtype=torch.bfloat16)
+            made = family._from_config(copy.deepcopy(config), attn_implementation=NAME, dtype=torch.bfloat16)
             made.eval()(input_ids=torch.zeros(1, 8, dtype=torch.int64))
-    except varlen.NotComputed as error:
+    except NotComputed as error:
         return str(error)
     except FAMILY_ERRORS as error:
         # Some of it asks for numbers, which these tensors do not have: the proof with the weights will tell.
