@@ -127,12 +127,25 @@ class Rollout(Section):
         return self.top_p < 1.0 or self.top_k > 0
 
 
+ScoredOn = Literal["workers", "learner"]
+"""Processes of their own, or those that train."""
+
+
 class Scoring(Section):
     """How finished samples are scored."""
 
     reward_workers: int = Field(1, ge=1, le=1024, description="processes that hold the reward model")
     reference_workers: int = Field(1, ge=1, le=1024, description="processes that hold the reference policy")
     teacher_workers: int = Field(1, ge=1, le=1024, description="processes that hold the teacher, where there is one")
+    reference_on: ScoredOn = Field(
+        "workers",
+        description="who holds the reference policy: workers, or the learner's ranks, among which it is cut whatever its size",
+    )
+    teacher_on: ScoredOn = Field("workers", description="who holds the teacher: workers, or the learner's ranks")
+    frozen_on_host: bool = Field(
+        False,
+        description="what learner ranks hold of reference and teacher is in host memory, a layer at a time on the GPU",
+    )
     batch_tokens: int = Field(8192, ge=1, description="tokens per forward pass, padding included")
     max_restarts: int = Field(
         3,
