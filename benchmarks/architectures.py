@@ -68,7 +68,7 @@ class Learner:
         from rlhf_dist.stages.sft import sft_loss
 
         spec = ModelSpec(str(folder), "policy", Optimizer(lr=1e-3, warmup=0.0), 10)
-        self.rank.load({"policy": spec}, str(self.logs), 0)
+        self.rank.load({"policy": spec}, {}, str(self.logs), 0)
         selected = [list(range(3, len(tokens) - 1)) for tokens in sequences]
         table = example_table([tokens.tolist() for tokens in sequences], selected)
         count = float(sum(map(len, selected)))

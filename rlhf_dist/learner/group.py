@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.packing import Budget, MicroBatch, plan_micro_batches
 from rlhf_dist.errors import EnvironmentProblem, NumbersError
 from rlhf_dist.learner.finite import check_metrics, found_in, told
+from rlhf_dist.learner.frozen_model import FrozenSpec
 from rlhf_dist.learner.imitation import Imitation
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.objective import Now, RLObjective
@@ -36,6 +38,7 @@ from rlhf_dist.telemetry import logs
 
 log = logging.getLogger(__name__)
 
+NO_FROZEN: Mapping[str, FrozenSpec] = MappingProxyType({})
 MOST_LEFT_OUT = 5
 """Optimiser steps in a row that may be left out (`learner.on_bad_numbers: skip`) before the run ends."""
 LEAST_KEPT = 0.9
@@ -110,23 +113,42 @@ class LearnerGroup:
         self._call("shut", timeout_s=start, doing="closing the port")
         self._call("join", *doors[0], start, interface, timeout_s=start, doing="meeting the other ranks")
 
-    def load(self, specs: dict[str, ModelSpec], *, run_dir: Path, seed: int) -> None:
+    def load(
+        self,
+        specs: dict[str, ModelSpec],
+        *,
+        run_dir: Path,
+        seed: int,
+        frozen: Mapping[str, FrozenSpec] = NO_FROZEN,
+    ) -> None:
         """Load models in place of those that the ranks held.
 
         Args:
             specs: models to train, by name.
+            frozen: models to ask in every update, by name.
             run_dir: where log files go from now on.
             seed: of weights that start at random.
         """
         self.models = tuple(specs)
-        configs = [read_config(spec.path) for spec in specs.values()]
+        paths = [each.path for each in specs.values()] + [each.path for each in frozen.values()]
+        configs = [read_config(path) for path in paths]
         self._hidden = configs[0].get_text_config().hidden_size
         self._positions = min((found for config in configs if (found := positions_of(config))), default=None)
         loaded: Loaded = self._call(
-            "load", specs, logs.log_dir(run_dir), seed, timeout_s=self._timeouts.start, doing="loading models"
+            "load",
+            specs,
+            {**frozen},
+            logs.log_dir(run_dir),
+            seed,
+            timeout_s=self._timeouts.start,
+            doing="loading models",
         )[0]
         self.num_parameters, self._layout = loaded
         self._guard(loading=False)
+
+    def renew(self, name: str, spec: FrozenSpec) -> None:
+        """Load a model that is only asked anew, from another folder."""
+        self._call("renew", name, spec, timeout_s=self._timeouts.start, doing=f"loading the {name}")
 
     def close(self) -> None:
         """Stop all ranks."""

@@ -26,6 +26,7 @@ from rlhf_dist.imports import import_deepspeed, import_transformers
 from rlhf_dist.learner.adapters import is_adapter, save_adapter
 from rlhf_dist.learner.example_batch import ExampleBatch, read_examples
 from rlhf_dist.learner.finite import NotFinite, check_tensors, found_in
+from rlhf_dist.learner.frozen_model import FrozenModel, FrozenSpec
 from rlhf_dist.learner.imitation import Imitation, imitate
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.objective import Now, RLObjective
@@ -66,6 +67,8 @@ class LearnerRank:
         """Prepare the process; nothing is loaded before `join`."""
         self.rank, self.ranks, self.settings = rank, ranks, settings
         self.models: dict[str, TrainedModel] = {}
+        self.frozen: dict[str, FrozenModel] = {}
+        """What is asked and not trained."""
         self._door: rendezvous.Door | None = None
         self._publication: Publication | None = None
         self._snapshot = Cost(0.0, 0)
@@ -135,20 +138,32 @@ class LearnerRank:
         )
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
 
-    def load(self, specs: dict[str, ModelSpec], log_dir: str, seed: int) -> Loaded:
-        """Load and shard models by name, in place of those that are here."""
+    def load(self, specs: dict[str, ModelSpec], frozen: dict[str, FrozenSpec], log_dir: str, seed: int) -> Loaded:
+        """Load and shard models by name, to train or only to ask, in place of those that are here."""
         logs.to_file(log_dir, f"learner-{self.rank}")
-        for old in self.models.values():
+        held: list[TrainedModel | FrozenModel] = [*self.models.values(), *self.frozen.values()]
+        for old in held:
             old.free()
+        del held
         self.models.clear()
+        self.frozen.clear()
         torch.manual_seed(seed)
         for name, spec in specs.items():
             self.models[name] = self._load(spec)
             if spec.state:
                 self.models[name].load_state(Path(spec.state))
+        for name, asked in frozen.items():
+            self.renew(name, asked)
         first = next(iter(self.models.values()))
         layouts = {model.module.layout for model in self.models.values()}
+        layouts |= {model.layout for model in self.frozen.values()}
         return Loaded(sum(int(np.prod(shape)) for _, shape in first.shapes()), max(layouts, key=[*RowLayout].index))
+
+    def renew(self, name: str, spec: FrozenSpec) -> None:
+        """Load a model that is only asked, in place of one that has its name."""
+        if name in self.frozen:
+            self.frozen.pop(name).free()
+        self.frozen[name] = FrozenModel(spec, self.settings)
 
     def _load(self, spec: ModelSpec) -> TrainedModel:
         settings = self.settings
@@ -175,7 +190,7 @@ class LearnerRank:
 
         refs = blocks_of(shard.views)
         data = read_rows(dict(zip(refs, ray.get(refs), strict=True)), shard, objective, now)
-        models = Models(self.models["policy"], self.models.get("critic"))
+        models = Models(self.models["policy"], self.models.get("critic"), frozen=self.frozen)
         models.stop_on_bad = self.settings.on_bad_numbers == "stop"
         if imitation is not None:
             table, coefficient = ray.get(imitation.table)[0], objective.rl.ptx_coef
