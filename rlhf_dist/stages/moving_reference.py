@@ -67,9 +67,10 @@ def move(
         timeout_s: granted to each worker.
     """
     folder = run_dir / FOLDER / f"step-{version:06d}"
-    with complete_or_absent(folder) as aside:
+    with complete_or_absent(folder, learner.written if mix == 1 else None) as aside:
         learner.save("policy", aside.absolute())
         if mix < 1:
+            learner.written(aside.absolute())
             mixed(arguments["path"], aside, mix=mix)
     arguments["path"] = path = os.path.abspath(folder)
     everyone(
