@@ -299,6 +299,8 @@ def will_use(torch: Torch) -> Iterator[Finding]:
     yield Finding("will use: device", "ok", f"cuda × {len(torch.gpus)}" if torch.gpus else "cpu")
     yield Finding("will use: threads", "ok", f"{cores()} cores for all workers' threads together")
     yield Finding("will use: backend", "ok", "nccl" if torch.gpus else "gloo")
+    kernel = "varlen, torch's own for samples in one row without padding" if torch.gpus else "sdpa"
+    yield Finding("will use: attention", "ok", f"{kernel}; plainer where a family wants it, as --dry-run says")
 
 
 def _plain(text: str) -> str:
