@@ -75,11 +75,12 @@ def main() -> None:
 
 def run_ranks(model: Path, out: Path, stage: int, precision: str, when: str, *, ranks: int = RANKS) -> list[Any]:
     """What each rank measured."""
-    import torch.multiprocessing as mp
+    import torch.multiprocessing as multiprocessing
 
     out.mkdir(exist_ok=True)
     port = 20_000 + (os.getpid() * 7 + len(when) + 10 * stage) % 9_000
-    mp.spawn(work, args=(Case(str(model), out, stage, precision, when, ranks, port),), nprocs=ranks)
+    spawn: Any = getattr(multiprocessing, "spawn")  # noqa: B009 - untyped
+    spawn(work, args=(Case(str(model), out, stage, precision, when, ranks, port),), nprocs=ranks)
     return [json.loads((out / f"{when}-{rank}.json").read_text()) for rank in range(ranks)]
 
 
@@ -95,7 +96,7 @@ def measured(rank: int, case: Case) -> dict[str, float]:
     from rlhf_dist.learner.model_spec import ModelSpec
     from rlhf_dist.learner.trained_model import TrainedModel
 
-    settings = Learner(ranks=ranks, zero_stage=stage, precision=precision)  # type: ignore[arg-type]
+    settings = Learner(ranks=ranks, zero_stage=stage, precision=precision)
     read_as = Learner() if when == "before" else settings
     optimizer, dtype = Optimizer(lr=1e-4, warmup=0.0), settings.dtype
     told: dict[str, float] = {}
@@ -142,7 +143,7 @@ def resumed(trained: Any, out: Path) -> float:
     from safetensors import safe_open
 
     trained.load_state(out / "state")
-    saved = {}
+    saved: dict[str, torch.Tensor] = {}
     for file in sorted((out / "model").glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             saved |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
