@@ -1,12 +1,13 @@
 """Checkpoints from which an RL run goes on: `checkpoints/step-NNNNNN/`, each complete or absent.
 
-    config.json, model.safetensors, tokenizer...   the policy in Hugging Face layout, loadable as it is
+    config.json, model*.safetensors, tokenizer...  the policy in Hugging Face layout, loadable as it is
     critic/                                        the critic, likewise (where there is one)
     learner/<model>/rank-<r>/                      optimiser state and schedule, one folder per rank
     state.json                                     iteration, KL coefficient, gold scores so far
     run.yaml                                       the settings that the run then had
 
-All weights are in the learner's precision of storage; optimiser states carry the fp32 master weights. The newest checkpoints
+A checkpoint takes its name when every rank has written its part, which it copied when the checkpoint began (`stages.behind`). All
+weights are in the learner's precision of storage; optimiser states carry the fp32 master weights. The newest checkpoints
 stay whole, of older ones the best policies do, as `checkpoints_kept` says.
 """
 

@@ -1,6 +1,6 @@
 """Checkpoints from which stages that learn from data go on: `checkpoints/step-NNNNNN/`, each complete or absent.
 
-    config.json, model.safetensors, tokenizer...   the model in Hugging Face layout, loadable as it is
+    config.json, model*.safetensors, tokenizer...  the model in Hugging Face layout, loadable as it is
     learner/model/                                 weights and state of the optimiser, and the schedule
     state.json                                     steps done, member of the ensemble, the last evaluation
     run.yaml, inputs.json                          the settings that the stage then had, and what it had read
