@@ -7,7 +7,10 @@ what the host's part of them is on a machine.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+
+from rlhf_dist.config import RLConfig
 
 GB = 1e9
 NVLINK = 150 * GB
@@ -26,6 +29,8 @@ OBJECT_STREAM = 2 * GB
 """What Ray's object manager brings from one node to another: gRPC over TCP (ray#42632, ray#61093), however fast the network."""
 DEVICE_COPY = 1000 * GB
 """Within a GPU, reading and writing."""
+THREADS = 4
+"""That hash beside each GPU."""
 TRANSPORTS = ("object store", "cuda_ipc", "sharded_rdt")
 
 
@@ -45,13 +50,36 @@ class Way:
     network: float
     """Bytes per second between two nodes, all rails."""
     gpus: bool = True
-    threads: int = 4
+    threads: int = THREADS
     """That hash beside each rank, or engine."""
 
     @property
     def ranks_per_node(self) -> float:
         """On each of the learner's nodes."""
         return self.ranks / self.learner_nodes
+
+
+def way_of(config: RLConfig, network_gb: float, *, gpus: bool, nodes: Mapping[str, Set[int]] | None = None) -> Way:
+    """The way of a run's weights.
+
+    Args:
+        config: the run's settings.
+        network_gb: between two nodes, GB/s.
+        gpus: whether actors are on GPUs.
+        nodes: numbers of those with learner ranks (`learner`) and with engines (`rollout`); None: one has all.
+    """
+    learners, engines = ((nodes or {}).get(role, {0}) for role in ("learner", "rollout"))
+    return Way(
+        ranks=config.learner.ranks,
+        learner_nodes=len(learners),
+        zero_stage=config.learner.zero_stage,
+        engine_nodes=len(engines - learners),
+        tensor_parallel=config.rollout.tensor_parallel,
+        shared_devices=config.cluster.placement == "colocated",
+        network=network_gb * GB,
+        gpus=gpus,
+        threads=THREADS if gpus else config.learner.threads,
+    )
 
 
 Steps = dict[str, float]
