@@ -98,7 +98,7 @@ def spilled_bytes() -> int | None:
 
     if not ray.is_initialized():
         return None
-    import grpc
+    import grpc  # type: ignore[import-untyped]
     from ray.exceptions import RayError
 
     # An inner call of Ray's, which other versions may not have: nothing that a run ends of.
