@@ -398,7 +398,7 @@ class RLJob(ScoringJob):
         ranks, workers = self.learner.ranks, self.rollout.workers
         if parallel > 1 and share < 1:
             raise ValueError(
-                f"rollout.tensor_parallel is {parallel} beside cluster.gpu_share {share:g}; expected gpu_share 1, since Ray gives "
+                f"rollout.tensor_parallel is {parallel} beside cluster.gpu_share {share:g}; expected gpu_share 1: Ray gives "
                 "nobody parts of several GPUs"
             )
         scorers = -(-sum(self.scoring_workers.values()) // ranks)
