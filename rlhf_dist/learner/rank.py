@@ -158,16 +158,8 @@ class LearnerRank:
         return Loaded(sum(int(np.prod(shape)) for _, shape in first.shapes()), max(layouts, key=[*RowLayout].index))
 
     def _load(self, spec: ModelSpec) -> TrainedModel:
-        settings = self.settings
-        return TrainedModel(
-            spec.build(settings),
-            spec.optimizer,
-            total_steps=spec.total_steps,
-            zero_stage=settings.zero_stage,
-            dtype=settings.dtype,
-            cpu_offload=settings.cpu_offload,
-            lora=spec.lora,
-        )
+        module = spec.build(self.settings)
+        return TrainedModel(module, spec.optimizer, self.settings, total_steps=spec.total_steps, lora=spec.lora)
 
     def update(self, shard: Shard, objective: RLObjective, now: Now, imitation: Imitation | None) -> Updated:
         """One update on this rank's part of a batch.
