@@ -15,8 +15,10 @@ from rlhf_dist.config import Learner, Lora, Optimizer
 from rlhf_dist.learner import optimizer_state
 from rlhf_dist.learner.adapters import is_adapter, without_adapters
 from rlhf_dist.learner.deepspeed_settings import settings_of
+from rlhf_dist.learner.filling import fill, sharing
 from rlhf_dist.learner.schedule import move_to, schedule_of
 from rlhf_dist.models import PolicyModel, ValueModel
+from rlhf_dist.models.hollow import is_hollow
 
 
 class TrainedModel:
@@ -44,6 +46,9 @@ class TrainedModel:
 
         hidden = module.inner.config.get_text_config().hidden_size
         settings = settings_of(learner, clip=optimizer.max_grad_norm, hidden=hidden)
+        hollow = any(map(is_hollow, module.parameters()))
+        if hollow:
+            fill(module, getattr(torch, learner.dtype), share=sharing(settings) if learner.zero_stage == 3 else None)
         adamw = torch.optim.AdamW(
             [parameter for parameter in module.parameters() if parameter.requires_grad],
             lr=optimizer.lr,
@@ -62,6 +67,9 @@ class TrainedModel:
         self.prefix, self.lora = module.prefix, lora
         self.zero_stage = learner.zero_stage
         self.lr = schedule
+        if hollow:
+            module.prove()
+            module.train()
 
     @property
     def hugging_face(self) -> Any:
