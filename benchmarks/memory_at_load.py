@@ -28,7 +28,9 @@ MIB = 2**20
 RANKS = 2
 CASES = [(0, "fp32", "now"), (2, "bf16", "before"), (2, "bf16", "now"), (3, "bf16", "before"), (3, "bf16", "now")]
 SHAPE: dict[str, Any] = {"num_attention_heads": 16, "num_key_value_heads": 8, "max_position_embeddings": 512}
-FULL: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 11, "vocab_size": 32_000}
+FULL: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 8, "vocab_size": 32_000}
+SAVED: dict[str, Any] = FULL | {"num_hidden_layers": 3}
+"""What is trained and saved: with its optimiser state and copies of all, 24 GiB hold no more."""
 QUICK: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "vocab_size": 8_000}
 PAUSE_S = 0.004
 
@@ -46,31 +48,45 @@ class Case(NamedTuple):
 
 
 def main() -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     args = arguments(__doc__.splitlines()[0])
     with tempfile.TemporaryDirectory() as root:
-        model = Path(root) / "model"
-        torch.manual_seed(0)
-        config = LlamaConfig(**SHAPE, **(QUICK if args.quick else FULL))
-        LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(model, max_shard_size="500MB")
-        size = sum(file.stat().st_size for file in model.glob("*.safetensors")) / MIB
         rows = []
+        size = write(Path(root) / "model", QUICK if args.quick else FULL)
         for stage, precision, when in CASES:
-            told = run_ranks(model, Path(root) / f"{stage}-{when}", stage, precision, when)
-            worst = {key: max(each[key] for each in told) for key in told[0]}
-            rows.append({"ZeRO": stage, "precision": precision, "when": when, "model MiB": size, **worst})
+            told = worst(run_ranks(Path(root) / "model", Path(root) / f"{stage}-{when}", stage, precision, when))
+            rows.append({"ZeRO": stage, "precision": precision, "when": when, "model MiB": size, **told})
             print(rows[-1], flush=True)
-        resumed = run_ranks(model, Path(root) / "3-now", 3, "bf16", "resumed", ranks=1)[0]
-    figures = {f"zero_{row['ZeRO']}_{row['when']}_load": row["load MiB"] / size for row in rows}
-    last = rows[-1]
+        figures = {f"zero_{row['ZeRO']}_{row['when']}_load": row["load MiB"] / size for row in rows}
+        saved = Path(root) / "saved"
+        size = write(saved, QUICK if args.quick else SAVED)
+        told = worst(run_ranks(saved, Path(root) / "out", 3, "bf16", "saves"))
+        rows.append({"ZeRO": 3, "precision": "bf16", "when": "saves", "model MiB": size, **told})
+        resumed = run_ranks(saved, Path(root) / "out", 3, "bf16", "resumed", ranks=1)[0]
     figures |= {
-        "blocked_s_async": last["save blocks s"],
-        "blocked_s_sync": last["save blocks s"] + last["written s"],
-        "step_beside_writing": last["step beside s"] / last["step s"],
+        "blocked_s_async": told["save blocks s"],
+        "blocked_s_sync": told["save blocks s"] + told["written s"],
+        "step_beside_writing": told["step beside s"] / told["step s"],
+        "save_over_step_mib": told["save MiB"] - told["first step MiB"],
         "resumed_on_one_rank_differs": resumed["differs"],
     }
+    columns = {key: "" for row in rows for key in row}
+    rows = [columns | row for row in rows]
     publish("memory_at_load", figures, rows, args.json)
+
+
+def write(folder: Path, shape: dict[str, Any]) -> float:
+    """A random Llama in bf16, in several files; returns their MiB."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    made = LlamaForCausalLM._from_config(LlamaConfig(**SHAPE, **shape), dtype=torch.bfloat16)
+    made.save_pretrained(folder, max_shard_size="500MB")
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / MIB
+
+
+def worst(told: list[dict[str, float]]) -> dict[str, Any]:
+    """Of all ranks."""
+    return {key: max(each[key] for each in told) for key in told[0]}
 
 
 def run_ranks(model: Path, out: Path, stage: int, precision: str, when: str, *, ranks: int = RANKS) -> list[Any]:
@@ -98,13 +114,15 @@ def measured(rank: int, case: Case) -> dict[str, float]:
 
     settings = Learner(ranks=ranks, zero_stage=stage, precision=precision)
     read_as = Learner() if when == "before" else settings
-    optimizer, dtype = Optimizer(lr=1e-4, warmup=0.0), settings.dtype
+    optimizer = Optimizer(lr=1e-4, warmup=0.0)
     told: dict[str, float] = {}
     with peak("load", told):
         module = ModelSpec(model, "policy", optimizer, 10).build(read_as)
-        trained = TrainedModel(module, optimizer, total_steps=10, zero_stage=stage, dtype=dtype)
+        trained = TrainedModel(module, optimizer, settings, total_steps=10)
     if when == "resumed":
         return {"differs": resumed(trained, out)}
+    if when != "saves":
+        return told
     with peak("first step", told):
         step(trained, rank)
     began = time.perf_counter()
