@@ -6,7 +6,6 @@ bytes one after the other. It is written tensor by tensor, so nothing is held tw
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 
 from rlhf_dist.checkpoint import Digest
-from rlhf_dist.files import storing
+from rlhf_dist.files import as_json, storing
 
 NAMES = {
     torch.float64: "F64",
@@ -91,7 +90,7 @@ def _parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
         end = start + tensor.nbytes
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [start, end]}
         start = end
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = as_json(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNED)
     yield len(text).to_bytes(8, "little")
     yield text
