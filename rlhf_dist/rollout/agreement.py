@@ -46,7 +46,7 @@ class Expected:
         Raises:
             ModelError: the folder holds no such model.
         """
-        lm = load_policy(model, dtype=getattr(torch, dtype), attention=attention).to(device).eval()
+        lm = with_exact_logits(load_policy(model, dtype=getattr(torch, dtype), attention=attention)).to(device).eval()
         rows = len(lm.get_input_embeddings().weight)
         ids = torch.from_numpy(np.random.default_rng(0).integers(0, rows, min(LENGTH, longest - 1))).to(device)
         log_probs = torch.log_softmax(lm(input_ids=ids[None]).logits[0, :-1].float(), -1)
