@@ -244,6 +244,12 @@ class Weights(Section):
 
     wire_dtype: Literal["float32", "bfloat16", "auto"] = Field("auto", description="auto: the learner's precision")
     bucket_mib: int = Field(256, ge=1, le=4096, description="size of one Arrow bucket, in MiB")
+    delta_every: int = Field(
+        0,
+        ge=0,
+        description="versions are sent as what changed since the last whole one, and every so many are whole; 0 and 1: all are. "
+        "For slow networks: readers put the two together, and both must fit into the object store",
+    )
     probe_every: int = Field(10, ge=1, description="versions between two comparisons of the engine with the learner")
     probe_tolerance: float | None = Field(
         None, gt=0, description="largest mean difference of probe log-probs, in nats; null: 1e-3 in fp32, 0.1 in bf16"

@@ -26,7 +26,7 @@ from rlhf_dist.learner.imitation import Imitation
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.policy_update import Updated
-from rlhf_dist.learner.rank import Buckets, LearnerRank, Loaded, Loss
+from rlhf_dist.learner.rank import LearnerRank, Loaded, Loss
 from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.learner.snapshot import Snapshot
 from rlhf_dist.models import read_config
@@ -87,7 +87,9 @@ class LearnerGroup:
         self._hidden = 1
         self._positions: int | None = None
         """Fewest of the models'."""
-        self._buckets = Buckets(0, 0)
+        self._adapted = False
+        """Whether there are versions of what adapters change, alone."""
+        self._delta_every = 0
         self._published = False
         """Whether the store has a complete version of these models."""
         self._warned = False
@@ -286,13 +288,13 @@ class LearnerGroup:
             raise NumbersError(told([found_in(1, f"what {name} says is not finite", odd)], batch.name_of))
         return said
 
-    def plan_weights(self, *, bucket_bytes: int, wire_dtype: str) -> None:
-        """Fix the buckets in which the policy is published."""
+    def plan_weights(self, *, bucket_bytes: int, wire_dtype: str, delta_every: int) -> None:
+        """Fix the buckets in which the policy is published, and how often whole (0: always)."""
         call = self._timeouts.call
-        planned: list[Buckets] = self._call(
+        adapted: list[bool] = self._call(
             "plan_weights", "policy", bucket_bytes, wire_dtype, timeout_s=call, doing="planning buckets"
         )
-        self._buckets, self._published = planned[0], False
+        self._adapted, self._published, self._delta_every = adapted[0], False, delta_every
 
     def publish(self, store: Any, version: int, *, probe_tokens: Sequence[int] | None) -> dict[str, float]:
         """Make the policy's weights version `version` of the store; returns its metrics.
@@ -311,8 +313,9 @@ class LearnerGroup:
                     f"weight version {version}: the policy's log-probs of the probe are not finite; not published"
                 )
             probe = Probe(tuple(probe_tokens), tuple(log_probs))
-        partial = self._published and self._buckets.partial > 0
-        ref = store.publish.remote(version, self.ranks, self._buckets[partial], probe, partial)
+        partial = self._published and self._adapted
+        deltas = self._delta_every if self._published else 0
+        ref = store.publish.remote(version, self.ranks, probe, partial, deltas)
         doing = f"publishing weight version {version}"
         facts: dict[str, float] = self._watch.one("store", ref, timeout_s=publish, doing=doing)
         self._published = True
