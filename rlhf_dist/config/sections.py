@@ -119,7 +119,19 @@ class Rollout(Section):
     gpu_memory_fraction: float = Field(0.5, gt=0, le=1, description="share of a GPU's memory for the engine (vLLM)")
     kv_cache_gib: float = Field(1.0, gt=0, description="KV cache per engine on CPU, in GiB (vLLM)")
     compile: bool = Field(False, description="let vLLM compile the model and capture CUDA graphs: slower start")
+    batch_invariant: bool = Field(
+        False,
+        description="a sample's numbers do not depend on its company, at a price in speed (vLLM, GPUs from compute capability 9)",
+    )
     threads: int = Field(1, ge=1, description="CPU threads per worker, where there is no GPU")
+
+    @model_validator(mode="after")
+    def _kernels_are_vllms(self) -> Rollout:
+        if self.batch_invariant and self.engine != "vllm":
+            raise ValueError(
+                f"batch_invariant is true beside engine {self.engine}; expected vllm, whose kernels it chooses"
+            )
+        return self
 
     @property
     def truncated(self) -> bool:
@@ -252,7 +264,9 @@ class Weights(Section):
     )
     probe_every: int = Field(10, ge=1, description="versions between two comparisons of the engine with the learner")
     probe_tolerance: float | None = Field(
-        None, gt=0, description="largest mean difference of probe log-probs, in nats; null: 1e-3 in fp32, 0.1 in bf16"
+        None,
+        gt=0,
+        description="largest mean difference of probe log-probs, in nats; null: 1e-3 in fp32, 0.1 in bf16, 0.2 for experts",
     )
 
 

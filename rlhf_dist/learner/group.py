@@ -296,6 +296,20 @@ class LearnerGroup:
         )
         self._adapted, self._published, self._delta_every = adapted[0], False, delta_every
 
+    def probe(self, tokens: Sequence[int], *, temperature: float, version: int) -> list[float]:
+        """The policy's log-probs of tokens[1:], in nats.
+
+        Raises:
+            NumbersError: one is not finite; names the version that the policy is.
+        """
+        doing = "computing the probe"
+        said: list[float] = self._call(
+            "probe", list(tokens), temperature, timeout_s=self._timeouts.publish, doing=doing
+        )[0]
+        if not np.isfinite(said).all():
+            raise NumbersError(f"weight version {version}: the policy's log-probs of the probe are not finite")
+        return said
+
     def publish(self, store: Any, version: int, *, probe_tokens: Sequence[int] | None) -> dict[str, float]:
         """Make the policy's weights version `version` of the store; returns its metrics.
 
@@ -307,12 +321,7 @@ class LearnerGroup:
         publish = self._timeouts.publish
         probe = None
         if probe_tokens is not None:
-            log_probs = self._call("probe", list(probe_tokens), timeout_s=publish, doing="computing the probe")[0]
-            if not np.isfinite(log_probs).all():
-                raise NumbersError(
-                    f"weight version {version}: the policy's log-probs of the probe are not finite; not published"
-                )
-            probe = Probe(tuple(probe_tokens), tuple(log_probs))
+            probe = Probe(tuple(probe_tokens), tuple(self.probe(probe_tokens, temperature=1.0, version=version)))
         partial = self._published and self._adapted
         deltas = self._delta_every if self._published else 0
         ref = store.publish.remote(version, self.ranks, probe, partial, deltas)

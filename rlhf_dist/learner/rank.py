@@ -291,11 +291,11 @@ class LearnerRank:
         yield from self._publication.tables(self.rank, self.ranks, partial=partial, base=older)
 
     @torch.no_grad()
-    def probe(self, tokens: Sequence[int]) -> list[float]:
-        """The policy's log-probs of tokens[1:], in nats, at temperature 1, from its training weights."""
+    def probe(self, tokens: Sequence[int], temperature: float = 1.0) -> list[float]:
+        """The policy's log-probs of tokens[1:], in nats, at a temperature, from its training weights."""
         model = self.models["policy"]
         packed = pack([np.asarray(tokens)], [range(len(tokens) - 1)], [[0]]).to(model.device)
-        with at_temperature(model.module, 1.0):
+        with at_temperature(model.module, temperature):
             log_probs: list[float] = model(packed)[0].tolist()
         return log_probs
 

@@ -109,7 +109,7 @@ class ScalarHead(_SharingLinear):
 
 
 def exact_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """hidden [..., width] times weight [vocab, width], and bias: float32, added up in fp32 whatever the model's dtype."""
+    """Hidden [..., width] times weight [vocab, width], and bias: float32, added up in fp32 whatever the model's dtype."""
     if weight.dtype == torch.float32:
         return F.linear(hidden.to(weight.dtype), weight, bias)
     product: torch.Tensor = _ExactProduct.apply(hidden.to(weight.dtype).flatten(0, -2), weight)  # type: ignore[no-untyped-call]

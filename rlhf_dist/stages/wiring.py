@@ -24,6 +24,7 @@ from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.parts import Parts
 from rlhf_dist.planning.roles import model_folders
 from rlhf_dist.records import Prompt
+from rlhf_dist.rollout.agreement import probe_tolerance
 from rlhf_dist.rollout.colocation import asleep
 from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
 from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
@@ -211,7 +212,7 @@ def _rollouts(config: RLConfig, eos_token_ids: tuple[int, ...], where: Where) ->
     if on_gpu:
         spec.options["enable_sleep_mode"] = config.cluster.placement == "colocated"
     sampling = sampling_of(config.rollout, eos_token_ids, config.policy)
-    pulls = PullSettings(config.probe_tolerance, config.timeouts.publish)
+    pulls = PullSettings(probe_tolerance(config), config.timeouts.publish)
     shared = {
         "max_concurrency": 3,
         "runtime_env": {"env_vars": environment(config.rollout, on_gpu=on_gpu)},
