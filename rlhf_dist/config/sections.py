@@ -218,6 +218,12 @@ class Learner(Section):
         description="train adapters of policy and critic instead of all weights, at about ten times the learning rate; null: all "
         "weights",
     )
+    sequence_parallel: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="ranks that share each micro-batch, a part of its row each (Ulysses), for samples too long for one GPU",
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
     micro_batch_tokens: int = Field(8192, ge=1, description="tokens of one forward and backward pass")
     row_tokens: int = Field(
@@ -244,6 +250,24 @@ class Learner(Section):
                 "zero_stage 1 to 3 beside precision bf16, found 0, with which DeepSpeed adds up gradients in bf16"
             )
         return self
+
+    @model_validator(mode="after")
+    def _ranks_share_rows_evenly(self) -> Learner:
+        if self.ranks % self.sequence_parallel:
+            raise ValueError(
+                f"sequence_parallel to divide ranks, found {self.sequence_parallel} beside {self.ranks} ranks"
+            )
+        if self.sequence_parallel > 1 and self.attention not in ("auto", "varlen"):
+            raise ValueError(
+                f"attention auto or varlen beside sequence_parallel, found {self.attention}: ranks exchange heads of a row "
+                "without padding or mask"
+            )
+        return self
+
+    @property
+    def kernels(self) -> str:
+        """Attention kernels of what is trained."""
+        return "varlen" if self.sequence_parallel > 1 else self.attention
 
     @property
     def dtype(self) -> str:

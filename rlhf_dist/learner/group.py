@@ -191,7 +191,7 @@ class LearnerGroup:
                 out; names the samples.
         """
         rl = objective.rl
-        shards = cut_into_shards(views, self._budget, mini_batches=rl.mini_batches, seed=now.seed)
+        shards = self._shared(cut_into_shards(views, self._budget, mini_batches=rl.mini_batches, seed=now.seed))
         calls = {}
         for rank, (shard, shown) in enumerate(zip(shards, self._shown(rl, now.seed), strict=True)):
             calls[f"learner-{rank}"] = self.ranks[rank].update.remote(shard, objective, now, shown)
@@ -371,14 +371,21 @@ class LearnerGroup:
         # Some families' masks are as wide as their positions are many, and a wide row pays for flash attention alone.
         wanted = min(settings.row_tokens, self._positions or settings.row_tokens)
         row_tokens = self._layout.row_tokens(wanted, settings.micro_batch_tokens)
-        return Budget(len(self.ranks), settings.micro_batch_tokens, row_tokens, self._hidden)
+        return Budget(
+            len(self.ranks) // settings.sequence_parallel, settings.micro_batch_tokens, row_tokens, self._hidden
+        )
 
     def _example_plan(self, batch: SupervisedBatch) -> list[list[MicroBatch]]:
         """Micro-batches of example numbers for each rank; the examples of a unit stay together and in order."""
-        return [
+        plans = [
             [[[example for unit in row for example in batch.units[unit]] for row in micro] for micro in micros]
             for micros in plan_micro_batches(batch.lengths, self._budget)
         ]
+        return self._shared(plans)
+
+    def _shared(self, parts: Sequence[Any]) -> list[Any]:
+        """For each rank its part of a batch: the same for ranks that share rows."""
+        return [part for part in parts for _ in range(self.settings.sequence_parallel)]
 
     def _call(self, method: str, *args: Any, timeout_s: float, doing: str) -> list[Any]:
         calls = {f"learner-{rank}": getattr(handle, method).remote(*args) for rank, handle in enumerate(self.ranks)}

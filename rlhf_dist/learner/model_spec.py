@@ -67,7 +67,7 @@ class ModelSpec:
             self._adapt(made.from_config(read_config(self.path)))
 
     def _loaded(self, settings: Learner) -> Any:
-        shared: dict[str, Any] = {"dtype": torch.float32, "attention": settings.attention}
+        shared: dict[str, Any] = {"dtype": torch.float32, "attention": settings.kernels}
         if self.kind == "policy":
             return load_policy(self.path, **shared)
         base = load_value_model(self.path, heads=self.heads, new_head=True, **shared)

@@ -39,7 +39,9 @@ from rlhf_dist.learner.saving import save_model
 from rlhf_dist.learner.shards import Shard
 from rlhf_dist.learner.snapshot import Cost
 from rlhf_dist.learner.trained_model import TrainedModel
-from rlhf_dist.models import PolicyModel, at_temperature, pack
+from rlhf_dist.models import PolicyModel, ValueModel, at_temperature, pack
+from rlhf_dist.models.cut import Cut
+from rlhf_dist.models.proof import prove_cut
 from rlhf_dist.models.wrapped import RowLayout
 from rlhf_dist.store.reader import blocks_of
 from rlhf_dist.store.weights import Sent, decode_bucket, encode_bucket
@@ -71,6 +73,8 @@ class LearnerRank:
         """What is asked and not trained."""
         self._door: rendezvous.Door | None = None
         self._publication: Publication | None = None
+        self._sharing: Cut | None = None
+        """With which ranks it shares rows."""
         self._snapshot = Cost(0.0, 0)
         """When it began, and its size."""
         device_of_this_process(settings.threads)
@@ -163,11 +167,13 @@ class LearnerRank:
         """Load a model that is only asked, in place of one that has its name."""
         if name in self.frozen:
             self.frozen.pop(name).free()
-        self.frozen[name] = FrozenModel(spec, self.settings)
+        model = FrozenModel(spec, self.settings)
+        self._share_rows(model.engine.module, model.engine)
+        self.frozen[name] = model
 
     def _load(self, spec: ModelSpec) -> TrainedModel:
         settings = self.settings
-        return TrainedModel(
+        model = TrainedModel(
             spec.build(settings),
             spec.optimizer,
             total_steps=spec.total_steps,
@@ -176,6 +182,27 @@ class LearnerRank:
             cpu_offload=settings.cpu_offload,
             lora=spec.lora,
         )
+        self._share_rows(model.module, model)
+        return model
+
+    def _share_rows(self, module: PolicyModel | ValueModel, forward: Any) -> None:
+        """Cut the model's rows over ranks, if settings say so; all ranks must call.
+
+        Raises:
+            ModelError: they cannot be cut.
+        """
+        parts = self.settings.sequence_parallel
+        if parts == 1:
+            return
+        if self._sharing is None or self._sharing.parts != parts:
+            groups = [torch.distributed.new_group(range(first, first + parts)) for first in range(0, self.ranks, parts)]
+            self._sharing = Cut(groups[self.rank // parts], parts, self.rank % parts)
+        prove_cut(module, self._sharing, forward, device=forward.device)
+
+    @property
+    def _speaks(self) -> bool:
+        """Whether this rank tells what all that share its rows have found."""
+        return self.rank % self.settings.sequence_parallel == 0
 
     def update(self, shard: Shard, objective: RLObjective, now: Now, imitation: Imitation | None) -> Updated:
         """One update on this rank's part of a batch.
@@ -204,7 +231,7 @@ class LearnerRank:
         if device.type == "cuda":
             torch.cuda.empty_cache()  # an engine that shares the GPU wakes next
         log.info("updated", extra={"rows": len(shard.views), "pg_loss": updated.facts.get("actor/pg_loss")})
-        return updated
+        return updated._replace(found=updated.found if self._speaks else [])
 
     def train_step(
         self,
@@ -251,7 +278,7 @@ class LearnerRank:
         keys = sorted(sums)
         totals = self._sum_over_ranks(torch.tensor([sums[key] for key in keys], dtype=torch.float64))
         facts = {key: float(value) / denominator for key, value in zip(keys, totals, strict=True)}
-        return Updated(facts | (stepped or {}), found)
+        return Updated(facts | (stepped or {}), found if self._speaks else [])
 
     @torch.no_grad()
     def predict(self, name: str, examples: pa.RecordBatch, micros: list[MicroBatch]) -> dict[int, list[float]]:
@@ -360,7 +387,7 @@ class LearnerRank:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _sum_over_ranks(self, vector: torch.Tensor) -> torch.Tensor:
-        return self._reduced(vector, torch.distributed.ReduceOp.SUM)
+        return self._reduced(vector if self._speaks else torch.zeros_like(vector), torch.distributed.ReduceOp.SUM)
 
     def _largest_over_ranks(self, vector: torch.Tensor) -> torch.Tensor:
         return self._reduced(vector, torch.distributed.ReduceOp.MAX)
