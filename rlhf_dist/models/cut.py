@@ -90,7 +90,8 @@ class Piece:
     @property
     def select(self) -> torch.Tensor:
         """Positions in the piece whose output is wanted, [own selected]."""
-        return self.batch.select[self._chosen] - self._own.start
+        begin: int = self._own.start
+        return self.batch.select[self._chosen] - begin
 
     @property
     def targets(self) -> torch.Tensor:

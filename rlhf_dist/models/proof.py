@@ -24,6 +24,7 @@ import torch
 from rlhf_dist.errors import ModelError
 from rlhf_dist.models.cut import Cut
 from rlhf_dist.models.fits import longest_alike
+from rlhf_dist.models.hollow import is_hollow, whole_shape
 from rlhf_dist.models.packed import PackedBatch, pack
 from rlhf_dist.models.varlen import NAME
 from rlhf_dist.models.wrapped import RowLayout, WrappedModel
@@ -55,8 +56,8 @@ def prove(model: WrappedModel, own: Own) -> None:
     Raises:
         ModelError: names the model, what differs by how much, and a way out.
     """
-    if any(parameter.is_meta for parameter in model.parameters()):
-        return
+    if any(is_hollow(parameter) for parameter in model.parameters()):
+        return  # what makes it whole has it prove itself
     trial = _Trial(model, own)
     trial.check_finite()
     trial.check_own()
@@ -252,8 +253,7 @@ class _Trial:
 
 def _sequences(inner: Any) -> list[np.ndarray[Any, Any]]:
     """Token ids that a model has rows for, none of them its padding; short enough for it."""
-    table = inner.get_input_embeddings().weight
-    rows = getattr(table, "ds_shape", table.shape)[0]  # whole, also where ZeRO-3 has cut it
+    rows = whole_shape(inner.get_input_embeddings().weight)[0]
     longest = longest_alike(inner.config) or max(LENGTHS)
     if rows < 4 or longest < 4:
         raise ModelError(
