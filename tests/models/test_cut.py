@@ -1,4 +1,4 @@
-"""A row cut over ranks: nothing is lost, and what cannot be cut is refused. The ranks themselves: test_shared_rows.py."""
+"""A row cut over ranks: nothing is lost, and what cannot be cut is refused. The ranks themselves: test_learner_parity.py."""
 
 import pytest
 import torch
