@@ -38,7 +38,12 @@ def tolerance(dtype: str, model: str) -> float:
 
 def probe_tolerance(config: RLConfig) -> float:
     """That of a run: as its settings say, or as its policy is."""
-    return config.weights.probe_tolerance or tolerance(config.wire_dtype, config.policy)
+    if config.weights.probe_tolerance is not None:
+        return config.weights.probe_tolerance
+    asked = config.rollout.engine_args
+    if any(str(asked.get(name, "")).startswith("fp8") for name in ("quantization", "kv_cache_dtype")):
+        return ROUGH_TOLERANCE
+    return tolerance(config.wire_dtype, config.policy)
 
 
 @dataclass(frozen=True)
