@@ -6,7 +6,9 @@ way out is the one into shared memory, and on the way in the tensors are views o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -36,6 +38,8 @@ BUCKET = pa.schema(
 )
 
 KEPT_VERSIONS = 2
+CHECKING_THREADS = 8
+"""With which memory is read about as fast as it can be."""
 
 
 class Moved(NamedTuple):
@@ -119,32 +123,61 @@ def _encode(name: str, tensor: torch.Tensor) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([*columns, data], schema=BUCKET)
 
 
+class Cell(NamedTuple):
+    """One tensor of a bucket, where it lies."""
+
+    name: str
+    dtype: str
+    """Torch's name of it."""
+    shape: tuple[int, ...]
+    checksum: int
+    data: pa.Buffer
+
+    def check(self) -> None:
+        """Read all bytes once.
+
+        Raises:
+            WeightError: they do not have the checksum that was taken when they were published.
+        """
+        found = xxhash.xxh3_64_intdigest(self.data)
+        if found != self.checksum:
+            raise WeightError(
+                f"weight {self.name}: checksum {found:016x}; expected {self.checksum:016x}: its bytes changed on the way"
+            )
+
+    def tensor(self) -> torch.Tensor:
+        """A read-only view."""
+        return tensor_of(np.frombuffer(self.data, dtype=np.uint8), self.dtype, self.shape)
+
+
+def cells_of(table: pa.Table) -> Iterator[Cell]:
+    """The tensors of a bucket, in place and unread."""
+    for batch in table.to_batches():
+        heads = (batch.column(name).to_pylist() for name in ("name", "dtype", "shape", "checksum"))
+        for row, (name, dtype, shape, checksum) in enumerate(zip(*heads, strict=True)):
+            yield Cell(name, dtype, tuple(shape), checksum, _cell_bytes(batch.column("data"), row))
+
+
+def check_buckets(tables: Iterable[pa.Table]) -> None:
+    """Read all bytes of some buckets once, on several threads.
+
+    Raises:
+        WeightError: see `Cell.check`.
+    """
+    with ThreadPoolExecutor(min(CHECKING_THREADS, len(os.sched_getaffinity(0)))) as threads:
+        for _ in threads.map(Cell.check, (cell for table in tables for cell in cells_of(table))):
+            pass
+
+
 def decode_bucket(table: pa.Table) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a bucket as read-only views of its memory, each checked first.
 
     Raises:
-        WeightError: the bytes of a tensor do not have the checksum that was taken when they were published.
+        WeightError: see `Cell.check`.
     """
-    for batch in table.to_batches():
-        for row in range(batch.num_rows):
-            yield _decode(batch, row)
-
-
-def _decode(batch: pa.RecordBatch, row: int) -> tuple[str, torch.Tensor]:
-    import torch
-
-    name = batch.column("name")[row].as_py()
-    buffer = _cell_bytes(batch.column("data"), row)
-    found, expected = xxhash.xxh3_64_intdigest(buffer), batch.column("checksum")[row].as_py()
-    if found != expected:
-        raise WeightError(
-            f"weight {name}: checksum {found:016x}; expected {expected:016x}: its bytes changed on the way"
-        )
-    dtype = getattr(torch, batch.column("dtype")[row].as_py())
-    shape = batch.column("shape")[row].as_py()
-    # torch has no read-only tensors: it would warn, and nobody writes here. numpy's view is made first to say so once.
-    array = np.frombuffer(buffer, dtype=np.uint8)
-    return name, _view(array, dtype).view(shape)
+    for cell in cells_of(table):
+        cell.check()
+        yield cell.name, cell.tensor()
 
 
 def _cell_bytes(column: pa.LargeBinaryArray, row: int) -> pa.Buffer:
@@ -154,14 +187,15 @@ def _cell_bytes(column: pa.LargeBinaryArray, row: int) -> pa.Buffer:
     return data.slice(start, stop - start)
 
 
-def _view(array: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:
+def tensor_of(memory: np.ndarray[Any, Any], dtype: str, shape: Sequence[int]) -> torch.Tensor:
+    """Bytes as a tensor, which nobody may write to: torch has none that are read-only, and would warn."""
     import warnings
 
     import torch
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
-        return torch.from_numpy(array).view(dtype)
+        return torch.from_numpy(memory).view(getattr(torch, dtype)).view(tuple(shape))
 
 
 class WeightIndex:
