@@ -18,6 +18,8 @@ class Version(NamedTuple):
 
     folder: str
     places: list[Place]
+    quantization: str | None
+    """Of vLLM, which it does to weights as they arrive."""
 
 
 class Loaded(NamedTuple):
@@ -25,8 +27,6 @@ class Loaded(NamedTuple):
 
     differing: list[str]
     """Parameters that are not those that vLLM reads from the folder's files."""
-    own: int
-    """Bytes of its parameters."""
     copied: int
     """Bytes that were copied from the places."""
 
@@ -49,11 +49,12 @@ def load_each(rank: int, meeting: Path, versions: dict[str, Version], told: Conn
         config = EngineArgs(
             model=version.folder,
             skip_tokenizer_init=True,
-            dtype="float32",
+            dtype="float32" if version.quantization is None else "bfloat16",
             enforce_eager=True,
             max_model_len=64,
             tensor_parallel_size=2,
             distributed_executor_backend="mp",
+            quantization=version.quantization,
         ).create_engine_config()
         with set_current_vllm_config(config):
             init_distributed_environment(2, rank, f"file://{meeting}", rank, "gloo")
@@ -79,7 +80,7 @@ def _load(config: Any, places: list[Place]) -> Loaded:
         engine.finish_weight_update()
     found = dict(model.named_parameters())
     differing = [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)]
-    return Loaded(differing, sum(tensor.nbytes for tensor in expected.values()), copied.bytes)
+    return Loaded(differing, copied.bytes)
 
 
 class _Copied(TorchDispatchMode):
