@@ -51,5 +51,8 @@ class EvaluateConfig(ScoringJob):
             "prompts.held_out": "expected `prompts.path`, the prompts that are answered",
             "scoring.reward_workers": "leave it out, since one worker scores",
             "scoring.reference_workers": "leave it out, since one worker scores",
+            "scoring.reference_on": untrained,
+            "scoring.teacher_on": untrained,
+            "scoring.frozen_on_host": untrained,
             "scoring.quarantine": "leave it out, since every answer of an evaluation needs its score",
         }

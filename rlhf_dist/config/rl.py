@@ -158,12 +158,22 @@ class RLJob(ScoringJob):
         return self.learner.lora is not None and self.reference is None
 
     @property
+    def frozen(self) -> tuple[str, ...]:
+        """Models that the learner's ranks hold beside those that they train: of `reference` and `teacher`."""
+        asked = {
+            "reference": self.scoring.reference_on == "learner" and not self.is_own_reference,
+            "teacher": self.scoring.teacher_on == "learner" and self.teacher is not None,
+        }
+        return tuple(role for role, is_asked in asked.items() if is_asked)
+
+    @property
     def scoring_workers(self) -> dict[str, int]:
         """Processes of each kind that scores."""
         scoring = self.scoring
         found = {"reward": scoring.reward_workers}
         found |= {} if self.is_own_reference else {"reference": scoring.reference_workers}
-        return found | ({"teacher": scoring.teacher_workers} if self.teacher is not None else {})
+        found |= {"teacher": scoring.teacher_workers} if self.teacher is not None else {}
+        return {role: number for role, number in found.items() if role not in self.frozen}
 
     @property
     def max_sequence(self) -> int:
@@ -214,7 +224,17 @@ class RLJob(ScoringJob):
                 self.is_own_reference,
                 "expected it beside `reference`: the policy with its adapters off needs no worker",
             ),
+            "scoring.reference_on": (
+                self.is_own_reference,
+                "expected it beside `reference`: the policy with its adapters off needs no other",
+            ),
             "scoring.teacher_workers": (self.teacher is None, "expected it beside `teacher`"),
+            "scoring.teacher_on": (self.teacher is None, "expected it beside `teacher`"),
+            "scoring.frozen_on_host": (
+                not self.frozen,
+                "expected `scoring.reference_on` or `scoring.teacher_on: learner` beside it",
+            ),
+            **{f"scoring.{role}_workers": (True, f"expected `scoring.{role}_on: workers`") for role in self.frozen},
             "rl.max_policy_kl": (rl.epochs == 1, "expected it beside `rl.epochs` above 1, which it ends"),
             "rl.ptx_batch": (rl.ptx_coef == 0, "expected it beside `rl.ptx_coef` above 0"),
             "demonstrations": (rl.ptx_coef == 0, "expected it beside `rl.ptx_coef` above 0"),

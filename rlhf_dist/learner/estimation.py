@@ -6,7 +6,7 @@ micro-batches nor the order of rows have a part in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -21,7 +21,10 @@ from rlhf_dist.learner.experience import PackedExperience
 from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.recorder import Ranks
 from rlhf_dist.learner.trained_model import TrainedModel
+from rlhf_dist.models import PackedBatch
 
+Asked = Callable[[PackedBatch], torch.Tensor]
+"""Says log-probs of a batch's targets, [tokens]."""
 Minis = Sequence[Sequence[PackedExperience]]
 """Micro-batches of each mini-batch."""
 
@@ -33,7 +36,8 @@ def look_back(
     micros: Sequence[PackedExperience],
     *,
     recompute: bool,
-    own_reference: bool = False,
+    own_reference: bool,
+    frozen: Mapping[str, Asked],
 ) -> None:
     """Log-probs and values under the models as they are before the update.
 
@@ -43,6 +47,7 @@ def look_back(
         micros: what they are asked about.
         recompute: whether ratios start from the policy's own log-probs, and not from the engine's.
         own_reference: the policy with its adapters off is the reference.
+        frozen: `reference` and `teacher`, as far as no workers have asked them.
     """
     has_head = policy.module.value_head is not None
     for micro in micros:
@@ -56,6 +61,10 @@ def look_back(
         if own_reference:
             with policy.without_adapters():
                 micro.ref_log_probs = policy(micro.packed)[0]
+        if "reference" in frozen:
+            micro.ref_log_probs = frozen["reference"](micro.packed)
+        if "teacher" in frozen:
+            micro.teacher_log_probs = frozen["teacher"](micro.packed)
 
 
 def estimate(minis: Minis, objective: RLObjective, now: Now, ranks: Ranks) -> None:

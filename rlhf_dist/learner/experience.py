@@ -31,9 +31,9 @@ class PackedExperience:
     """[tokens], after clipping and penalties; the score of an answer comes with its last token."""
     rollout_log_probs: torch.Tensor
     ref_log_probs: torch.Tensor
-    """Empty where the policy itself is the reference, its adapters off, until that was asked."""
+    """Empty where the learner has the reference, until that was asked."""
     teacher_log_probs: torch.Tensor
-    """Empty without a teacher."""
+    """Empty without a teacher, and where the learner has it, until that was asked."""
     cut: torch.Tensor
     """bool [answers], that ended at the longest length."""
     given: torch.Tensor

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,15 @@ from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.data.packing import Budget, MicroBatch, plan_micro_batches
 from rlhf_dist.errors import EnvironmentProblem, NumbersError
 from rlhf_dist.learner.finite import check_metrics, found_in, told
+from rlhf_dist.learner.frozen_model import FrozenSpec
 from rlhf_dist.learner.imitation import Imitation
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.policy_update import Updated
-from rlhf_dist.learner.rank import Buckets, LearnerRank, Loaded, Loss
+from rlhf_dist.learner.rank import LearnerRank, Loaded, Loss
 from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.learner.snapshot import Snapshot
+from rlhf_dist.learner.version_notes import notes_on
 from rlhf_dist.models import read_config
 from rlhf_dist.models.fits import positions_of
 from rlhf_dist.models.wrapped import RowLayout
@@ -36,10 +39,9 @@ from rlhf_dist.telemetry import logs
 
 log = logging.getLogger(__name__)
 
+NO_FROZEN: Mapping[str, FrozenSpec] = MappingProxyType({})
 MOST_LEFT_OUT = 5
 """Optimiser steps in a row that may be left out (`learner.on_bad_numbers: skip`) before the run ends."""
-LEAST_KEPT = 0.9
-"""Of what adapters change, in the dtype of the wire, below which people are warned; see `store.weights.Moved`."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,13 @@ class LearnerGroup:
         self._hidden = 1
         self._positions: int | None = None
         """Fewest of the models'."""
-        self._buckets = Buckets(0, 0)
+        self._adapted = False
+        """Whether there are versions of what adapters change, alone."""
+        self._delta_every = 0
         self._published = False
         """Whether the store has a complete version of these models."""
-        self._warned = False
-        """Of what rounding leaves of adapters."""
+        self._warned: set[str] = set()
+        """What people were warned of, once."""
         self._demonstrations: tuple[Any, ExampleSet] | None = None
         self.num_parameters, self._layout = 0, RowLayout.PACKED
         self._left_out = 0
@@ -108,23 +112,42 @@ class LearnerGroup:
         self._call("shut", timeout_s=start, doing="closing the port")
         self._call("join", *doors[0], start, interface, timeout_s=start, doing="meeting the other ranks")
 
-    def load(self, specs: dict[str, ModelSpec], *, run_dir: Path, seed: int) -> None:
+    def load(
+        self,
+        specs: dict[str, ModelSpec],
+        *,
+        run_dir: Path,
+        seed: int,
+        frozen: Mapping[str, FrozenSpec] = NO_FROZEN,
+    ) -> None:
         """Load models in place of those that the ranks held.
 
         Args:
             specs: models to train, by name.
+            frozen: models to ask in every update, by name.
             run_dir: where log files go from now on.
             seed: of weights that start at random.
         """
         self.models = tuple(specs)
-        configs = [read_config(spec.path) for spec in specs.values()]
+        paths = [each.path for each in specs.values()] + [each.path for each in frozen.values()]
+        configs = [read_config(path) for path in paths]
         self._hidden = configs[0].get_text_config().hidden_size
         self._positions = min((found for config in configs if (found := positions_of(config))), default=None)
         loaded: Loaded = self._call(
-            "load", specs, logs.log_dir(run_dir), seed, timeout_s=self._timeouts.start, doing="loading models"
+            "load",
+            specs,
+            {**frozen},
+            logs.log_dir(run_dir),
+            seed,
+            timeout_s=self._timeouts.start,
+            doing="loading models",
         )[0]
         self.num_parameters, self._layout = loaded
         self._guard(loading=False)
+
+    def renew(self, name: str, spec: FrozenSpec) -> None:
+        """Load a model that is only asked anew, from another folder."""
+        self._call("renew", name, spec, timeout_s=self._timeouts.start, doing=f"loading the {name}")
 
     def close(self) -> None:
         """Stop all ranks."""
@@ -264,13 +287,13 @@ class LearnerGroup:
             raise NumbersError(told([found_in(1, f"what {name} says is not finite", odd)], batch.name_of))
         return said
 
-    def plan_weights(self, *, bucket_bytes: int, wire_dtype: str) -> None:
-        """Fix the buckets in which the policy is published."""
+    def plan_weights(self, *, bucket_bytes: int, wire_dtype: str, delta_every: int) -> None:
+        """Fix the buckets in which the policy is published, and how often whole (0: always)."""
         call = self._timeouts.call
-        planned: list[Buckets] = self._call(
+        adapted: list[bool] = self._call(
             "plan_weights", "policy", bucket_bytes, wire_dtype, timeout_s=call, doing="planning buckets"
         )
-        self._buckets, self._published = planned[0], False
+        self._adapted, self._published, self._delta_every = adapted[0], False, delta_every
 
     def publish(self, store: Any, version: int, *, probe_tokens: Sequence[int] | None) -> dict[str, float]:
         """Make the policy's weights version `version` of the store; returns its metrics.
@@ -289,23 +312,17 @@ class LearnerGroup:
                     f"weight version {version}: the policy's log-probs of the probe are not finite; not published"
                 )
             probe = Probe(tuple(probe_tokens), tuple(log_probs))
-        partial = self._published and self._buckets.partial > 0
-        ref = store.publish.remote(version, self.ranks, self._buckets[partial], probe, partial)
+        partial = self._published and self._adapted
+        deltas = self._delta_every if self._published else 0
+        ref = store.publish.remote(version, self.ranks, probe, partial, deltas)
         doing = f"publishing weight version {version}"
         facts: dict[str, float] = self._watch.one("store", ref, timeout_s=publish, doing=doing)
         self._published = True
-        self._warn_of_rounding(facts.get("weights/lora_kept", 1.0))
+        for about, note in notes_on(facts).items():
+            if about not in self._warned:
+                self._watch.say(note)
+                self._warned.add(about)
         return facts
-
-    def _warn_of_rounding(self, kept: float) -> None:
-        """Say once that engines hardly see what adapters have learnt."""
-        if kept < LEAST_KEPT and not self._warned:
-            self._warned = True
-            self._watch.say(
-                f"weights/lora_kept is {kept:.2f}: merged and rounded for engines, the adapters' change of the weights is hardly "
-                f"theirs any more; expected {LEAST_KEPT:g} at least. Samples are of nearly the same policy until the change has "
-                "grown: take weights.wire_dtype float32, or a larger learning rate"
-            )
 
     def save(self, name: str, folder: Path) -> None:
         """Write a model in Hugging Face layout."""

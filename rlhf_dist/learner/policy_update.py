@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from rlhf_dist.algorithms.kl import k1, k3, kl_losses
 from rlhf_dist.algorithms.ragged import segment_sums
 from rlhf_dist.algorithms.value_losses import explained_variance_sums, value_loss_sum
 from rlhf_dist.learner import mismatch
-from rlhf_dist.learner.estimation import Minis, estimate, look_back
+from rlhf_dist.learner.estimation import Asked, Minis, estimate, look_back
 from rlhf_dist.learner.experience import PackedExperience, finite_samples
 from rlhf_dist.learner.finite import NotFinite, found_in
 from rlhf_dist.learner.objective import Now, RLObjective
@@ -38,6 +38,8 @@ class Models:
     critic: TrainedModel | None
     also: Also | None = None
     """Another loss of the policy's, for PPO-ptx."""
+    frozen: Mapping[str, Asked] = field(default_factory=dict)
+    """What else is asked and not trained: `reference`, `teacher`."""
     stop_on_bad: bool = True
     """End the update at the first mini-batch whose numbers are not finite; else leave such ones out."""
 
@@ -64,8 +66,14 @@ def update(models: Models, mini_batches: Minis, objective: RLObjective, now: Now
     everything, rl = [micro for mini in mini_batches for micro in mini], objective.rl
     recorder = Recorder(ranks)
     recompute = objective.correction.proximal == "recompute" and not now.ratio_is_one
-    own = objective.own_reference
-    look_back(models.policy, models.critic, everything, recompute=recompute, own_reference=own)
+    look_back(
+        models.policy,
+        models.critic,
+        everything,
+        recompute=recompute,
+        own_reference=objective.own_reference,
+        frozen=models.frozen,
+    )
     estimate(mini_batches, objective, now, ranks)
     _record_batch(recorder, everything, now.kl_coef)
     if recompute:  # else the first steps know the learner's own

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -26,11 +26,13 @@ from rlhf_dist.imports import import_deepspeed, import_transformers
 from rlhf_dist.learner.adapters import is_adapter, save_adapter
 from rlhf_dist.learner.example_batch import ExampleBatch, read_examples
 from rlhf_dist.learner.finite import NotFinite, check_tensors, found_in
+from rlhf_dist.learner.frozen_model import FrozenModel, FrozenSpec
 from rlhf_dist.learner.imitation import Imitation, imitate
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.policy_update import Models, Updated, update
-from rlhf_dist.learner.published import Publication, Whole, collected, published
+from rlhf_dist.learner.publication import Publication
+from rlhf_dist.learner.published import Whole, collected, published
 from rlhf_dist.learner.recorder import Ranks
 from rlhf_dist.learner.rows import read_rows, to_experience
 from rlhf_dist.learner.saving import save_model
@@ -40,7 +42,7 @@ from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PolicyModel, at_temperature, pack
 from rlhf_dist.models.wrapped import RowLayout
 from rlhf_dist.store.reader import blocks_of
-from rlhf_dist.store.weights import decode_bucket, encode_bucket
+from rlhf_dist.store.weights import Sent, decode_bucket, encode_bucket
 from rlhf_dist.telemetry import logs, tracing
 
 log = logging.getLogger(__name__)
@@ -58,14 +60,6 @@ class Loaded(NamedTuple):
     """How sequences must lie in rows for all of them."""
 
 
-class Buckets(NamedTuple):
-    """Into how many buckets versions are cut."""
-
-    complete: int
-    partial: int
-    """Of versions that have what adapters change, alone; 0: there are no adapters."""
-
-
 class LearnerRank:
     """A Ray actor; one per rank. Its calls are collective: the group makes them on all ranks at once."""
 
@@ -73,6 +67,8 @@ class LearnerRank:
         """Prepare the process; nothing is loaded before `join`."""
         self.rank, self.ranks, self.settings = rank, ranks, settings
         self.models: dict[str, TrainedModel] = {}
+        self.frozen: dict[str, FrozenModel] = {}
+        """What is asked and not trained."""
         self._door: rendezvous.Door | None = None
         self._publication: Publication | None = None
         self._snapshot = Cost(0.0, 0)
@@ -142,20 +138,32 @@ class LearnerRank:
         )
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
 
-    def load(self, specs: dict[str, ModelSpec], log_dir: str, seed: int) -> Loaded:
-        """Load and shard models by name, in place of those that are here."""
+    def load(self, specs: dict[str, ModelSpec], frozen: dict[str, FrozenSpec], log_dir: str, seed: int) -> Loaded:
+        """Load and shard models by name, to train or only to ask, in place of those that are here."""
         logs.to_file(log_dir, f"learner-{self.rank}")
-        for old in self.models.values():
+        held: list[TrainedModel | FrozenModel] = [*self.models.values(), *self.frozen.values()]
+        for old in held:
             old.free()
+        del held
         self.models.clear()
+        self.frozen.clear()
         torch.manual_seed(seed)
         for name, spec in specs.items():
             self.models[name] = self._load(spec)
             if spec.state:
                 self.models[name].load_state(Path(spec.state))
+        for name, asked in frozen.items():
+            self.renew(name, asked)
         first = next(iter(self.models.values()))
         layouts = {model.module.layout for model in self.models.values()}
+        layouts |= {model.layout for model in self.frozen.values()}
         return Loaded(sum(int(np.prod(shape)) for _, shape in first.shapes()), max(layouts, key=[*RowLayout].index))
+
+    def renew(self, name: str, spec: FrozenSpec) -> None:
+        """Load a model that is only asked, in place of one that has its name."""
+        if name in self.frozen:
+            self.frozen.pop(name).free()
+        self.frozen[name] = FrozenModel(spec, self.settings)
 
     def _load(self, spec: ModelSpec) -> TrainedModel:
         settings = self.settings
@@ -182,7 +190,7 @@ class LearnerRank:
 
         refs = blocks_of(shard.views)
         data = read_rows(dict(zip(refs, ray.get(refs), strict=True)), shard, objective, now)
-        models = Models(self.models["policy"], self.models.get("critic"))
+        models = Models(self.models["policy"], self.models.get("critic"), frozen=self.frozen)
         models.stop_on_bad = self.settings.on_bad_numbers == "stop"
         if imitation is not None:
             table, coefficient = ray.get(imitation.table)[0], objective.rl.ptx_coef
@@ -263,18 +271,24 @@ class LearnerRank:
             found |= dict(zip(order, batch.means(outputs).tolist(), strict=True))
         return found
 
-    def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str) -> Buckets:
-        """Cut a model into buckets for publication; returns their numbers."""
+    def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str) -> bool:
+        """Cut a model into buckets for publication; returns whether there are versions of what adapters change, alone."""
         dtype = getattr(torch, wire_dtype)
-        planned = Publication.plan(self.models[name], dtype=dtype, bucket_bytes=bucket_bytes)
-        self._publication = planned
-        return Buckets(len(planned.buckets), len(planned.adapted))
+        self._publication = Publication.plan(self.models[name], dtype=dtype, bucket_bytes=bucket_bytes)
+        return bool(self._publication.adapted)
 
-    def weight_bucket(self, bucket: int, partial: bool = False) -> tuple[pa.Table | None, dict[str, Any]]:
-        """One bucket of the published model, from the rank that owns it, and a report of what is in it."""
+    def weight_buckets(self, partial: bool = False, base: Sequence[Any] | None = None) -> Iterator[pa.Table | Sent]:
+        """This rank's buckets of the published model, and a report of what was in them; see `Publication.tables`.
+
+        Args:
+            partial: only what adapters change.
+            base: references of this rank's buckets of an older version, on which these are to be deltas.
+        """
+        import ray
+
         assert self._publication is not None, "`plan_weights` comes first"
-        with tracing.span("weight bucket", bucket=bucket):
-            return self._publication.table(bucket, mine=bucket % self.ranks == self.rank, partial=partial)
+        older = None if base is None else map(ray.get, base)
+        yield from self._publication.tables(self.rank, self.ranks, partial=partial, base=older)
 
     @torch.no_grad()
     def probe(self, tokens: Sequence[int]) -> list[float]:

@@ -34,9 +34,9 @@ class RankRows:
     """Of each row, the reward received with each sampled token, float32 [sampled]; the score comes with the last."""
     rollout_log_probs: list[Array]
     ref_log_probs: list[Array]
-    """Empty where the policy, its adapters off, is the reference."""
+    """Empty where the learner has the reference."""
     teacher_log_probs: list[Array]
-    """Empty without a teacher."""
+    """Empty without a teacher, and where the learner has it."""
     cut: Array
     """bool [rows], that ended at the longest length."""
     given: Array

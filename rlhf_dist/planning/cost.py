@@ -85,8 +85,9 @@ def phase_seconds(
     training = (8 if learner.gradient_checkpointing else 6) - (2 if learner.lora else 0)
     training *= config.rl.epochs
     looking_back = (0 if config.ratio_is_one else 2) + (2 if config.is_own_reference else 0)
+    asked = 2 * sum(sizes[role].parameters for role in config.frozen)
     critic = sizes["critic"].parameters if learner.critic == "model" else 0
-    update = (training + looking_back) * policy.parameters + (training + 2) * critic
+    update = (training + looking_back) * policy.parameters + (training + 2) * critic + asked
     wire_bytes = (policy.adapted if learner.lora else policy.parameters) * BYTES[config.wire_dtype]
     return {
         "gen": _generation(config, policy, device, samples / rollout_workers, (prompt, answer), gpus=gpus),

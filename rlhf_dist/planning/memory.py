@@ -140,12 +140,14 @@ def learner_memory(config: RLConfig, sizes: dict[str, ModelSize]) -> dict[str, f
     half = learner.dtype != "float32"
     ranks, stage = learner.ranks, learner.zero_stage
     width = BYTES[learner.dtype]
+    asked = sum(sizes[role].parameters for role in config.frozen) * width / ranks
     # Adam's two moments; and the fp32 master copy where training is in half precision or ZeRO cuts flat partitions.
     optimiser = trained * (12 if half or stage >= 1 else 8) / (ranks if stage >= 1 else 1)
     return {
         "parameters": (frozen + trained) * width / (ranks if stage == 3 else 1),
         "gradients": trained * BYTES["float32"] / (ranks if stage >= 2 else 1),  # they add up in fp32, also of bf16
         "optimiser (host)" if learner.cpu_offload else "optimiser": optimiser,
+        **({"asked models (host)" if config.scoring.frozen_on_host else "asked models": asked} if asked else {}),
         "activations": max(activations(config, size) for size in models),
         "logits": 3.0 * min(LOGITS_BYTES, 4 * learner.micro_batch_tokens * sizes["policy"].vocabulary),
     }
@@ -198,12 +200,14 @@ def scorer_memory(config: RLConfig, size: ModelSize, role: str) -> dict[str, flo
 
 
 def store_memory(config: RLConfig, policy: ModelSize) -> dict[str, float]:
-    """Bytes of shared memory on the store's node: weight versions, and rows with their tokens and log-probs."""
+    """Bytes of shared memory that are held at once: weight versions, one of them on its way, and rows of experience.
+
+    Versions that are deltas on an older one stay below that.
+    """
     width = BYTES[config.wire_dtype]
     rows = config.experience.max_staleness * config.batch_rows + config.most_rows
-    kept = (
-        policy.parameters + KEPT_VERSIONS * policy.adapted if config.learner.lora else KEPT_VERSIONS * policy.parameters
-    )
+    versions = KEPT_VERSIONS + 1
+    kept = policy.parameters + versions * policy.adapted if config.learner.lora else versions * policy.parameters
     return {
         "weight versions": float(kept) * width,
         "experience": 12.0 * rows * config.max_sequence,

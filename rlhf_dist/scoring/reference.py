@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rlhf_dist.models import PolicyModel, at_temperature, load_policy
+from rlhf_dist.models.host_copy import HostCopy
 from rlhf_dist.scoring.answers import Failures
 from rlhf_dist.scoring.batches import each_output
 from rlhf_dist.store.row import Row
@@ -47,6 +48,7 @@ class ReferenceScorer:
         """
         model = load_policy(path, dtype=getattr(torch, dtype), attention=attention).to(device)
         self._model = PolicyModel(model, temperature=temperature)
+        self._lodging = HostCopy([self._model])
         self.writer = writer
         self._batch_tokens, self._device, self._plain = batch_tokens, device, plain
 
@@ -57,6 +59,14 @@ class ReferenceScorer:
             with at_temperature(self._model, 1.0):
                 found["plain_log_probs"] = self._log_probs(rows)
         return found
+
+    def offload(self) -> None:
+        """Give the device's memory back until `reload`."""
+        self._lodging.leave()
+
+    def reload(self) -> None:
+        """Be ready to score again."""
+        self._lodging.come_back()
 
     def close(self) -> None:
         """It has started nothing."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from rlhf_dist.config import FunctionReward, ModelReward, RemoteReward, Reward, Safety
 from rlhf_dist.models import load_tokenizer
+from rlhf_dist.models.host_copy import HostCopy
 from rlhf_dist.scoring.answers import Answers, Component, Failures
 from rlhf_dist.scoring.functions import RuleReward
 from rlhf_dist.scoring.remote import ServerReward
@@ -59,6 +60,8 @@ class RewardScorer:
 
         self._weighted = [(reward.weight, load(reward)) for reward in rewards]
         self._rules, self._cap = Rules(safety, device=device), safety.cap
+        learned = [each for _, each in self._weighted if isinstance(each, LearnedReward)]
+        self._lodging = HostCopy([*self._rules.models, *(model for each in learned for model in each.models)])
         self._tokenizer = load_tokenizer(tokenizer)
         self._told = None if told is None else ToldOf(told)
 
@@ -106,6 +109,14 @@ class RewardScorer:
                     number, names, "says None, and no other reward has a score; expected a number of one of them"
                 )
         return totals
+
+    def offload(self) -> None:
+        """Give the device's memory back until `reload`: that of reward models and of the safety classifier."""
+        self._lodging.leave()
+
+    def reload(self) -> None:
+        """Be ready to score again."""
+        self._lodging.come_back()
 
     def close(self) -> None:
         """End the processes of functions; another thread may be waiting for them."""

@@ -32,12 +32,12 @@ class LearnedReward:
         self._file = read_reward_file(folder)
         paths = [str(Path(folder) / member) if member != "." else folder for member in self._file.members]
         shared: dict[str, Any] = {"dtype": getattr(torch, dtype), "attention": attention}
-        self._models = [ValueModel(load_value_model(path, **shared).to(device)) for path in paths]
+        self.models = [ValueModel(load_value_model(path, **shared).to(device)) for path in paths]
         self._batch_tokens, self._device = batch_tokens, device
         # A model that came without our file was trained to be read as its own forward does: before any padding, which for
         # some is the very token that ends an answer.
         has_file = (Path(folder) / NAME).is_file()
-        self._padding = None if has_file else self._models[0].inner.config.get_text_config().pad_token_id
+        self._padding = None if has_file else self.models[0].inner.config.get_text_config().pad_token_id
 
     def score(self, answers: Answers) -> dict[str, list[float]]:
         """The combined reward, and with an ensemble its standard deviation as `NAME_disagreement`."""
@@ -55,7 +55,7 @@ class LearnedReward:
         chosen = [read_positions(row, self._file.scores) for row in rows]
         if self._padding is not None:
             chosen = [_before(self._padding, row, wanted) for row, wanted in zip(rows, chosen, strict=True)]
-        return np.concatenate([self._of(model, [row.tokens for row in rows], chosen) for model in self._models], axis=1)
+        return np.concatenate([self._of(model, [row.tokens for row in rows], chosen) for model in self.models], axis=1)
 
     def _of(self, model: ValueModel, sequences: list[Any], selections: list[Any]) -> np.ndarray[Any, Any]:
         found: dict[int, list[float]] = {}

@@ -57,6 +57,11 @@ class Rules:
         self._required = [expression(pattern) for pattern in settings.required]
         self._classifier = Classifier(settings.classifier, device=device) if settings.classifier else None
 
+    @property
+    def models(self) -> list[Any]:
+        """What it has loaded."""
+        return [] if self._classifier is None else [self._classifier.model]
+
     def verdicts(self, answers: Answers) -> Verdicts:
         """Which answers break which rule; one on which a pattern cannot be decided in time counts as unsafe, and has failed.
 
@@ -97,14 +102,14 @@ class Classifier:
 
     def __init__(self, path: str, *, device: str) -> None:
         """Load model and tokenizer; the label is the one named `unsafe`, or the only one."""
-        self._model, self._tokenizer = load_classifier(path)
-        self._model = self._model.to(device).eval()
+        self.model, self._tokenizer = load_classifier(path)
+        self.model = self.model.to(device).eval()
         self._tokenizer.truncation_side = "left"  # the answer comes last, and it is what counts
         self._device = device
         # RoBERTa's positions begin behind its padding's.
-        positions = (positions_of(self._model.config) or 2**31) - (self._model.config.pad_token_id or 0) - 1
+        positions = (positions_of(self.model.config) or 2**31) - (self.model.config.pad_token_id or 0) - 1
         self._longest = min(self._tokenizer.model_max_length, positions)
-        labels = {name.lower(): number for number, name in self._model.config.id2label.items()}
+        labels = {name.lower(): number for number, name in self.model.config.id2label.items()}
         if len(labels) > 1 and UNSAFE not in labels:
             raise ModelError(f"{path}: its labels are {sorted(labels)}; expected one named {UNSAFE!r}")
         self._label = labels.get(UNSAFE, 0)
@@ -117,8 +122,8 @@ class Classifier:
     def _of(self, text: str) -> float:
         encoded: Any = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=self._longest)
         encoded = encoded.to(self._device)
-        logits = self._model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits[0].float()
+        logits = self.model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits[0].float()
         step()
-        if len(logits) == 1 or self._model.config.problem_type == "multi_label_classification":
+        if len(logits) == 1 or self.model.config.problem_type == "multi_label_classification":
             return float(torch.sigmoid(logits[self._label]))
         return float(torch.softmax(logits, -1)[self._label])

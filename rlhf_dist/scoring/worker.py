@@ -42,6 +42,12 @@ class Scorer(Protocol):
     def score(self, rows: Sequence[Row], failures: Failures | None = None) -> dict[str, list[Any]]:
         """Columns by name, one value per row; rows without one are `failures`, if there may be any."""
 
+    def offload(self) -> None:
+        """Give its device's memory back: its models are in host memory until `reload`."""
+
+    def reload(self) -> None:
+        """Be ready to score again."""
+
     def close(self) -> None:
         """End what it started; another thread may be waiting for it."""
 
@@ -77,7 +83,8 @@ class ScoringWorker:
         keep(secrets or {})
         self._alone = OneThread()
         self._loaded: Scorer | None = None
-        self._stale, self._renewed = threading.Event(), threading.Event()
+        self._awake = threading.Event()
+        self._awake.set()
         self.progress = Pulse()
         progress.STEPS.append(self.progress.step)
 
@@ -112,12 +119,22 @@ class ScoringWorker:
     def renew(self, arguments: dict[str, Any]) -> None:
         """Load the scorer anew with some arguments changed, between two chunks.
 
-        Waits for: the loop of `run`, which looks up after every chunk, and every `poll_s`.
+        Waits for: a chunk that is being scored, or waited for, which `poll_s` ends.
         """
         self._arguments = {**self._arguments, **arguments}
-        self._renewed.clear()
-        self._stale.set()
-        self._renewed.wait()
+        self._alone(self._renew)
+
+    def rest(self) -> None:
+        """Give the device's memory back and score nothing until `wake`; waits as `renew` does. It may be at rest already."""
+        self._awake.clear()
+        with tracing.span("rest"):
+            self._alone(self._scorer.offload)
+
+    def wake(self) -> None:
+        """Be on the device again, and go on scoring."""
+        with tracing.span("wake"):
+            self._alone(self._scorer.reload)
+        self._awake.set()
 
     def run(self, store: Any, patient: bool, timeout_s: float, poll_s: float = POLL_S) -> None:
         """Until the end of the run: lease a chunk without our columns, compute them, hand them over.
@@ -128,9 +145,10 @@ class ScoringWorker:
             store: the store that rows are leased from.
             patient: begin when the last row of all is there.
             timeout_s: seconds granted to each call to the store.
-            poll_s: seconds after which it looks up from waiting, for a scorer that is to be loaded anew.
+            poll_s: seconds after which it looks up from waiting, for whoever wants it to rest or to load anew.
         """
-        self._alone(self._serve, store, patient, timeout_s, poll_s)
+        while self._awake.wait():
+            self._alone(self._serve_a_chunk, store, patient, timeout_s, poll_s)
 
     @property
     def _scorer(self) -> Scorer:
@@ -143,28 +161,34 @@ class ScoringWorker:
         scorer: Scorer = self._kind(**given, device=device_of_this_process(self._threads))
         return scorer
 
-    def _serve(self, store: Any, patient: bool, timeout_s: float, poll_s: float) -> None:
+    def _renew(self) -> None:
+        if self._loaded is not None:
+            self._loaded.close()
+            self._loaded = None  # not two models at once
+        self._loaded = self._load()
+        if not self._awake.is_set():
+            self._loaded.offload()
+
+    def _serve_a_chunk(self, store: Any, patient: bool, timeout_s: float, poll_s: float) -> None:
+        """Score the next chunk, if there is one in time."""
+        if not self._awake.is_set():
+            return
         writer = self._scorer.writer
-        while True:
-            if self._stale.is_set():
-                self._stale.clear()
-                self._loaded = self._load()
-                self._renewed.set()
-            leased = store.next_rows.remote(self.name, writer, patient, poll_s)
-            views: list[RowView] = fetch(leased, timeout_s=poll_s + timeout_s, doing="leasing rows")
-            if not views:
-                continue
-            keys = [RowKey(*view.key) for view in views]
-            logs.CONTEXT["iteration"] = keys[0].iteration
-            failures = Failures(self._quarantine, keys)
-            with tracing.span("score", rows=len(views), iteration=keys[0].iteration):
-                columns = self._columns(keys, _read(views, timeout_s), failures)
-            schema = written_by(writer)
-            arrays = [pa.array(columns[field.name], field.type) for field in schema]
-            batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
-            failed = {keys[number]: failure for number, failure in failures.causes.items()}
-            done = store.add_column.remote(self.name, writer, keys, batch, failed)
-            fetch(done, timeout_s=timeout_s, doing="accepting columns")
+        leased = store.next_rows.remote(self.name, writer, patient, poll_s)
+        views: list[RowView] = fetch(leased, timeout_s=poll_s + timeout_s, doing="leasing rows")
+        if not views:
+            return
+        keys = [RowKey(*view.key) for view in views]
+        logs.CONTEXT["iteration"] = keys[0].iteration
+        failures = Failures(self._quarantine, keys)
+        with tracing.span("score", rows=len(views), iteration=keys[0].iteration):
+            columns = self._columns(keys, _read(views, timeout_s), failures)
+        schema = written_by(writer)
+        arrays = [pa.array(columns[field.name], field.type) for field in schema]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
+        failed = {keys[number]: failure for number, failure in failures.causes.items()}
+        done = store.add_column.remote(self.name, writer, keys, batch, failed)
+        fetch(done, timeout_s=timeout_s, doing="accepting columns")
 
     def _columns(self, keys: Sequence[RowKey], rows: Sequence[Row], failures: Failures) -> dict[str, list[Any]]:
         with self.progress.working("scoring"):

@@ -1,15 +1,16 @@
 """A reference that moves: it becomes the policy every so many iterations, or a moving average of it.
 
-Each is a folder `references/step-NNNNNN` of the run, from which scorers load it, also those that join later; a run that goes on
-after iteration n takes the newest that was made up to then. TRL's `sync_ref_model` has the same formula.
+Each is a folder `references/step-NNNNNN` of the run, from which who holds it loads it, also workers that join later; a run that
+goes on after iteration n takes the newest that was made up to then. TRL's `sync_ref_model` has the same formula.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -17,6 +18,7 @@ from rlhf_dist.checkpoint import complete_or_absent, verify
 from rlhf_dist.cluster.dealing import everyone
 from rlhf_dist.cluster.fleet import Fleet
 from rlhf_dist.files import remove_folder
+from rlhf_dist.learner.frozen_model import FrozenSpec
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.saving import save_model
 from rlhf_dist.models import load_policy
@@ -45,36 +47,73 @@ def reference_at(run_dir: Path, iteration: int, start: str) -> str:
     return os.path.abspath(found)
 
 
-def move(
-    learner: LearnerGroup,
-    fleet: Fleet,
-    arguments: dict[str, Any],
-    run_dir: Path,
-    version: int,
-    *,
-    mix: float,
-    timeout_s: float,
-) -> None:
-    """Make the next reference and have every scorer load it.
+def move(learner: LearnerGroup, holder: Holder, run_dir: Path, version: int, *, mix: float) -> None:
+    """Make the next reference and have it loaded by who holds it.
 
     Args:
         learner: whose policy it moves to.
-        fleet: the reference workers.
-        arguments: what further workers are made with; its path is changed.
+        holder: who holds it.
         run_dir: the run's folder.
         version: iterations behind the policy.
         mix: share of the policy; 1: the reference becomes it.
-        timeout_s: granted to each worker.
     """
     folder = run_dir / FOLDER / f"step-{version:06d}"
     with complete_or_absent(folder) as aside:
         learner.save("policy", aside.absolute())
         if mix < 1:
-            mixed(arguments["path"], aside, mix=mix)
-    arguments["path"] = path = os.path.abspath(folder)
-    everyone(
-        fleet, lambda worker: worker.renew.remote({"path": path}), timeout_s=timeout_s, doing="loading the reference"
-    )
+            mixed(holder.path, aside, mix=mix)
+    holder.renew(os.path.abspath(folder))
+
+
+class Holder(Protocol):
+    """Who computes the reference's log-probs."""
+
+    @property
+    def path(self) -> str:
+        """The reference's folder."""
+
+    def renew(self, path: str) -> None:
+        """Load it from another."""
+
+
+@dataclass
+class HeldByWorkers:
+    """Scoring workers hold it."""
+
+    fleet: Fleet
+    arguments: dict[str, Any]
+    """What further workers are made with; its path is changed."""
+    timeout_s: float
+    """Granted to each worker."""
+
+    @property
+    def path(self) -> str:
+        """The reference's folder."""
+        return str(self.arguments["path"])
+
+    def renew(self, path: str) -> None:
+        """Have every worker load it, also those that join later."""
+        self.arguments["path"] = path
+        changed, doing = {"path": path}, "loading the reference"
+        everyone(self.fleet, lambda worker: worker.renew.remote(changed), timeout_s=self.timeout_s, doing=doing)
+
+
+@dataclass
+class HeldByLearner:
+    """The learner's ranks hold it."""
+
+    learner: LearnerGroup
+    spec: FrozenSpec
+
+    @property
+    def path(self) -> str:
+        """The reference's folder."""
+        return self.spec.path
+
+    def renew(self, path: str) -> None:
+        """Have every rank load its part."""
+        self.spec = self.spec.at(path)
+        self.learner.renew("reference", self.spec)
 
 
 @torch.no_grad()

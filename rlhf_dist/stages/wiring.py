@@ -17,6 +17,7 @@ from rlhf_dist.cluster.session import namespace_of
 from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import POLL_S, Watch, watch_of
 from rlhf_dist.config import RLConfig
+from rlhf_dist.learner.frozen_model import FrozenSpec
 from rlhf_dist.learner.group import GroupPlace, start_group
 from rlhf_dist.learner.memory import Memory
 from rlhf_dist.learner.model_spec import ModelSpec
@@ -28,7 +29,7 @@ from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
 from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
 from rlhf_dist.scoring.reward_file import read_reward_file
 from rlhf_dist.scoring.worker import ScoringWorker
-from rlhf_dist.stages.moving_reference import move, reference_at
+from rlhf_dist.stages.moving_reference import HeldByLearner, HeldByWorkers, Holder, move, reference_at
 from rlhf_dist.stages.scoring import ScorerKind, scorer_kinds, told_of_rows
 from rlhf_dist.steering import State
 from rlhf_dist.store.actor import Store
@@ -128,10 +129,12 @@ def wired(
     """
     watch, start_s, ends = where.watch, config.timeouts.start, ExitStack()
     ready(where.group, where.layout, timeout_s=start_s)
-    reference = next(iter(model_folders(config)["reference"]), None)
-    if reference is not None:
-        reference = reference_at(where.run_dir, begin.iteration, reference)
-    kinds = scorer_kinds(config, policy=config.policy, reference=reference, teacher=config.teacher)
+    folders = model_folders(config)
+    if folders["reference"]:
+        folders["reference"] = (reference_at(where.run_dir, begin.iteration, folders["reference"][0]),)
+    frozen = FrozenSpec.all_of(config, folders)
+    asked = {role: folders[role][0] for role in ("reference", "teacher") if role in config.scoring_workers}
+    kinds = scorer_kinds(config, policy=config.policy, reference=asked.get("reference"), teacher=asked.get("teacher"))
     kinds["reward"] = told_of_rows(config, kinds["reward"], prompts)
     with ends:
         store = _store(config, where, begin, scorers={role: kind.quarantine for role, kind in kinds.items()})
@@ -149,17 +152,25 @@ def wired(
         place = GroupPlace(config.learner, ranks, where.run_dir, watch, config.timeouts, config.cluster.interface)
         learner = start_group(place)
         ends.callback(learner.close)
-        learner.load(model_specs(config, begin), run_dir=where.run_dir, seed=config.seed)
+        learner.load(model_specs(config, begin), run_dir=where.run_dir, seed=config.seed, frozen=frozen)
         for fleet in (rollouts, *scorers.values()):
             fleet.wait_for_fewest(timeout_s=start_s)
-        learner.plan_weights(bucket_bytes=config.weights.bucket_mib * 2**20, wire_dtype=config.wire_dtype)
+        learner.plan_weights(
+            bucket_bytes=config.weights.bucket_mib * 2**20,
+            wire_dtype=config.wire_dtype,
+            delta_every=config.weights.delta_every,
+        )
         colocated = config.cluster.placement == "colocated"
         watch.vigil.guard("store", store.pulse.remote)
         lent = partial(asleep, rollouts, timeout_s=config.timeouts.call) if colocated else nullcontext
         parts = Parts(store, rollouts, scorers, learner, watch, lent, memory)
         if config.algorithm.reference_every is not None:
-            mix, arguments = config.algorithm.reference_mix, kinds["reference"].arguments
-            moves = partial(move, learner, scorers["reference"], arguments, where.run_dir, mix=mix, timeout_s=start_s)
+            holder: Holder = (
+                HeldByLearner(learner, frozen["reference"])
+                if "reference" in frozen
+                else HeldByWorkers(scorers["reference"], kinds["reference"].arguments, start_s)
+            )
+            moves = partial(move, learner, holder, where.run_dir, mix=config.algorithm.reference_mix)
             parts = replace(parts, move_reference=moves)
         yield parts
 

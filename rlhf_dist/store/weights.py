@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -38,6 +38,8 @@ BUCKET = pa.schema(
 )
 
 KEPT_VERSIONS = 2
+IN_PLACE = ("data", "changed")
+"""Columns with bytes of tensors."""
 CHECKING_THREADS = 8
 """With which memory is read about as fast as it can be."""
 
@@ -67,6 +69,19 @@ class Moved(NamedTuple):
         return min(1.0, self.both / sqrt(self.wanted * self.arrived)) if self.arrived else 0.0
 
 
+@dataclass
+class Sent:
+    """What a learner rank says of the buckets that it has sent."""
+
+    names: list[list[str]] = field(default_factory=list)
+    """Of each bucket."""
+    num_bytes: int = 0
+    odd: list[str] = field(default_factory=list)
+    """Names of tensors that are not finite: the version must be refused."""
+    moved: Moved = field(default_factory=Moved)
+    """What rounding leaves of what adapters change."""
+
+
 @dataclass(frozen=True)
 class Probe:
     """A sequence and the learner's log-probs of its tokens, for engines to compare theirs with."""
@@ -78,7 +93,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One weight version: all weights or, `partial`, those that adapters change, to go on top of any complete one."""
+    """One weight version: all weights or, `partial`, those that adapters change, to go on top of any complete one.
+
+    With a `base` its buckets say what changed since then: see `store.deltas`.
+    """
 
     version: int
     names: tuple[str, ...]
@@ -87,6 +105,8 @@ class Manifest:
     """Handles to the tables: object references on a cluster, tables in tests."""
     probe: Probe | None = None
     partial: bool = False
+    base: Manifest | None = None
+    """A version with the same names in the same buckets, itself without a base."""
 
 
 def plan_buckets(sizes: Sequence[tuple[str, int]], *, bucket_bytes: int) -> list[list[str]]:
@@ -102,25 +122,23 @@ def plan_buckets(sizes: Sequence[tuple[str, int]], *, bucket_bytes: int) -> list
     return buckets
 
 
-def encode_bucket(tensors: Iterable[tuple[str, torch.Tensor]]) -> pa.Table:
-    """Tensors as one bucket that refers to their memory (CPU tensors) or to a CPU copy of it."""
-    return pa.Table.from_batches([_encode(name, tensor) for name, tensor in tensors], schema=BUCKET)
+def encode_bucket(tensors: Iterable[tuple[str, torch.Tensor]], *, threads: Executor | None = None) -> pa.Table:
+    """Tensors as one bucket that refers to their memory (CPU tensors) or to a CPU copy of it.
+
+    Args:
+        tensors: with their names.
+        threads: hash several of them at once.
+    """
+    return table_of(BUCKET, (map if threads is None else threads.map)(_encode, tensors))
 
 
-def _encode(name: str, tensor: torch.Tensor) -> pa.RecordBatch:
+def _encode(named: tuple[str, torch.Tensor]) -> Cell:
     import torch
 
+    name, tensor = named
     flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    offsets = pa.py_buffer(np.array([0, flat.nbytes], dtype=np.int64))
-    data = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(flat)])
-    head = (
-        [name],
-        [str(tensor.dtype).removeprefix("torch.")],
-        [list(tensor.shape)],
-        [xxhash.xxh3_64_intdigest(flat.data)],
-    )
-    columns = [pa.array(value, BUCKET.field(index).type) for index, value in enumerate(head)]
-    return pa.RecordBatch.from_arrays([*columns, data], schema=BUCKET)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return Cell(name, dtype, tuple(tensor.shape), xxhash.xxh3_64_intdigest(flat.data), pa.py_buffer(flat))
 
 
 class Cell(NamedTuple):
@@ -132,6 +150,14 @@ class Cell(NamedTuple):
     shape: tuple[int, ...]
     checksum: int
     data: pa.Buffer
+    changed: pa.Buffer | None = None
+    """Of deltas only: see `store.deltas`."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of what is sent of it."""
+        sent = self.data.size + (self.changed.size if self.changed is not None else 0)
+        return int(sent)
 
     def check(self) -> None:
         """Read all bytes once.
@@ -153,9 +179,12 @@ class Cell(NamedTuple):
 def cells_of(table: pa.Table) -> Iterator[Cell]:
     """The tensors of a bucket, in place and unread."""
     for batch in table.to_batches():
-        heads = (batch.column(name).to_pylist() for name in ("name", "dtype", "shape", "checksum"))
-        for row, (name, dtype, shape, checksum) in enumerate(zip(*heads, strict=True)):
-            yield Cell(name, dtype, tuple(shape), checksum, _cell_bytes(batch.column("data"), row))
+        heads = [batch.column(name).to_pylist() for name in ("name", "dtype", "shape", "checksum")]
+        heads[2] = [tuple(shape) for shape in heads[2]]
+        cells = [
+            _buffers(batch.column(name)) if name in table.column_names else [None] * len(batch) for name in IN_PLACE
+        ]
+        yield from map(Cell, *heads, *cells)
 
 
 def check_buckets(tables: Iterable[pa.Table]) -> None:
@@ -180,11 +209,34 @@ def decode_bucket(table: pa.Table) -> Iterator[tuple[str, torch.Tensor]]:
         yield cell.name, cell.tensor()
 
 
-def _cell_bytes(column: pa.LargeBinaryArray, row: int) -> pa.Buffer:
-    """One cell in place; `column[row].as_buffer()` would copy it."""
+def table_of(schema: pa.Schema, rows: Iterable[Cell]) -> pa.Table:
+    """A bucket that refers to the memory of its rows."""
+    return pa.Table.from_batches([_batch(schema, row) for row in rows], schema=schema)
+
+
+def _batch(schema: pa.Schema, row: Cell) -> pa.RecordBatch:
+    columns = [
+        _cell_of(getattr(row, field.name))
+        if field.name in IN_PLACE
+        else pa.array([getattr(row, field.name)], field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _cell_of(data: pa.Buffer | None) -> pa.LargeBinaryArray:
+    if data is None:
+        return pa.nulls(1, pa.large_binary())
+    offsets = pa.py_buffer(np.array([0, data.size], dtype=np.int64))
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, data])
+
+
+def _buffers(column: pa.LargeBinaryArray) -> list[pa.Buffer | None]:
+    """Cells in place; `column[row].as_buffer()` would copy them."""
     _, offsets, data = column.buffers()
-    start, stop = np.frombuffer(offsets, dtype=np.int64)[column.offset + row : column.offset + row + 2].tolist()
-    return data.slice(start, stop - start)
+    ends = np.frombuffer(offsets, dtype=np.int64)[column.offset : column.offset + len(column) + 1].tolist()
+    known = column.is_valid().to_pylist()
+    return [data.slice(a, b - a) if here else None for a, b, here in zip(ends, ends[1:], known, strict=False)]
 
 
 def tensor_of(memory: np.ndarray[Any, Any], dtype: str, shape: Sequence[int]) -> torch.Tensor:
@@ -224,6 +276,11 @@ class WeightIndex:
             return []
         return [newest] if has_one or not newest.partial else [self._manifests[self._newest_complete()], newest]
 
+    def base_of(self, version: int, *, partial: bool, every: int) -> Manifest | None:
+        """The version on which another is to be a delta; None: it is to be whole, as every so many are."""
+        found = self._manifests.get(self._newest_whole(partial=partial))
+        return found if found is not None and version - found.version < every else None
+
     def add(self, manifest: Manifest) -> None:
         """Make a version visible.
 
@@ -235,12 +292,20 @@ class WeightIndex:
         if self.newest is None and manifest.partial:
             raise StoreError(f"weight version {manifest.version} is partial; expected a complete one first")
         self._manifests[manifest.version] = manifest
-        kept = {*sorted(self._manifests)[-KEPT_VERSIONS:], self._newest_complete()}
+        bases = {self._newest_whole(partial=partial) for partial in (False, True)}
+        kept = {*sorted(self._manifests)[-KEPT_VERSIONS:], self._newest_complete(), *bases}
         self._manifests = {version: each for version, each in self._manifests.items() if version in kept}
 
     def _newest_complete(self) -> int:
         return max(version for version, each in self._manifests.items() if not each.partial)
 
+    def _newest_whole(self, *, partial: bool) -> int:
+        """Number of the newest version that is no delta; -1: there is none."""
+        whole = (version for version, each in self._manifests.items() if each.base is None and each.partial == partial)
+        return max(whole, default=-1)
+
     def num_bytes(self) -> int:
-        """Bytes of all versions held."""
-        return sum(manifest.num_bytes for manifest in self._manifests.values())
+        """Bytes of all versions held, bases among them."""
+        held = [*self._manifests.values()]
+        held += [each.base for each in held if each.base is not None]
+        return sum({each.version: each.num_bytes for each in held}.values())

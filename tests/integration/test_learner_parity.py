@@ -17,6 +17,7 @@ from rlhf_dist.config import Learner, Optimizer, Timeouts
 from rlhf_dist.data.examples import example_table
 from rlhf_dist.errors import NumbersError
 from rlhf_dist.learner.example_batch import ExampleBatch
+from rlhf_dist.learner.frozen_model import FrozenSpec
 from rlhf_dist.learner.group import LearnerGroup, SupervisedBatch
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.optimizer_state import PIECES
@@ -24,10 +25,13 @@ from rlhf_dist.learner.rank import LearnerRank
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PolicyModel, load_policy, pack
 from rlhf_dist.stages.sft import sft_loss
+from rlhf_dist.store.weights import decode_bucket
 from tests.runs import Folders
 
 STEPS = 5
 OPTIMIZER = Optimizer(lr=1e-3, warmup=0.4, max_grad_norm=0.5, weight_decay=0.01)
+
+ATTENTION = {0: "varlen", 1: "auto", 2: "eager", 3: "varlen"}
 
 
 def loss_that_is_nan_on_one_rank(model: TrainedModel, batch: ExampleBatch) -> tuple[torch.Tensor, dict[str, float]]:
@@ -40,6 +44,14 @@ class AnyStage(LearnerRank):
 
     def choose(self, settings: Learner) -> None:
         self.settings = settings
+
+    def ask(self, name: str, sequences: list[np.ndarray]) -> tuple[list[float], int, int]:
+        """Log-probs of sequences in two rows; numbers that this rank holds of the model's afterwards, and those elsewhere too."""
+        model, last = self.frozen[name], len(sequences) - 1
+        wanted = [range(len(each) - 1) for each in sequences]
+        said = model(pack(sequences, wanted, [[0, last], [*range(1, last)]])).tolist()
+        parameters = [*model.engine.module.parameters()]
+        return said, sum(each.numel() for each in parameters), sum(each.ds_tensor.numel() for each in parameters)
 
 
 @pytest.fixture(scope="module", params=[1, 2])
@@ -119,7 +131,7 @@ def test_zero_equals_plain_torch(
 ) -> None:
     import ray
 
-    settings = group.settings.model_copy(update={"zero_stage": stage})
+    settings = group.settings.model_copy(update={"zero_stage": stage, "attention": ATTENTION[stage]})
     ray.get([rank.choose.remote(settings) for rank in group.ranks])
     group.load({"model": ModelSpec(str(folders.policy), "policy", OPTIMIZER, STEPS)}, run_dir=tmp_path, seed=0)
     every = batches(sequences)
@@ -135,6 +147,9 @@ def test_zero_equals_plain_torch(
     assert losses == pytest.approx(plain[0], abs=1e-4)
     for name, expected in plain[1].items():
         torch.testing.assert_close(weights[name], expected, atol=1e-4, rtol=0, msg=name)
+    sent = published(group, bucket_bytes=2**14)
+    assert sent.keys() == weights.keys()
+    assert all(torch.equal(sent[name], weights[name]) for name in weights), "published as it is saved, in any stage"
     # Each element of the state goes on as it was, moments too, in another stage, and on two ranks what one rank had saved.
     group.save_state("model", tmp_path / "state")
     one_rank.setdefault(stage, tmp_path / "state")
@@ -150,6 +165,19 @@ def test_zero_equals_plain_torch(
     for (what, name), value in before.items():
         if what == "weight" and folder == tmp_path / "state":
             assert torch.equal(value, weights[name.partition(".")[2]].view(-1)), name
+
+
+def published(group: LearnerGroup, *, bucket_bytes: int) -> dict[str, torch.Tensor]:
+    """What the ranks send of the model, each as an engine reads it; they share the buckets evenly."""
+    import ray
+
+    ray.get([rank.plan_weights.remote("model", bucket_bytes, "float32") for rank in group.ranks])
+    begun = [rank.weight_buckets.options(num_returns="streaming").remote() for rank in group.ranks]
+    streams = [[*stream] for stream in begun]
+    counts = [len(stream) - 1 for stream in streams]
+    assert min(counts) > 2
+    assert max(counts) - min(counts) <= 1
+    return {name: tensor for stream in streams for ref in stream[:-1] for name, tensor in decode_bucket(ray.get(ref))}
 
 
 def whole_state(folder: Path) -> dict[tuple[str, str], torch.Tensor]:
@@ -176,7 +204,8 @@ def test_a_loaded_state_is_what_all_ranks_compute_with_and_bf16_stays_near_plain
 ) -> None:
     import ray
 
-    settings = group.settings.model_copy(update={"zero_stage": stage, "precision": precision})
+    chosen = {"zero_stage": stage, "precision": precision, "attention": ATTENTION[stage]}
+    settings = group.settings.model_copy(update={**chosen, "gradient_checkpointing": stage == 3})
     ray.get([rank.choose.remote(settings) for rank in group.ranks])
     spec = ModelSpec(str(folders.policy), "policy", OPTIMIZER, STEPS)
     group.load({"model": spec}, run_dir=tmp_path, seed=0)
@@ -189,3 +218,28 @@ def test_a_loaded_state_is_what_all_ranks_compute_with_and_bf16_stays_near_plain
     # The files hold the untrained weights, the state the trained ones.
     group.load({"model": replace(spec, state=str(tmp_path / "state"))}, run_dir=tmp_path, seed=0)
     assert group.train_step("model", every[0], sft_loss, learn=False)["loss"] == trained
+
+
+@pytest.mark.parametrize(("on_host", "precision"), [(False, "fp32"), (True, "fp32"), (False, "bf16")])
+def test_a_model_that_is_only_asked_is_cut_over_the_ranks_and_says_what_it_says_whole(
+    on_host: bool, precision: str, group: LearnerGroup, folders: Folders, sequences: list[np.ndarray], tmp_path: Path
+) -> None:
+    import ray
+
+    settings = group.settings.model_copy(update={"zero_stage": 2, "precision": precision})
+    ray.get([rank.choose.remote(settings) for rank in group.ranks])
+    trained = ModelSpec(str(folders.policy), "policy", OPTIMIZER, STEPS)
+    spec = FrozenSpec(str(folders.experts), 0.7, on_host)
+    group.load({"model": trained}, run_dir=tmp_path, seed=0, frozen={"reference": spec})
+    for path in (folders.experts, folders.policy):
+        group.renew("reference", spec.at(str(path)))
+        whole = PolicyModel(load_policy(str(path), dtype=getattr(torch, settings.dtype)), temperature=0.7)
+        chosen = sequences[:5]
+        with torch.no_grad():
+            expected = whole(pack(chosen, [range(len(x) - 1) for x in chosen], [[0, 4], [1, 2, 3]]))[0].tolist()
+        size = sum(parameter.numel() for parameter in whole.parameters())
+        for said, whole_ones, part in ray.get([rank.ask.remote("reference", chosen) for rank in group.ranks]):
+            assert said == expected
+            assert part == pytest.approx(size / len(group.ranks), rel=0.01)
+            assert whole_ones < 0.1 * size, "what a layer gathered is given back"
+    assert ray.get(group.ranks[0].snapshot.remote()).num_rows, "only what is trained is remembered"

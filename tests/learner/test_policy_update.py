@@ -125,6 +125,25 @@ def data(count: int = 8) -> RankRows:
     )
 
 
+def test_models_that_the_learner_asks_say_what_workers_would_have_written() -> None:
+    aim, asked = objective(teacher_coef=0.1), models().policy.module
+
+    def says(batch: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return asked(batch)[0]
+
+    written = packed(data(), 64, minis=2)
+    for micro in (micro for mini in written for micro in mini):
+        micro.ref_log_probs = says(micro.packed)
+        micro.teacher_log_probs = micro.ref_log_probs
+    left = packed(data(), 64, minis=2)
+    for micro in (micro for mini in left for micro in mini):
+        micro.ref_log_probs = micro.teacher_log_probs = torch.zeros(0)
+    trained = models()
+    trained.frozen = {"reference": says, "teacher": says}
+    assert learn(trained, left, aim) == learn(models(), written, aim)
+
+
 def micro_batches(lengths: list[int], tokens: int, row_tokens: int = 0) -> list[MicroBatch]:
     (micros,) = plan_micro_batches(lengths, Budget(1, tokens, row_tokens, hidden=32))
     return micros

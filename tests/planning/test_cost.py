@@ -36,6 +36,13 @@ def test_decoding_a_few_samples_is_bound_by_reading_the_weights() -> None:
     assert reading < few["gen"] - 128 * GPUS[80].step_s < 1.5 * reading
 
 
+def test_a_reference_on_the_learner_is_a_forward_pass_of_the_update_and_none_of_scoring() -> None:
+    tokens, second = 64 * (256 + 0.6 * 128), GPUS[80].tflops * 1e12
+    plain, held = seconds(), seconds(scoring={"reference_on": "learner"})
+    assert held["update"] - plain["update"] == pytest.approx(2 * 10**9 * tokens / second)
+    assert seconds(scoring={"reference_on": "learner", "reward_workers": 2})["score"] == plain["score"] / 2
+
+
 def test_devices_are_told_by_their_memory() -> None:
     assert device_of(80, gpus=True) is GPUS[80]
     assert device_of(143, gpus=True) is GPUS[141]

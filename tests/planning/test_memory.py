@@ -38,6 +38,15 @@ def test_checkpointing_and_smaller_micro_batches_shrink_activations_only() -> No
         assert plain[part] == less[part] == half[part]
 
 
+def test_models_that_learners_only_ask_are_cut_over_the_ranks_whatever_the_stage() -> None:
+    shared = {"zero_stage": 1, "ranks": 4, "precision": "bf16"}
+    plain, held = learner_memory(config(learner=shared), SIZES), {"reference_on": "learner"}
+    asked = learner_memory(config(learner=shared, scoring=held), SIZES)
+    assert asked == {**plain, "asked models": 1_000_000 * 2 / 4}
+    on_host = learner_memory(config(learner=shared, scoring={**held, "frozen_on_host": True}), SIZES)
+    assert on_host == {**plain, "asked models (host)": 1_000_000 * 2 / 4}
+
+
 def test_tensor_parallelism_splits_engines_and_the_kv_cache_has_its_closed_form() -> None:
     own = {"engine": "transformers"}
     one = memory("rollout", config(rollout=own), SIZES)
@@ -85,4 +94,4 @@ def test_gradients_and_optimiser_are_those_of_adapters_and_the_wire_carries_what
     found = learner_memory(settings, dict.fromkeys(SIZES, size))
     assert (found["parameters"], found["gradients"], found["optimiser"]) == (2 * 2_020_000, 4 * 20_000, 12 * 20_000)
     versions = memory("store", settings, dict.fromkeys(SIZES, size))["weight versions"]
-    assert versions == 2 * (1_000_000 + 2 * 600_000), "a complete version, and two of what changes"
+    assert versions == 2 * (1_000_000 + 3 * 600_000), "a complete version, two of what changes, and one on its way"

@@ -87,13 +87,19 @@ class Stubborn:
 
     writer = "reward"
 
-    def __init__(self, device: str) -> None:
-        self.closed = False
+    def __init__(self, device: str, path: str = "") -> None:
+        self.closed, self.path, self.at_rest = False, path, 0
 
     def score(self, rows: Sequence[Row], failures: Failures) -> dict[str, list[Any]]:
         progress.step()
         failures.add(0, Failure("r", "raised", "p", "a"))
         return {"score": [float("nan"), 1.0], "score_parts": [[("r", float("nan"))], [("r", 1.0)]]}
+
+    def offload(self) -> None:
+        self.at_rest += 1
+
+    def reload(self) -> None:
+        self.at_rest = 0
 
     def close(self) -> None:
         self.closed = True
@@ -119,6 +125,31 @@ def test_a_scorer_hands_over_what_failed_and_its_steps_are_signs_of_life(tmp_pat
     assert made.pulse().steps == before + 3, "begun, a piece, ended"
     made.close()
     assert made._scorer.closed
+
+
+def test_one_at_rest_asks_for_no_rows_and_what_it_is_renewed_with_rests_too(tmp_path: Path) -> None:
+    made = worker(tmp_path, 0)
+    first: Any = made._scorer
+    made.rest()
+    assert first.at_rest
+    made._serve_a_chunk(None, False, 1.0, 0.1)
+    made.renew({"path": "next"})
+    second: Any = made._scorer
+    assert (first.closed, second.path, second.at_rest) == (True, "next", 1)
+    made.rest()
+    made.wake()
+    assert not second.at_rest
+    with pytest.raises(AttributeError):
+        made._serve_a_chunk(None, False, 1.0, 0.1)
+    assert [each.name for each in made.take_spans()][-3:] == ["rest", "rest", "wake"]
+
+
+def test_offloaded_scorers_say_the_same_again(scorer: Scorer) -> None:
+    every = [*rows().values()][:3]
+    before = scorer.score(every)
+    scorer.offload()
+    scorer.reload()
+    assert scorer.score(every) == before
 
 
 def test_an_evaluation_needs_every_score(tmp_path: Path) -> None:

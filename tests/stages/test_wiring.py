@@ -12,6 +12,7 @@ import torch
 from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.cluster.watch import watch_of
 from rlhf_dist.config import EvaluateConfig, RLConfig
+from rlhf_dist.learner.frozen_model import FrozenSpec
 from rlhf_dist.learner.rows import RankRows, to_experience
 from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.records import RowKey, Sample, SampleRequest
@@ -143,5 +144,8 @@ def test_adapters_go_on_the_models_that_a_run_began_with_and_their_policy_is_its
     assert sizes_of(config)["reference"].parameters == 0
     assert 0 < sizes_of(config)["critic"].adapters < sizes_of(config)["critic"].parameters
     assert scorer_kinds(config, policy=config.policy, reference=None).keys() == {"reward"}
+    held = folders.config(scoring={"reference_on": "learner", "frozen_on_host": True})
+    spec = FrozenSpec(str(folders.policy), held.rollout.temperature, on_host=True)
+    assert FrozenSpec.all_of(held, model_folders(held)) == {"reference": spec}
     named = folders.config(learner={"lora": {}}, reference=str(folders.policy))
     assert model_folders(named)["reference"] == (str(folders.policy),)
