@@ -78,6 +78,8 @@ BAD = {
     "rollout.workers={mn: 1, max: 2}": r"unknown key `rollout.workers.mn`; did you mean `rollout.workers.min`",
     "cluster.placement=colocated + rollout.workers=2": "rollout.workers is 2 to 2, expected a number of at most",
     "cluster.placement=colocated + rollout.tensor_parallel=2": "rollout.tensor_parallel 2; expected 1",
+    "weights.transport=cuda_ipc": "transport cuda_ipc with cluster.placement disaggregated; expected colocated",
+    "weights.transport=cuda_ipc + cluster.placement=colocated + weights.delta_every=4": "delta_every 4; expected 0",
     "experience.capacity_rows=3": "capacity_rows is 3; expected at least 64, the rows of",
     "algorithm.kl_target=1 + algorithm.kl_horizon=63": "kl_horizon is 63; expected at least the 64 samples of an",
     "algorithm.kl_target=1 + algorithm.kl_coef=0": "kl_coef is 0 beside algorithm.kl_target 1; expected 1e-06 to 1000",

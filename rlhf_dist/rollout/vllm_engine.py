@@ -22,6 +22,7 @@ from rlhf_dist.rollout.children import NEWS_S, Children
 from rlhf_dist.rollout.device_memory import wait_for_memory
 from rlhf_dist.rollout.engine import LoadedWeights, check_finite
 from rlhf_dist.rollout.places import places_of
+from rlhf_dist.store.held import held_rows, is_held
 from rlhf_dist.store.weights import Cell, cells_of, check_buckets
 
 if TYPE_CHECKING:
@@ -184,24 +185,27 @@ class VLLMEngine:
     ) -> None:
         """Replace weights; see `RolloutEngine`. An error in the middle is the end of the engine."""
         self._weights.replaced(partial=partial)
-        arrived = [name for table in tables for name in table.column("name").to_pylist()]
+        held = held_rows(table for table in tables if is_held(table))
+        sent = [table for table in tables if not is_held(table)]
+        cells = [cell for table in sent for cell in cells_of(table)]
+        arrived = [*(cell.name for cell in cells), *dict.fromkeys(row.name for row in held)]
         if sorted(arrived) != sorted(names):
             raise WeightError(f"weight version {version} has {len(arrived)} tensors; its manifest names {len(names)}")
-        check_buckets(tables)  # once, before the old weights are touched, and not in each process
+        check_buckets(sent)  # once, before the old weights are touched, and not in each process
         # After an error tensors are new, old or gone, and of several processes each has answered or not.
         with self._closed_after_errors(), self._losses_told():
             try:
-                self._update([cell for table in tables for cell in cells_of(table)], version, partial)
+                with self._announced(cells) as announced:
+                    self._update({**announced, "held": held, "partial": partial}, version)
             except RuntimeError as error:  # of vLLM's processes nothing else arrives, whatever they raise
                 self._check_news()
                 raise WeightError(f"weight version {version} did not arrive whole: {error}") from error
         self._weights.arrived(version)
 
-    def _update(self, cells: Sequence[Cell], version: int, partial: bool) -> None:
-        with self._announced(cells) as announced:
-            self._llm.start_weight_update()
-            self._llm.update_weights({"update_info": {**announced, "partial": partial}})
-            self._llm.finish_weight_update(str(version))
+    def _update(self, announced: dict[str, Any], version: int) -> None:
+        self._llm.start_weight_update()
+        self._llm.update_weights({"update_info": announced})
+        self._llm.finish_weight_update(str(version))
         self._llm.reset_prefix_cache()
 
     @contextmanager

@@ -17,7 +17,8 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from rlhf_dist.errors import WeightError
-from rlhf_dist.rollout.places import Place, opened
+from rlhf_dist.rollout.places import MappedTensor, opened
+from rlhf_dist.store.held import HeldTensor, open_held
 
 
 @dataclass
@@ -27,10 +28,11 @@ class ArrowInit(WeightTransferInitInfo):
 
 @dataclass
 class ArrowUpdate(WeightTransferUpdateInfo):
-    """What of one version arrived, checked by who sent it: tensors of this process, or where others lie."""
+    """What of one version arrived, checked by who sent it: tensors of this process, or where others lie; or who holds it."""
 
     tensors: list[tuple[str, torch.Tensor]] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
+    places: list[MappedTensor] = field(default_factory=list)
+    held: list[HeldTensor] = field(default_factory=list)
     partial: bool = False
     """Whether some layers stay as they are."""
 
@@ -61,10 +63,10 @@ class ArrowEngine(WeightTransferEngine[ArrowInit, ArrowUpdate]):
         """Load every tensor; of one that is split over processes, vLLM's loaders copy this one's part, and nothing else is read.
 
         Raises:
-            WeightError: a weight of the engine did not come.
+            WeightError: a weight of the engine did not come, or is not held on this process's card.
         """
         model: Any = self.model
-        arrived = chain(update_info.tensors, opened(update_info.places))
+        arrived = chain(update_info.tensors, opened(update_info.places), open_held(update_info.held))
         self._arrived = frozenset(model.load_weights(arrived))
         self._partial = update_info.partial
         layers = {_layer(name) for name in self._arrived}

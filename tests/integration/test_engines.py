@@ -19,6 +19,7 @@ from rlhf_dist.cluster.pulse import Beat, watched
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Rollout
 from rlhf_dist.errors import EnvironmentProblem, NumbersError, WeightError, WorkerLost
+from rlhf_dist.learner.holding import Holding
 from rlhf_dist.models import load_policy
 from rlhf_dist.models.file_names import in_file
 from rlhf_dist.records import RowKey, Sample, SampleRequest, Sampling, sample_seed
@@ -27,6 +28,7 @@ from rlhf_dist.rollout.spec import engine_spec, environment
 from rlhf_dist.rollout.transformers_engine import TransformersEngine, truncated_log_probs
 from rlhf_dist.rollout.vllm_engine import ENVIRONMENT, VLLMEngine
 from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
+from rlhf_dist.store.held import held_table
 from rlhf_dist.store.weights import decode_bucket, encode_bucket
 from tests.runs import Folders
 
@@ -205,6 +207,21 @@ def test_probe_equals_transformers_whole_and_with_some_layers_replaced(
         oracle.load_weights([encode_bucket(named)], some, version=8, partial=True)
         assert np.abs(np.subtract(oracle.probe(tokens), before)).max() > 1e-3
     np.testing.assert_allclose(vllm.probe(tokens), oracle.probe(tokens), atol=1e-4)
+
+
+def test_weights_that_a_rank_holds_are_read_there_and_are_the_same(engine: tuple[Remote, str]) -> None:
+    vllm, path = engine
+    tables, names, _ = tables_of(path, seed=11)
+    vllm.load_weights(tables, names, 7)
+    sent = vllm.probe(list(range(5, 45)))
+    tables, _, _ = tables_of(path, seed=12)
+    vllm.load_weights(tables, names, 8)
+    assert vllm.probe(list(range(5, 45))) != sent
+    ranks = [Holding(torch.device("cpu")) for _ in range(2)]
+    tables, _, _ = tables_of(path, seed=11)
+    rows = [rank.keep(dict(decode_bucket(table)), partial=False) for table in tables for rank in ranks]
+    vllm.load_weights([held_table(each) for each in rows], names, 9)
+    assert vllm.probe(list(range(5, 45))) == sent
 
 
 def test_samples_do_not_depend_on_order_or_company(engine: tuple[Remote, str]) -> None:
