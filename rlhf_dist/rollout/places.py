@@ -25,7 +25,7 @@ ALIGNMENT = 64
 """Of tensors in a file of ours, in bytes."""
 
 
-class Place(NamedTuple):
+class MappedTensor(NamedTuple):
     """One tensor in a file that can be mapped."""
 
     name: str
@@ -38,7 +38,7 @@ class Place(NamedTuple):
     """Bytes."""
 
 
-def opened(places: Iterable[Place]) -> Iterator[tuple[str, torch.Tensor]]:
+def opened(places: Iterable[MappedTensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors as read-only views: of a tensor's pages those are read that are asked for."""
     files: dict[str, np.ndarray[tuple[int], np.dtype[np.uint8]]] = {}
     for each in places:
@@ -53,16 +53,16 @@ def _mapped(path: str) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
 
 
 @contextmanager
-def places_of(cells: Sequence[Cell]) -> Iterator[list[Place]]:
+def places_of(cells: Sequence[Cell]) -> Iterator[list[MappedTensor]]:
     """Where other processes of this user find some tensors, inside the block; the caller keeps their memory until its end."""
     with ExitStack() as files:
         shared, own = _SharedFiles(files), _OwnFile(files)
         yield [_place(cell, shared, own) for cell in cells]
 
 
-def _place(cell: Cell, shared: _SharedFiles, own: _OwnFile) -> Place:
+def _place(cell: Cell, shared: _SharedFiles, own: _OwnFile) -> MappedTensor:
     file, offset = shared.holding(cell.data.address, cell.data.size) or own.copy(cell)
-    return Place(cell.name, cell.dtype, cell.shape, file, offset, cell.data.size)
+    return MappedTensor(cell.name, cell.dtype, cell.shape, file, offset, cell.data.size)
 
 
 class _OwnFile:

@@ -17,7 +17,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from rlhf_dist.errors import WeightError
-from rlhf_dist.rollout.places import Place, opened
+from rlhf_dist.rollout.places import MappedTensor, opened
 
 
 @dataclass
@@ -30,7 +30,7 @@ class ArrowUpdate(WeightTransferUpdateInfo):
     """What of one version arrived, checked by who sent it: tensors of this process, or where others lie."""
 
     tensors: list[tuple[str, torch.Tensor]] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
+    places: list[MappedTensor] = field(default_factory=list)
     partial: bool = False
     """Whether some layers stay as they are."""
 

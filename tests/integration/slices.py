@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlhf_dist.rollout.places import Place
+from rlhf_dist.rollout.places import MappedTensor
 
 
 class Version(NamedTuple):
     """A model's folder, and where its weights lie."""
 
     folder: str
-    places: list[Place]
+    places: list[MappedTensor]
     quantization: str | None
     """Of vLLM, which it does to weights as they arrive."""
 
@@ -62,7 +62,7 @@ def load_each(rank: int, meeting: Path, versions: dict[str, Version], told: Conn
             told.send((name, _load(config, version.places)))
 
 
-def _load(config: Any, places: list[Place]) -> Loaded:
+def _load(config: Any, places: list[MappedTensor]) -> Loaded:
     from vllm.model_executor.model_loader import get_model
 
     from rlhf_dist.rollout.vllm_weight_engine import ArrowEngine, ArrowUpdate

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from rlhf_dist.rollout.places import Place, opened, places_of
+from rlhf_dist.rollout.places import MappedTensor, opened, places_of
 from rlhf_dist.store.weights import Cell, cells_of, encode_bucket
 
 BEFORE = 8192 + 64
@@ -45,7 +45,7 @@ def shared() -> Iterator[Shared]:
     os.close(number)
 
 
-def equal(places: Sequence[Place]) -> None:
+def equal(places: Sequence[MappedTensor]) -> None:
     found = dict(opened(places))
     assert [*found] == [*NAMED]
     for name, tensor in NAMED.items():
