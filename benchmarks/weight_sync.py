@@ -49,7 +49,8 @@ class Rank(LearnerRank):
 
     def gather(self) -> float:
         """Seconds of gathering every bucket, as publication does, and nothing else."""
-        assert (planned := self._publication) is not None
+        planned = self._publication
+        assert planned is not None
         started = time.perf_counter()
         for bucket in planned.buckets:
             with planned.weights.bucket([name for unit in bucket for name in unit.own], planned.dtype):
