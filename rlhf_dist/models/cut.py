@@ -28,9 +28,9 @@ class Cut:
     parts: int
     part: int
 
-    def of(self, batch: PackedBatch) -> Piece:
+    def of(self, batch: PackedBatch) -> RowPart:
         """This rank's piece of a batch in one row."""
-        return Piece(self, batch)
+        return RowPart(self, batch)
 
     def to_heads(self, states: torch.Tensor, share: int) -> torch.Tensor:
         """From a part of the tokens to a part of the heads: [tokens / parts, heads, size] to [tokens, heads / parts, size].
@@ -66,7 +66,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowPart:
     """A rank's piece of a batch: tokens from `begin` on, as many as every other rank has; the row is filled up for that."""
 
     cut: Cut

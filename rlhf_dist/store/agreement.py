@@ -14,7 +14,7 @@ from rlhf_dist.algorithms.kl import k3
 from rlhf_dist.store.row import extents_of, row_of
 
 
-class Agreement(NamedTuple):
+class Distance(NamedTuple):
     """How far an engine's log-probs of tokens are from the learner's."""
 
     diff: float
@@ -33,11 +33,11 @@ class Agreement(NamedTuple):
         return {f"{name}_{field}": value for field, value in self._asdict().items()}
 
 
-def agreement(engine: Sequence[float], learner: Sequence[float]) -> Agreement:
+def agreement(engine: Sequence[float], learner: Sequence[float]) -> Distance:
     """Compare log-probs of the same tokens, in nats, at least one."""
     told, learnt = (torch.tensor(each, dtype=torch.float64) for each in (engine, learner))
     apart = k3(told, learnt)
-    return Agreement(float((told - learnt).abs().mean()), float(apart.mean()), float(apart.max()))
+    return Distance(float((told - learnt).abs().mean()), float(apart.mean()), float(apart.max()))
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Decoded:
     log_probs: tuple[float, ...]
     """Of the sampled tokens, in nats, at the rollout's temperature."""
 
-    def compared(self, learner: Sequence[float]) -> Agreement:
+    def compared(self, learner: Sequence[float]) -> Distance:
         """With what the learner, whose weights it was sampled from, says of tokens[1:] at the same temperature."""
         return agreement(self.log_probs, [learner[position] for position in self.predicting])
 
