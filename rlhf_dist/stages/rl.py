@@ -251,6 +251,7 @@ class _Going:
             folder.listeners.append(parts.store.note.remote)
             stopped = _train(parts, self.prepared, config, folder, start.state)
             folder.tell("evaluating")
+            parts.turns.to_others()
             after = held_out_answers(parts.rollouts, self.prepared.held_out, timeout_s=config.timeouts.batch)
             save_policy(parts.learner, self.prepared.encoder, folder.path / OUTPUT)
             folder.listeners.clear()
@@ -284,6 +285,8 @@ def _train(parts: Parts, prepared: PreparedRL, config: RLConfig, folder: RLFolde
     """
     probe = probe_sequence(prepared)
     parts.learner.publish(parts.store, state.iteration, probe_tokens=probe)
+    parts.memory.keep(parts.learner, state.copy())
+    parts.turns.to_others()
     if state.iteration == 0:
         folder.tell("evaluating")
         folder.keep_answers_before(held_out_answers(parts.rollouts, prepared.held_out, timeout_s=config.timeouts.batch))
@@ -315,7 +318,6 @@ def _train(parts: Parts, prepared: PreparedRL, config: RLConfig, folder: RLFolde
 
     if prepared.demonstrations is not None:
         parts.learner.imitate(prepared.demonstrations)
-    parts.memory.keep(parts.learner, state.copy())
     values = reference_values(parts, prompts, config, folder.path, iteration=state.iteration)
     with folder.console.progress(config.algorithm.method, config.rl.iterations, done=state.iteration):
         return train(parts, prompts, config, probe_tokens=probe, report=report, state=state, values=values)

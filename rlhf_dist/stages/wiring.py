@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,16 +21,16 @@ from rlhf_dist.learner.frozen_model import FrozenSpec
 from rlhf_dist.learner.group import GroupPlace, start_group
 from rlhf_dist.learner.memory import Memory
 from rlhf_dist.learner.model_spec import ModelSpec
-from rlhf_dist.parts import Parts
+from rlhf_dist.parts import NoTurns, Parts, Turns
 from rlhf_dist.planning.roles import model_folders
 from rlhf_dist.records import Prompt
-from rlhf_dist.rollout.colocation import asleep
 from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
 from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
 from rlhf_dist.scoring.reward_file import read_reward_file
 from rlhf_dist.scoring.worker import ScoringWorker
 from rlhf_dist.stages.moving_reference import HeldByLearner, HeldByWorkers, Holder, move, reference_at
 from rlhf_dist.stages.scoring import ScorerKind, scorer_kinds, told_of_rows
+from rlhf_dist.stages.turns import SharedDevices, put_to_sleep
 from rlhf_dist.steering import State
 from rlhf_dist.store.actor import Store
 from rlhf_dist.store.experience import ExperienceIndex
@@ -61,6 +61,11 @@ class Where:
     group: Any
     run_dir: Path
     watch: Watch
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether devices are GPUs, as far as Ray knows."""
+        return any("GPU" in bundle for bundle in self.layout.bundles)
 
     @property
     def log_dir(self) -> str:
@@ -143,7 +148,11 @@ def wired(
         service = Service(run=lambda worker: worker.run.remote(store), lost=store.release.remote)
         rollouts.serve(service)
         ends.callback(rollouts.serve, None)
+        rollouts.go_on()
         rollouts.open(timeout_s=start_s)
+        shares = config.cluster.placement == "colocated"
+        if shares and where.on_gpus:  # what others take while an engine measures its room, it would count as its own
+            put_to_sleep(rollouts, timeout_s=config.timeouts.call, start_s=start_s)
         scorers = {role: _scorers(config, role, kind, where, store) for role, kind in kinds.items()}
         for fleet in scorers.values():
             ends.callback(fleet.close)
@@ -160,10 +169,11 @@ def wired(
             wire_dtype=config.wire_dtype,
             delta_every=config.weights.delta_every,
         )
-        colocated = config.cluster.placement == "colocated"
         watch.vigil.guard("store", store.pulse.remote)
-        lent = partial(asleep, rollouts, timeout_s=config.timeouts.call) if colocated else nullcontext
-        parts = Parts(store, rollouts, scorers, learner, watch, lent, memory)
+        turns: Turns = NoTurns()
+        if config.cluster.placement != "disaggregated":
+            turns = SharedDevices(learner, scorers, rollouts if shares else None, config.timeouts.publish, start_s)
+        parts = Parts(store, rollouts, scorers, learner, watch, turns, memory)
         if config.algorithm.reference_every is not None:
             holder: Holder = (
                 HeldByLearner(learner, frozen["reference"])
