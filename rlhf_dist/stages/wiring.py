@@ -22,7 +22,8 @@ from rlhf_dist.learner.group import GroupPlace, start_group
 from rlhf_dist.learner.memory import Memory
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.parts import NoTurns, Parts, Turns
-from rlhf_dist.planning.roles import model_folders
+from rlhf_dist.planning.roles import model_folders, sizes_of
+from rlhf_dist.planning.sharing import OWN_CARD, SharedCard
 from rlhf_dist.records import Prompt
 from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
 from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
@@ -220,6 +221,11 @@ def _rollouts(config: RLConfig, eos_token_ids: tuple[int, ...], where: Where) ->
     spec = replace(spec, attention=config.learner.attention)
     if on_gpu:
         spec.options["enable_sleep_mode"] = config.cluster.placement == "colocated"
+        spec.options["gpu_memory_utilization"] = (
+            config.rollout.gpu_memory_fraction or OWN_CARD * config.cluster.gpu_share
+        )
+    if on_gpu and config.cluster.placement == "colocated":
+        spec = replace(spec, shared=SharedCard.of(config, sizes_of(config)))
     sampling = sampling_of(config.rollout, eos_token_ids, config.policy)
     pulls = PullSettings(config.probe_tolerance, config.timeouts.publish)
     shared = {
