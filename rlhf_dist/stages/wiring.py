@@ -38,7 +38,7 @@ from rlhf_dist.store.experience import ExperienceIndex
 from rlhf_dist.telemetry.logs import log_dir
 
 RENEW_S = 0.2
-"""How often scorers look up where the reference moves."""
+"""How often scorers look up where the reference moves, or a learner waits for their device."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,8 @@ def wired(
         watch.vigil.guard("store", store.pulse.remote)
         turns: Turns = NoTurns()
         if config.cluster.placement != "disaggregated":
-            turns = SharedDevices(learner, scorers, rollouts if shares else None, config.timeouts.publish, start_s)
+            resting = scorers if where.on_gpus else {}  # on CPUs they are where they would go
+            turns = SharedDevices(learner, resting, rollouts if shares else None, config.timeouts.publish, start_s)
         parts = Parts(store, rollouts, scorers, learner, watch, turns, memory)
         if config.algorithm.reference_every is not None:
             holder: Holder = (
@@ -246,7 +247,8 @@ def _rollouts(config: RLConfig, eos_token_ids: tuple[int, ...], where: Where) ->
 
 def _scorers(config: RLConfig, role: str, kind: ScorerKind, where: Where, store: Any) -> Fleet:
     places, scoring = where.layout.of(role), config.scoring
-    poll_s = RENEW_S if config.algorithm.reference_every else POLL_S
+    rests = where.on_gpus and config.cluster.placement != "disaggregated"
+    poll_s = RENEW_S if config.algorithm.reference_every or rests else POLL_S
     patient = shares_cores(where.layout)  # any pass would take the cores from the engine
 
     def spawn(name: str, slot: int) -> Any:
