@@ -39,7 +39,7 @@ from rlhf_dist.run_folder.names import POLICY
 from rlhf_dist.run_folder.quarantine import Quarantine, warning
 from rlhf_dist.run_folder.rl_folder import RLFolder
 from rlhf_dist.scoring.functions import GuardedRule
-from rlhf_dist.stages.fitting import check_stage
+from rlhf_dist.stages.fitting import check_room, check_stage
 from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.inputs import changed, keep_inputs, kept_inputs
 from rlhf_dist.stages.reference_values import reference_values
@@ -121,6 +121,7 @@ def prepare(config: RLConfig, resume: Path | None = None, inputs: Inputs | None 
     if resume and state.iteration and (why := changed(config, kept_inputs(resume))):
         raise DataError(f"{why}; a resumed run keeps what it has learnt from. Expected the same, or a new run")
     sizes = sizes_of(config)
+    check_room(config, sizes, encoder.tell)
     for spec in model_specs(config, begin).values():
         spec.check_adapters()
     return PreparedRL(
