@@ -83,7 +83,7 @@ class Fleet:
         Args:
             timeout_s: granted to each of them, and to each that takes the place of a lost one, to start.
         """
-        self._start_s = timeout_s
+        self._start_s, self._paused = timeout_s, False
         while len(self.ready) + len(self.starting) < self.size.fewest:
             self._start()
 

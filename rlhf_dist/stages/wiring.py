@@ -149,7 +149,6 @@ def wired(
         service = Service(run=lambda worker: worker.run.remote(store), lost=store.release.remote)
         rollouts.serve(service)
         ends.callback(rollouts.serve, None)
-        rollouts.go_on()
         rollouts.open(timeout_s=start_s)
         shares = config.cluster.placement == "colocated"
         if shares and where.on_gpus:  # what others take while an engine measures its room, it would count as its own

@@ -377,3 +377,7 @@ def test_who_is_lost_while_the_fleet_pauses_is_replaced_when_it_goes_on() -> Non
     assert world.fleet.states() == {"rollout-1": "ready"}, "others have the devices"
     world.fleet.go_on()
     assert world.fleet.states() == {"rollout-1": "ready", "rollout-2": "starting"}
+    world.fleet.pause()
+    world.watch.lose("rollout-1.run")
+    world.fleet.open(timeout_s=60)
+    assert len(world.fleet.starting) == 2, "a run that is wired anew has the devices"
