@@ -78,6 +78,8 @@ BAD = {
     "rollout.workers={mn: 1, max: 2}": r"unknown key `rollout.workers.mn`; did you mean `rollout.workers.min`",
     "cluster.placement=colocated + rollout.workers=2": "rollout.workers is 2 to 2, expected a number of at most",
     "cluster.placement=colocated + rollout.tensor_parallel=2": "rollout.tensor_parallel 2; expected 1",
+    "weights.transport=cuda_ipc": "transport cuda_ipc with cluster.placement disaggregated; expected colocated",
+    "weights.transport=cuda_ipc + cluster.placement=colocated + weights.delta_every=4": "delta_every 4; expected 0",
     "cluster.gpu_share=0.5 + rollout.tensor_parallel=2": "tensor_parallel is 2 beside cluster.gpu_share 0.5; expected gpu_share",
     "cluster={placement: hybrid, gpu_share: 0.02} + scoring.reward_workers=4": "5 scorers .* is 0.02; expected at most 4",
     "experience.capacity_rows=3": "capacity_rows is 3; expected at least 64, the rows of",

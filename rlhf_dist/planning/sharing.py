@@ -48,8 +48,9 @@ class SharedCard:
         scored = max((sizes[role].parameters for role in config.scoring_workers), default=0) * -(
             -scorers // learner.ranks
         )
-        beside = (held + scored) * width[learner.dtype]
-        return cls(config, sizes["policy"].parameters * width[config.wire_dtype], beside)
+        weights = sizes["policy"].parameters * width[config.wire_dtype]
+        version = weights if config.weights.transport == "cuda_ipc" else 0  # which the rank holds for the engine
+        return cls(config, weights, (held + scored) * width[learner.dtype] + version)
 
     def engine_options(self, gpu_bytes: float) -> dict[str, Any]:
         """vLLM's: with its cache told, what others take or give back while it starts changes nothing."""

@@ -168,6 +168,7 @@ def wired(
             bucket_bytes=config.weights.bucket_mib * 2**20,
             wire_dtype=config.wire_dtype,
             delta_every=config.weights.delta_every,
+            holds=config.weights.transport == "cuda_ipc",
         )
         watch.vigil.guard("store", store.pulse.remote)
         turns: Turns = NoTurns()

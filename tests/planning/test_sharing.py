@@ -31,4 +31,6 @@ def test_the_cache_is_what_is_left_of_the_engines_part() -> None:
     assert options["kv_cache_memory_bytes"] == pytest.approx(GB * 0.892 - 2e6, abs=1)
     sharded = SharedCard.of(colocated(learner={"precision": "bf16", "zero_stage": 3, "ranks": 4}), SIZES)
     assert sharded.beside == 2e6 * (2 / 4 + 1), "a quarter of each, and one scorer"
+    handed_over = SharedCard.of(colocated(learner={"precision": "bf16"}, weights={"transport": "cuda_ipc"}), SIZES)
+    assert handed_over.beside == shared.beside + 2e6, "the version stays on the card"
     assert shared.engine_options(1e6)["kv_cache_memory_bytes"] == 1, "which vLLM refuses"
