@@ -67,6 +67,7 @@ def train(
         logs.CONTEXT.update(iteration=iteration, version=iteration)
         timer = Timer()
         with timer.phase("experience"):
+            parts.turns.to_others()
             gathered = gather(parts, prompts, iteration, config)
         rows = gathered.rows
         now = Now(
@@ -82,7 +83,8 @@ def train(
         version = iteration + 1
         compares = version % config.weights.probe_every == 0 or not proven
         batch = read(parts, rows, timeout_s=config.timeouts.call)
-        with timer.phase("update"), parts.lent():
+        with timer.phase("update"):
+            parts.turns.to_learner()
             probed = check_decoding(parts.learner, batch, iteration, config, probing) if compares else Probed()
             stats = parts.learner.update(rows, objective, now)
         warn_of(mismatch.doubts(stats), doubted, parts.watch.say)
