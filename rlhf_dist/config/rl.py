@@ -198,11 +198,6 @@ class RLJob(ScoringJob):
             return self.learner.dtype
         return self.weights.wire_dtype
 
-    @property
-    def probe_tolerance(self) -> float:
-        """Largest mean difference between the engine's and the learner's probe log-probs, in nats."""
-        return self.weights.probe_tolerance or (1e-3 if self.wire_dtype == "float32" else 0.1)
-
     def idle(self) -> dict[str, str]:
         """What another setting would have to be there for."""
         critic, rl, algorithm = self.learner.critic, self.rl, self.algorithm
@@ -413,6 +408,22 @@ class RLJob(ScoringJob):
         return self.gold_judge is not None or any(reward.name == GOLD for reward in self.reward)
 
     @model_validator(mode="after")
+    def _weights_can_stay_on_their_cards(self) -> Self:
+        if self.weights.transport == "store":
+            return self
+        if self.cluster.placement != "colocated":
+            raise ValueError(
+                f"weights.transport cuda_ipc with cluster.placement {self.cluster.placement}; expected colocated, since engines "
+                "read what ranks hold on the same cards. Take transport store"
+            )
+        if self.weights.delta_every:
+            raise ValueError(
+                f"weights.transport cuda_ipc with weights.delta_every {self.weights.delta_every}; expected 0, since nothing is "
+                "sent. Take transport store"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _devices_can_be_shared(self) -> Self:
         placement, share, parallel = self.cluster.placement, self.cluster.gpu_share, self.rollout.tensor_parallel
         ranks, workers = self.learner.ranks, self.rollout.workers
@@ -427,11 +438,15 @@ class RLJob(ScoringJob):
                 f"scoring.*_workers put {scorers} scorers on each learner rank's device, whose cluster.gpu_share is {share:g}; "
                 f"expected at most {int(share / LEAST_SHARE)} with cluster.placement {placement}"
             )
-        if placement == "colocated" and (workers.min != workers.max or workers.max * parallel > ranks):
+        if placement == "colocated" and (workers.min != workers.max or workers.max > ranks):
             raise ValueError(
-                f"cluster.placement colocated puts each engine on the devices of as many learner ranks as it has; "
-                f"rollout.workers is {workers.min} to {workers.max} beside rollout.tensor_parallel {parallel}, expected a number "
-                f"of at most learner.ranks / tensor_parallel = {ranks // parallel}"
+                f"cluster.placement colocated puts one engine beside one learner rank; rollout.workers is {workers.min} to "
+                f"{workers.max}, expected a number of at most learner.ranks = {ranks}"
+            )
+        if placement == "colocated" and parallel > 1:
+            raise ValueError(
+                f"cluster.placement colocated with rollout.tensor_parallel {parallel}; expected 1, since Ray gives no engine "
+                "parts of several GPUs with a rank on each. Take disaggregated or hybrid"
             )
         return self
 

@@ -192,7 +192,7 @@ class LearnerGroup:
                 out; names the samples.
         """
         rl = objective.rl
-        shards = cut_into_shards(views, self._budget, mini_batches=rl.mini_batches, seed=now.seed)
+        shards = self._shared(cut_into_shards(views, self._budget, mini_batches=rl.mini_batches, seed=now.seed))
         calls = {}
         for rank, (shard, shown) in enumerate(zip(shards, self._shown(rl, now.seed), strict=True)):
             calls[f"learner-{rank}"] = self.ranks[rank].update.remote(shard, objective, now, shown)
@@ -289,13 +289,27 @@ class LearnerGroup:
             raise NumbersError(told([found_in(1, f"what {name} says is not finite", odd)], batch.name_of))
         return said
 
-    def plan_weights(self, *, bucket_bytes: int, wire_dtype: str, delta_every: int) -> None:
-        """Fix the buckets in which the policy is published, and how often whole (0: always)."""
+    def plan_weights(self, *, bucket_bytes: int, wire_dtype: str, delta_every: int, holds: bool = False) -> None:
+        """Fix the buckets in which the policy is published, how often whole (0: always), and whether the ranks hold them."""
         call = self._timeouts.call
         adapted: list[bool] = self._call(
-            "plan_weights", "policy", bucket_bytes, wire_dtype, timeout_s=call, doing="planning buckets"
+            "plan_weights", "policy", bucket_bytes, wire_dtype, holds, timeout_s=call, doing="planning buckets"
         )
         self._adapted, self._published, self._delta_every = adapted[0], False, delta_every
+
+    def probe(self, tokens: Sequence[int], *, temperature: float, version: int) -> list[float]:
+        """The policy's log-probs of tokens[1:], in nats.
+
+        Raises:
+            NumbersError: one is not finite; names the version that the policy is.
+        """
+        doing = "computing the probe"
+        said: list[float] = self._call(
+            "probe", list(tokens), temperature, timeout_s=self._timeouts.publish, doing=doing
+        )[0]
+        if not np.isfinite(said).all():
+            raise NumbersError(f"weight version {version}: the policy's log-probs of the probe are not finite")
+        return said
 
     def publish(self, store: Any, version: int, *, probe_tokens: Sequence[int] | None) -> dict[str, float]:
         """Make the policy's weights version `version` of the store; returns its metrics.
@@ -308,12 +322,7 @@ class LearnerGroup:
         publish = self._timeouts.publish
         probe = None
         if probe_tokens is not None:
-            log_probs = self._call("probe", list(probe_tokens), timeout_s=publish, doing="computing the probe")[0]
-            if not np.isfinite(log_probs).all():
-                raise NumbersError(
-                    f"weight version {version}: the policy's log-probs of the probe are not finite; not published"
-                )
-            probe = Probe(tuple(probe_tokens), tuple(log_probs))
+            probe = Probe(tuple(probe_tokens), tuple(self.probe(probe_tokens, temperature=1.0, version=version)))
         partial = self._published and self._adapted
         deltas = self._delta_every if self._published else 0
         ref = store.publish.remote(version, self.ranks, probe, partial, deltas)
@@ -376,6 +385,14 @@ class LearnerGroup:
         calls = {f"learner-{number}": rank.restore.remote(table) for number, (rank, table) in enumerate(pairs)}
         self._watch.wait(calls, timeout_s=self._timeouts.publish, doing="going back to a snapshot")
 
+    def offload(self) -> None:
+        """Have every rank keep only its weights on the device; nothing but `publish` and `save` may follow before `reload`."""
+        self._call("offload", timeout_s=self._timeouts.publish, doing="moving its states to the host")
+
+    def reload(self) -> None:
+        """Have every rank be ready to learn again."""
+        self._call("reload", timeout_s=self._timeouts.publish, doing="moving its states to the device")
+
     def peak_memory(self) -> int:
         """Largest peak memory of a rank, in bytes."""
         peaks: list[int] = self._call("peak_memory", timeout_s=self._timeouts.call, doing="reading its memory")
@@ -387,14 +404,21 @@ class LearnerGroup:
         # Some families' masks are as wide as their positions are many, and a wide row pays for flash attention alone.
         wanted = min(settings.row_tokens, self._positions or settings.row_tokens)
         row_tokens = self._layout.row_tokens(wanted, settings.micro_batch_tokens)
-        return Budget(len(self.ranks), settings.micro_batch_tokens, row_tokens, self._hidden)
+        return Budget(
+            len(self.ranks) // settings.sequence_parallel, settings.micro_batch_tokens, row_tokens, self._hidden
+        )
 
     def _example_plan(self, batch: SupervisedBatch) -> list[list[MicroBatch]]:
         """Micro-batches of example numbers for each rank; the examples of a unit stay together and in order."""
-        return [
+        plans = [
             [[[example for unit in row for example in batch.units[unit]] for row in micro] for micro in micros]
             for micros in plan_micro_batches(batch.lengths, self._budget)
         ]
+        return self._shared(plans)
+
+    def _shared(self, parts: Sequence[Any]) -> list[Any]:
+        """For each rank its part of a batch: the same for ranks that share rows."""
+        return [part for part in parts for _ in range(self.settings.sequence_parallel)]
 
     def _call(self, method: str, *args: Any, timeout_s: float, doing: str) -> list[Any]:
         calls = {f"learner-{rank}": getattr(handle, method).remote(*args) for rank, handle in enumerate(self.ranks)}

@@ -27,6 +27,7 @@ from rlhf_dist.learner.adapters import is_adapter, save_adapter
 from rlhf_dist.learner.example_batch import ExampleBatch, read_examples
 from rlhf_dist.learner.finite import NotFinite, check_tensors, found_in
 from rlhf_dist.learner.frozen_model import FrozenModel, FrozenSpec
+from rlhf_dist.learner.holding import Holding
 from rlhf_dist.learner.imitation import Imitation, imitate
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.objective import Now, RLObjective
@@ -40,7 +41,9 @@ from rlhf_dist.learner.shards import Shard
 from rlhf_dist.learner.snapshot import Cost
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.learner.writing import GROUPS, Writer
-from rlhf_dist.models import PolicyModel, at_temperature, pack
+from rlhf_dist.models import PolicyModel, ValueModel, at_temperature, pack
+from rlhf_dist.models.cut import Cut
+from rlhf_dist.models.proof import prove_cut
 from rlhf_dist.models.wrapped import RowLayout
 from rlhf_dist.store.reader import blocks_of
 from rlhf_dist.store.weights import Sent, decode_bucket, encode_bucket
@@ -76,6 +79,9 @@ class LearnerRank:
         self._door: rendezvous.Door | None = None
         self._publication: Publication | None = None
         self._writer = Writer()
+        self._sharing: Cut | None = None
+        """With which ranks it shares rows."""
+        self._holding: Holding | None = None
         self._snapshot = Cost(0.0, 0)
         """When it began, and its size."""
         device_of_this_process(settings.threads)
@@ -168,11 +174,34 @@ class LearnerRank:
         """Load a model that is only asked, in place of one that has its name."""
         if name in self.frozen:
             self.frozen.pop(name).free()
-        self.frozen[name] = FrozenModel(spec, self.settings)
+        model = FrozenModel(spec, self.settings)
+        self._share_rows(model.engine.module, model.engine)
+        self.frozen[name] = model
 
     def _load(self, spec: ModelSpec) -> TrainedModel:
         module = spec.build(self.settings)
-        return TrainedModel(module, spec.optimizer, self.settings, total_steps=spec.total_steps, lora=spec.lora)
+        model = TrainedModel(module, spec.optimizer, self.settings, total_steps=spec.total_steps, lora=spec.lora)
+        self._share_rows(model.module, model)
+        return model
+
+    def _share_rows(self, module: PolicyModel | ValueModel, forward: Any) -> None:
+        """Cut the model's rows over ranks, if settings say so; all ranks must call.
+
+        Raises:
+            ModelError: they cannot be cut.
+        """
+        parts = self.settings.sequence_parallel
+        if parts == 1:
+            return
+        if self._sharing is None or self._sharing.parts != parts:
+            groups = [torch.distributed.new_group(range(first, first + parts)) for first in range(0, self.ranks, parts)]
+            self._sharing = Cut(groups[self.rank // parts], parts, self.rank % parts)
+        prove_cut(module, self._sharing, forward, device=forward.device)
+
+    @property
+    def _speaks(self) -> bool:
+        """Whether this rank tells what all that share its rows have found."""
+        return self.rank % self.settings.sequence_parallel == 0
 
     def update(self, shard: Shard, objective: RLObjective, now: Now, imitation: Imitation | None) -> Updated:
         """One update on this rank's part of a batch.
@@ -201,7 +230,7 @@ class LearnerRank:
         if device.type == "cuda":
             torch.cuda.empty_cache()  # an engine that shares the GPU wakes next
         log.info("updated", extra={"rows": len(shard.views), "pg_loss": updated.facts.get("actor/pg_loss")})
-        return updated
+        return updated._replace(found=updated.found if self._speaks else [])
 
     def train_step(
         self,
@@ -248,7 +277,7 @@ class LearnerRank:
         keys = sorted(sums)
         totals = self._sum_over_ranks(torch.tensor([sums[key] for key in keys], dtype=torch.float64))
         facts = {key: float(value) / denominator for key, value in zip(keys, totals, strict=True)}
-        return Updated(facts | (stepped or {}), found)
+        return Updated(facts | (stepped or {}), found if self._speaks else [])
 
     @torch.no_grad()
     def predict(self, name: str, examples: pa.RecordBatch, micros: list[MicroBatch]) -> dict[int, list[float]]:
@@ -268,10 +297,14 @@ class LearnerRank:
             found |= dict(zip(order, batch.means(outputs).tolist(), strict=True))
         return found
 
-    def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str) -> bool:
-        """Cut a model into buckets for publication; returns whether there are versions of what adapters change, alone."""
+    def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str, holds: bool = False) -> bool:
+        """Cut a model into buckets for publication; returns whether there are versions of what adapters change, alone.
+
+        With `holds` they stay on this rank's device, and the engine beside it takes them there.
+        """
         dtype = getattr(torch, wire_dtype)
         self._publication = Publication.plan(self.models[name], dtype=dtype, bucket_bytes=bucket_bytes)
+        self._holding = Holding(self.models[name].device) if holds else None
         return bool(self._publication.adapted)
 
     def weight_buckets(self, partial: bool = False, base: Sequence[Any] | None = None) -> Iterator[pa.Table | Sent]:
@@ -284,15 +317,18 @@ class LearnerRank:
         import ray
 
         assert self._publication is not None, "`plan_weights` comes first"
+        if self._holding is not None:
+            yield from self._publication.held(self._holding, tells=self.rank == 0, partial=partial)
+            return
         older = None if base is None else map(ray.get, base)
         yield from self._publication.tables(self.rank, self.ranks, partial=partial, base=older)
 
     @torch.no_grad()
-    def probe(self, tokens: Sequence[int]) -> list[float]:
-        """The policy's log-probs of tokens[1:], in nats, at temperature 1, from its training weights."""
+    def probe(self, tokens: Sequence[int], temperature: float = 1.0) -> list[float]:
+        """The policy's log-probs of tokens[1:], in nats, at a temperature, from its training weights."""
         model = self.models["policy"]
         packed = pack([np.asarray(tokens)], [range(len(tokens) - 1)], [[0]]).to(model.device)
-        with at_temperature(model.module, 1.0):
+        with at_temperature(model.module, temperature):
             log_probs: list[float] = model(packed)[0].tolist()
         return log_probs
 
@@ -354,6 +390,18 @@ class LearnerRank:
         for name, model in self.models.items():
             model.take_state(states[name])
 
+    def offload(self) -> None:
+        """Move what only an update needs to the host: an engine that shares the device wakes next."""
+        with tracing.span("states away"):
+            away = sum(model.states.leave() for model in self.models.values())
+        log.info("the optimisers' states are away", extra={"bytes": away})
+
+    def reload(self) -> None:
+        """Take it back."""
+        with tracing.span("states back"):
+            for model in self.models.values():
+                model.states.come_back()
+
     def take_spans(self) -> list[tracing.Span]:
         """Spans recorded since the last call."""
         return tracing.take()
@@ -367,7 +415,7 @@ class LearnerRank:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _sum_over_ranks(self, vector: torch.Tensor) -> torch.Tensor:
-        return self._reduced(vector, torch.distributed.ReduceOp.SUM)
+        return self._reduced(vector if self._speaks else torch.zeros_like(vector), torch.distributed.ReduceOp.SUM)
 
     def _largest_over_ranks(self, vector: torch.Tensor) -> torch.Tensor:
         return self._reduced(vector, torch.distributed.ReduceOp.MAX)
