@@ -288,7 +288,12 @@ class Cluster(Section):
     address: str | None = Field(None, description="cluster to attach to (`auto`, host:port); null: start one here")
     dashboard: bool = Field(False, description="serve Ray's dashboard, on loopback")
     dashboard_port: int = Field(8265, ge=1024, le=65_535, description="the dashboard's port")
-    object_store_mib: int = Field(512, ge=80, description="Ray's shared memory, in MiB, for a cluster started here")
+    object_store_mib: int | None = Field(
+        None,
+        ge=80,
+        description="Ray's shared memory, in MiB, for a cluster started here; null: what weight versions and experience take, "
+        "512 at least",
+    )
     metrics_port: int | None = Field(
         None,
         ge=1024,

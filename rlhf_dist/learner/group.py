@@ -29,6 +29,7 @@ from rlhf_dist.learner.policy_update import Updated
 from rlhf_dist.learner.rank import LearnerRank, Loaded, Loss
 from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.learner.snapshot import Snapshot
+from rlhf_dist.learner.version_notes import notes_on
 from rlhf_dist.models import read_config
 from rlhf_dist.models.fits import positions_of
 from rlhf_dist.models.wrapped import RowLayout
@@ -41,8 +42,6 @@ log = logging.getLogger(__name__)
 NO_FROZEN: Mapping[str, FrozenSpec] = MappingProxyType({})
 MOST_LEFT_OUT = 5
 """Optimiser steps in a row that may be left out (`learner.on_bad_numbers: skip`) before the run ends."""
-LEAST_KEPT = 0.9
-"""Of what adapters change, in the dtype of the wire, below which people are warned; see `store.weights.Moved`."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,8 @@ class LearnerGroup:
         self._delta_every = 0
         self._published = False
         """Whether the store has a complete version of these models."""
-        self._warned = False
-        """Of what rounding leaves of adapters."""
+        self._warned: set[str] = set()
+        """What people were warned of, once."""
         self._demonstrations: tuple[Any, ExampleSet] | None = None
         self.num_parameters, self._layout = 0, RowLayout.PACKED
         self._left_out = 0
@@ -319,18 +318,11 @@ class LearnerGroup:
         doing = f"publishing weight version {version}"
         facts: dict[str, float] = self._watch.one("store", ref, timeout_s=publish, doing=doing)
         self._published = True
-        self._warn_of_rounding(facts.get("weights/lora_kept", 1.0))
+        for about, note in notes_on(facts).items():
+            if about not in self._warned:
+                self._watch.say(note)
+                self._warned.add(about)
         return facts
-
-    def _warn_of_rounding(self, kept: float) -> None:
-        """Say once that engines hardly see what adapters have learnt."""
-        if kept < LEAST_KEPT and not self._warned:
-            self._warned = True
-            self._watch.say(
-                f"weights/lora_kept is {kept:.2f}: merged and rounded for engines, the adapters' change of the weights is hardly "
-                f"theirs any more; expected {LEAST_KEPT:g} at least. Samples are of nearly the same policy until the change has "
-                "grown: take weights.wire_dtype float32, or a larger learning rate"
-            )
 
     def save(self, name: str, folder: Path) -> None:
         """Write a model in Hugging Face layout."""

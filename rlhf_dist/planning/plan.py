@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from rlhf_dist.cluster.object_store import FULL
 from rlhf_dist.cluster.placement import Layout, Place
 from rlhf_dist.config import Job, RLJob
 from rlhf_dist.errors import ConfigError
@@ -15,9 +16,7 @@ from rlhf_dist.planning.machine import GIB, cores, memory_bytes
 from rlhf_dist.planning.processes import CONTEXT_BYTES, HOST_BYTES
 from rlhf_dist.planning.scenes import Scene, scenes
 from rlhf_dist.planning.sizes import ModelSize
-
-SPILLS_FROM = 0.8
-"""Share of an object store from which Ray writes to the disk."""
+from rlhf_dist.store.weights import KEPT_VERSIONS
 
 
 @dataclass(frozen=True)
@@ -139,10 +138,10 @@ class Plan:
             engines |= {seat.node} if any(actor.role == "rollout" for actor in seat.actors) else set()
         found = {node: versions * count / sum(ranks.values()) for node, count in ranks.items()}
         for node in engines:
-            found[node] = max(found[node], versions / VERSIONS_HELD)
+            found[node] = max(found[node], versions / (KEPT_VERSIONS + 1))
         first = min(found)
         found[first] += experience
-        return {node: each / SPILLS_FROM for node, each in found.items() if each}
+        return {node: each / FULL for node, each in found.items() if each}
 
     def bottleneck(self) -> tuple[str, str]:
         """The longest phase, and what would shorten it."""
@@ -150,8 +149,6 @@ class Plan:
         return phase, FASTER[phase]
 
 
-VERSIONS_HELD = 3
-"""Weight versions that the learners' nodes hold at once; a node of engines holds the one that it pulls."""
 FASTER = {
     "gen": "more rollout.workers",
     "score": "more scoring.reward_workers and scoring.reference_workers",

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from rlhf_dist.cluster.object_store import spilled_bytes
 from rlhf_dist.cluster.pulse import Beat
 from rlhf_dist.errors import NumbersError, StoreError
 from rlhf_dist.records import Failure, PromptTask, RowKey
@@ -52,6 +53,8 @@ class Store:
         self._bytes: Counter[int] = Counter()
         """Bytes of experience by iteration."""
         self._told: dict[str, Any] = {}
+        self._spilled = 0
+        """Bytes of objects that were on disk when that was last asked."""
         self._showing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -208,7 +211,13 @@ class Store:
         log.info("published weights", extra=told)
         self._experience.publish(version)
         await self._notify()
-        return {"weights/bytes": float(num_bytes), **({} if moved.kept is None else {"weights/lora_kept": moved.kept})}
+        facts = {"weights/bytes": float(num_bytes), "weights/spilled_bytes": await self._newly_spilled()}
+        return facts if moved.kept is None else {**facts, "weights/lora_kept": moved.kept}
+
+    async def _newly_spilled(self) -> float:
+        """Bytes that the cluster has written to disk since this was asked before."""
+        before, self._spilled = self._spilled, await asyncio.to_thread(spilled_bytes)
+        return float(self._spilled - before)
 
     async def newest_weights(self, has_one: bool) -> list[Manifest]:
         """Manifests that make an engine one of the newest version; see `WeightIndex.to_load`."""

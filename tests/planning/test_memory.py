@@ -4,7 +4,9 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_dist.config import Lora, RLConfig
-from rlhf_dist.planning.memory import ModelSize, learner_memory, memory, model_size
+from rlhf_dist.planning.learning import UPDATE, Parts, learner_phases
+from rlhf_dist.planning.memory import memory, work_of
+from rlhf_dist.planning.sizes import ModelSize, model_size
 
 SIZE = ModelSize(
     parameters=1_000_000, layers=4, hidden=64, intermediate=176, attention=64, kv_elements=512, vocabulary=1000
@@ -14,6 +16,10 @@ SIZES = dict.fromkeys(("policy", "reference", "reward", "critic"), SIZE)
 
 def config(**sections: object) -> RLConfig:
     return RLConfig.model_validate({"policy": "a", "reward": "b", "prompts": {"path": "p"}, **sections})
+
+
+def learner_memory(settings: RLConfig, sizes: dict[str, ModelSize]) -> Parts:
+    return learner_phases(work_of(settings, sizes, gpus=False), settings.learner)[UPDATE]
 
 
 @pytest.mark.parametrize(
@@ -94,4 +100,4 @@ def test_gradients_and_optimiser_are_those_of_adapters_and_the_wire_carries_what
     found = learner_memory(settings, dict.fromkeys(SIZES, size))
     assert (found["parameters"], found["gradients"], found["optimiser"]) == (2 * 2_020_000, 4 * 20_000, 12 * 20_000)
     versions = memory("store", settings, dict.fromkeys(SIZES, size))["weight versions"]
-    assert versions == 2 * (1_000_000 + 2 * 600_000), "a complete version, and two of what changes"
+    assert versions == 2 * (1_000_000 + 3 * 600_000), "a complete version, two of what changes, and one on its way"

@@ -250,7 +250,11 @@ def test_buckets_that_ranks_sent_in_turn_stand_in_the_models_order() -> None:
             _Rank(["t2"], Sent([["d", "e"]], 2)),
         ]
         facts = await store.publish(3, ranks, None)
-        assert facts == {"weights/bytes": 7.0, "weights/lora_kept": pytest.approx(0.5**0.5)}
+        assert facts == {
+            "weights/bytes": 7.0,
+            "weights/spilled_bytes": 0.0,
+            "weights/lora_kept": pytest.approx(0.5**0.5),
+        }
         (manifest,) = await store.newest_weights(False)
         assert (manifest.names, manifest.buckets) == (tuple("abcdefg"), ("t0", "t1", "t2", "t3", "t4"))
         assert [rank.base for rank in ranks] == [None] * 3
