@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-class Stage(StrEnum):
+class PlannedStage(StrEnum):
     """Stages that have a plan."""
 
     rl = "rl"
@@ -34,13 +34,13 @@ class Stage(StrEnum):
     pipeline = "pipeline"
 
 
-KINDS: dict[Stage, type[Job]] = {
-    Stage.rl: RLConfig,
-    Stage.sft: SFTConfig,
-    Stage.reward: RewardConfig,
-    Stage.dpo: DPOConfig,
-    Stage.evaluate: EvaluateConfig,
-    Stage.pipeline: PipelineConfig,
+KINDS: dict[PlannedStage, type[Job]] = {
+    PlannedStage.rl: RLConfig,
+    PlannedStage.sft: SFTConfig,
+    PlannedStage.reward: RewardConfig,
+    PlannedStage.dpo: DPOConfig,
+    PlannedStage.evaluate: EvaluateConfig,
+    PlannedStage.pipeline: PipelineConfig,
 }
 
 
@@ -53,7 +53,7 @@ def plan(
     gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each node; 0: CPUs do everything")] = 8,
     gpu_memory: Annotated[float, typer.Option(min=1, help="memory of a GPU (of a node, without GPUs), in GB")] = 80,
     cpus_per_node: Annotated[int, typer.Option(min=1, help="CPU slots of each node")] = 64,
-    stage: Annotated[Stage, typer.Option(help="what the config is of")] = Stage.rl,
+    stage: Annotated[PlannedStage, typer.Option(help="what the config is of")] = PlannedStage.rl,
 ) -> None:
     """Say where everything would go on a cluster, whether it fits, and what would be slow. Needs no cluster."""
     config = load(KINDS[stage], config_file, overrides)

@@ -20,7 +20,7 @@ SUB_GROUP = 1e9
 
 
 @dataclass(frozen=True)
-class Work:
+class LearnerWork:
     """What the ranks of a learner group hold and do."""
 
     trained: tuple[ModelSize, ...]
@@ -46,7 +46,7 @@ class Work:
         return self.num_trained + (sum(size.parameters for size in self.trained) if self.lora else 0)
 
 
-def learner_phases(work: Work, learner: Learner, *, learns: bool = True) -> Phases:
+def learner_phases(work: LearnerWork, learner: Learner, *, learns: bool = True) -> Phases:
     """Bytes on one rank (Rajbhandari et al. 2020, arXiv:1910.02054, section 3: what each ZeRO stage divides).
 
     Args:
@@ -77,7 +77,7 @@ def learner_phases(work: Work, learner: Learner, *, learns: bool = True) -> Phas
     return phases
 
 
-def kept_parts(work: Work, learner: Learner) -> Parts:
+def kept_parts(work: LearnerWork, learner: Learner) -> Parts:
     """What stays on a rank between two steps."""
     ranks, stage, trained = learner.ranks, learner.zero_stage, work.num_trained
     width, half = BYTES[learner.dtype], learner.dtype != "float32"
@@ -95,12 +95,12 @@ def kept_parts(work: Work, learner: Learner) -> Parts:
     return parts
 
 
-def gradient_bytes(work: Work, learner: Learner) -> float:
+def gradient_bytes(work: LearnerWork, learner: Learner) -> float:
     """Sums of gradients, in fp32 whatever the precision."""
     return float(work.num_trained * BYTES["float32"] / (learner.ranks if learner.zero_stage >= 2 else 1))
 
 
-def update_parts(work: Work, learner: Learner) -> Parts:
+def update_parts(work: LearnerWork, learner: Learner) -> Parts:
     """A micro-batch of the most tokens through the model that needs most: one after the other they go forward and back."""
     tokens, dtype = learner.micro_batch_tokens, learner.dtype
     checkpointing = learner.gradient_checkpointing
@@ -140,7 +140,7 @@ REDUCED, LIVE = 5e8, 1e9
 """DeepSpeed's defaults, in elements."""
 
 
-def _being_read(work: Work, learner: Learner) -> float:
+def _being_read(work: LearnerWork, learner: Learner) -> float:
     """Of the largest model: stage 1 and 2 flatten a second copy of the weights, stage 3 holds one weight whole at a time."""
     width, largest = BYTES[learner.dtype], max(work.trained, key=lambda size: size.parameters)
     if learner.zero_stage == 3 and learner.ranks > 1:
@@ -148,7 +148,7 @@ def _being_read(work: Work, learner: Learner) -> float:
     return float(largest.parameters * width) if learner.zero_stage else 0.0
 
 
-def _stepped(work: Work, learner: Learner) -> float:
+def _stepped(work: LearnerWork, learner: Learner) -> float:
     """ZeRO-3, and 1 and 2 in fp32, hand the optimiser a flat copy of a part of the gradients."""
     if learner.zero_stage == 0 or (learner.dtype != "float32" and learner.zero_stage < 3):
         return 0.0
@@ -156,6 +156,6 @@ def _stepped(work: Work, learner: Learner) -> float:
     return 4.0 * (min(share, SUB_GROUP) if learner.zero_stage == 3 else share)
 
 
-def _written(work: Work, learner: Learner) -> float:
+def _written(work: LearnerWork, learner: Learner) -> float:
     """A rank's share of the weights and of the optimiser's state, copied so that it can be written while training goes on."""
     return work.num_trained * (BYTES[learner.dtype] + 12.0) / learner.ranks

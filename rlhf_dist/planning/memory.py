@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rlhf_dist.config import RLJob, Rollout
 from rlhf_dist.planning.activations import BYTES, head_bytes, looking_bytes
-from rlhf_dist.planning.learning import GENERATE, KEPT, LOAD, PUBLISH, Parts, Phases, Work, learner_phases
+from rlhf_dist.planning.learning import GENERATE, KEPT, LOAD, PUBLISH, Parts, Phases, LearnerWork, learner_phases
 from rlhf_dist.planning.machine import GIB
 from rlhf_dist.planning.processes import ASLEEP_BYTES, GRAPHS_BYTES
 from rlhf_dist.planning.sizes import ModelSize
@@ -46,11 +46,11 @@ def phases(role: str, config: RLJob, sizes: dict[str, ModelSize], *, gpu_bytes: 
     return {KEPT: {"parameters": scoring["parameters"]}, GENERATE: scoring}
 
 
-def work_of(config: RLJob, sizes: dict[str, ModelSize], *, gpus: bool) -> Work:
+def work_of(config: RLJob, sizes: dict[str, ModelSize], *, gpus: bool) -> LearnerWork:
     """What the learner of an RL run holds and does."""
     learner = config.learner
     critic = (sizes["critic"],) if learner.critic == "model" else ()
-    return Work(
+    return LearnerWork(
         trained=(sizes["policy"], *critic),
         asked=tuple(sizes[role] for role in config.frozen),
         asked_on_host=config.scoring.frozen_on_host,

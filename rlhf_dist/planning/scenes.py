@@ -8,7 +8,7 @@ from rlhf_dist.cluster.placement import Layout, Place, lay_out
 from rlhf_dist.config import DPOConfig, EvaluateConfig, Job, PipelineConfig, RewardConfig, RLJob, Rollout, SFTConfig
 from rlhf_dist.config.job import ScoringJob
 from rlhf_dist.config.supervised import SupervisedJob
-from rlhf_dist.planning.learning import GENERATE, KEPT, Phases, Work, learner_phases
+from rlhf_dist.planning.learning import GENERATE, KEPT, Phases, LearnerWork, learner_phases
 from rlhf_dist.planning.memory import Engine, engine_parts, masked_row, phases, scorer_parts
 from rlhf_dist.planning.sizes import ModelSize
 
@@ -88,7 +88,7 @@ def _training(
 ) -> Scene:
     learner, gpus = config.learner, gpu_bytes is not None
     row = masked_row(learner.attention, learner.row_tokens or learner.micro_batch_tokens, gpus=gpus)
-    found = learner_phases(Work((size,), lora=lora, masked_row=row), learner, learns=learns)
+    found = learner_phases(LearnerWork((size,), lora=lora, masked_row=row), learner, learns=learns)
     share = config.cluster.gpu_share if gpus else 0.0
     places = tuple(Place("learner", rank, 1.0, share, rank) for rank in range(learner.ranks))
     bundles = tuple({"CPU": 1.0, "GPU": share} if gpus else {"CPU": 1.0} for _ in places)

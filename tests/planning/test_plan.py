@@ -41,7 +41,7 @@ def test_a_device_is_as_full_as_in_its_fullest_phase_and_host_memory_is_not_its(
     shared = plan()
     (actors,) = shared.devices().values()
     # While learners train, 48 GB are theirs, and the engine sleeps; while it generates, 10 GB are left of them.
-    assert shared.peak(actors) == ("update", 4 * CONTEXT_BYTES + 48e9 + 2e9 + 2e9 + 3e9)
+    assert shared.peak(actors) == ("update", pytest.approx(4 * CONTEXT_BYTES + 48e9 + 2e9 + 2e9 + 3e9))
     assert shared.host_bytes()[0] > 50e9
 
 
@@ -62,16 +62,16 @@ def rl(**sections: object) -> RLConfig:
 
 def test_advice_is_what_makes_the_plan_fit() -> None:
     sizes = {"policy": SIZE, "critic": SIZE, "reference": SIZE, "reward": SIZE}
-    machines = Machines(1, 8, 80)
-    assert advice(rl(learner={"ranks": 4}), machines, sizes) == []
+    machines = Machines(2, 8, 80)
+    assert advice(rl(learner={"ranks": 8}), machines, sizes) == []
     # A reference of 60 GiB on a card beside a reward model of as much: no batch size helps, the learner's ranks do.
     large = {**sizes, "reference": ModelSize(**{**vars(SIZE), "parameters": 45 * 10**9})}
-    changes = advice(rl(learner={"ranks": 4}), machines, large)
+    changes = advice(rl(learner={"ranks": 8}), machines, large)
     assert changes == ["scoring.reference_on=learner"]
     for wrong in (rl(learner={"ranks": 1}), rl(learner={"ranks": 2, "zero_stage": 1})):
         helping = advice(wrong, machines, sizes)
         assert any("learner.ranks" in change or "cpu_offload" in change for change in helping), helping
-    assert advice(rl(), Machines(1, 1, 16), sizes) == ["more GPUs (--nodes, --gpus-per-node), or a smaller model"]
+    assert advice(rl(), Machines(1, 4, 16), sizes) == ["more GPUs (--nodes, --gpus-per-node), or a smaller model"]
 
 
 @pytest.fixture
