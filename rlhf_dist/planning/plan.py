@@ -16,6 +16,7 @@ from rlhf_dist.planning.machine import GIB, cores, memory_bytes
 from rlhf_dist.planning.processes import CONTEXT_BYTES, HOST_BYTES
 from rlhf_dist.planning.scenes import Scene, scenes
 from rlhf_dist.planning.sizes import ModelSize
+from rlhf_dist.planning.weight_seconds import way_of
 from rlhf_dist.store.weights import KEPT_VERSIONS
 
 
@@ -196,7 +197,11 @@ def _plan(scene: Scene, config: Job, machines: Machines, sizes: dict[str, ModelS
     device = device_of(machines.gpu_memory, gpus=gpus)
     seconds: dict[str, float] = {}
     if isinstance(config, RLJob) and "rollout" in scene.memory:
-        seconds = phase_seconds(config, sizes, device, rollout_workers=workers, gpus=gpus)
+        nodes = {
+            role: {seat.node for seat in seats for actor in seat.actors if actor.role == role} for role in scene.memory
+        }
+        way = way_of(config, device.network_gb, gpus=gpus, nodes=nodes)
+        seconds = phase_seconds(config, sizes, device, rollout_workers=workers, gpus=gpus, way=way)
     taken = [seat for seat in seats if seat.actors]
     return Plan(machines, scene, taken, machines.gpu_memory * 1e9, seconds, device, workers)
 

@@ -216,7 +216,8 @@ class Store:
 
     async def _newly_spilled(self) -> float:
         """Bytes that the cluster has written to disk since this was asked before."""
-        before, self._spilled = self._spilled, await asyncio.to_thread(spilled_bytes)
+        found, before = await asyncio.to_thread(spilled_bytes), self._spilled
+        self._spilled = before if found is None else found
         return float(self._spilled - before)
 
     async def newest_weights(self, has_one: bool) -> list[Manifest]:
