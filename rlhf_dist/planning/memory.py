@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rlhf_dist.config import RLJob, Rollout
 from rlhf_dist.planning.activations import BYTES, head_bytes, looking_bytes
-from rlhf_dist.planning.learning import GENERATE, KEPT, LOAD, PUBLISH, Parts, Phases, LearnerWork, learner_phases
+from rlhf_dist.planning.learning import GENERATE, KEPT, LOAD, PUBLISH, LearnerWork, Parts, Phases, learner_phases
 from rlhf_dist.planning.machine import GIB
 from rlhf_dist.planning.processes import ASLEEP_BYTES, GRAPHS_BYTES
 from rlhf_dist.planning.sizes import ModelSize

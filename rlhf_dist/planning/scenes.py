@@ -8,7 +8,7 @@ from rlhf_dist.cluster.placement import Layout, Place, lay_out
 from rlhf_dist.config import DPOConfig, EvaluateConfig, Job, PipelineConfig, RewardConfig, RLJob, Rollout, SFTConfig
 from rlhf_dist.config.job import ScoringJob
 from rlhf_dist.config.supervised import SupervisedJob
-from rlhf_dist.planning.learning import GENERATE, KEPT, Phases, LearnerWork, learner_phases
+from rlhf_dist.planning.learning import GENERATE, KEPT, LearnerWork, Phases, learner_phases
 from rlhf_dist.planning.memory import Engine, engine_parts, masked_row, phases, scorer_parts
 from rlhf_dist.planning.sizes import ModelSize
 
