@@ -51,7 +51,7 @@ def head_bytes(size: ModelSize, dtype: str, tokens: int, *, learns: bool) -> flo
     """What the head of log-probs needs beside hidden states: five times a piece of logits in fp32, gradients of its weight.
 
     A piece's logits, their log-softmax, and three for the entropy. Going back, the weight's gradient is made piece by piece: the
-    sum up to now, the next one, and both together.
+    sum up to now, the next one, and both together. What the last norm keeps is half a layer's norms, and chosen states two more.
     """
     if size.kind != "policy":
         return 0.0
@@ -59,4 +59,7 @@ def head_bytes(size: ModelSize, dtype: str, tokens: int, *, learns: bool) -> flo
     piece = min(LOGITS_BYTES, logits)
     weight = float(size.vocabulary * size.hidden * BYTES[dtype])
     gradients = (3 if math.ceil(logits / LOGITS_BYTES) > 1 else 1) * weight
-    return max(5 * piece, piece + gradients if learns else 0.0)
+    if not learns:
+        return 5 * piece
+    states = tokens * size.hidden * (5 if dtype == "float32" else 6) * BYTES[dtype]
+    return states + max(5 * piece, piece + gradients)
