@@ -473,7 +473,7 @@ BREAKS = (
     ),
     Break(
         "bf16 gradients added up in bf16",
-        "learner/trained_model.py",
+        "learner/deepspeed_settings.py",
         '        "data_types": {"grad_accum_dtype": "fp32"},\n',
         "",
         "learner/test_trained_model.py",

@@ -173,7 +173,7 @@ def main() -> None:
                 peaks, planned = measure(stage, tree, root / f"run-{stage}")
                 for role, measured in peaks.items():
                     phase, estimated = planned[role]
-                    row = {"model": label, "stage": stage, "actor": role, "fullest": phase}
+                    row: dict[str, Any] = {"model": label, "stage": stage, "actor": role, "fullest": phase}
                     row |= {"measured MiB": measured / 2**20, "planned MiB": estimated / 2**20}
                     rows.append(row | {"planned_over_measured": estimated / measured})
                     print(rows[-1], flush=True)

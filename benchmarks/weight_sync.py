@@ -208,7 +208,7 @@ def against_others(group: LearnerGroup, model: str, name: str, repeats: int) -> 
     median = clock.medians()
     ours = median["publish"] + median["pull"]
     return {
-        "what": f"{name} fp32, 1 rank",
+        "what": f"{name} fp32",
         "MB": num_bytes / 1e6,
         **{f"{key} s": value for key, value in median.items()},
         "over_memcpy": ours / median["memcpy"],
@@ -290,8 +290,8 @@ def main() -> None:
         "delta_over_full_publish_s": forms["delta"][1] / forms["full"][1],
         "delta_over_full_pull_s": forms["delta"][2] / forms["full"][2],
     }
-    rows += [{"what": f"125M fp32, {count} readers map and check", "pull s": readers[str(count)]} for count in READERS]
-    rows += [{"what": f"125M fp32, 2 ranks, {stage}", "publish s": seconds} for stage, seconds in stages.items()]
+    rows += [{"what": f"125M, {count} map it", "pull s": readers[str(count)]} for count in READERS]
+    rows += [{"what": f"125M, 2 ranks, {stage}", "publish s": seconds} for stage, seconds in stages.items()]
     rows += [
         {"what": f"125M bf16, {form}", "MB": size / 1e6, "publish s": out, "pull s": back}
         for form, (size, out, back) in forms.items()

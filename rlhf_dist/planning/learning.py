@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rlhf_dist.config import Learner
 from rlhf_dist.planning.activations import BYTES, head_bytes, looking_bytes, training_bytes
 from rlhf_dist.planning.sizes import ModelSize
+from rlhf_dist.planning.zero_buffers import zero_buffer_bytes
 
 LOAD, GENERATE, UPDATE, STEP, PUBLISH, SAVE = "load", "generate", "update", "step", "publish", "save"
 KEPT = "kept"
@@ -116,7 +117,8 @@ def update_parts(work: LearnerWork, learner: Learner) -> Parts:
 
     looked = [_looking(size, learner) for size in work.asked]
     most = max([*map(needs, work.trained), *looked], key=lambda parts: sum(parts.values()))
-    buffers = max((_buffers(size, learner) for size in work.trained), default=0.0)
+    width, stage = BYTES[dtype], learner.zero_stage
+    buffers = max(zero_buffer_bytes(size.hidden, stage, size.parameters, width=width) for size in work.trained)
     return {name: value for name, value in {**most, "ZeRO's buffers": buffers}.items() if value}
 
 
@@ -126,18 +128,6 @@ def _looking(size: ModelSize, learner: Learner) -> Parts:
         "activations": looking_bytes(size, dtype, tokens),
         "head": head_bytes(size, dtype, tokens, learns=False),
     }
-
-
-def _buffers(size: ModelSize, learner: Learner) -> float:
-    """What ZeRO reduces and gathers at a time: a bucket of gradients in fp32 with its copy, layers that are whole."""
-    if learner.zero_stage == 0:
-        return 0.0
-    reduced = 2 * 4.0 * min(REDUCED, size.parameters)
-    return reduced + (BYTES[learner.dtype] * min(LIVE, size.parameters) if learner.zero_stage == 3 else 0.0)
-
-
-REDUCED, LIVE = 5e8, 1e9
-"""DeepSpeed's defaults, in elements."""
 
 
 def _being_read(work: LearnerWork, learner: Learner) -> float:

@@ -12,6 +12,7 @@ from rlhf_dist.planning.activations import BYTES, head_bytes, looking_bytes
 from rlhf_dist.planning.learning import GENERATE, KEPT, LOAD, PUBLISH, LearnerWork, Parts, Phases, learner_phases
 from rlhf_dist.planning.machine import GIB
 from rlhf_dist.planning.processes import ASLEEP_BYTES, GRAPHS_BYTES
+from rlhf_dist.planning.sharing import OWN_CARD, engine_share
 from rlhf_dist.planning.sizes import ModelSize
 from rlhf_dist.store.weights import KEPT_VERSIONS
 
@@ -39,7 +40,9 @@ def phases(role: str, config: RLJob, sizes: dict[str, ModelSize], *, gpu_bytes: 
     if role == "store":
         return {KEPT: store_memory(config, sizes["policy"])}
     if role == "rollout":
-        full = engine_memory(config, sizes["policy"], gpu_bytes)
+        learner = learner_phases(work_of(config, sizes, gpus=gpu_bytes is not None), config.learner)
+        beside = sum(value for name, value in learner.get(GENERATE, learner[KEPT]).items() if "(host)" not in name)
+        full = engine_memory(config, sizes["policy"], gpu_bytes, beside)
         sleeps = colocated and gpu_bytes is not None
         return {LOAD: full, GENERATE: full, PUBLISH: full, KEPT: {"asleep": ASLEEP_BYTES} if sleeps else full}
     scoring = scorer_parts(sizes[role], role, config.learner.dtype, config.scoring.batch_tokens)
@@ -76,13 +79,22 @@ class Engine:
     samples: int
     """Decoded at once at most."""
     share: float | None = None
-    """Of a GPU that it may fill; None: as its settings say."""
+    """Of a GPU that it may fill; None: as its settings say, or of one that it has to itself."""
 
 
-def engine_memory(config: RLJob, policy: ModelSize, gpu_bytes: float | None) -> Parts:
-    """Bytes of one engine of an RL run (of one of its GPUs, under tensor parallelism)."""
+def engine_memory(config: RLJob, policy: ModelSize, gpu_bytes: float | None, beside: float = 0.0) -> Parts:
+    """Bytes of one engine of an RL run (of one of its GPUs, under tensor parallelism).
+
+    Args:
+        config: the run's config.
+        policy: the model's size.
+        gpu_bytes: of a GPU's memory; None: it is in a host's.
+        beside: bytes that others keep on the GPU while the engine generates.
+    """
     samples = min(config.rollout.max_concurrent, config.batch_samples)
-    return engine_parts(Engine(config.rollout, config.wire_dtype, config.max_sequence, samples), policy, gpu_bytes)
+    share = engine_share(config, gpu_bytes, beside) if gpu_bytes is not None else None
+    engine = Engine(config.rollout, config.wire_dtype, config.max_sequence, samples, share)
+    return engine_parts(engine, policy, gpu_bytes)
 
 
 def engine_parts(engine: Engine, policy: ModelSize, gpu_bytes: float | None) -> Parts:
@@ -98,8 +110,9 @@ def engine_parts(engine: Engine, policy: ModelSize, gpu_bytes: float | None) -> 
         return {"parameters": parameters, "KV cache": sample * engine.samples}
     if gpu_bytes is None:
         return {"parameters": CPU_ENGINE_COPIES * parameters, "KV cache": int(rollout.kv_cache_gib * GIB) / split}
-    granted = (engine.share or rollout.gpu_memory_fraction) * gpu_bytes - parameters
-    graphs = {"CUDA graphs": GRAPHS_BYTES} if rollout.compile else {}
+    share = (rollout.gpu_memory_fraction or OWN_CARD) if engine.share is None else engine.share
+    granted = share * gpu_bytes - parameters
+    graphs = {} if rollout.compile is False else {"CUDA graphs": GRAPHS_BYTES}
     return {"parameters": parameters, "KV cache": max(sample, granted), **graphs}
 
 

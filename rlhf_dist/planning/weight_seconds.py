@@ -107,7 +107,9 @@ def steps(num_bytes: float, way: Way, transport: str) -> Steps:
     if transport == "cuda_ipc":
         return {**gather, "copy on the GPU": num_bytes / way.tensor_parallel / DEVICE_COPY}
     if transport == "sharded_rdt":
-        return {**gather, "network (RDMA)": num_bytes / way.network, "copy on the GPU": num_bytes / DEVICE_COPY}
+        arriving = num_bytes / way.tensor_parallel
+        wire = {"network (RDMA)": num_bytes / way.network} if way.engine_nodes else {"NVLink": arriving / NVLINK}
+        return {**gather, **wire, "copy on the GPU": arriving / DEVICE_COPY}
     own, node = num_bytes / way.ranks, num_bytes / way.learner_nodes
     found = dict(gather)
     if way.gpus:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlhf_dist.config import Job
+from rlhf_dist.config.job import ScoringJob
 from rlhf_dist.data.encoder import Encoder
+from rlhf_dist.learner.deepspeed_settings import check_deepspeed
 from rlhf_dist.models import check_models, read_config
 from rlhf_dist.models.attention import attention_note
+from rlhf_dist.rollout.engine_args import check_engine_args
 
 
 def check_stage(
@@ -23,8 +26,12 @@ def check_stage(
         lower: which settings bound it; empty: those of prompts and answers.
 
     Raises:
+        ConfigError: DeepSpeed or vLLM does not know what it would be given.
         ModelError: names role and folder, what was found and what was expected.
     """
+    check_deepspeed(config.learner)
+    if isinstance(config, ScoringJob):
+        check_engine_args(config.rollout)
     check_models(models, encoder.tokenizer, longest, lower=lower or "prompts.max_tokens or rollout.max_new_tokens")
     for role, path in dict.fromkeys(models):
         if note := attention_note(role, path, read_config(path), config.learner.attention):
