@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import threading
 import time
@@ -22,7 +23,8 @@ from contract import arguments, publish
 SHAPES = {"19M": (384, 1024, 8, 3), "110M": (768, 2048, 14, 6)}
 VOCABULARY = 8192
 TOKENS = 128
-ROLES = ("learner", "rollout", "reward", "reference")
+ROLES = {"LearnerRank": "learner", "RolloutWorker": "rollout", "Store": "store"}
+"""Of actors by their class, which Ray gives their processes as a name; of scorers their log files say who is who."""
 
 
 class Sampler(threading.Thread):
@@ -31,27 +33,31 @@ class Sampler(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.peaks: dict[int, int] = {}
+        self._names: dict[int, str] = {}
         self._over = threading.Event()
 
     def run(self) -> None:
         while not self._over.wait(0.02):
             for process in Path("/proc").glob("[0-9]*"):
                 try:
-                    if (process / "cmdline").read_bytes().startswith(b"ray::"):
-                        self._note(int(process.name), (process / "status").read_text())
+                    name = (process / "cmdline").read_bytes().decode(errors="replace")
+                    if name.startswith("ray::"):
+                        pid = int(process.name)
+                        self._names[pid] = re.split(r"[.(\0 ]", name.removeprefix("ray::"))[0]
+                        self._note(pid, (process / "status").read_text())
                 except OSError:
                     continue
 
     def stop(self, run_dir: Path) -> dict[str, int]:
-        """Peaks by role, of the first worker of each, which its log file names."""
+        """Peaks by role, of one worker of each."""
         self._over.set()
         self.join()
-        logs = {role: run_dir / "logs" / f"{role}-0.jsonl" for role in ROLES}
-        return {
-            role: self.peaks[json.loads(log.read_text().splitlines()[-1])["pid"]]
-            for role, log in logs.items()
-            if log.exists()
-        }
+        found = {ROLES[name]: self.peaks[pid] for pid, name in self._names.items() if name in ROLES}
+        for role in ("reward", "reference"):
+            log = run_dir / "logs" / f"{role}-0.jsonl"
+            if log.exists() and (lines := log.read_text().splitlines()):
+                found[role] = self.peaks[json.loads(lines[-1])["pid"]]
+        return found
 
     def _note(self, pid: int, status: str) -> None:
         # Weights that were read but not yet written to are still pages of their file.
