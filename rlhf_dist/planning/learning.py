@@ -31,6 +31,8 @@ class LearnerWork:
     lora: bool = False
     bucket_bytes: float = 0.0
     """Of a published bucket; 0: nothing is published."""
+    held_version: float = 0.0
+    """Bytes of a whole version that each rank holds for the engine on its device."""
     masked_row: int = 0
     """Tokens of a row under an attention mask; 0: there is none."""
     lends: bool = False
@@ -70,7 +72,7 @@ def learner_phases(work: LearnerWork, learner: Learner, *, learns: bool = True) 
         SAVE: kept | {"copy to be written (host)": _written(work, learner)},
     }
     if work.lends:
-        stays = {name: value for name, value in kept.items() if name == "parameters" or "(host)" in name}
+        stays = {name: value for name, value in kept.items() if name in ("parameters", "held version") or "(host)" in name}
         phases[GENERATE] = stays | {f"{name} (host)": value for name, value in kept.items() if name not in stays}
     if work.bucket_bytes:
         whole = min(work.bucket_bytes, work.trained[0].parameters * width / shards)
@@ -88,6 +90,8 @@ def kept_parts(work: LearnerWork, learner: Learner) -> Parts:
         "parameters": work.num_held * width / (ranks if stage == 3 else 1),
         "optimiser (host)" if learner.cpu_offload else "optimiser": optimiser,
     }
+    if work.held_version:
+        parts["held version"] = work.held_version
     if work.asked:
         asked = sum(size.parameters for size in work.asked) * width / ranks
         parts["asked models (host)" if work.asked_on_host else "asked models"] = asked

@@ -59,8 +59,17 @@ def work_of(config: RLJob, sizes: dict[str, ModelSize], *, gpus: bool) -> Learne
         asked_on_host=config.scoring.frozen_on_host,
         lora=learner.lora is not None,
         bucket_bytes=config.weights.bucket_mib * 2.0**20,
+        held_version=_held_version(config, sizes["policy"]),
         masked_row=masked_row(learner.attention, learner.row_tokens or config.max_sequence, gpus=gpus),
     )
+
+
+def _held_version(config: RLJob, policy: ModelSize) -> float:
+    """Bytes of the version that a rank holds whole for the engine on its device."""
+    if config.weights.transport == "store":
+        return 0.0
+    adapted = policy.adapted if config.learner.lora else 0
+    return float((policy.parameters + adapted) * BYTES[config.wire_dtype])
 
 
 def masked_row(attention: str, row_tokens: int, *, gpus: bool) -> int:
