@@ -72,7 +72,9 @@ def learner_phases(work: LearnerWork, learner: Learner, *, learns: bool = True) 
         SAVE: kept | {"copy to be written (host)": _written(work, learner)},
     }
     if work.lends:
-        stays = {name: value for name, value in kept.items() if name in ("parameters", "held version") or "(host)" in name}
+        stays = {
+            name: value for name, value in kept.items() if name in ("parameters", "held version") or "(host)" in name
+        }
         phases[GENERATE] = stays | {f"{name} (host)": value for name, value in kept.items() if name not in stays}
     if work.bucket_bytes:
         whole = min(work.bucket_bytes, work.trained[0].parameters * width / shards)
