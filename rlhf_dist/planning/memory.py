@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from rlhf_dist.config import RLJob, Rollout
 from rlhf_dist.planning.activations import BYTES, head_bytes, looking_bytes
-from rlhf_dist.planning.learning import GENERATE, KEPT, LOAD, PUBLISH, LearnerWork, Parts, Phases, learner_phases
+from rlhf_dist.planning.learning import GENERATE, KEPT, LOAD, LearnerWork, Parts, Phases, learner_phases
 from rlhf_dist.planning.machine import GIB
 from rlhf_dist.planning.processes import ASLEEP_BYTES, GRAPHS_BYTES
-from rlhf_dist.planning.sharing import OWN_CARD, engine_share
+from rlhf_dist.planning.sharing import OWN_CARD, SharedCard, engine_share
 from rlhf_dist.planning.sizes import ModelSize
 from rlhf_dist.store.weights import KEPT_VERSIONS
 
@@ -40,13 +40,14 @@ def phases(role: str, config: RLJob, sizes: dict[str, ModelSize], *, gpu_bytes: 
     if role == "store":
         return {KEPT: store_memory(config, sizes["policy"])}
     if role == "rollout":
-        learner = learner_phases(work_of(config, sizes, gpus=gpu_bytes is not None), config.learner)
-        beside = sum(value for name, value in learner.get(GENERATE, learner[KEPT]).items() if "(host)" not in name)
-        full = engine_memory(config, sizes["policy"], gpu_bytes, beside)
+        full = engine_memory(config, sizes["policy"], gpu_bytes, SharedCard.of(config, sizes).beside)
         sleeps = colocated and gpu_bytes is not None
-        return {LOAD: full, GENERATE: full, PUBLISH: full, KEPT: {"asleep": ASLEEP_BYTES} if sleeps else full}
+        # Asleep, too, while learners and scorers are loaded; a version that it pulls comes after these gave way.
+        return {GENERATE: full, KEPT: {"asleep": ASLEEP_BYTES} if sleeps else full}
     scoring = scorer_parts(sizes[role], role, config.learner.dtype, config.scoring.batch_tokens)
-    return {KEPT: {"parameters": scoring["parameters"]}, GENERATE: scoring}
+    rests = gpu_bytes is not None and config.cluster.placement != "disaggregated"
+    kept = {"parameters (host)" if rests else "parameters": scoring["parameters"]}
+    return {KEPT: kept, LOAD: scoring, GENERATE: scoring}
 
 
 def work_of(config: RLJob, sizes: dict[str, ModelSize], *, gpus: bool) -> LearnerWork:
@@ -61,6 +62,7 @@ def work_of(config: RLJob, sizes: dict[str, ModelSize], *, gpus: bool) -> Learne
         bucket_bytes=config.weights.bucket_mib * 2.0**20,
         held_version=_held_version(config, sizes["policy"]),
         masked_row=masked_row(learner.attention, learner.row_tokens or config.max_sequence, gpus=gpus),
+        lends=gpus and config.cluster.placement == "colocated",
     )
 
 
