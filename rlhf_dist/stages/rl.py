@@ -31,8 +31,9 @@ from rlhf_dist.learner.objective import check_own
 from rlhf_dist.learner.snapshot import Snapshot
 from rlhf_dist.models import check_same_tokenizer, write_ends
 from rlhf_dist.parts import Parts
-from rlhf_dist.planning.memory import ModelSize, store_memory
+from rlhf_dist.planning.memory import store_memory
 from rlhf_dist.planning.roles import model_folders, sizes_of
+from rlhf_dist.planning.sizes import ModelSize
 from rlhf_dist.records import Failure, Prompt, RowKey
 from rlhf_dist.rollout.agreement import probe_tolerance
 from rlhf_dist.rollout.held_out import held_out_answers
