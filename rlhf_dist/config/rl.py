@@ -13,6 +13,9 @@ from rlhf_dist.config.rewards import GOLD, ModelReward, Rewards, Safety, check_n
 from rlhf_dist.config.sections import Prompts, Section, Weights
 from rlhf_dist.config.supervised import Demonstrations
 
+LEAST_SHARE = 0.005
+"""Of a GPU for each scorer on it; Ray counts in ten thousandths, and scorers have a fifth of a device."""
+
 
 class StopOn(Section):
     """Bands that end a run, or undo what led out of them, when an iteration leaves them."""
@@ -194,11 +197,6 @@ class RLJob(ScoringJob):
         if self.weights.wire_dtype == "auto":
             return self.learner.dtype
         return self.weights.wire_dtype
-
-    @property
-    def probe_tolerance(self) -> float:
-        """Largest mean difference between the engine's and the learner's probe log-probs, in nats."""
-        return self.weights.probe_tolerance or (1e-3 if self.wire_dtype == "float32" else 0.1)
 
     def idle(self) -> dict[str, str]:
         """What another setting would have to be there for."""
@@ -410,19 +408,45 @@ class RLJob(ScoringJob):
         return self.gold_judge is not None or any(reward.name == GOLD for reward in self.reward)
 
     @model_validator(mode="after")
-    def _engines_can_share(self) -> Self:
-        if self.cluster.placement != "colocated":
+    def _weights_can_stay_on_their_cards(self) -> Self:
+        if self.weights.transport == "store":
             return self
-        workers = self.rollout.workers
-        if workers.min != workers.max or workers.max > self.learner.ranks:
+        if self.cluster.placement != "colocated":
+            raise ValueError(
+                f"weights.transport cuda_ipc with cluster.placement {self.cluster.placement}; expected colocated, since engines "
+                "read what ranks hold on the same cards. Take transport store"
+            )
+        if self.weights.delta_every:
+            raise ValueError(
+                f"weights.transport cuda_ipc with weights.delta_every {self.weights.delta_every}; expected 0, since nothing is "
+                "sent. Take transport store"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _devices_can_be_shared(self) -> Self:
+        placement, share, parallel = self.cluster.placement, self.cluster.gpu_share, self.rollout.tensor_parallel
+        ranks, workers = self.learner.ranks, self.rollout.workers
+        if parallel > 1 and share < 1:
+            raise ValueError(
+                f"rollout.tensor_parallel is {parallel} beside cluster.gpu_share {share:g}; expected gpu_share 1: Ray gives "
+                "nobody parts of several GPUs"
+            )
+        scorers = -(-sum(self.scoring_workers.values()) // ranks)
+        if placement != "disaggregated" and share / scorers < LEAST_SHARE:
+            raise ValueError(
+                f"scoring.*_workers put {scorers} scorers on each learner rank's device, whose cluster.gpu_share is {share:g}; "
+                f"expected at most {int(share / LEAST_SHARE)} with cluster.placement {placement}"
+            )
+        if placement == "colocated" and (workers.min != workers.max or workers.max > ranks):
             raise ValueError(
                 f"cluster.placement colocated puts one engine beside one learner rank; rollout.workers is {workers.min} to "
-                f"{workers.max}, expected a number of at most learner.ranks = {self.learner.ranks}"
+                f"{workers.max}, expected a number of at most learner.ranks = {ranks}"
             )
-        if self.rollout.tensor_parallel > 1:
+        if placement == "colocated" and parallel > 1:
             raise ValueError(
-                f"cluster.placement colocated with rollout.tensor_parallel {self.rollout.tensor_parallel}; expected 1, since "
-                "an engine over several GPUs cannot share them with a rank on each. Take disaggregated or hybrid"
+                f"cluster.placement colocated with rollout.tensor_parallel {parallel}; expected 1, since Ray gives no engine "
+                "parts of several GPUs with a rank on each. Take disaggregated or hybrid"
             )
         return self
 

@@ -116,10 +116,32 @@ class Rollout(Section):
     )
     prefix_caching: bool = Field(True, description="share the KV cache of equal prompt beginnings (vLLM)")
     max_concurrent: int = Field(256, ge=1, le=65_536, description="samples that one engine decodes at once")
-    gpu_memory_fraction: float = Field(0.5, gt=0, le=1, description="share of a GPU's memory for the engine (vLLM)")
+    gpu_memory_fraction: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of a GPU's memory for the engine (vLLM); null: nearly all that those who share the GPU leave",
+    )
     kv_cache_gib: float = Field(1.0, gt=0, description="KV cache per engine on CPU, in GiB (vLLM)")
-    compile: bool = Field(False, description="let vLLM compile the model and capture CUDA graphs: slower start")
+    compile: bool | None = Field(
+        None, description="let vLLM compile the model and capture CUDA graphs: slower start; null: on GPUs"
+    )
+    engine_args: dict[str, Any] = Field(
+        {}, description="further arguments of vLLM's EngineArgs by their names there, e.g. {kv_cache_dtype: fp8}"
+    )
+    batch_invariant: bool = Field(
+        False,
+        description="a sample's numbers do not depend on its company, at a price in speed (vLLM, GPUs from compute capability 9)",
+    )
     threads: int = Field(1, ge=1, description="CPU threads per worker, where there is no GPU")
+
+    @model_validator(mode="after")
+    def _kernels_are_vllms(self) -> Rollout:
+        if self.batch_invariant and self.engine != "vllm":
+            raise ValueError(
+                f"batch_invariant is true beside engine {self.engine}; expected vllm, whose kernels it chooses"
+            )
+        return self
 
     @property
     def truncated(self) -> bool:
@@ -206,6 +228,12 @@ class Learner(Section):
         description="train adapters of policy and critic instead of all weights, at about ten times the learning rate; null: all "
         "weights",
     )
+    sequence_parallel: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="ranks that share each micro-batch, a part of its row each (Ulysses), for samples too long for one GPU",
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
     micro_batch_tokens: int = Field(8192, ge=1, description="tokens of one forward and backward pass")
     row_tokens: int = Field(
@@ -222,6 +250,9 @@ class Learner(Section):
         "in a row at most; no such step is ever taken",
     )
     threads: int = Field(2, ge=1, description="CPU threads per rank, where there is no GPU")
+    deepspeed: dict[str, Any] = Field(
+        {}, description="further settings of DeepSpeed, as in its JSON, e.g. {zero_optimization: {overlap_comm: true}}"
+    )
     policy: Optimizer = Field(Optimizer(), description="the policy's optimiser")
     value: Optimizer = Field(Optimizer(lr=1e-5), description="the critic's optimiser")
 
@@ -233,6 +264,24 @@ class Learner(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _ranks_share_rows_evenly(self) -> Learner:
+        if self.ranks % self.sequence_parallel:
+            raise ValueError(
+                f"sequence_parallel to divide ranks, found {self.sequence_parallel} beside {self.ranks} ranks"
+            )
+        if self.sequence_parallel > 1 and self.attention not in ("auto", "varlen"):
+            raise ValueError(
+                f"attention auto or varlen beside sequence_parallel, found {self.attention}: ranks exchange heads of a row "
+                "without padding or mask"
+            )
+        return self
+
+    @property
+    def kernels(self) -> str:
+        """Attention kernels of what is trained."""
+        return "varlen" if self.sequence_parallel > 1 else self.attention
+
     @property
     def dtype(self) -> str:
         """Torch's name of the dtype of forward and backward passes, of scorers and of what is saved."""
@@ -243,6 +292,11 @@ class Weights(Section):
     """Weights on their way from learner to rollout workers."""
 
     wire_dtype: Literal["float32", "bfloat16", "auto"] = Field("auto", description="auto: the learner's precision")
+    transport: Literal["store", "cuda_ipc"] = Field(
+        "store",
+        description="store: through the nodes' shared memory, to engines anywhere; cuda_ipc: each rank holds a whole version on "
+        "its card, and the engine beside it (cluster.placement colocated) takes it there; on CPUs from the rank's memory",
+    )
     bucket_mib: int = Field(256, ge=1, le=4096, description="size of one Arrow bucket, in MiB")
     delta_every: int = Field(
         0,
@@ -252,7 +306,9 @@ class Weights(Section):
     )
     probe_every: int = Field(10, ge=1, description="versions between two comparisons of the engine with the learner")
     probe_tolerance: float | None = Field(
-        None, gt=0, description="largest mean difference of probe log-probs, in nats; null: 1e-3 in fp32, 0.1 in bf16"
+        None,
+        gt=0,
+        description="largest mean difference of probe log-probs, in nats; null: 1e-3 in fp32, 0.1 in bf16, 0.2 for experts",
     )
 
 
@@ -275,7 +331,9 @@ class Timeouts(Section):
     batch: float = Field(1800, gt=0, description="a whole scored batch")
     update: float = Field(1800, gt=0, description="one PPO update")
     publish: float = Field(600, gt=0, description="publishing or pulling one weight version")
+    save: float = Field(1800, gt=0, description="copying a model or its state for a checkpoint, and writing it")
     call: float = Field(60, gt=0, description="a short call")
+    collective: float = Field(600, gt=0, description="one collective operation of the learner's ranks")
     hung: float = Field(30, ge=1, description="an actor that gives no sign of life counts as dead after this")
     stalled: float = Field(
         300, ge=1, description="a rollout or scoring worker that works without any progress counts as dead after this"
@@ -288,7 +346,12 @@ class Cluster(Section):
     address: str | None = Field(None, description="cluster to attach to (`auto`, host:port); null: start one here")
     dashboard: bool = Field(False, description="serve Ray's dashboard, on loopback")
     dashboard_port: int = Field(8265, ge=1024, le=65_535, description="the dashboard's port")
-    object_store_mib: int = Field(512, ge=80, description="Ray's shared memory, in MiB, for a cluster started here")
+    object_store_mib: int | None = Field(
+        None,
+        ge=80,
+        description="Ray's shared memory, in MiB, for a cluster started here; null: what weight versions and experience take, "
+        "512 at least",
+    )
     metrics_port: int | None = Field(
         None,
         ge=1024,
@@ -300,7 +363,7 @@ class Cluster(Section):
         description="disaggregated: each actor has devices of its own; colocated: a learner rank, an engine and the "
         "scorers share a device, and engines sleep while learners train; hybrid: scorers share the learners' devices",
     )
-    gpu_share: float = Field(1.0, gt=0, le=1, description="share of a GPU that one device of the placement is")
+    gpu_share: float = Field(1.0, ge=0.01, le=1, description="share of a GPU that one device of the placement is")
     interface: str | None = Field(
         None, description="network interface of NCCL and Gloo, e.g. eth0; null: the one that has the node's Ray address"
     )

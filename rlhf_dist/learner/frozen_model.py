@@ -46,7 +46,7 @@ class FrozenModel:
         """
         import deepspeed
 
-        base = load_policy(spec.path, dtype=getattr(torch, settings.dtype), attention=settings.attention)
+        base = load_policy(spec.path, dtype=getattr(torch, settings.dtype), attention=settings.kernels)
         module = PolicyModel(base, temperature=spec.temperature)
         self.layout: RowLayout = module.layout
         self.engine, _, _, _ = deepspeed.initialize(

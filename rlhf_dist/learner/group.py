@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from rlhf_dist.learner.policy_update import Updated
 from rlhf_dist.learner.rank import LearnerRank, Loaded, Loss
 from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.learner.snapshot import Snapshot
+from rlhf_dist.learner.version_notes import notes_on
+from rlhf_dist.learner.writing import GROUP as WRITING
 from rlhf_dist.models import read_config
 from rlhf_dist.models.fits import positions_of
 from rlhf_dist.models.wrapped import RowLayout
@@ -41,8 +44,6 @@ log = logging.getLogger(__name__)
 NO_FROZEN: Mapping[str, FrozenSpec] = MappingProxyType({})
 MOST_LEFT_OUT = 5
 """Optimiser steps in a row that may be left out (`learner.on_bad_numbers: skip`) before the run ends."""
-LEAST_KEPT = 0.9
-"""Of what adapters change, in the dtype of the wire, below which people are warned; see `store.weights.Moved`."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class LearnerGroup:
         self._delta_every = 0
         self._published = False
         """Whether the store has a complete version of these models."""
-        self._warned = False
-        """Of what rounding leaves of adapters."""
+        self._warned: set[str] = set()
+        """What people were warned of, once."""
         self._demonstrations: tuple[Any, ExampleSet] | None = None
         self.num_parameters, self._layout = 0, RowLayout.PACKED
         self._left_out = 0
@@ -111,7 +112,7 @@ class LearnerGroup:
         doors = self._call("open", rendezvous.host_for(nodes), timeout_s=start, doing="opening a port")
         self._check_reachable(doors, run_dir)
         self._call("shut", timeout_s=start, doing="closing the port")
-        self._call("join", *doors[0], start, interface, timeout_s=start, doing="meeting the other ranks")
+        self._call("join", *doors[0], self._timeouts, interface, timeout_s=start, doing="meeting the other ranks")
 
     def load(
         self,
@@ -191,7 +192,7 @@ class LearnerGroup:
                 out; names the samples.
         """
         rl = objective.rl
-        shards = cut_into_shards(views, self._budget, mini_batches=rl.mini_batches, seed=now.seed)
+        shards = self._shared(cut_into_shards(views, self._budget, mini_batches=rl.mini_batches, seed=now.seed))
         calls = {}
         for rank, (shard, shown) in enumerate(zip(shards, self._shown(rl, now.seed), strict=True)):
             calls[f"learner-{rank}"] = self.ranks[rank].update.remote(shard, objective, now, shown)
@@ -288,13 +289,27 @@ class LearnerGroup:
             raise NumbersError(told([found_in(1, f"what {name} says is not finite", odd)], batch.name_of))
         return said
 
-    def plan_weights(self, *, bucket_bytes: int, wire_dtype: str, delta_every: int) -> None:
-        """Fix the buckets in which the policy is published, and how often whole (0: always)."""
+    def plan_weights(self, *, bucket_bytes: int, wire_dtype: str, delta_every: int, holds: bool = False) -> None:
+        """Fix the buckets in which the policy is published, how often whole (0: always), and whether the ranks hold them."""
         call = self._timeouts.call
         adapted: list[bool] = self._call(
-            "plan_weights", "policy", bucket_bytes, wire_dtype, timeout_s=call, doing="planning buckets"
+            "plan_weights", "policy", bucket_bytes, wire_dtype, holds, timeout_s=call, doing="planning buckets"
         )
         self._adapted, self._published, self._delta_every = adapted[0], False, delta_every
+
+    def probe(self, tokens: Sequence[int], *, temperature: float, version: int) -> list[float]:
+        """The policy's log-probs of tokens[1:], in nats.
+
+        Raises:
+            NumbersError: one is not finite; names the version that the policy is.
+        """
+        doing = "computing the probe"
+        said: list[float] = self._call(
+            "probe", list(tokens), temperature, timeout_s=self._timeouts.publish, doing=doing
+        )[0]
+        if not np.isfinite(said).all():
+            raise NumbersError(f"weight version {version}: the policy's log-probs of the probe are not finite")
+        return said
 
     def publish(self, store: Any, version: int, *, probe_tokens: Sequence[int] | None) -> dict[str, float]:
         """Make the policy's weights version `version` of the store; returns its metrics.
@@ -307,38 +322,57 @@ class LearnerGroup:
         publish = self._timeouts.publish
         probe = None
         if probe_tokens is not None:
-            log_probs = self._call("probe", list(probe_tokens), timeout_s=publish, doing="computing the probe")[0]
-            if not np.isfinite(log_probs).all():
-                raise NumbersError(
-                    f"weight version {version}: the policy's log-probs of the probe are not finite; not published"
-                )
-            probe = Probe(tuple(probe_tokens), tuple(log_probs))
+            probe = Probe(tuple(probe_tokens), tuple(self.probe(probe_tokens, temperature=1.0, version=version)))
         partial = self._published and self._adapted
         deltas = self._delta_every if self._published else 0
         ref = store.publish.remote(version, self.ranks, probe, partial, deltas)
         doing = f"publishing weight version {version}"
         facts: dict[str, float] = self._watch.one("store", ref, timeout_s=publish, doing=doing)
         self._published = True
-        self._warn_of_rounding(facts.get("weights/lora_kept", 1.0))
+        for about, note in notes_on(facts).items():
+            if about not in self._warned:
+                self._watch.say(note)
+                self._warned.add(about)
         return facts
 
-    def _warn_of_rounding(self, kept: float) -> None:
-        """Say once that engines hardly see what adapters have learnt."""
-        if kept < LEAST_KEPT and not self._warned:
-            self._warned = True
-            self._watch.say(
-                f"weights/lora_kept is {kept:.2f}: merged and rounded for engines, the adapters' change of the weights is hardly "
-                f"theirs any more; expected {LEAST_KEPT:g} at least. Samples are of nearly the same policy until the change has "
-                "grown: take weights.wire_dtype float32, or a larger learning rate"
-            )
-
     def save(self, name: str, folder: Path) -> None:
-        """Write a model in Hugging Face layout."""
-        self._call("save", name, folder, timeout_s=self._timeouts.publish, doing=f"saving {name} to {folder}")
+        """Copy a model, which the ranks then write into an absolute folder in Hugging Face layout: see `written`."""
+        self._call("save", name, folder, timeout_s=self._timeouts.save, doing=f"saving {name} to {folder}")
 
     def save_state(self, name: str, folder: Path) -> None:
-        """Write what each rank needs to go on training a model."""
-        self._call("save_state", name, folder, timeout_s=self._timeouts.publish, doing=f"saving the state of {name}")
+        """Copy what each rank needs to go on training a model, and have it written likewise."""
+        self._call("save_state", name, folder, timeout_s=self._timeouts.save, doing=f"saving the state of {name}")
+
+    def written(self, folder: Path) -> dict[str, str]:
+        """Wait for all that the ranks write below a folder; returns digests by path.
+
+        Raises:
+            StorageError: a disk takes no more.
+        """
+        found: list[dict[str, str]] = []
+        self.when_written(folder, found.append)
+        self.until(lambda: bool(found))
+        return found[0]
+
+    def when_written(self, folder: Path, done: Callable[[dict[str, str]], None]) -> None:
+        """The same, telling it to `done` as soon as it is so and somebody waits for anything."""
+        digests: dict[str, str] = {}
+        left = {*range(len(self.ranks))}
+
+        def take(rank: int, found: dict[str, str]) -> None:
+            digests.update(found)
+            left.discard(rank)
+            if not left:
+                done(digests)
+
+        for number, rank in enumerate(self.ranks):
+            ref = rank.written.options(concurrency_group=WRITING).remote(folder)
+            doing, granted = f"writing {folder}", self._timeouts.save
+            self._watch.then(f"learner-{number}", ref, partial(take, number), doing=doing, within_s=granted)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is so that comes of what is waited for (`when_written`), whose time is bounded."""
+        self._watch.until(condition, timeout_s=math.inf)
 
     def snapshot(self) -> Snapshot:
         """Have every rank keep what its models are now, behind what it was asked before; nobody waits for it."""
@@ -351,6 +385,14 @@ class LearnerGroup:
         calls = {f"learner-{number}": rank.restore.remote(table) for number, (rank, table) in enumerate(pairs)}
         self._watch.wait(calls, timeout_s=self._timeouts.publish, doing="going back to a snapshot")
 
+    def offload(self) -> None:
+        """Have every rank keep only its weights on the device; nothing but `publish` and `save` may follow before `reload`."""
+        self._call("offload", timeout_s=self._timeouts.publish, doing="moving its states to the host")
+
+    def reload(self) -> None:
+        """Have every rank be ready to learn again."""
+        self._call("reload", timeout_s=self._timeouts.publish, doing="moving its states to the device")
+
     def peak_memory(self) -> int:
         """Largest peak memory of a rank, in bytes."""
         peaks: list[int] = self._call("peak_memory", timeout_s=self._timeouts.call, doing="reading its memory")
@@ -362,14 +404,21 @@ class LearnerGroup:
         # Some families' masks are as wide as their positions are many, and a wide row pays for flash attention alone.
         wanted = min(settings.row_tokens, self._positions or settings.row_tokens)
         row_tokens = self._layout.row_tokens(wanted, settings.micro_batch_tokens)
-        return Budget(len(self.ranks), settings.micro_batch_tokens, row_tokens, self._hidden)
+        return Budget(
+            len(self.ranks) // settings.sequence_parallel, settings.micro_batch_tokens, row_tokens, self._hidden
+        )
 
     def _example_plan(self, batch: SupervisedBatch) -> list[list[MicroBatch]]:
         """Micro-batches of example numbers for each rank; the examples of a unit stay together and in order."""
-        return [
+        plans = [
             [[[example for unit in row for example in batch.units[unit]] for row in micro] for micro in micros]
             for micros in plan_micro_batches(batch.lengths, self._budget)
         ]
+        return self._shared(plans)
+
+    def _shared(self, parts: Sequence[Any]) -> list[Any]:
+        """For each rank its part of a batch: the same for ranks that share rows."""
+        return [part for part in parts for _ in range(self.settings.sequence_parallel)]
 
     def _call(self, method: str, *args: Any, timeout_s: float, doing: str) -> list[Any]:
         calls = {f"learner-{rank}": getattr(handle, method).remote(*args) for rank, handle in enumerate(self.ranks)}

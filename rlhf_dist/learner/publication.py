@@ -7,7 +7,7 @@ which keeps a copy of one; then they hash and send their copies side by side, wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -15,13 +15,16 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from rlhf_dist.cluster.threads import helpers
 from rlhf_dist.learner.finite import odd_tensors
+from rlhf_dist.learner.holding import Holding
 from rlhf_dist.learner.published import PublishedWeights, published
 from rlhf_dist.learner.staging import Staged, Staging
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models.file_names import Unit, in_file, units_of
 from rlhf_dist.store.deltas import encode_delta
-from rlhf_dist.store.weights import Moved, Sent, encode_bucket, plan_buckets, rows_of
+from rlhf_dist.store.held import held_table, open_held
+from rlhf_dist.store.weights import Moved, Sent, cells_of, encode_bucket, plan_buckets
 from rlhf_dist.telemetry import tracing
 
 
@@ -40,8 +43,10 @@ class Publication:
     lasting: bool
     """Whether weights stay whole after their bucket: without ZeRO-3."""
     staging: Staging
-    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(torch.get_num_threads()))
-    """Hash the tensors of a bucket; as many as the process computes with."""
+    threads: ThreadPoolExecutor = field(default_factory=lambda: helpers(torch.get_num_threads()))
+    """Read the tensors of a bucket; as many as the process computes with."""
+    ahead: ThreadPoolExecutor = field(default_factory=lambda: helpers(1))
+    """Makes the next table, while the one before it is copied into shared memory."""
 
     @classmethod
     def plan(cls, model: TrainedModel, *, dtype: torch.dtype, bucket_bytes: int) -> Publication:
@@ -75,14 +80,39 @@ class Publication:
             base: this rank's buckets of an older version, on which these are to be deltas.
         """
         buckets = self.adapted if partial else self.buckets
-        sent, ready = Sent(), None
+        sent = Sent()
+        ready: Future[pa.Table] | None = None
         for first in range(0, len(buckets), ranks):
-            coming = self._round(buckets[first : first + ranks], rank)
+            kept = self._round(buckets[first : first + ranks], rank)
+            coming = None if kept is None else self.ahead.submit(self._table, kept, sent, base)
             if ready is not None:
-                yield self._table(ready, sent, base)
+                yield ready.result()
             ready = coming
         if ready is not None:
-            yield self._table(ready, sent, base)
+            yield ready.result()
+        yield sent
+
+    def held(self, holding: Holding, *, tells: bool, partial: bool = False) -> Iterator[pa.Table | Sent]:
+        """Where this rank holds a version's buckets, all of them, and in the end what is in them; all ranks must iterate.
+
+        Args:
+            holding: where they go.
+            tells: whether this rank is the one that tells of them.
+            partial: only what adapters change.
+        """
+        sent = Sent()
+        holding.begin(partial=partial)
+        for bucket in self.adapted if partial else self.buckets:
+            moved: list[Moved] = []
+            names = [name for unit in bucket for name in unit.own]
+            with self.weights.bucket(names, self.dtype, moved=moved) as tensors:
+                rows = holding.keep(in_file(self.model, dict(tensors)), partial=partial)
+            if tells:
+                sent.names.append([row.name for row in rows])
+                sent.num_bytes += sum(row.size for row in rows)
+                sent.odd += odd_tensors(open_held(rows))
+                sent.moved = reduce(Moved.plus, moved, sent.moved)
+            yield held_table(rows)
         yield sent
 
     def _round(self, buckets: Sequence[list[Unit]], own: int) -> tuple[Staged, list[Moved]] | None:
@@ -96,17 +126,18 @@ class Publication:
                     found = self.staging.take(in_file(self.model, dict(tensors)), lasting=self.lasting), moved
         return found
 
-    def _table(self, ready: tuple[Staged, list[Moved]], sent: Sent, base: Iterator[pa.Table] | None) -> pa.Table:
-        staged, moved = ready
+    def _table(self, kept: tuple[Staged, list[Moved]], sent: Sent, base: Iterator[pa.Table] | None) -> pa.Table:
+        staged, moved = kept
         with tracing.span("weight bucket", number=len(sent.names)):
             tensors = staged()
+            odd = self.threads.map(odd_tensors, ([each] for each in tensors.items()))
             if base is None:
                 table = encode_bucket(tensors.items(), threads=self.threads)
             else:
                 table = encode_delta(next(base), tensors.items(), threads=self.threads)
             sent.names.append([*tensors])
-            sent.num_bytes += sum(row.num_bytes for row in rows_of(table))
-            sent.odd += odd_tensors(tensors.items())
+            sent.num_bytes += sum(row.num_bytes for row in cells_of(table))
+            sent.odd += [name for names in odd for name in names]
             sent.moved = reduce(Moved.plus, moved, sent.moved)
         return table
 

@@ -19,7 +19,7 @@ import torch
 from rlhf_dist.cluster import rendezvous
 from rlhf_dist.cluster.pulse import Beat
 from rlhf_dist.cluster.threads import device_of_this_process
-from rlhf_dist.config import Learner
+from rlhf_dist.config import Learner, Timeouts
 from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.errors import RunError
 from rlhf_dist.imports import import_deepspeed, import_transformers
@@ -27,6 +27,7 @@ from rlhf_dist.learner.adapters import is_adapter, save_adapter
 from rlhf_dist.learner.example_batch import ExampleBatch, read_examples
 from rlhf_dist.learner.finite import NotFinite, check_tensors, found_in
 from rlhf_dist.learner.frozen_model import FrozenModel, FrozenSpec
+from rlhf_dist.learner.holding import Holding
 from rlhf_dist.learner.imitation import Imitation, imitate
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.objective import Now, RLObjective
@@ -35,11 +36,14 @@ from rlhf_dist.learner.publication import Publication
 from rlhf_dist.learner.published import Whole, collected, published
 from rlhf_dist.learner.recorder import Ranks
 from rlhf_dist.learner.rows import read_rows, to_experience
-from rlhf_dist.learner.saving import save_model
+from rlhf_dist.learner.saving import ModelFiles
 from rlhf_dist.learner.shards import Shard
 from rlhf_dist.learner.snapshot import Cost
 from rlhf_dist.learner.trained_model import TrainedModel
-from rlhf_dist.models import PolicyModel, at_temperature, pack
+from rlhf_dist.learner.writing import GROUPS, Writer
+from rlhf_dist.models import PolicyModel, ValueModel, at_temperature, pack
+from rlhf_dist.models.cut import Cut
+from rlhf_dist.models.proof import prove_cut
 from rlhf_dist.models.wrapped import RowLayout
 from rlhf_dist.store.reader import blocks_of
 from rlhf_dist.store.weights import Sent, decode_bucket, encode_bucket
@@ -63,6 +67,9 @@ class Loaded(NamedTuple):
 class LearnerRank:
     """A Ray actor; one per rank. Its calls are collective: the group makes them on all ranks at once."""
 
+    also = GROUPS
+    """Ray's concurrency groups beside that of its pulse."""
+
     def __init__(self, rank: int, ranks: int, settings: Learner) -> None:
         """Prepare the process; nothing is loaded before `join`."""
         self.rank, self.ranks, self.settings = rank, ranks, settings
@@ -71,6 +78,10 @@ class LearnerRank:
         """What is asked and not trained."""
         self._door: rendezvous.Door | None = None
         self._publication: Publication | None = None
+        self._writer = Writer()
+        self._sharing: Cut | None = None
+        """With which ranks it shares rows."""
+        self._holding: Holding | None = None
         self._snapshot = Cost(0.0, 0)
         """When it began, and its size."""
         device_of_this_process(settings.threads)
@@ -106,8 +117,8 @@ class LearnerRank:
         assert self._door is not None, "`open` comes first"
         self._door.shut()
 
-    def join(self, host: str, port: int, timeout_s: float, interface: str | None) -> None:
-        """Meet the other ranks. Waits for all of them; fails after `timeout_s` seconds."""
+    def join(self, host: str, port: int, timeouts: Timeouts, interface: str | None) -> None:
+        """Meet the other ranks. Waits for all of them, as long as a start may take."""
         cuda = torch.cuda.is_available()
         assert self._door is not None, "`open` comes first"
         rendezvous.choose_interface(self._door.address[0], interface)
@@ -126,8 +137,8 @@ class LearnerRank:
 
         # DeepSpeed's shared-memory collectives would be compiled here and now: they need g++ and ranks on one machine.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        backend, timeout = "nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
-        store = rendezvous.key_store(self._door, host, port, rank=self.rank, ranks=self.ranks, timeout_s=timeout_s)
+        backend, timeout = "nccl" if cuda else "gloo", timedelta(seconds=timeouts.collective)
+        store = rendezvous.key_store(self._door, host, port, rank=self.rank, ranks=self.ranks, timeout_s=timeouts.start)
         torch.distributed.init_process_group(
             backend,
             store=store,
@@ -163,19 +174,34 @@ class LearnerRank:
         """Load a model that is only asked, in place of one that has its name."""
         if name in self.frozen:
             self.frozen.pop(name).free()
-        self.frozen[name] = FrozenModel(spec, self.settings)
+        model = FrozenModel(spec, self.settings)
+        self._share_rows(model.engine.module, model.engine)
+        self.frozen[name] = model
 
     def _load(self, spec: ModelSpec) -> TrainedModel:
-        settings = self.settings
-        return TrainedModel(
-            spec.build(settings),
-            spec.optimizer,
-            total_steps=spec.total_steps,
-            zero_stage=settings.zero_stage,
-            dtype=settings.dtype,
-            cpu_offload=settings.cpu_offload,
-            lora=spec.lora,
-        )
+        module = spec.build(self.settings)
+        model = TrainedModel(module, spec.optimizer, self.settings, total_steps=spec.total_steps, lora=spec.lora)
+        self._share_rows(model.module, model)
+        return model
+
+    def _share_rows(self, module: PolicyModel | ValueModel, forward: Any) -> None:
+        """Cut the model's rows over ranks, if settings say so; all ranks must call.
+
+        Raises:
+            ModelError: they cannot be cut.
+        """
+        parts = self.settings.sequence_parallel
+        if parts == 1:
+            return
+        if self._sharing is None or self._sharing.parts != parts:
+            groups = [torch.distributed.new_group(range(first, first + parts)) for first in range(0, self.ranks, parts)]
+            self._sharing = Cut(groups[self.rank // parts], parts, self.rank % parts)
+        prove_cut(module, self._sharing, forward, device=forward.device)
+
+    @property
+    def _speaks(self) -> bool:
+        """Whether this rank tells what all that share its rows have found."""
+        return self.rank % self.settings.sequence_parallel == 0
 
     def update(self, shard: Shard, objective: RLObjective, now: Now, imitation: Imitation | None) -> Updated:
         """One update on this rank's part of a batch.
@@ -204,7 +230,7 @@ class LearnerRank:
         if device.type == "cuda":
             torch.cuda.empty_cache()  # an engine that shares the GPU wakes next
         log.info("updated", extra={"rows": len(shard.views), "pg_loss": updated.facts.get("actor/pg_loss")})
-        return updated
+        return updated._replace(found=updated.found if self._speaks else [])
 
     def train_step(
         self,
@@ -251,7 +277,7 @@ class LearnerRank:
         keys = sorted(sums)
         totals = self._sum_over_ranks(torch.tensor([sums[key] for key in keys], dtype=torch.float64))
         facts = {key: float(value) / denominator for key, value in zip(keys, totals, strict=True)}
-        return Updated(facts | (stepped or {}), found)
+        return Updated(facts | (stepped or {}), found if self._speaks else [])
 
     @torch.no_grad()
     def predict(self, name: str, examples: pa.RecordBatch, micros: list[MicroBatch]) -> dict[int, list[float]]:
@@ -271,10 +297,14 @@ class LearnerRank:
             found |= dict(zip(order, batch.means(outputs).tolist(), strict=True))
         return found
 
-    def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str) -> bool:
-        """Cut a model into buckets for publication; returns whether there are versions of what adapters change, alone."""
+    def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str, holds: bool = False) -> bool:
+        """Cut a model into buckets for publication; returns whether there are versions of what adapters change, alone.
+
+        With `holds` they stay on this rank's device, and the engine beside it takes them there.
+        """
         dtype = getattr(torch, wire_dtype)
         self._publication = Publication.plan(self.models[name], dtype=dtype, bucket_bytes=bucket_bytes)
+        self._holding = Holding(self.models[name].device) if holds else None
         return bool(self._publication.adapted)
 
     def weight_buckets(self, partial: bool = False, base: Sequence[Any] | None = None) -> Iterator[pa.Table | Sent]:
@@ -287,35 +317,48 @@ class LearnerRank:
         import ray
 
         assert self._publication is not None, "`plan_weights` comes first"
+        if self._holding is not None:
+            yield from self._publication.held(self._holding, tells=self.rank == 0, partial=partial)
+            return
         older = None if base is None else map(ray.get, base)
         yield from self._publication.tables(self.rank, self.ranks, partial=partial, base=older)
 
     @torch.no_grad()
-    def probe(self, tokens: Sequence[int]) -> list[float]:
-        """The policy's log-probs of tokens[1:], in nats, at temperature 1, from its training weights."""
+    def probe(self, tokens: Sequence[int], temperature: float = 1.0) -> list[float]:
+        """The policy's log-probs of tokens[1:], in nats, at a temperature, from its training weights."""
         model = self.models["policy"]
         packed = pack([np.asarray(tokens)], [range(len(tokens) - 1)], [[0]]).to(model.device)
-        with at_temperature(model.module, 1.0):
+        with at_temperature(model.module, temperature):
             log_probs: list[float] = model(packed)[0].tolist()
         return log_probs
 
     def save(self, name: str, folder: Path) -> None:
-        """Write a model in Hugging Face layout (rank 0 writes; all take part in gathering)."""
-        model, keep, dtype = self.models[name], self.rank == 0, getattr(torch, self.settings.dtype)
-        weights = published(model)
-        state = collected(weights, [key for key, _ in weights.shapes()], dtype=dtype, keep=keep)
-        own = [key for key, _ in model.shapes() if is_adapter(key) or model.is_trained_whole(key)]
-        adapters = collected(Whole(model), own, dtype=dtype, keep=keep)
-        if keep:
-            # Not sooner: the other ranks would wait for this one in the next gathering.
-            check_tensors([*state.items(), *adapters.items()], f"saving the weights of {name}")
-            if model.lora is not None:
+        """Copy this rank's part of a model in Hugging Face layout, which it then writes in the background (`written`)."""
+        model, first, dtype = self.models[name], self.rank == 0, getattr(torch, self.settings.dtype)
+        with tracing.span("save"):
+            own = [key for key, _ in model.shapes() if is_adapter(key) or model.is_trained_whole(key)]
+            adapters = collected(Whole(model), own, dtype=dtype, keep=first)
+            files = ModelFiles(model.hugging_face, published(model), dtype)
+            files.write(folder, self._writer, rank=self.rank, ranks=self.ranks)
+            if first and model.lora is not None:
+                check_tensors([*adapters.items()], f"saving the adapters of {name}")
                 save_adapter(model.hugging_face, adapters, model.lora, folder / "adapter")
-            save_model(model.hugging_face, state, folder)
 
     def save_state(self, name: str, folder: Path) -> None:
-        """Write what this rank needs to go on training the model: its share of the optimiser's state."""
-        self.models[name].save_state(folder / f"rank-{self.rank}", share=(self.rank, self.ranks))
+        """Copy what this rank needs to go on training the model, its share of the optimiser's state; then as in `save`."""
+        own = folder / f"rank-{self.rank}"
+        with tracing.span("save state"):
+            self.models[name].save_state(own, share=(self.rank, self.ranks), write=self._writer.write)
+
+    def written(self, folder: Path) -> dict[str, str]:
+        """Wait until all that this rank writes below a folder is on the disk; returns digests by path.
+
+        It has a thread of its own (`GROUPS`), so that the rank trains meanwhile.
+
+        Raises:
+            StorageError: the disk takes no more.
+        """
+        return self._writer.written(folder)
 
     def snapshot(self) -> pa.Table:
         """All that changes while this rank trains its models."""
@@ -347,6 +390,18 @@ class LearnerRank:
         for name, model in self.models.items():
             model.take_state(states[name])
 
+    def offload(self) -> None:
+        """Move what only an update needs to the host: an engine that shares the device wakes next."""
+        with tracing.span("states away"):
+            away = sum(model.states.leave() for model in self.models.values())
+        log.info("the optimisers' states are away", extra={"bytes": away})
+
+    def reload(self) -> None:
+        """Take it back."""
+        with tracing.span("states back"):
+            for model in self.models.values():
+                model.states.come_back()
+
     def take_spans(self) -> list[tracing.Span]:
         """Spans recorded since the last call."""
         return tracing.take()
@@ -360,7 +415,7 @@ class LearnerRank:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _sum_over_ranks(self, vector: torch.Tensor) -> torch.Tensor:
-        return self._reduced(vector, torch.distributed.ReduceOp.SUM)
+        return self._reduced(vector if self._speaks else torch.zeros_like(vector), torch.distributed.ReduceOp.SUM)
 
     def _largest_over_ranks(self, vector: torch.Tensor) -> torch.Tensor:
         return self._reduced(vector, torch.distributed.ReduceOp.MAX)

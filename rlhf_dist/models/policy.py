@@ -38,24 +38,28 @@ class PolicyModel(WrappedModel):
         made = LogProbHead.around(head)
         made.finish = OwnFinish.of(lm)
         lm.set_output_embeddings(made)
-        self.temperature = 1.0
-        self.value_head: ScalarHead | None = None
-        prove(self, _own_log_probs)
         self.temperature = temperature
+        self.value_head: ScalarHead | None = None
+        self.prove()
         if value_head:
             width = lm.config.get_text_config().hidden_size
             self.value_head = ScalarHead(width, 1, bias=False, dtype=lm.dtype, device=lm.device)
             nn.init.zeros_(self.value_head.weight)
 
+    def prove(self) -> None:
+        """See `WrappedModel`."""
+        with at_temperature(self, 1.0):
+            prove(self, _own_log_probs)
+
     def forward(
         self, batch: PackedBatch, *, entropy_grad: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Log-probs of the targets, entropies, and values where there is a head; each float32 [selected]."""
-        hidden, targets = self.selected_hidden(batch)
+        hidden, targets, whole = self.selected_hidden(batch)
         head = self.inner.get_output_embeddings()
         log_probs, entropy = head(hidden, targets, self.temperature, entropy_grad)
         values = self.value_head(hidden)[:, 0] if self.value_head is not None else None
-        return log_probs, entropy, values
+        return whole(log_probs), whole(entropy), None if values is None else whole(values)
 
 
 def _own_log_probs(model: PolicyModel, tokens: torch.Tensor) -> torch.Tensor:

@@ -31,14 +31,20 @@ class ValueModel(WrappedModel):
         """
         super().__init__(classifier)
         classifier.score = ScalarHead.around(classifier.score)
+        self.shift, self.scale = shift, scale
+        self.prove()
+
+    def prove(self) -> None:
+        """See `WrappedModel`."""
+        shift, scale = self.shift, self.scale
         self.shift, self.scale = 0.0, 1.0
         prove(self, _own_score)
         self.shift, self.scale = shift, scale
 
     def forward(self, batch: PackedBatch, *, all_heads: bool = False) -> torch.Tensor:
         """Value at each selected position, float32 [selected]: the heads' mean, or with `all_heads` [selected, heads]."""
-        hidden, _ = self.selected_hidden(batch)
-        values: torch.Tensor = self.scale * (self.inner.score(hidden) - self.shift)
+        selected = self.selected_hidden(batch)
+        values = selected.whole(self.scale * (self.inner.score(selected.hidden) - self.shift))
         return values if all_heads else values.mean(-1)
 
 

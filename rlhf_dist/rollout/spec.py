@@ -11,9 +11,11 @@ import torch
 from rlhf_dist.cluster.threads import device_of_this_process, environment_of
 from rlhf_dist.config import Rollout
 from rlhf_dist.data.ends import added_tokens
+from rlhf_dist.errors import ConfigError
 from rlhf_dist.imports import import_transformers
 from rlhf_dist.models import load_tokenizer, resolve
 from rlhf_dist.models.attention import with_cache
+from rlhf_dist.planning.sharing import OWN_CARD, SharedCard
 from rlhf_dist.records import Sampling
 from rlhf_dist.rollout.agreement import Expected
 from rlhf_dist.rollout.engine import RolloutEngine
@@ -39,6 +41,8 @@ class EngineSpec:
     """Where the worker's log file goes."""
     attention: str = "sdpa"
     """Attention kernels of models that are computed by transformers (`learner.attention`)."""
+    shared: SharedCard | None = None
+    """Who has the GPU, too; None: it is the engine's own."""
     fixed: bool = False
     """Generate with the folder's own weights, instead of those that a store hands out."""
 
@@ -50,6 +54,9 @@ class EngineSpec:
             from rlhf_dist.rollout.vllm_engine import VLLMEngine
 
             expected = self._expected(model, device)
+            room = {}
+            if self.shared is not None and device == "cuda":
+                room = self.shared.engine_options(torch.cuda.get_device_properties(0).total_memory)
             engine = VLLMEngine(
                 model,
                 sampling,
@@ -57,7 +64,7 @@ class EngineSpec:
                 max_sequence=self.max_sequence,
                 max_concurrent=self.max_concurrent,
                 tensor_parallel=self.tensor_parallel,
-                engine_options=self.options | ({"load_format": "auto"} if self.fixed else {}),
+                engine_options=self.options | room | ({"load_format": "auto"} if self.fixed else {}),
             )
             if expected is not None:
                 expected.check(engine)
@@ -96,12 +103,12 @@ def engine_spec(
 ) -> EngineSpec:
     """The engine that the settings ask for, on a model's folder; lengths in tokens."""
     engine: dict[str, Any] = {
-        "enforce_eager": not rollout.compile,
+        "enforce_eager": not compiles(rollout, on_gpu=on_gpu),
         "enable_prefix_caching": rollout.prefix_caching,
         "seed": seed,
     }
     if on_gpu:
-        engine["gpu_memory_utilization"] = rollout.gpu_memory_fraction
+        engine["gpu_memory_utilization"] = rollout.gpu_memory_fraction or OWN_CARD
     else:
         engine["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * 2**30)
         # Where a seeded prompt is read in two steps, vLLM turns its generator back, which one on a CPU cannot be.
@@ -114,9 +121,14 @@ def engine_spec(
         max_concurrent=rollout.max_concurrent,
         tensor_parallel=rollout.tensor_parallel,
         threads=rollout.threads,
-        options=engine,
+        options=engine | rollout.engine_args,
         log_dir=log_dir,
     )
+
+
+def compiles(rollout: Rollout, *, on_gpu: bool) -> bool:
+    """Whether vLLM compiles the model: on GPUs a step of a small one is launching kernels, which CUDA graphs save."""
+    return on_gpu if rollout.compile is None else rollout.compile
 
 
 def environment(rollout: Rollout, *, on_gpu: bool) -> dict[str, str]:
@@ -126,9 +138,14 @@ def environment(rollout: Rollout, *, on_gpu: bool) -> dict[str, str]:
     from rlhf_dist.rollout.vllm_engine import ENVIRONMENT
 
     # An engine is one actor, so its processes are on one machine: their collectives listen there only, unless the user says.
+    if rollout.batch_invariant and not on_gpu:
+        raise ConfigError(
+            "rollout.batch_invariant is true, but the engines are on CPUs, where vLLM has no such kernels; expected false (in "
+            "fp32 on a CPU samples come out token for token alike in any company)"
+        )
     loopback = {name: os.environ.get(name, "lo") for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
     if on_gpu:
-        return ENVIRONMENT | loopback
+        return ENVIRONMENT | loopback | ({"VLLM_BATCH_INVARIANT": "1"} if rollout.batch_invariant else {})
     return {
         **ENVIRONMENT,
         **loopback,
@@ -136,7 +153,7 @@ def environment(rollout: Rollout, *, on_gpu: bool) -> dict[str, str]:
         # Binding would pin the engines of several workers to the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         # vLLM compiles two small functions of its sampler even where its model runs eagerly: 2 to 5 s before the first sample.
-        **({} if rollout.compile else {"TORCH_COMPILE_DISABLE": "1"}),
+        **({} if compiles(rollout, on_gpu=on_gpu) else {"TORCH_COMPILE_DISABLE": "1"}),
     }
 
 

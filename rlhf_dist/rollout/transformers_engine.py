@@ -22,11 +22,11 @@ from rlhf_dist.errors import ModelError, NumbersError, WeightError
 from rlhf_dist.models import load_policy, load_tokenizer
 from rlhf_dist.models.file_names import take_over
 from rlhf_dist.models.fits import counts_places, longest_alike
-from rlhf_dist.models.heads import FAMILY_ERRORS
+from rlhf_dist.models.heads import FAMILY_ERRORS, with_exact_logits
 from rlhf_dist.models.proof import TOLERANCE, apart
 from rlhf_dist.records import GREEDY, Sample, SampleRequest, Sampling
 from rlhf_dist.rollout.engine import LoadedWeights, check_finite
-from rlhf_dist.store.weights import decode_bucket
+from rlhf_dist.store.held import tensors_of
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,8 @@ class TransformersEngine:
         self._sampling = sampling
         self._max_concurrent = max_concurrent
         self._device = torch.device(device)
-        self._lm: Any = load_policy(model, dtype=getattr(torch, dtype), attention=attention).to(self._device).eval()
+        lm = load_policy(model, dtype=getattr(torch, dtype), attention=attention)
+        self._lm: Any = with_exact_logits(lm).to(self._device).eval()
         self._accepted = inspect.signature(self._lm.forward).parameters.keys()
         self._tokenizer = load_tokenizer(model) if sampling.stop else None
         self._waiting: list[SampleRequest] = []
@@ -233,7 +234,7 @@ class TransformersEngine:
     ) -> None:
         """Replace weights; see `RolloutEngine`."""
         self._weights.replaced(partial=partial)
-        found = {name: tensor for table in tables for name, tensor in decode_bucket(table)}
+        found = dict(tensors_of(tables))
         if odd := sorted(set(found) ^ set(names)):
             raise WeightError(f"weight version {version} lacks or adds {len(odd)} tensors, e.g. {odd[0]}")
         take_over(self._lm, found, partial=partial)

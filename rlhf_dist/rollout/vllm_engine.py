@@ -7,10 +7,11 @@ import gc
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import torch
 
 from rlhf_dist.cluster import shared_memory
 from rlhf_dist.errors import EnvironmentProblem, RlhfDistError, WeightError, WorkerLost
@@ -18,7 +19,11 @@ from rlhf_dist.imports import import_vllm
 from rlhf_dist.records import GREEDY, Sample, SampleRequest, Sampling
 from rlhf_dist.rollout import vllm_weight_plugin
 from rlhf_dist.rollout.children import NEWS_S, Children
+from rlhf_dist.rollout.device_memory import wait_for_memory
 from rlhf_dist.rollout.engine import LoadedWeights, check_finite
+from rlhf_dist.rollout.places import places_of
+from rlhf_dist.store.held import held_rows, is_held
+from rlhf_dist.store.weights import Cell, cells_of, check_buckets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +35,8 @@ ENVIRONMENT = {
     # The engine runs inside the actor's process: no orphan can outlive the actor, and weights are handed over by pointer.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
+EXACT_LOGITS = {"head_dtype": "float32"}
+"""Logits are fp32 whatever the model's dtype, as the learner's are (`models.heads`)."""
 REFUSED = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE")
 
 
@@ -72,17 +79,21 @@ class VLLMEngine:
 
         vllm_weight_plugin.register()
         options = {"load_format": "dummy", **(engine_options or {})}
+        options["hf_overrides"] = EXACT_LOGITS | options.get("hf_overrides", {})
         self._weights = LoadedWeights(whole=options["load_format"] != "dummy")
         self._sampling = sampling
         self._requests: dict[str, SampleRequest] = {}
         self._can_sleep = bool(options.get("enable_sleep_mode"))
-        self._asleep = False
+        self._asleep: set[str] = set()
+        """What of its device memory is given back, by vLLM's tags."""
         self._llm: Any = None
         self._busy, self._closed, self._closing = False, False, threading.Lock()
         atexit.register(self.close)  # Ray's actors exit on SIGTERM
         shared_memory.sweep()
+        if torch.cuda.is_available() and "gpu_memory_utilization" in options:
+            wait_for_memory(options["gpu_memory_utilization"])
         self._children = Children() if tensor_parallel > 1 else None
-        with self._closed_after_errors(), self._losses_told(), _kv_cache_errors_explained(max_sequence):
+        with self._closed_after_errors(), self._losses_told(), _lack_of_memory_explained(max_sequence):
             self._llm = LLM(
                 model,
                 dtype=dtype,
@@ -178,38 +189,38 @@ class VLLMEngine:
     ) -> None:
         """Replace weights; see `RolloutEngine`. An error in the middle is the end of the engine."""
         self._weights.replaced(partial=partial)
-        arrived = [name for table in tables for name in table.column("name").to_pylist()]
+        held = held_rows(table for table in tables if is_held(table))
+        sent = [table for table in tables if not is_held(table)]
+        cells = [cell for table in sent for cell in cells_of(table)]
+        arrived = [*(cell.name for cell in cells), *dict.fromkeys(row.name for row in held)]
         if sorted(arrived) != sorted(names):
             raise WeightError(f"weight version {version} has {len(arrived)} tensors; its manifest names {len(names)}")
+        check_buckets(sent)  # once, before the old weights are touched, and not in each process
         # After an error tensors are new, old or gone, and of several processes each has answered or not.
         with self._closed_after_errors(), self._losses_told():
             try:
-                self._update(tables, version, partial)
+                with self._announced(cells) as announced:
+                    self._update({**announced, "held": held, "partial": partial}, version)
             except RuntimeError as error:  # of vLLM's processes nothing else arrives, whatever they raise
                 self._check_news()
                 raise WeightError(f"weight version {version} did not arrive whole: {error}") from error
         self._weights.arrived(version)
 
-    def _update(self, tables: Sequence[pa.Table], version: int, partial: bool) -> None:
-        with self._announced(tables, version) as sources:
-            self._llm.start_weight_update()
-            self._llm.update_weights({"update_info": {"sources": sources, "partial": partial}})
-            self._llm.finish_weight_update(str(version))
+    def _update(self, announced: dict[str, Any], version: int) -> None:
+        self._llm.start_weight_update()
+        self._llm.update_weights({"update_info": announced})
+        self._llm.finish_weight_update(str(version))
+        self._wake("kv_cache")
         self._llm.reset_prefix_cache()
 
     @contextmanager
-    def _announced(self, tables: Sequence[pa.Table], version: int) -> Iterator[list[str]]:
-        """Names under which the engine's processes find the tables: this process's memory, or files without a name in one."""
+    def _announced(self, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+        """The tensors as they are for an engine in this process, and where they lie for one in several."""
         if self._children is None:
-            handed = {f"version-{version}-bucket-{number}": table for number, table in enumerate(tables)}
-            vllm_weight_plugin.HANDED_OVER.update(handed)
-            try:
-                yield list(handed)
-            finally:
-                vllm_weight_plugin.HANDED_OVER.clear()
+            yield {"tensors": [(cell.name, cell.tensor()) for cell in cells]}
             return
-        with ExitStack() as files:
-            yield [files.enter_context(_in_nameless_file(table)) for table in tables]
+        with places_of(cells) as places:
+            yield {"places": places}
 
     def forget(self) -> None:
         """Have no version any more; see `RolloutEngine`."""
@@ -231,14 +242,20 @@ class VLLMEngine:
             with self._losses_told():
                 # 2: the weights are not kept in host memory, since the next version replaces them.
                 self._llm.sleep(level=2)
-            self._asleep = True
+            self._asleep = {"weights", "kv_cache"}
 
     def wake(self) -> None:
-        """Take the memory again. Before weights are loaded: vLLM dies when a sleeping engine is updated."""
-        if self._asleep:
-            with self._losses_told():
-                self._llm.wake_up()
-            self._asleep = False
+        """Take the weights' memory again; see `RolloutEngine`. vLLM dies when a sleeping engine is updated.
+
+        The cache's follows when they are loaded, so that it is not there beside what they are loaded from.
+        """
+        with self._losses_told():
+            self._wake("weights")
+
+    def _wake(self, tag: str) -> None:
+        if tag in self._asleep:
+            self._llm.wake_up(tags=[tag])
+            self._asleep.remove(tag)
 
     def check(self) -> None:
         """Raise when the engine is gone; see `RolloutEngine`."""
@@ -334,28 +351,14 @@ def _report_through_ray(engine: Any) -> None:
 
 
 @contextmanager
-def _in_nameless_file(table: pa.Table) -> Iterator[str]:
-    """The path of an Arrow file in memory, which is gone with this process and with those that map it, however they end."""
-    file = os.memfd_create("rlhf_dist-weights")
-    try:
-        path = f"/proc/{os.getpid()}/fd/{file}"
-        write_bucket(table, path)
-        yield path
-    finally:
-        os.close(file)
-
-
-def write_bucket(table: pa.Table, path: str) -> None:
-    """Write a bucket as the Arrow file that an engine's processes map."""
-    with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-
-
-@contextmanager
-def _kv_cache_errors_explained(max_sequence: int) -> Iterator[None]:
+def _lack_of_memory_explained(max_sequence: int) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        if "Free memory on device" in str(error):
+            raise EnvironmentProblem(
+                f"no room for the engine on its GPU: {error} Lower rollout.gpu_memory_fraction, or end what else is there"
+            ) from error
         if "KV cache" not in str(error) and "cache blocks" not in str(error):
             raise
         raise EnvironmentProblem(

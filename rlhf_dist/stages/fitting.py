@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from rlhf_dist.config import Job
+from rlhf_dist.config import Job, RLConfig
+from rlhf_dist.config.job import ScoringJob
 from rlhf_dist.data.encoder import Encoder
+from rlhf_dist.errors import ConfigError
+from rlhf_dist.learner.deepspeed_settings import check_deepspeed
 from rlhf_dist.models import check_models, read_config
 from rlhf_dist.models.attention import attention_note
+from rlhf_dist.planning.plan import here
+from rlhf_dist.rollout.engine_args import check_engine_args
 
 
 def check_stage(
@@ -23,9 +29,34 @@ def check_stage(
         lower: which settings bound it; empty: those of prompts and answers.
 
     Raises:
+        ConfigError: DeepSpeed or vLLM does not know what it would be given.
         ModelError: names role and folder, what was found and what was expected.
     """
+    check_deepspeed(config.learner)
+    if isinstance(config, ScoringJob):
+        check_engine_args(config.rollout)
     check_models(models, encoder.tokenizer, longest, lower=lower or "prompts.max_tokens or rollout.max_new_tokens")
     for role, path in dict.fromkeys(models):
         if note := attention_note(role, path, read_config(path), config.learner.attention):
             encoder.tell(note)
+
+
+def check_room(config: RLConfig, sizes: Mapping[str, Any], tell: Callable[[str], None]) -> None:
+    """Refuse a run on this machine's GPUs that its plan has no room for; of CPUs' memory, which gives way, it is only told.
+
+    Args:
+        config: the run's; one on another cluster, whose nodes are not known before it answers, is not planned here.
+        sizes: of its models (`planning.roles.sizes_of`).
+        tell: takes a sentence for people.
+
+    Raises:
+        ConfigError: names the devices, and what would help.
+    """
+    if config.cluster.address is not None:
+        return
+    plan = here(config, dict(sizes))
+    problems = plan.problems()
+    if problems and plan.machines.gpus_per_node:
+        raise ConfigError(f"this run does not fit: {'; '.join(problems)}. `rlhf-dist plan` says what takes how much")
+    for problem in problems:
+        tell(f"this machine's memory may not be enough: {problem}")

@@ -16,7 +16,7 @@ from rlhf_dist.cluster.fleet import Fleet
 from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.cluster.session import check_size, has_gpus, namespace_of, session
 from rlhf_dist.config import RLConfig
-from rlhf_dist.controller import train
+from rlhf_dist.controller import Probing, train
 from rlhf_dist.data.demonstrations import demonstration_set, read_demonstrations
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.example_view import view
@@ -31,15 +31,18 @@ from rlhf_dist.learner.objective import check_own
 from rlhf_dist.learner.snapshot import Snapshot
 from rlhf_dist.models import check_same_tokenizer, write_ends
 from rlhf_dist.parts import Parts
-from rlhf_dist.planning.memory import ModelSize
+from rlhf_dist.planning.memory import store_memory
 from rlhf_dist.planning.roles import model_folders, sizes_of
+from rlhf_dist.planning.sizes import ModelSize
 from rlhf_dist.records import Failure, Prompt, RowKey
+from rlhf_dist.rollout.agreement import probe_tolerance
 from rlhf_dist.rollout.held_out import held_out_answers
 from rlhf_dist.run_folder.names import POLICY
 from rlhf_dist.run_folder.quarantine import Quarantine, warning
 from rlhf_dist.run_folder.rl_folder import RLFolder
 from rlhf_dist.scoring.functions import GuardedRule
-from rlhf_dist.stages.fitting import check_stage
+from rlhf_dist.stages.behind import Behind
+from rlhf_dist.stages.fitting import check_room, check_stage
 from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.inputs import changed, keep_inputs, kept_inputs
 from rlhf_dist.stages.reference_values import reference_values
@@ -56,7 +59,6 @@ from rlhf_dist.telemetry.tracing import take as take_spans
 OUTPUT = POLICY
 Inputs = tuple[list[Prompt], list[Prompt]]
 """Prompts to train on, and held-out ones."""
-PROBE_TOKENS = 64
 JUDGE_S = 60.0
 """Granted to the gold judge for one answer."""
 
@@ -121,6 +123,7 @@ def prepare(config: RLConfig, resume: Path | None = None, inputs: Inputs | None 
     if resume and state.iteration and (why := changed(config, kept_inputs(resume))):
         raise DataError(f"{why}; a resumed run keeps what it has learnt from. Expected the same, or a new run")
     sizes = sizes_of(config)
+    check_room(config, sizes, encoder.tell)
     for spec in model_specs(config, begin).values():
         spec.check_adapters()
     return PreparedRL(
@@ -175,6 +178,7 @@ def run(config: RLConfig, prepared: PreparedRL, folder: RLFolder) -> None:
     needs = lay_out(config, gpus=has_gpus()).needs(config.rollout)
     if config.cluster.address is None:
         needs["cpus"] += config.rollout.workers.max - config.rollout.workers.min
+    needs["store_bytes"] = sum(store_memory(config, prepared.sizes["policy"]).values())
     with folder.told_of_failure(), session(config.cluster, **needs, namespace=namespace_of(folder.path)):
         logs.to_file(logs.log_dir(folder.path), "controller")
         keep_inputs(config, folder.path)
@@ -250,6 +254,7 @@ class _Going:
             folder.listeners.append(parts.store.note.remote)
             stopped = _train(parts, self.prepared, config, folder, start.state)
             folder.tell("evaluating")
+            parts.turns.to_others()
             after = held_out_answers(parts.rollouts, self.prepared.held_out, timeout_s=config.timeouts.batch)
             save_policy(parts.learner, self.prepared.encoder, folder.path / OUTPUT)
             folder.listeners.clear()
@@ -281,8 +286,10 @@ def _train(parts: Parts, prepared: PreparedRL, config: RLConfig, folder: RLFolde
 
     Returns why training ended early, if it did.
     """
-    probe = probe_sequence(prepared)
-    parts.learner.publish(parts.store, state.iteration, probe_tokens=probe)
+    probing = probing_of(prepared, config)
+    parts.learner.publish(parts.store, state.iteration, probe_tokens=probing.tokens)
+    parts.memory.keep(parts.learner, state.copy())
+    parts.turns.to_others()
     if state.iteration == 0:
         folder.tell("evaluating")
         folder.keep_answers_before(held_out_answers(parts.rollouts, prepared.held_out, timeout_s=config.timeouts.batch))
@@ -310,14 +317,14 @@ def _train(parts: Parts, prepared: PreparedRL, config: RLConfig, folder: RLFolde
             # Not so many seconds ago: what was written since has taken its own time.
             trace.add(spans, since_us=max(each.start_us for each in spans["controller"] if each.name == "experience"))
         if config.checkpoint_every and (iteration + 1) % config.checkpoint_every == 0:
-            save_checkpoint(parts.learner, prepared.tokenizer, folder.path, state, config, ends=prepared.eos_token_ids)
+            save_checkpoint(behind, prepared.tokenizer, folder.path, state, config, ends=prepared.eos_token_ids)
 
     if prepared.demonstrations is not None:
         parts.learner.imitate(prepared.demonstrations)
-    parts.memory.keep(parts.learner, state.copy())
     values = reference_values(parts, prompts, config, folder.path, iteration=state.iteration)
-    with folder.console.progress(config.algorithm.method, config.rl.iterations, done=state.iteration):
-        return train(parts, prompts, config, probe_tokens=probe, report=report, state=state, values=values)
+    progress = folder.console.progress(config.algorithm.method, config.rl.iterations, done=state.iteration)
+    with Behind(parts.learner) as behind, progress:
+        return train(parts, prompts, config, probing=probing, report=report, state=state, values=values)
 
 
 def spans_of(parts: Parts, *, timeout_s: float) -> dict[str, list[Span]]:
@@ -333,14 +340,14 @@ def spans_of(parts: Parts, *, timeout_s: float) -> dict[str, list[Span]]:
 
 def save_policy(learner: LearnerGroup, encoder: Encoder, folder: Path) -> None:
     """Write the policy with its tokenizer and ends, as transformers and vLLM load it; the folder is complete or absent."""
-    with complete_or_absent(folder) as aside:
+    with complete_or_absent(folder, learner.written) as aside:
         learner.save("policy", aside.absolute())
         encoder.tokenizer.save_pretrained(aside)
         write_ends(aside, encoder.ends.ids)
 
 
-def probe_sequence(prepared: PreparedRL) -> list[int]:
-    """The beginning of the first prompt, on which engines are compared with the learner."""
+def probing_of(prepared: PreparedRL, config: RLConfig) -> Probing:
+    """How engines are compared: at first on the first prompt, again and again, until it is as long as a sample may be."""
     tokens: Sequence[int] = prepared.prompts[0].tokens
-    wanted = min(PROBE_TOKENS, max(len(tokens), 2))
-    return [tokens[number % len(tokens)] for number in range(wanted)]
+    wanted = max(2, config.max_sequence - 1)
+    return Probing([tokens[number % len(tokens)] for number in range(wanted)], probe_tolerance(config))

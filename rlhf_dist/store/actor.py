@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from rlhf_dist.cluster.object_store import spilled_bytes
 from rlhf_dist.cluster.pulse import Beat
 from rlhf_dist.errors import NumbersError, StoreError
 from rlhf_dist.records import Failure, PromptTask, RowKey
@@ -52,6 +53,8 @@ class Store:
         self._bytes: Counter[int] = Counter()
         """Bytes of experience by iteration."""
         self._told: dict[str, Any] = {}
+        self._spilled: int | None = None
+        """Bytes that the cluster had written to disk when that was last asked, other runs' among them."""
         self._showing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -179,6 +182,8 @@ class Store:
         Raises:
             NumbersError: a weight is not finite; names tensors. The version is not visible then.
         """
+        if self._spilled is None:
+            await self._newly_spilled()
         base = self._weights.base_of(version, partial=partial, every=delta_every)
         streams = [
             rank.weight_buckets.options(num_returns="streaming").remote(
@@ -208,7 +213,16 @@ class Store:
         log.info("published weights", extra=told)
         self._experience.publish(version)
         await self._notify()
-        return {"weights/bytes": float(num_bytes), **({} if moved.kept is None else {"weights/lora_kept": moved.kept})}
+        facts = {"weights/bytes": float(num_bytes), "weights/spilled_bytes": await self._newly_spilled()}
+        return facts if moved.kept is None else {**facts, "weights/lora_kept": moved.kept}
+
+    async def _newly_spilled(self) -> float:
+        """Bytes that the cluster has written to disk since this was asked before."""
+        found = await asyncio.to_thread(spilled_bytes)
+        if found is None:
+            return 0.0
+        before, self._spilled = self._spilled, found
+        return float(found - (found if before is None else before))
 
     async def newest_weights(self, has_one: bool) -> list[Manifest]:
         """Manifests that make an engine one of the newest version; see `WeightIndex.to_load`."""

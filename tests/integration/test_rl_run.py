@@ -119,7 +119,11 @@ def test_same_seed_gives_the_same_metrics_in_a_placement_that_shares_devices_and
     plain: Path, folders: Folders, tmp_path: Path
 ) -> None:
     held_out = {"held_out": str(folders.prompts), "held_out_limit": 4}
-    changes = {"cluster": {"placement": "colocated"}, "telemetry": {"trace_iterations": [1]}}
+    changes = {
+        "cluster": {"placement": "colocated"},
+        "weights": {"transport": "cuda_ipc"},  # on a CPU: from the rank's memory
+        "telemetry": {"trace_iterations": [1]},
+    }
     again = train(folders.config(prompts=held_out, checkpoint_every=1, **changes), tmp_path / "colocated")
     assert metrics(again) == metrics(plain)
 
@@ -263,7 +267,7 @@ def test_two_workers_give_the_samples_of_one_though_one_is_killed_and_replaced(
         os.kill(killed[0], signal.SIGKILL)
 
     threading.Thread(target=kill_one_when_it_generates, daemon=True).start()
-    train(folders.config(rollout={"workers": 2}), run)
+    train(folders.config(rollout={"workers": 2}, weights={"delta_every": 3}), run)
     assert killed
     # Scores to the last bit; what the engine says of its own samples is not, since it hangs on what is decoded beside them.
     columns = ["prompt_id", "sample_index", "tokens", "sampled", "score", "score_parts", "ref_log_probs"]

@@ -4,7 +4,9 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_dist.config import Lora, RLConfig
-from rlhf_dist.planning.memory import ModelSize, learner_memory, memory, model_size
+from rlhf_dist.planning.learning import UPDATE, Parts, learner_phases
+from rlhf_dist.planning.memory import memory, work_of
+from rlhf_dist.planning.sizes import ModelSize, model_size
 
 SIZE = ModelSize(
     parameters=1_000_000, layers=4, hidden=64, intermediate=176, attention=64, kv_elements=512, vocabulary=1000
@@ -14,6 +16,10 @@ SIZES = dict.fromkeys(("policy", "reference", "reward", "critic"), SIZE)
 
 def config(**sections: object) -> RLConfig:
     return RLConfig.model_validate({"policy": "a", "reward": "b", "prompts": {"path": "p"}, **sections})
+
+
+def learner_memory(settings: RLConfig, sizes: dict[str, ModelSize]) -> Parts:
+    return learner_phases(work_of(settings, sizes, gpus=False), settings.learner)[UPDATE]
 
 
 @pytest.mark.parametrize(
@@ -58,9 +64,10 @@ def test_tensor_parallelism_splits_engines_and_the_kv_cache_has_its_closed_form(
 
 def test_vllm_takes_the_share_of_a_gpu_that_it_is_granted_and_at_least_a_samples_cache() -> None:
     for fraction in (0.25, 0.9):
-        found = memory("rollout", config(rollout={"gpu_memory_fraction": fraction}), SIZES, gpu_bytes=10**9)
+        eager = {"gpu_memory_fraction": fraction, "compile": False}
+        found = memory("rollout", config(rollout=eager), SIZES, gpu_bytes=10**9)
         assert sum(found.values()) == fraction * 10**9
-    tiny = memory("rollout", config(), SIZES, gpu_bytes=1000.0)
+    tiny = memory("rollout", config(rollout={"compile": False}), SIZES, gpu_bytes=1000.0)
     assert tiny == {"parameters": 4 * 10**6, "KV cache": 640 * 512 * 4}
 
 
@@ -94,4 +101,11 @@ def test_gradients_and_optimiser_are_those_of_adapters_and_the_wire_carries_what
     found = learner_memory(settings, dict.fromkeys(SIZES, size))
     assert (found["parameters"], found["gradients"], found["optimiser"]) == (2 * 2_020_000, 4 * 20_000, 12 * 20_000)
     versions = memory("store", settings, dict.fromkeys(SIZES, size))["weight versions"]
-    assert versions == 2 * (1_000_000 + 2 * 600_000), "a complete version, and two of what changes"
+    assert versions == 2 * (1_000_000 + 3 * 600_000), "a complete version, two of what changes, and one on its way"
+
+
+def test_a_rank_that_holds_versions_for_its_engine_has_one_whole() -> None:
+    shared = {"zero_stage": 3, "ranks": 2, "precision": "bf16"}
+    plain, beside = learner_memory(config(learner=shared), SIZES), {"cluster": {"placement": "colocated"}}
+    held = learner_memory(config(learner=shared, weights={"transport": "cuda_ipc"}, **beside), SIZES)
+    assert held == {**plain, "held version": SIZES["policy"].parameters * 2}

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_dist.config import Rollout
+from rlhf_dist.errors import ConfigError
 from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
 from tests.models.test_ends import model
 
@@ -35,9 +36,32 @@ def test_an_engines_processes_meet_on_loopback_unless_the_user_says_where(
     assert (made["GLOO_SOCKET_IFNAME"], made["NCCL_SOCKET_IFNAME"]) == ("lo", "ib0")
 
 
+def test_batch_invariance_is_asked_of_vllm_on_gpus_and_refused_where_it_would_do_nothing() -> None:
+    pytest.importorskip("vllm")
+    assert environment(Rollout(batch_invariant=True), on_gpu=True)["VLLM_BATCH_INVARIANT"] == "1"
+    assert "VLLM_BATCH_INVARIANT" not in environment(Rollout(), on_gpu=True)
+    with pytest.raises(ConfigError, match=r"batch_invariant is true, but the engines are on CPUs.*expected false"):
+        environment(Rollout(batch_invariant=True), on_gpu=False)
+    with pytest.raises(ValueError, match=r"batch_invariant is true beside engine transformers; expected vllm"):
+        Rollout(batch_invariant=True, engine="transformers")
+
+
 def test_on_cpus_prompts_are_read_whole_however_many_begin_together() -> None:
     """In two steps vLLM would turn a seeded request's generator back, which one on a CPU refuses: the worker died of it."""
     for longest in (64, 10_000):
         spec = engine_spec(Rollout(), "m", dtype="float32", max_sequence=longest, seed=0, on_gpu=False, log_dir="logs")
         assert spec.options["enable_chunked_prefill"] is False
         assert spec.options["max_num_batched_tokens"] >= longest
+
+
+@pytest.mark.parametrize(
+    ("compile", "on_gpu", "eager"), [(None, True, False), (None, False, True), (True, False, False)]
+)
+def test_graphs_are_captured_on_gpus_unless_the_config_says_otherwise(
+    compile: bool | None, on_gpu: bool, eager: bool
+) -> None:
+    rollout = Rollout(compile=compile, engine_args={"kv_cache_dtype": "fp8"})
+    spec = engine_spec(rollout, "m", dtype="bfloat16", max_sequence=64, seed=0, on_gpu=on_gpu, log_dir="logs")
+    assert spec.options["enforce_eager"] is eager
+    assert spec.options["kv_cache_dtype"] == "fp8"
+    assert ("TORCH_COMPILE_DISABLE" in environment(rollout, on_gpu=on_gpu)) is (eager and not on_gpu)

@@ -250,7 +250,11 @@ def test_buckets_that_ranks_sent_in_turn_stand_in_the_models_order() -> None:
             _Rank(["t2"], Sent([["d", "e"]], 2)),
         ]
         facts = await store.publish(3, ranks, None)
-        assert facts == {"weights/bytes": 7.0, "weights/lora_kept": pytest.approx(0.5**0.5)}
+        assert facts == {
+            "weights/bytes": 7.0,
+            "weights/spilled_bytes": 0.0,
+            "weights/lora_kept": pytest.approx(0.5**0.5),
+        }
         (manifest,) = await store.newest_weights(False)
         assert (manifest.names, manifest.buckets) == (tuple("abcdefg"), ("t0", "t1", "t2", "t3", "t4"))
         assert [rank.base for rank in ranks] == [None] * 3
@@ -262,6 +266,17 @@ def test_buckets_that_ranks_sent_in_turn_stand_in_the_models_order() -> None:
         assert (newest.version, newest.base) == (4, manifest)
         await store.publish(5, ranks, None, False, 2)
         assert [rank.base for rank in ranks] == [None] * 3
+
+    with_store(play)
+
+
+def test_what_the_cluster_spilled_before_this_run_is_not_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([100, 100, 130, None, 140])
+    monkeypatch.setattr("rlhf_dist.store.actor.spilled_bytes", lambda: next(told))
+
+    async def play(store: Store) -> None:
+        found = [(await store.publish(version, [], None))["weights/spilled_bytes"] for version in range(4)]
+        assert found == [0.0, 30.0, 0.0, 10.0]
 
     with_store(play)
 
