@@ -612,10 +612,10 @@ BREAKS = (
     ),
     Break(
         "the other processes of an engine outlive the first that died",
-        "rollout/children.py",
+        "cluster/children.py",
         "            self._lost.set()\n        self.kill()\n",
         "            self._lost.set()\n",
-        "rollout/test_children.py",
+        "cluster/test_children.py",
     ),
     Break("dropout on in training", "models/wrapped.py", "        self.inner.eval()\n", "", "models/test_proof.py"),
     Break(

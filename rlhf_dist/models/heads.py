@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from rlhf_dist.models.cut import linear
+
 LOGITS_BYTES = 256 * 2**20
 """[tokens, vocab] logits are made in pieces of this many fp32 bytes, and made again in the backward pass."""
 
@@ -67,7 +69,7 @@ class LogProbHead(_SharingLinear):
             entropy_grad: whether entropies carry a gradient.
         """
         if targets is None:
-            return super().forward(hidden)
+            return linear(hidden, self.weight, self.bias)
         piece = max(1, LOGITS_BYTES // (4 * self.out_features))
         if len(hidden) <= piece:
             return self._piece(hidden, targets, temperature, entropy_grad)
@@ -125,7 +127,7 @@ class OwnFinish:
         finish, layer = cls(shell, stand_ins), lm.get_output_embeddings()
         try:
             with torch.no_grad():
-                said = finish(layer, layer.weight.new_zeros(2, layer.in_features))
+                said = finish(layer, torch.zeros(2, layer.in_features).to(layer.weight.device, layer.weight.dtype))
         except FAMILY_ERRORS:  # whatever its forward asks of a backbone: the proof shows whether it is missed
             return cls()
         return finish if said.ndim == 2 and len(said) == 2 else cls()
@@ -133,7 +135,7 @@ class OwnFinish:
     def __call__(self, layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [tokens, vocab] of hidden states [tokens, hidden], with the layer's weights as they lie here now."""
         if self._stand_ins is None:
-            return F.linear(hidden.to(layer.weight.dtype), layer.weight, layer.bias)
+            return linear(hidden.to(layer.weight.dtype), layer.weight, layer.bias)
         ran, bare = self._stand_ins
         ran.hidden, bare.layer = hidden[None], (layer,)
         ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
@@ -173,7 +175,7 @@ class _BareLinear(nn.Module):
         return self.layer[0].weight
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return F.linear(hidden, self.layer[0].weight, self.layer[0].bias)
+        return linear(hidden, self.layer[0].weight, self.layer[0].bias)
 
 
 class _Hidden:

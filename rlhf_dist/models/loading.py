@@ -14,6 +14,7 @@ from torch import nn
 from rlhf_dist.errors import ModelError
 from rlhf_dist.imports import import_transformers
 from rlhf_dist.models.attention import PLAINER
+from rlhf_dist.models.cut import loading_options
 from rlhf_dist.models.folders import resolve
 from rlhf_dist.models.roles import check_role, is_classifier
 from rlhf_dist.models.tokenizers import load_tokenizer
@@ -26,8 +27,8 @@ ANSWERS: dict[str, Any] = {"return_dict": True, "output_attentions": False, "out
 """What a forward returns, whatever a config that was saved in the middle of some experiment says."""
 
 
-def load_policy(path: str, *, dtype: torch.dtype, attention: str = "sdpa") -> Any:
-    """Read a causal language model.
+def load_policy(path: str, *, dtype: torch.dtype, attention: str = "sdpa", processes: int = 1) -> Any:
+    """Read a causal language model, or of one that is cut over so many processes this one's part.
 
     Raises:
         ModelError: the folder is missing, holds no such model or only a part of its weights, or is a reward model.
@@ -35,11 +36,19 @@ def load_policy(path: str, *, dtype: torch.dtype, attention: str = "sdpa") -> An
     from transformers import AutoModelForCausalLM
 
     check_role("policy", path, read_config(path))
-    return _load(AutoModelForCausalLM, path, own_head=TOKENS_HEAD, dtype=dtype, attention=attention)
+    return _load(
+        AutoModelForCausalLM, path, own_head=TOKENS_HEAD, dtype=dtype, attention=attention, **loading_options(processes)
+    )
 
 
 def load_value_model(
-    path: str, *, dtype: torch.dtype, attention: str = "sdpa", heads: int | None = None, new_head: bool = False
+    path: str,
+    *,
+    dtype: torch.dtype,
+    attention: str = "sdpa",
+    heads: int | None = None,
+    new_head: bool = False,
+    processes: int = 1,
 ) -> Any:
     """Read a sequence-classification model.
 
@@ -49,6 +58,7 @@ def load_value_model(
         attention: attention kernels.
         heads: labels; None: as many as the folder says, one if it is no classifier yet.
         new_head: whether a language model will do, whose head then starts at random and is to be trained.
+        processes: over which it is cut.
 
     Raises:
         ModelError: the folder is missing, its model has another number of labels, no `score` head, or only a part of its weights.
@@ -68,6 +78,7 @@ def load_value_model(
         dtype=dtype,
         attention=attention,
         num_labels=labels,
+        **loading_options(processes),
     )
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ModelError(

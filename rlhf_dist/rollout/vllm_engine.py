@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from rlhf_dist.cluster import shared_memory
+from rlhf_dist.cluster.children import NEWS_S, Children
 from rlhf_dist.errors import EnvironmentProblem, RlhfDistError, WeightError, WorkerLost
 from rlhf_dist.imports import import_vllm
 from rlhf_dist.records import GREEDY, Sample, SampleRequest, Sampling
 from rlhf_dist.rollout import vllm_weight_plugin
-from rlhf_dist.rollout.children import NEWS_S, Children
 from rlhf_dist.rollout.engine import LoadedWeights, check_finite
 
 if TYPE_CHECKING:
