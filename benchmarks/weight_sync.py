@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rlhf_dist.cluster.session import session
 from rlhf_dist.config import Cluster
 from rlhf_dist.store.actor import Store
 from rlhf_dist.store.experience import ExperienceIndex
-from rlhf_dist.store.weights import Moved, decode_bucket, encode_bucket, plan_buckets
+from rlhf_dist.store.weights import Sent, decode_bucket, encode_bucket, plan_buckets
 
 SHAPES = {"28M": (512, 1408, 8, 4096), "125M": (768, 2048, 12, 32_000), "350M": (1024, 2816, 24, 32_000)}
 QUICK = {"28M": (256, 704, 4, 4096), "125M": (512, 1408, 8, 4096), "350M": (768, 2048, 8, 8192)}
@@ -45,14 +46,10 @@ class Publisher:
         self.tensors = parameters(*shape)
         self.buckets = plan_buckets([(n, t.nbytes) for n, t in self.tensors.items()], bucket_bytes=BUCKET)
 
-    def num_buckets(self) -> int:
-        return len(self.buckets)
-
-    def weight_bucket(self, bucket: int, partial: bool = False) -> tuple[pa.Table, dict[str, Any]]:
-        names = self.buckets[bucket]
-        table = encode_bucket([(name, self.tensors[name]) for name in names])
-        num_bytes = sum(self.tensors[name].nbytes for name in names)
-        return table, {"names": names, "bytes": num_bytes, "odd": [], "moved": Moved()}
+    def weight_buckets(self, partial: bool = False) -> Iterator[pa.Table | Sent]:
+        for names in self.buckets:
+            yield encode_bucket([(name, self.tensors[name]) for name in names])
+        yield Sent(self.buckets, sum(tensor.nbytes for tensor in self.tensors.values()))
 
     def put_state_dict(self) -> list[Any]:
         return [ray.put(dict(self.tensors))]
@@ -103,7 +100,6 @@ def measure(name: str, shape: tuple[int, int, int, int], repeats: int) -> dict[s
     store: Any = ray.remote(num_cpus=0)(Store).remote(ExperienceIndex(batch_rows=1, scorers=()))
     actors: tuple[Any, Any] = (Publisher, Reader)
     publisher, reader = (kind.remote(shape) for kind in actors)
-    num_buckets = ray.get(publisher.num_buckets.remote())
     seconds: dict[str, list[float]] = {key: [] for key in ("publish", "pull", "state_dict", "safetensors", "memcpy")}
 
     def clock(key: str, call: Any) -> Any:
@@ -112,10 +108,10 @@ def measure(name: str, shape: tuple[int, int, int, int], repeats: int) -> dict[s
         seconds[key].append(time.perf_counter() - started)
         return result
 
-    num_bytes = 0
+    num_bytes = 0.0
     with tempfile.TemporaryDirectory() as folder:
         for version in range(repeats + 1):
-            num_bytes = clock("publish", lambda v=version: store.publish.remote(v, [publisher], num_buckets, None))
+            num_bytes = clock("publish", lambda v=version: store.publish.remote(v, [publisher], None))["weights/bytes"]
             clock("pull", lambda: reader.pull.remote(store))
             started = time.perf_counter()
             refs = ray.get(publisher.put_state_dict.remote())

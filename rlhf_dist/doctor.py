@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from rich.table import Table
 
-from rlhf_dist.config import Cluster
+from rlhf_dist.cluster.object_store import LEAST_MIB
 from rlhf_dist.planning.machine import GIB, cores, memory_bytes
 
 PACKAGES = ("torch", "ray", "transformers", "deepspeed", "pyarrow", "pydantic", "wandb")
@@ -189,7 +189,7 @@ def shared_memory(size: int, free: int, memory: int) -> Finding:
     A cluster that a run starts takes `cluster.object_store_mib`; one from `ray start` takes 30 % of memory (Ray's
     DEFAULT_OBJECT_STORE_MEMORY_PROPORTION). Where it does not fit, Ray falls back to files on disk.
     """
-    own, by_default = Cluster().object_store_mib * 2**20, int(0.3 * memory)
+    own, by_default = LEAST_MIB * 2**20, int(0.3 * memory)
     found = f"{free / GIB:.2f} of {size / GIB:.2f} GiB free"
     if free < own:
         larger = math.ceil(max(2 * own, 1.1 * by_default) / GIB)
@@ -299,6 +299,8 @@ def will_use(torch: Torch) -> Iterator[Finding]:
     yield Finding("will use: device", "ok", f"cuda × {len(torch.gpus)}" if torch.gpus else "cpu")
     yield Finding("will use: threads", "ok", f"{cores()} cores for all workers' threads together")
     yield Finding("will use: backend", "ok", "nccl" if torch.gpus else "gloo")
+    kernel = "varlen, torch's own for samples in one row without padding" if torch.gpus else "sdpa"
+    yield Finding("will use: attention", "ok", f"{kernel}; plainer where a family wants it, as --dry-run says")
 
 
 def _plain(text: str) -> str:

@@ -138,8 +138,8 @@ def test_plugin_shut_out_by_vllm_plugins_is_a_problem(monkeypatch):
 
 def test_diagnosis_ends_with_the_plan_and_shows_every_line():
     findings = doctor.diagnose()
-    assert [finding.name for finding in findings[-4:]] == [
-        f"will use: {what}" for what in ("engine", "device", "threads", "backend")
+    assert [finding.name for finding in findings[-5:]] == [
+        f"will use: {what}" for what in ("engine", "device", "threads", "backend", "attention")
     ]
     console = Console(width=300, record=True, quiet=False)
     with console.capture() as shown:

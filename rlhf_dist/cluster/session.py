@@ -15,7 +15,7 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
-from rlhf_dist.cluster import head, preflight, shared_memory
+from rlhf_dist.cluster import head, object_store, preflight, shared_memory
 from rlhf_dist.cluster.rendezvous import knock
 from rlhf_dist.cluster.token import keep_token
 from rlhf_dist.config import Cluster
@@ -48,7 +48,9 @@ def runs_on_cluster(*having: str) -> list[str]:
 
 
 @contextmanager
-def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str, processes: float = 0) -> Iterator[None]:
+def session(
+    settings: Cluster, *, cpus: float, gpus: float, namespace: str, processes: float = 0, store_bytes: float = 0
+) -> Iterator[None]:
     """Be connected to Ray inside the block; within another session, that one serves.
 
     Args:
@@ -57,6 +59,7 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str, proc
         gpus: GPUs that they ask for, where the cluster has any.
         namespace: of the run's named actors.
         processes: of these actors, their children included; 0: unknown.
+        store_bytes: that the run holds in the object store at once; 0: unknown.
 
     Raises:
         EnvironmentProblem: a port is taken, Python's path has a space, Ray does not start, no cluster answers, or it is small.
@@ -82,13 +85,14 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str, proc
 
     if ray.is_initialized():  # a stage of a pipeline, whose session goes on after it
         check_size(cpus, gpus if has_gpus() else 0)
+        object_store.check_cluster(store_bytes)
         yield
         return
     try:
         if settings.address is None:
             preflight.check(settings, processes)
             keep_token()
-            _start_ours = partial(_start_local, settings, cpus, namespace)
+            _start_ours = partial(_start_local, settings, cpus, namespace, store_bytes)
             _start_ours()
         else:
             with handlers_kept():
@@ -96,6 +100,7 @@ def session(settings: Cluster, *, cpus: float, gpus: float, namespace: str, proc
                 check_alone(namespace)
         _reap_ourselves()
         check_size(cpus, gpus if has_gpus() else 0)
+        object_store.check_cluster(store_bytes)
         yield
     finally:
         _start_ours = None
@@ -146,16 +151,17 @@ def has_gpus() -> bool:
     return torch.cuda.is_available()
 
 
-def _start_local(settings: Cluster, cpus: float, namespace: str) -> None:
+def _start_local(settings: Cluster, cpus: float, namespace: str, store_bytes: float) -> None:
     import ray
 
+    size = object_store.size_here(settings, store_bytes)
     _quiet()
     try:
         with held():  # a half-started Ray would not be ended by anybody
             ray.init(
                 address="local",  # not another cluster that happens to run on this machine
                 num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
-                object_store_memory=settings.object_store_mib * 2**20,
+                object_store_memory=size,
                 include_dashboard=settings.dashboard,
                 dashboard_host="127.0.0.1",
                 dashboard_port=settings.dashboard_port if settings.dashboard else None,

@@ -211,7 +211,11 @@ class Learner(Section):
     row_tokens: int = Field(
         0, ge=0, description="samples are packed into rows of this many tokens; 0: the longest sample's length"
     )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="attention kernels")
+    attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto",
+        description="attention kernels; varlen: samples in one row, without padding or mask, in torch's own kernel; auto: varlen "
+        "on GPUs, sdpa on CPUs; flash_attention_2 wants the package flash-attn",
+    )
     on_bad_numbers: Literal["stop", "skip"] = Field(
         "stop",
         description="where a loss, log-prob, value or gradient is not finite: stop the run, or skip that optimiser step, five "
@@ -240,6 +244,12 @@ class Weights(Section):
 
     wire_dtype: Literal["float32", "bfloat16", "auto"] = Field("auto", description="auto: the learner's precision")
     bucket_mib: int = Field(256, ge=1, le=4096, description="size of one Arrow bucket, in MiB")
+    delta_every: int = Field(
+        0,
+        ge=0,
+        description="versions are sent as what changed since the last whole one, and every so many are whole; 0 and 1: all are. "
+        "For slow networks: readers put the two together, and both must fit into the object store",
+    )
     probe_every: int = Field(10, ge=1, description="versions between two comparisons of the engine with the learner")
     probe_tolerance: float | None = Field(
         None, gt=0, description="largest mean difference of probe log-probs, in nats; null: 1e-3 in fp32, 0.1 in bf16"
@@ -278,7 +288,12 @@ class Cluster(Section):
     address: str | None = Field(None, description="cluster to attach to (`auto`, host:port); null: start one here")
     dashboard: bool = Field(False, description="serve Ray's dashboard, on loopback")
     dashboard_port: int = Field(8265, ge=1024, le=65_535, description="the dashboard's port")
-    object_store_mib: int = Field(512, ge=80, description="Ray's shared memory, in MiB, for a cluster started here")
+    object_store_mib: int | None = Field(
+        None,
+        ge=80,
+        description="Ray's shared memory, in MiB, for a cluster started here; null: what weight versions and experience take, "
+        "512 at least",
+    )
     metrics_port: int | None = Field(
         None,
         ge=1024,

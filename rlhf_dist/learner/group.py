@@ -26,9 +26,10 @@ from rlhf_dist.learner.imitation import Imitation
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.policy_update import Updated
-from rlhf_dist.learner.rank import Buckets, LearnerRank, Loaded, Loss
+from rlhf_dist.learner.rank import LearnerRank, Loaded, Loss
 from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.learner.snapshot import Snapshot
+from rlhf_dist.learner.version_notes import notes_on
 from rlhf_dist.models import read_config
 from rlhf_dist.models.fits import positions_of
 from rlhf_dist.models.wrapped import RowLayout
@@ -41,8 +42,6 @@ log = logging.getLogger(__name__)
 NO_FROZEN: Mapping[str, FrozenSpec] = MappingProxyType({})
 MOST_LEFT_OUT = 5
 """Optimiser steps in a row that may be left out (`learner.on_bad_numbers: skip`) before the run ends."""
-LEAST_KEPT = 0.9
-"""Of what adapters change, in the dtype of the wire, below which people are warned; see `store.weights.Moved`."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +86,13 @@ class LearnerGroup:
         self._hidden = 1
         self._positions: int | None = None
         """Fewest of the models'."""
-        self._buckets = Buckets(0, 0)
+        self._adapted = False
+        """Whether there are versions of what adapters change, alone."""
+        self._delta_every = 0
         self._published = False
         """Whether the store has a complete version of these models."""
-        self._warned = False
-        """Of what rounding leaves of adapters."""
+        self._warned: set[str] = set()
+        """What people were warned of, once."""
         self._demonstrations: tuple[Any, ExampleSet] | None = None
         self.num_parameters, self._layout = 0, RowLayout.PACKED
         self._left_out = 0
@@ -286,13 +287,13 @@ class LearnerGroup:
             raise NumbersError(told([found_in(1, f"what {name} says is not finite", odd)], batch.name_of))
         return said
 
-    def plan_weights(self, *, bucket_bytes: int, wire_dtype: str) -> None:
-        """Fix the buckets in which the policy is published."""
+    def plan_weights(self, *, bucket_bytes: int, wire_dtype: str, delta_every: int) -> None:
+        """Fix the buckets in which the policy is published, and how often whole (0: always)."""
         call = self._timeouts.call
-        planned: list[Buckets] = self._call(
+        adapted: list[bool] = self._call(
             "plan_weights", "policy", bucket_bytes, wire_dtype, timeout_s=call, doing="planning buckets"
         )
-        self._buckets, self._published = planned[0], False
+        self._adapted, self._published, self._delta_every = adapted[0], False, delta_every
 
     def publish(self, store: Any, version: int, *, probe_tokens: Sequence[int] | None) -> dict[str, float]:
         """Make the policy's weights version `version` of the store; returns its metrics.
@@ -311,23 +312,17 @@ class LearnerGroup:
                     f"weight version {version}: the policy's log-probs of the probe are not finite; not published"
                 )
             probe = Probe(tuple(probe_tokens), tuple(log_probs))
-        partial = self._published and self._buckets.partial > 0
-        ref = store.publish.remote(version, self.ranks, self._buckets[partial], probe, partial)
+        partial = self._published and self._adapted
+        deltas = self._delta_every if self._published else 0
+        ref = store.publish.remote(version, self.ranks, probe, partial, deltas)
         doing = f"publishing weight version {version}"
         facts: dict[str, float] = self._watch.one("store", ref, timeout_s=publish, doing=doing)
         self._published = True
-        self._warn_of_rounding(facts.get("weights/lora_kept", 1.0))
+        for about, note in notes_on(facts).items():
+            if about not in self._warned:
+                self._watch.say(note)
+                self._warned.add(about)
         return facts
-
-    def _warn_of_rounding(self, kept: float) -> None:
-        """Say once that engines hardly see what adapters have learnt."""
-        if kept < LEAST_KEPT and not self._warned:
-            self._warned = True
-            self._watch.say(
-                f"weights/lora_kept is {kept:.2f}: merged and rounded for engines, the adapters' change of the weights is hardly "
-                f"theirs any more; expected {LEAST_KEPT:g} at least. Samples are of nearly the same policy until the change has "
-                "grown: take weights.wire_dtype float32, or a larger learning rate"
-            )
 
     def save(self, name: str, folder: Path) -> None:
         """Write a model in Hugging Face layout."""

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import reduce
 from itertools import chain
 from typing import Any, Protocol
 
-import pyarrow as pa
 import torch
 from torch import nn
 from torch.func import functional_call
 
 from rlhf_dist.learner.adapters import ADAPTER, adapted_layers, is_adapter, own_name
-from rlhf_dist.learner.finite import odd_tensors
 from rlhf_dist.learner.trained_model import TrainedModel
-from rlhf_dist.models.file_names import Unit, in_file, persistent_buffers, units_of
-from rlhf_dist.store.weights import Moved, encode_bucket, plan_buckets
+from rlhf_dist.models.file_names import persistent_buffers
+from rlhf_dist.store.weights import Moved, plan_buckets
 
 SAVED_BUCKET_BYTES = 256 * 2**20
 
@@ -147,63 +143,6 @@ def _of_names(buffers: Mapping[str, torch.Tensor], names: Sequence[str]) -> list
 def published(model: TrainedModel) -> PublishedWeights:
     """The form in which a model's weights leave the learner."""
     return Whole(model) if model.lora is None else Merged(model)
-
-
-@dataclass(frozen=True)
-class Publication:
-    """How a model's versions go to the store: under its file's names, in which buckets, in which dtype."""
-
-    weights: PublishedWeights
-    model: Any
-    """The Hugging Face model, which knows its file's names."""
-    dtype: torch.dtype
-    buckets: list[list[Unit]]
-    """Of a complete version."""
-    adapted: list[list[Unit]]
-    """Of one that has what adapters change, alone; none without adapters."""
-
-    @classmethod
-    def plan(cls, model: TrainedModel, *, dtype: torch.dtype, bucket_bytes: int) -> Publication:
-        """Cut a model into buckets."""
-        weights = published(model)
-        units = units_of(model.hugging_face, weights.shapes())
-        changed = _with_siblings([name for name, _ in weights.shapes()], weights.adapted)
-        adapted = [unit for unit in units if changed.intersection(unit.own)]
-
-        def cut(units: list[Unit]) -> list[list[Unit]]:
-            sizes = [(str(number), unit.numel * dtype.itemsize) for number, unit in enumerate(units)]
-            return [
-                [units[int(number)] for number in bucket] for bucket in plan_buckets(sizes, bucket_bytes=bucket_bytes)
-            ]
-
-        return cls(weights, model.hugging_face, dtype, cut(units), cut(adapted))
-
-    def table(self, number: int, *, mine: bool, partial: bool = False) -> tuple[pa.Table | None, dict[str, Any]]:
-        """One bucket and a report of what is in it, on the rank that owns it; all ranks must call.
-
-        The report names tensors that are not finite (`odd`): who publishes must refuse the version. `moved` is what rounding
-        leaves of what adapters change.
-        """
-        names = [name for unit in (self.adapted if partial else self.buckets)[number] for name in unit.own]
-        moved: list[Moved] = []
-        with self.weights.bucket(names, self.dtype, moved=moved) as tensors:
-            if not mine:
-                return None, {"names": [], "bytes": 0, "odd": [], "moved": Moved()}
-            sent = in_file(self.model, dict(tensors))
-            report: dict[str, Any] = {"names": [*sent], "bytes": sum(tensor.nbytes for tensor in sent.values())}
-            report["odd"] = odd_tensors(sent.items())
-            report["moved"] = reduce(Moved.plus, moved, Moved())
-            return encode_bucket(sent.items()), report
-
-
-def _with_siblings(names: Iterable[str], adapted: Iterable[str]) -> set[str]:
-    """Adapted weights with those of the same parent: engines hold q, k and v as one layer, and reload a layer only whole."""
-
-    def parent(name: str) -> str:
-        return name.rsplit(".", 2)[0]
-
-    parents = {parent(name) for name in adapted}
-    return {name for name in names if parent(name) in parents}
 
 
 def collected(

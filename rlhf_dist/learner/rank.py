@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,8 @@ from rlhf_dist.learner.imitation import Imitation, imitate
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.policy_update import Models, Updated, update
-from rlhf_dist.learner.published import Publication, Whole, collected, published
+from rlhf_dist.learner.publication import Publication
+from rlhf_dist.learner.published import Whole, collected, published
 from rlhf_dist.learner.recorder import Ranks
 from rlhf_dist.learner.rows import read_rows, to_experience
 from rlhf_dist.learner.saving import save_model
@@ -41,7 +42,7 @@ from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PolicyModel, at_temperature, pack
 from rlhf_dist.models.wrapped import RowLayout
 from rlhf_dist.store.reader import blocks_of
-from rlhf_dist.store.weights import decode_bucket, encode_bucket
+from rlhf_dist.store.weights import Sent, decode_bucket, encode_bucket
 from rlhf_dist.telemetry import logs, tracing
 
 log = logging.getLogger(__name__)
@@ -57,14 +58,6 @@ class Loaded(NamedTuple):
     """Of the first one."""
     layout: RowLayout
     """How sequences must lie in rows for all of them."""
-
-
-class Buckets(NamedTuple):
-    """Into how many buckets versions are cut."""
-
-    complete: int
-    partial: int
-    """Of versions that have what adapters change, alone; 0: there are no adapters."""
 
 
 class LearnerRank:
@@ -278,18 +271,24 @@ class LearnerRank:
             found |= dict(zip(order, batch.means(outputs).tolist(), strict=True))
         return found
 
-    def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str) -> Buckets:
-        """Cut a model into buckets for publication; returns their numbers."""
+    def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str) -> bool:
+        """Cut a model into buckets for publication; returns whether there are versions of what adapters change, alone."""
         dtype = getattr(torch, wire_dtype)
-        planned = Publication.plan(self.models[name], dtype=dtype, bucket_bytes=bucket_bytes)
-        self._publication = planned
-        return Buckets(len(planned.buckets), len(planned.adapted))
+        self._publication = Publication.plan(self.models[name], dtype=dtype, bucket_bytes=bucket_bytes)
+        return bool(self._publication.adapted)
 
-    def weight_bucket(self, bucket: int, partial: bool = False) -> tuple[pa.Table | None, dict[str, Any]]:
-        """One bucket of the published model, from the rank that owns it, and a report of what is in it."""
+    def weight_buckets(self, partial: bool = False, base: Sequence[Any] | None = None) -> Iterator[pa.Table | Sent]:
+        """This rank's buckets of the published model, and a report of what was in them; see `Publication.tables`.
+
+        Args:
+            partial: only what adapters change.
+            base: references of this rank's buckets of an older version, on which these are to be deltas.
+        """
+        import ray
+
         assert self._publication is not None, "`plan_weights` comes first"
-        with tracing.span("weight bucket", bucket=bucket):
-            return self._publication.table(bucket, mine=bucket % self.ranks == self.rank, partial=partial)
+        older = None if base is None else map(ray.get, base)
+        yield from self._publication.tables(self.rank, self.ranks, partial=partial, base=older)
 
     @torch.no_grad()
     def probe(self, tokens: Sequence[int]) -> list[float]:

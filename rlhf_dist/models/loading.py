@@ -13,7 +13,7 @@ from torch import nn
 
 from rlhf_dist.errors import ModelError
 from rlhf_dist.imports import import_transformers
-from rlhf_dist.models.attention import PLAINER
+from rlhf_dist.models.attention import kernel_of
 from rlhf_dist.models.cut import loading_options
 from rlhf_dist.models.folders import resolve
 from rlhf_dist.models.roles import check_role, is_classifier
@@ -222,17 +222,10 @@ def _read(kind: Any, path: str, attention: str, options: dict[str, Any]) -> tupl
         **ANSWERS,
         **options,
     }
-    for plainer in [*PLAINER[PLAINER.index(attention) + 1 :], None]:
-        try:
-            found: tuple[Any, dict[str, Any]] = kind.from_pretrained(path, attn_implementation=attention, **shared)
-        except (ValueError, ImportError) as error:
-            if plainer is None or "attention" not in str(error).lower():
-                raise
-            reason = {"model": path, "asked": attention, "reason": _first_line(error)}
-            log.warning("attention is computed by %s", plainer, extra=reason)
-            attention = plainer
-        else:
-            break
+    attention, wanted, reason = kernel_of(kind, read_config(path), attention)
+    if reason is not None:
+        log.warning("attention is computed by %s", attention, extra={"model": path, "asked": wanted, "reason": reason})
+    found: tuple[Any, dict[str, Any]] = kind.from_pretrained(path, attn_implementation=attention, **shared)
     return found
 
 

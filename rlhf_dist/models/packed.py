@@ -51,9 +51,9 @@ class PackedBatch:
 
     def one_row(self) -> PackedBatch:
         """The same sequences one after the other in a single row without padding; outputs keep their order."""
-        if len(self.starts) == 0:
-            return self
         width = int(self.lengths.sum())
+        if len(self.starts) == 0 or self.input_ids.shape == (1, width):
+            return self
         return self._moved(width, self.lengths.cumsum(0) - self.lengths, width)
 
     def _moved(self, size: int, begin: torch.Tensor, width: int) -> PackedBatch:

@@ -122,7 +122,7 @@ class _Trial:
         else:
             raise ModelError(
                 f"{self._name}: what {self._kind} says of a sequence changes by {difference:.2g} with the sequences beside it in "
-                "a batch, though each has a row of its own; expected no change. Take another family of models"
+                "a batch, though each has a row of its own; expected no change. Take learner.attention sdpa, or another family"
             )
         if layout is not wanted:
             log.warning(

@@ -15,8 +15,13 @@ from rlhf_dist.errors import ModelError
 from rlhf_dist.models.fits import counts_places, switching_length
 from rlhf_dist.models.heads import backbone_of
 from rlhf_dist.models.packed import PackedBatch
+from rlhf_dist.models.varlen import NAME, keywords
 
 log = logging.getLogger(__name__)
+
+
+FLATTENED = ("flash_attention_2", NAME)
+"""Kernels for one row without padding, which are told where its sequences begin."""
 
 
 class RowLayout(Enum):
@@ -24,7 +29,7 @@ class RowLayout(Enum):
 
     PACKED = "several to a row"
     ONE_ROW = "all in one row"
-    """Flash attention cuts a row at restarting positions, but only where it is the only row."""
+    """Kernels without masks are told where sequences begin in the only row that there is."""
     ONE_PER_ROW = "one to a row"
     """For families that ignore `position_ids`: state-space layers, positions counted from the left, alibi."""
 
@@ -48,7 +53,7 @@ class WrappedModel(nn.Module):
         """Wrap a Hugging Face model under the name that `prefix` says."""
         super().__init__()
         setattr(self, self.prefix.rstrip("."), inner)
-        self.layout = RowLayout.ONE_ROW if "flash" in str(inner.config._attn_implementation) else RowLayout.PACKED
+        self.layout = RowLayout.ONE_ROW if inner.config._attn_implementation in FLATTENED else RowLayout.PACKED
         if counts_places(inner.config):
             self.layout = RowLayout.ONE_PER_ROW
         self.eval()
@@ -90,15 +95,24 @@ class WrappedModel(nn.Module):
         self._check_length(batch)
         # One to a row from the left: these are the positions that a model counts by itself, as it does in its own forward.
         places = {} if self.layout is RowLayout.ONE_PER_ROW else {"position_ids": batch.position_ids}
-        out = backbone_of(self.inner)(input_ids=batch.input_ids, **places, **self._no_cache)
+        documents = self._documents(batch) if self.layout is RowLayout.ONE_ROW else {}
+        out = backbone_of(self.inner)(input_ids=batch.input_ids, **places, **documents, **self._no_cache)
         hidden: torch.Tensor = out[0].flatten(0, 1)[batch.select]
         return hidden, batch.targets
 
     @cached_property
     def _no_cache(self) -> dict[str, Any]:
+        return {"use_cache": False} if self._takes("use_cache") else {}
+
+    def _documents(self, batch: PackedBatch) -> dict[str, Any]:
+        """Where each sequence lies, for kernels that keep them apart without a mask; nothing to families that cannot be told."""
+        if not self._takes("cu_seq_lens_q"):
+            return {}
+        return keywords(batch.starts, batch.lengths, batch.input_ids.numel())
+
+    def _takes(self, keyword: str) -> bool:
         known = inspect.signature(backbone_of(self.inner).forward).parameters
-        takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
-        return {"use_cache": False} if takes_all or "use_cache" in known else {}
+        return keyword in known or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
 
     @cached_property
     def _switches_at(self) -> int | None:

@@ -200,12 +200,14 @@ def scorer_memory(config: RLConfig, size: ModelSize, role: str) -> dict[str, flo
 
 
 def store_memory(config: RLConfig, policy: ModelSize) -> dict[str, float]:
-    """Bytes of shared memory on the store's node: weight versions, and rows with their tokens and log-probs."""
+    """Bytes of shared memory that are held at once: weight versions, one of them on its way, and rows of experience.
+
+    Versions that are deltas on an older one stay below that.
+    """
     width = BYTES[config.wire_dtype]
     rows = config.experience.max_staleness * config.batch_rows + config.most_rows
-    kept = (
-        policy.parameters + KEPT_VERSIONS * policy.adapted if config.learner.lora else KEPT_VERSIONS * policy.parameters
-    )
+    versions = KEPT_VERSIONS + 1
+    kept = policy.parameters + versions * policy.adapted if config.learner.lora else versions * policy.parameters
     return {
         "weight versions": float(kept) * width,
         "experience": 12.0 * rows * config.max_sequence,

@@ -13,6 +13,7 @@ from rlhf_dist.config import Rollout
 from rlhf_dist.data.ends import added_tokens
 from rlhf_dist.imports import import_transformers
 from rlhf_dist.models import load_tokenizer, resolve
+from rlhf_dist.models.attention import with_cache
 from rlhf_dist.records import Sampling
 from rlhf_dist.rollout.agreement import Expected
 from rlhf_dist.rollout.engine import RolloutEngine
@@ -37,7 +38,7 @@ class EngineSpec:
     log_dir: str
     """Where the worker's log file goes."""
     attention: str = "sdpa"
-    """Attention kernels of the transformers engine."""
+    """Attention kernels of models that are computed by transformers (`learner.attention`)."""
     fixed: bool = False
     """Generate with the folder's own weights, instead of those that a store hands out."""
 
@@ -69,7 +70,7 @@ class EngineSpec:
             dtype=self.dtype,
             max_concurrent=self.max_concurrent,
             device=device,
-            attention=self.attention,
+            attention=with_cache(self.attention),
         )
 
     def _expected(self, model: str, device: str) -> Expected | None:

@@ -19,6 +19,7 @@ from rlhf_dist.errors import WeightError
 from rlhf_dist.records import PromptTask, Sample, Sampling
 from rlhf_dist.rollout.generator import Generator
 from rlhf_dist.rollout.spec import EngineSpec
+from rlhf_dist.store.deltas import whole_tables
 from rlhf_dist.store.row import rollout_batch
 from rlhf_dist.store.weights import Manifest
 from rlhf_dist.telemetry import logs, tracing
@@ -155,7 +156,7 @@ class RolloutWorker(Generator):
         with tracing.span("pull weights", version=newest.version), self._progress.working("pulling weights"):
             self._engine.wake()
             for each in manifests:
-                tables = ask(list(each.buckets))
+                tables = whole_tables(each, lambda refs: ask(list(refs)))
                 self._engine.load_weights(tables, each.names, version=each.version, partial=each.partial)
             self._check(newest)
         self._facts["pull_s"] = time.perf_counter() - began

@@ -31,6 +31,8 @@ from rlhf_dist.config import (
 from rlhf_dist.config.pipeline import OWN_REWARD
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.files import write_text
+from rlhf_dist.models import read_config
+from rlhf_dist.planning.memory import model_size, store_memory
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.names import CONFIG
@@ -85,6 +87,7 @@ def run(config: PipelineConfig, path: Path, console: Console, *, resume: bool = 
         check_settings(ppo, path)
     write_text(path / "pipeline.yaml", dump(given))
     needs = lay_out(config, gpus=has_gpus()).needs(config.rollout)
+    needs["store_bytes"] = _held_at_once(config, ppo)
     with session(config.cluster, **needs, namespace=namespace_of(path)):
         _supervise(supervised, console, share=_room_for_both(config), resume=resume)
         _reinforce(ppo, inputs, path, console, resume=resume)
@@ -190,6 +193,12 @@ def _with_people(data: tuple[Feedback, ...], path: Path) -> tuple[Feedback, ...]
 def _shared(config: PipelineConfig, path: Path) -> dict[str, Any]:
     names = set(Job.model_fields) - {"run_dir"}
     return {**{name: getattr(config, name) for name in names}, "run_dir": str(path)}
+
+
+def _held_at_once(config: PipelineConfig, ppo: RLConfig) -> float:
+    """Bytes of shared memory that the last stage will need: known before the first, whose policy has its size."""
+    size = model_size(read_config(config.policy), kind="policy", lora=ppo.learner.lora)
+    return sum(store_memory(ppo, size).values())
 
 
 def _room_for_both(config: PipelineConfig) -> bool:

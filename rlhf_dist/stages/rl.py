@@ -31,7 +31,7 @@ from rlhf_dist.learner.objective import check_own
 from rlhf_dist.learner.snapshot import Snapshot
 from rlhf_dist.models import check_same_tokenizer, write_ends
 from rlhf_dist.parts import Parts
-from rlhf_dist.planning.memory import ModelSize
+from rlhf_dist.planning.memory import ModelSize, store_memory
 from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.records import Failure, Prompt, RowKey
 from rlhf_dist.rollout.held_out import held_out_answers
@@ -175,6 +175,7 @@ def run(config: RLConfig, prepared: PreparedRL, folder: RLFolder) -> None:
     needs = lay_out(config, gpus=has_gpus()).needs(config.rollout)
     if config.cluster.address is None:
         needs["cpus"] += config.rollout.workers.max - config.rollout.workers.min
+    needs["store_bytes"] = sum(store_memory(config, prepared.sizes["policy"]).values())
     with folder.told_of_failure(), session(config.cluster, **needs, namespace=namespace_of(folder.path)):
         logs.to_file(logs.log_dir(folder.path), "controller")
         keep_inputs(config, folder.path)

@@ -155,7 +155,11 @@ def wired(
         learner.load(model_specs(config, begin), run_dir=where.run_dir, seed=config.seed, frozen=frozen)
         for fleet in (rollouts, *scorers.values()):
             fleet.wait_for_fewest(timeout_s=start_s)
-        learner.plan_weights(bucket_bytes=config.weights.bucket_mib * 2**20, wire_dtype=config.wire_dtype)
+        learner.plan_weights(
+            bucket_bytes=config.weights.bucket_mib * 2**20,
+            wire_dtype=config.wire_dtype,
+            delta_every=config.weights.delta_every,
+        )
         colocated = config.cluster.placement == "colocated"
         watch.vigil.guard("store", store.pulse.remote)
         lent = partial(asleep, rollouts, timeout_s=config.timeouts.call) if colocated else nullcontext

@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import reduce
+from itertools import chain, zip_longest
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from rlhf_dist.cluster.object_store import spilled_bytes
 from rlhf_dist.cluster.pulse import Beat
 from rlhf_dist.errors import NumbersError, StoreError
 from rlhf_dist.records import Failure, PromptTask, RowKey
 from rlhf_dist.store.experience import ExperienceIndex, RowView
 from rlhf_dist.store.finite import check_finite
 from rlhf_dist.store.schema import ROLLOUT_WRITER, keys_of, lengths_of, written_by
-from rlhf_dist.store.weights import Manifest, Moved, Probe, WeightIndex
+from rlhf_dist.store.weights import Manifest, Moved, Probe, Sent, WeightIndex
 from rlhf_dist.telemetry import logs, tracing
 from rlhf_dist.telemetry.ray_metrics import StoreMetrics
 
@@ -50,6 +53,8 @@ class Store:
         self._bytes: Counter[int] = Counter()
         """Bytes of experience by iteration."""
         self._told: dict[str, Any] = {}
+        self._spilled = 0
+        """Bytes of objects that were on disk when that was last asked."""
         self._showing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -153,19 +158,23 @@ class Store:
         await self._notify()
 
     async def publish(
-        self, version: int, ranks: Sequence[Any], num_buckets: int, probe: Probe | None, partial: bool = False
+        self,
+        version: int,
+        ranks: Sequence[Any],
+        probe: Probe | None,
+        partial: bool = False,
+        delta_every: int = 0,
     ) -> dict[str, float]:
         """Fetch a version's buckets from the learner ranks, and make it visible when all are there.
 
-        Every rank is asked for every bucket, because gathering a ZeRO-3 bucket needs them all; bucket b is returned by
-        rank b modulo their number. The tables stay in shared memory and are not opened here.
+        Bucket b comes from rank b modulo their number. The tables stay in shared memory and are not opened here.
 
         Args:
             version: its number.
             ranks: the learner's.
-            num_buckets: how many buckets the version has.
             probe: for engines to compare themselves with.
             partial: ask for what adapters change, alone.
+            delta_every: ask for what changed since the last whole version, unless that is so many versions ago.
 
         Returns:
             Metrics of the version.
@@ -173,32 +182,42 @@ class Store:
         Raises:
             NumbersError: a weight is not finite; names tensors. The version is not visible then.
         """
-        tables, reports = [], []
-        for bucket in range(num_buckets):
-            for number, rank in enumerate(ranks):
-                table, report = rank.weight_bucket.options(num_returns=2).remote(bucket, partial)
-                reports.append(report)
-                if number == bucket % len(ranks):
-                    tables.append(table)
-        names, odd = list[str](), list[str]()
-        num_bytes, moved = 0, Moved()
-        with tracing.span("publish weights", version=version, buckets=num_buckets):
-            for report in await asyncio.gather(*reports):
-                names += report["names"]
-                num_bytes += report["bytes"]
-                odd += report["odd"]
-                moved = moved.plus(report["moved"])
+        base = self._weights.base_of(version, partial=partial, every=delta_every)
+        streams = [
+            rank.weight_buckets.options(num_returns="streaming").remote(
+                partial, base and base.buckets[number :: len(ranks)]
+            )
+            for number, rank in enumerate(ranks)
+        ]
+        with tracing.span("publish weights", version=version):
+            received = await asyncio.gather(*map(_received, streams))
+        sent = [each for _, each in received]
+        tables = _in_turn([tables for tables, _ in received])
+        names = [name for bucket in _in_turn([each.names for each in sent]) for name in bucket]
+        odd = [name for each in sent for name in each.odd]
+        num_bytes, moved = (
+            sum(each.num_bytes for each in sent),
+            reduce(Moved.plus, (each.moved for each in sent), Moved()),
+        )
         if odd:
             raise NumbersError(
                 f"weight version {version}: {len(odd)} tensors are not finite, e.g. {odd[0]}; expected finite weights. "
                 "It was not published"
             )
-        self._weights.add(Manifest(version, tuple(names), num_bytes, tuple(tables), probe, partial))
+        self._weights.add(Manifest(version, tuple(names), num_bytes, tuple(tables), probe, partial, base))
         logs.CONTEXT["version"] = version
-        log.info("published weights", extra={"bytes": num_bytes, "buckets": num_buckets, "partial": partial})
+        kind = "partial" if partial else "complete"
+        told = {"bytes": num_bytes, "buckets": len(tables), "kind": kind, "base": base.version if base else None}
+        log.info("published weights", extra=told)
         self._experience.publish(version)
         await self._notify()
-        return {"weights/bytes": float(num_bytes), **({} if moved.kept is None else {"weights/lora_kept": moved.kept})}
+        facts = {"weights/bytes": float(num_bytes), "weights/spilled_bytes": await self._newly_spilled()}
+        return facts if moved.kept is None else {**facts, "weights/lora_kept": moved.kept}
+
+    async def _newly_spilled(self) -> float:
+        """Bytes that the cluster has written to disk since this was asked before."""
+        before, self._spilled = self._spilled, await asyncio.to_thread(spilled_bytes)
+        return float(self._spilled - before)
 
     async def newest_weights(self, has_one: bool) -> list[Manifest]:
         """Manifests that make an engine one of the newest version; see `WeightIndex.to_load`."""
@@ -263,6 +282,18 @@ class Store:
                 except TimeoutError:
                     return attempt() or None
         return result
+
+
+async def _received(stream: AsyncIterator[Any]) -> tuple[list[Any], Sent]:
+    """References of the tables that a rank sends, and its report, the last."""
+    refs = [ref async for ref in stream]
+    return refs[:-1], await refs[-1]
+
+
+def _in_turn(dealt: Sequence[Sequence[T]]) -> list[T]:
+    """What was dealt to several in turn, in its first order."""
+    rounds = chain.from_iterable(zip_longest(*dealt))
+    return [each for each in rounds if each is not None]
 
 
 def _check_columns(batch: pa.RecordBatch, writer: str) -> None:

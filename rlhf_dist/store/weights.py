@@ -7,7 +7,8 @@ way out is the one into shared memory, and on the way in the tensors are views o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -36,6 +37,8 @@ BUCKET = pa.schema(
 )
 
 KEPT_VERSIONS = 2
+CELLS = ("data", "changed")
+"""Columns with bytes of tensors."""
 
 
 class Moved(NamedTuple):
@@ -63,6 +66,19 @@ class Moved(NamedTuple):
         return min(1.0, self.both / sqrt(self.wanted * self.arrived)) if self.arrived else 0.0
 
 
+@dataclass
+class Sent:
+    """What a learner rank says of the buckets that it has sent."""
+
+    names: list[list[str]] = field(default_factory=list)
+    """Of each bucket."""
+    num_bytes: int = 0
+    odd: list[str] = field(default_factory=list)
+    """Names of tensors that are not finite: the version must be refused."""
+    moved: Moved = field(default_factory=Moved)
+    """What rounding leaves of what adapters change."""
+
+
 @dataclass(frozen=True)
 class Probe:
     """A sequence and the learner's log-probs of its tokens, for engines to compare theirs with."""
@@ -74,7 +90,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One weight version: all weights or, `partial`, those that adapters change, to go on top of any complete one."""
+    """One weight version: all weights or, `partial`, those that adapters change, to go on top of any complete one.
+
+    With a `base` its buckets say what changed since then: see `store.deltas`.
+    """
 
     version: int
     names: tuple[str, ...]
@@ -83,6 +102,8 @@ class Manifest:
     """Handles to the tables: object references on a cluster, tables in tests."""
     probe: Probe | None = None
     partial: bool = False
+    base: Manifest | None = None
+    """A version with the same names in the same buckets, itself without a base."""
 
 
 def plan_buckets(sizes: Sequence[tuple[str, int]], *, bucket_bytes: int) -> list[list[str]]:
@@ -98,25 +119,23 @@ def plan_buckets(sizes: Sequence[tuple[str, int]], *, bucket_bytes: int) -> list
     return buckets
 
 
-def encode_bucket(tensors: Iterable[tuple[str, torch.Tensor]]) -> pa.Table:
-    """Tensors as one bucket that refers to their memory (CPU tensors) or to a CPU copy of it."""
-    return pa.Table.from_batches([_encode(name, tensor) for name, tensor in tensors], schema=BUCKET)
+def encode_bucket(tensors: Iterable[tuple[str, torch.Tensor]], *, threads: Executor | None = None) -> pa.Table:
+    """Tensors as one bucket that refers to their memory (CPU tensors) or to a CPU copy of it.
+
+    Args:
+        tensors: with their names.
+        threads: hash several of them at once.
+    """
+    return table_of(BUCKET, (map if threads is None else threads.map)(_encode, tensors))
 
 
-def _encode(name: str, tensor: torch.Tensor) -> pa.RecordBatch:
+def _encode(named: tuple[str, torch.Tensor]) -> SentTensor:
     import torch
 
+    name, tensor = named
     flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    offsets = pa.py_buffer(np.array([0, flat.nbytes], dtype=np.int64))
-    data = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(flat)])
-    head = (
-        [name],
-        [str(tensor.dtype).removeprefix("torch.")],
-        [list(tensor.shape)],
-        [xxhash.xxh3_64_intdigest(flat.data)],
-    )
-    columns = [pa.array(value, BUCKET.field(index).type) for index, value in enumerate(head)]
-    return pa.RecordBatch.from_arrays([*columns, data], schema=BUCKET)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return SentTensor(name, dtype, list(tensor.shape), xxhash.xxh3_64_intdigest(flat.data), pa.py_buffer(flat))
 
 
 def decode_bucket(table: pa.Table) -> Iterator[tuple[str, torch.Tensor]]:
@@ -125,33 +144,72 @@ def decode_bucket(table: pa.Table) -> Iterator[tuple[str, torch.Tensor]]:
     Raises:
         WeightError: the bytes of a tensor do not have the checksum that was taken when they were published.
     """
-    for batch in table.to_batches():
-        for row in range(batch.num_rows):
-            yield _decode(batch, row)
-
-
-def _decode(batch: pa.RecordBatch, row: int) -> tuple[str, torch.Tensor]:
     import torch
 
-    name = batch.column("name")[row].as_py()
-    buffer = _cell_bytes(batch.column("data"), row)
-    found, expected = xxhash.xxh3_64_intdigest(buffer), batch.column("checksum")[row].as_py()
-    if found != expected:
-        raise WeightError(
-            f"weight {name}: checksum {found:016x}; expected {expected:016x}: its bytes changed on the way"
-        )
-    dtype = getattr(torch, batch.column("dtype")[row].as_py())
-    shape = batch.column("shape")[row].as_py()
-    # torch has no read-only tensors: it would warn, and nobody writes here. numpy's view is made first to say so once.
-    array = np.frombuffer(buffer, dtype=np.uint8)
-    return name, _view(array, dtype).view(shape)
+    for row in rows_of(table):
+        found = xxhash.xxh3_64_intdigest(row.data)
+        if found != row.checksum:
+            raise WeightError(
+                f"weight {row.name}: checksum {found:016x}; expected {row.checksum:016x}: its bytes changed on the way"
+            )
+        # torch has no read-only tensors: it would warn, and nobody writes here. numpy's view is made first to say so once.
+        array = np.frombuffer(row.data, dtype=np.uint8)
+        yield row.name, _view(array, getattr(torch, row.dtype)).view(row.shape)
 
 
-def _cell_bytes(column: pa.LargeBinaryArray, row: int) -> pa.Buffer:
-    """One cell in place; `column[row].as_buffer()` would copy it."""
+class SentTensor(NamedTuple):
+    """One tensor of a bucket."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    checksum: int
+    data: pa.Buffer
+    """Where the bucket has it."""
+    changed: pa.Buffer | None = None
+    """Of deltas only."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of what is sent of it."""
+        sent = self.data.size + (self.changed.size if self.changed is not None else 0)
+        return int(sent)
+
+
+def rows_of(table: pa.Table) -> Iterator[SentTensor]:
+    """The tensors of a bucket, nothing checked and nothing copied."""
+    for batch in table.to_batches():
+        heads = [batch.column(name).to_pylist() for name in BUCKET.names[:4]]
+        cells = [_cells(batch.column(name)) if name in table.column_names else [None] * len(batch) for name in CELLS]
+        yield from map(SentTensor, *heads, *cells)
+
+
+def table_of(schema: pa.Schema, rows: Iterable[SentTensor]) -> pa.Table:
+    """A bucket that refers to the memory of its rows."""
+    return pa.Table.from_batches([_batch(schema, row) for row in rows], schema=schema)
+
+
+def _batch(schema: pa.Schema, row: SentTensor) -> pa.RecordBatch:
+    columns = [
+        _cell(getattr(row, field.name)) if field.name in CELLS else pa.array([getattr(row, field.name)], field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _cell(data: pa.Buffer | None) -> pa.LargeBinaryArray:
+    if data is None:
+        return pa.nulls(1, pa.large_binary())
+    offsets = pa.py_buffer(np.array([0, data.size], dtype=np.int64))
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, data])
+
+
+def _cells(column: pa.LargeBinaryArray) -> list[pa.Buffer | None]:
+    """Cells in place; `column[row].as_buffer()` would copy them."""
     _, offsets, data = column.buffers()
-    start, stop = np.frombuffer(offsets, dtype=np.int64)[column.offset + row : column.offset + row + 2].tolist()
-    return data.slice(start, stop - start)
+    ends = np.frombuffer(offsets, dtype=np.int64)[column.offset : column.offset + len(column) + 1].tolist()
+    known = column.is_valid().to_pylist()
+    return [data.slice(a, b - a) if here else None for a, b, here in zip(ends, ends[1:], known, strict=False)]
 
 
 def _view(array: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:
@@ -190,6 +248,11 @@ class WeightIndex:
             return []
         return [newest] if has_one or not newest.partial else [self._manifests[self._newest_complete()], newest]
 
+    def base_of(self, version: int, *, partial: bool, every: int) -> Manifest | None:
+        """The version on which another is to be a delta; None: it is to be whole, as every so many are."""
+        found = self._manifests.get(self._newest_whole(partial=partial))
+        return found if found is not None and version - found.version < every else None
+
     def add(self, manifest: Manifest) -> None:
         """Make a version visible.
 
@@ -201,12 +264,20 @@ class WeightIndex:
         if self.newest is None and manifest.partial:
             raise StoreError(f"weight version {manifest.version} is partial; expected a complete one first")
         self._manifests[manifest.version] = manifest
-        kept = {*sorted(self._manifests)[-KEPT_VERSIONS:], self._newest_complete()}
+        bases = {self._newest_whole(partial=partial) for partial in (False, True)}
+        kept = {*sorted(self._manifests)[-KEPT_VERSIONS:], self._newest_complete(), *bases}
         self._manifests = {version: each for version, each in self._manifests.items() if version in kept}
 
     def _newest_complete(self) -> int:
         return max(version for version, each in self._manifests.items() if not each.partial)
 
+    def _newest_whole(self, *, partial: bool) -> int:
+        """Number of the newest version that is no delta; -1: there is none."""
+        whole = (version for version, each in self._manifests.items() if each.base is None and each.partial == partial)
+        return max(whole, default=-1)
+
     def num_bytes(self) -> int:
-        """Bytes of all versions held."""
-        return sum(manifest.num_bytes for manifest in self._manifests.values())
+        """Bytes of all versions held, bases among them."""
+        held = [*self._manifests.values()]
+        held += [each.base for each in held if each.base is not None]
+        return sum({each.version: each.num_bytes for each in held}.values())

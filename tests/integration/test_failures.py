@@ -54,7 +54,7 @@ def test_a_reward_that_is_not_finite_is_refused_and_names_the_sample(folders: Fo
     watch.one("reward-0", worker.start.remote(), timeout_s=120, doing="starting")
     loop = worker.run.remote(store, False, 60)
     watch.then("reward-0", loop, lambda _: None, doing="running its loop")
-    ray.get([store.submit.remote([task]), store.publish.remote(0, [], 0, None)])
+    ray.get([store.submit.remote([task]), store.publish.remote(0, [], None)])
     assert ray.get(store.next_prompts.remote("rollout-0", 4, 60)) == [task]
     ray.get(store.append.remote("rollout-0", rollout_batch([sample])))
     with pytest.raises(

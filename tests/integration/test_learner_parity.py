@@ -25,10 +25,13 @@ from rlhf_dist.learner.rank import LearnerRank
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PolicyModel, load_policy, pack
 from rlhf_dist.stages.sft import sft_loss
+from rlhf_dist.store.weights import decode_bucket
 from tests.runs import Folders
 
 STEPS = 5
 OPTIMIZER = Optimizer(lr=1e-3, warmup=0.4, max_grad_norm=0.5, weight_decay=0.01)
+
+ATTENTION = {0: "varlen", 1: "auto", 2: "eager", 3: "varlen"}
 
 
 def loss_that_is_nan_on_one_rank(model: TrainedModel, batch: ExampleBatch) -> tuple[torch.Tensor, dict[str, float]]:
@@ -128,7 +131,7 @@ def test_zero_equals_plain_torch(
 ) -> None:
     import ray
 
-    settings = group.settings.model_copy(update={"zero_stage": stage})
+    settings = group.settings.model_copy(update={"zero_stage": stage, "attention": ATTENTION[stage]})
     ray.get([rank.choose.remote(settings) for rank in group.ranks])
     group.load({"model": ModelSpec(str(folders.policy), "policy", OPTIMIZER, STEPS)}, run_dir=tmp_path, seed=0)
     every = batches(sequences)
@@ -144,6 +147,9 @@ def test_zero_equals_plain_torch(
     assert losses == pytest.approx(plain[0], abs=1e-4)
     for name, expected in plain[1].items():
         torch.testing.assert_close(weights[name], expected, atol=1e-4, rtol=0, msg=name)
+    sent = published(group, bucket_bytes=2**14)
+    assert sent.keys() == weights.keys()
+    assert all(torch.equal(sent[name], weights[name]) for name in weights), "published as it is saved, in any stage"
     # Each element of the state goes on as it was, moments too, in another stage, and on two ranks what one rank had saved.
     group.save_state("model", tmp_path / "state")
     one_rank.setdefault(stage, tmp_path / "state")
@@ -159,6 +165,19 @@ def test_zero_equals_plain_torch(
     for (what, name), value in before.items():
         if what == "weight" and folder == tmp_path / "state":
             assert torch.equal(value, weights[name.partition(".")[2]].view(-1)), name
+
+
+def published(group: LearnerGroup, *, bucket_bytes: int) -> dict[str, torch.Tensor]:
+    """What the ranks send of the model, each as an engine reads it; they share the buckets evenly."""
+    import ray
+
+    ray.get([rank.plan_weights.remote("model", bucket_bytes, "float32") for rank in group.ranks])
+    begun = [rank.weight_buckets.options(num_returns="streaming").remote() for rank in group.ranks]
+    streams = [[*stream] for stream in begun]
+    counts = [len(stream) - 1 for stream in streams]
+    assert min(counts) > 2
+    assert max(counts) - min(counts) <= 1
+    return {name: tensor for stream in streams for ref in stream[:-1] for name, tensor in decode_bucket(ray.get(ref))}
 
 
 def whole_state(folder: Path) -> dict[tuple[str, str], torch.Tensor]:
@@ -185,7 +204,8 @@ def test_a_loaded_state_is_what_all_ranks_compute_with_and_bf16_stays_near_plain
 ) -> None:
     import ray
 
-    settings = group.settings.model_copy(update={"zero_stage": stage, "precision": precision})
+    chosen = {"zero_stage": stage, "precision": precision, "attention": ATTENTION[stage]}
+    settings = group.settings.model_copy(update={**chosen, "gradient_checkpointing": stage == 3})
     ray.get([rank.choose.remote(settings) for rank in group.ranks])
     spec = ModelSpec(str(folders.policy), "policy", OPTIMIZER, STEPS)
     group.load({"model": spec}, run_dir=tmp_path, seed=0)

@@ -149,6 +149,7 @@ def test_two_zero_3_ranks_that_host_the_scorers_learn_what_one_does(
         "learner": {"ranks": 2, "zero_stage": 3},
         "scoring": {"reference_on": "learner"},
         "cluster": {"placement": "hybrid"},
+        "weights": {"delta_every": 3, "probe_every": 1, "bucket_mib": 1},
     }
     run = train(folders.config(**changes), tmp_path / "hybrid")
     assert "ref_log_probs" not in experience(run)[0].schema.names
@@ -156,6 +157,7 @@ def test_two_zero_3_ranks_that_host_the_scorers_learn_what_one_does(
     for one, two in zip(metrics(plain), metrics(run), strict=True):
         for name in ("actor/pg_loss", "critic/vf_loss", "objective/kl", "actor/entropy", "critic/score/mean"):
             assert two[name] == pytest.approx(one[name], abs=2e-4), name
+        assert two["weights/bytes"] < one["weights/bytes"], "what changed, compressed"
         assert two["actor/ref_kl"] == pytest.approx(one["actor/ref_kl"], abs=1e-5)
 
 

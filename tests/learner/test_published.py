@@ -10,17 +10,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_dist.config import Lora
 from rlhf_dist.learner import published as room
-from rlhf_dist.learner.adapters import adapt, adapted_layers
+from rlhf_dist.learner.adapters import adapt
 from rlhf_dist.learner.finite import odd_tensors
-from rlhf_dist.learner.published import Merged, Publication, Whole, collected, published
-from rlhf_dist.store.weights import Moved, decode_bucket
+from rlhf_dist.learner.published import Merged, Whole, collected, published
 from tests.learner.test_policy_update import SHAPE
-
-NOTHING = {"names": [], "bytes": 0, "odd": [], "moved": Moved()}
 
 
 class Sharded:
     """`TrainedModel`'s contract under ZeRO-3, on one process."""
+
+    zero_stage, device = 3, torch.device("cpu")
 
     def __init__(self, lm: LlamaForCausalLM, lora: Lora | None = None) -> None:
         self.hugging_face, self.lora = lm, lora
@@ -103,82 +102,6 @@ def test_no_more_than_a_bucket_is_ever_whole_and_only_who_keeps_has_copies(
     for parameter in model.hugging_face.parameters():
         parameter.data.zero_()
     assert all(torch.equal(kept[name], before[name]) for name in names), "copies, not views"
-
-
-def test_a_publication_has_every_weight_once_in_the_wires_dtype_on_the_rank_that_owns_the_bucket() -> None:
-    model = adapted(Lora(rank=2))
-    publication = Publication.plan(model, dtype=torch.bfloat16, bucket_bytes=4096)
-    assert len(publication.buckets) > 1
-    found = {}
-    for number in range(len(publication.buckets)):
-        assert publication.table(number, mine=False) == (None, NOTHING)
-        table, report = publication.table(number, mine=True)
-        tensors = dict(decode_bucket(table))
-        assert list(tensors) == report["names"]
-        assert sum(tensor.nbytes for tensor in tensors.values()) == report["bytes"]
-        found |= tensors
-    expected = everything(published(model))
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name].bfloat16()) for name in expected)
-
-
-def sent(model: Sharded, dtype: torch.dtype, *, partial: bool) -> tuple[dict[str, torch.Tensor], Moved]:
-    """All that a publication sends, and what is left of the adapters' change."""
-    publication = Publication.plan(model, dtype=dtype, bucket_bytes=4096)
-    found, moved = dict[str, torch.Tensor](), Moved()
-    for number in range(len(publication.adapted if partial else publication.buckets)):
-        table, report = publication.table(number, mine=True, partial=partial)
-        found |= dict(decode_bucket(table))
-        moved = moved.plus(report["moved"])
-    return found, moved
-
-
-@pytest.mark.parametrize(
-    ("targets", "parents"),
-    [
-        (("all-linear",), ("self_attn", "mlp")),
-        (("q_proj",), ("self_attn",)),
-        (("up_proj", "lm_head"), ("mlp", "lm_head")),
-    ],
-)
-def test_a_partial_version_is_what_adapters_change_with_the_rest_of_its_layers_as_the_complete_one_has_it(
-    targets: tuple[str, ...], parents: tuple[str, ...]
-) -> None:
-    model = adapted(Lora(rank=2, targets=targets), attention_bias=True)
-    complete, moved = sent(model, torch.float32, partial=False)
-    partial, moved_too = sent(model, torch.float32, partial=True)
-    assert partial.keys() == {name for name in complete if any(f"{each}." in name for each in parents)}
-    assert all(torch.equal(tensor, complete[name]) for name, tensor in partial.items())
-    assert moved.kept == moved_too.kept == pytest.approx(1.0)
-    assert Publication.plan(Sharded(llama()), dtype=torch.float32, bucket_bytes=4096).adapted == []
-
-
-@pytest.mark.parametrize(("size", "kept"), [(0.0, None), (1e-9, 0.0), (1.0, 1.0)])
-def test_adapters_are_merged_in_fp32_and_rounded_once_and_what_rounding_leaves_is_told(
-    size: float, kept: float | None
-) -> None:
-    model = adapted(Lora(rank=2))
-    for name, parameter in model.hugging_face.named_parameters():
-        if "lora_B" in name:
-            parameter.data *= size
-    model.hugging_face.bfloat16()  # as DeepSpeed has it: the frozen weights, and copies of the adapters'
-    found, moved = sent(model, torch.bfloat16, partial=True)
-    assert moved.kept == (kept if kept is None else pytest.approx(kept, abs=0.02))
-    for name, layer in adapted_layers(model.hugging_face).items():
-        own = model.hugging_face.get_submodule(layer)
-        a, b = (each["default"].weight.float() for each in (own.lora_A, own.lora_B))
-        expected = own.base_layer.weight.float() + b @ a * own.scaling["default"]
-        assert torch.equal(found[name], expected.bfloat16())
-        assert own.lora_A["default"].weight.dtype == torch.bfloat16, "the learner's own are as they were"
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 3.4e38])
-def test_a_publication_names_what_is_not_finite_in_the_wires_dtype(number: float) -> None:
-    model = Sharded(llama())
-    name, parameter = next(iter(model.hugging_face.named_parameters()))
-    parameter.data[0, 0] = number
-    publication = Publication.plan(model, dtype=torch.bfloat16, bucket_bytes=2**30)
-    assert publication.table(0, mine=True)[1]["odd"] == [name]
 
 
 def test_large_weights_are_finite_though_their_sum_is_not() -> None:

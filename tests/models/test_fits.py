@@ -107,7 +107,7 @@ def test_a_full_table_of_positions_has_room_for_padding(family: str) -> None:
 def test_kernels_that_are_not_there_are_told_by_the_config_alone() -> None:
     note = attention_note("policy", "a", AutoConfig.from_pretrained(folder_of("mistral")), "flash_attention_2")
     assert note is not None
-    assert "computed by sdpa instead of flash_attention_2 (learner.attention): the package flash-attn is not" in note
+    assert "computed by varlen instead of flash_attention_2 (learner.attention): the package flash-attn is not" in note
     note = attention_note("reward", "a", AutoConfig.from_pretrained(folder_of("gptj")), "sdpa")
     assert note == (
         "reward a: attention is computed by eager instead of sdpa (learner.attention): GPTJForCausalLM has no such kernel"

@@ -13,6 +13,7 @@ from rlhf_dist.models import load_policy
 from rlhf_dist.records import PromptTask, RowKey, SampleRequest, Sampling
 from rlhf_dist.rollout.spec import engine_spec
 from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
+from rlhf_dist.store.deltas import encode_delta
 from rlhf_dist.store.row import rows_of
 from rlhf_dist.store.weights import Manifest, Probe, encode_bucket
 from tests.runs import Folders
@@ -24,7 +25,7 @@ class Silent:
     """In place of metrics, which leave through Ray."""
 
     def pulled(self, version: int) -> None:
-        assert version in (5, 6)
+        assert version in (4, 5, 6)
 
     def count(self, **counts: int) -> None:
         pass
@@ -131,6 +132,21 @@ def test_a_worker_without_a_version_takes_a_complete_one_and_then_only_what_chan
     made._begin(store)
     made.generate([PromptTask(0, 3, (1, 5), 1)])
     assert store.asked == [False, True, False], "what a store before this one gave is nothing to put its versions on"
+
+
+def test_a_worker_puts_a_delta_on_its_base_whatever_it_had_before(folders: Folders, tmp_path: Path, own: Any) -> None:
+    found = worker(folders, tmp_path, own, None)
+    base = replace(found._store.manifest, version=3)
+    (table,) = base.buckets
+    for version, made in ((4, found), (5, found), (6, worker(folders, tmp_path, own, None))):
+        with torch.no_grad():
+            own.get_parameter("model.layers.0.self_attn.q_proj.weight")[version].add_(0.05)
+        delta = encode_delta(table, [(name, tensor.detach().clone()) for name, tensor in own.named_parameters()])
+        assert delta.nbytes < table.nbytes / 10
+        probe = Probe(TOKENS, tuple(probe_of(own)))
+        made._begin(Store(Manifest(version, base.names, delta.nbytes, (delta,), probe, base=base)))
+        made.generate([PromptTask(0, 3, (1, 5), 1)])
+        assert made._engine.version == version, "the probe agrees with the learner's"
 
 
 class OneGrant:

@@ -54,6 +54,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Made]:
     monkeypatch.setattr(f"{pipeline}.encoder_of", lambda _: SimpleNamespace(notes=list))
     monkeypatch.setattr(f"{pipeline}.session", lambda *_, **__: nullcontext())
     monkeypatch.setattr(f"{pipeline}._room_for_both", lambda _: False)
+    monkeypatch.setattr(f"{pipeline}._held_at_once", lambda *_: 0.0)
     monkeypatch.setattr(f"{pipeline}.check_settings", lambda *_: None)
     monkeypatch.setattr(f"{pipeline}.resolved", lambda config: config)
     monkeypatch.setattr(f"{pipeline}.told_of_resume", lambda *_: [])

@@ -1,7 +1,7 @@
 """The store as its callers see it: coroutines in one process, objects kept by value instead of in Ray's object store."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from rlhf_dist.store.actor import Store
 from rlhf_dist.store.experience import ExperienceIndex
 from rlhf_dist.store.row import rollout_batch
 from rlhf_dist.store.schema import written_by
-from rlhf_dist.store.weights import Moved
+from rlhf_dist.store.weights import Moved, Sent
 
 TASKS = [PromptTask(0, prompt, (1, 2), 2) for prompt in range(2)]
 
@@ -55,7 +55,7 @@ async def begun(store: Store) -> list[RowKey]:
 
 async def begun_by(store: Store, worker: str) -> list[RowKey]:
     await store.submit(TASKS)
-    await store.publish(0, [], 0, None)
+    await store.publish(0, [], None)
     keys = [key for task in await store.next_prompts(worker, 10, 1) for key in task.row_keys()]
     await store.append(worker, rows(keys))
     return keys
@@ -110,7 +110,7 @@ def test_columns_that_are_not_the_writers_are_refused() -> None:
 def test_rows_that_nobody_leased_to_the_writer_are_refused() -> None:
     async def play(store: Store) -> None:
         await store.submit(TASKS)
-        await store.publish(0, [], 0, None)
+        await store.publish(0, [], None)
         with pytest.raises(StoreError, match="which is not leased to it"):
             await store.append("b", rows([RowKey(0, 0, 0)]))
 
@@ -124,7 +124,7 @@ def test_a_waiting_worker_is_served_as_soon_as_a_version_admits_it_and_an_idle_w
         await store.submit(TASKS)
         await asyncio.sleep(0.05)
         assert not waiting.done(), "no version was published"
-        await store.publish(0, [], 0, None)
+        await store.publish(0, [], None)
         assert await waiting == TASKS
 
     with_store(play)
@@ -133,7 +133,7 @@ def test_a_waiting_worker_is_served_as_soon_as_a_version_admits_it_and_an_idle_w
 def test_a_lost_workers_prompts_and_rows_go_to_others() -> None:
     async def play(store: Store) -> None:
         await store.submit(TASKS)
-        await store.publish(0, [], 0, None)
+        await store.publish(0, [], None)
         lost = await store.next_prompts("a", 2, 1)
         await store.release("a")
         again = await store.next_prompts("b", 10, 1)
@@ -161,7 +161,7 @@ def test_a_call_that_a_dead_worker_left_waiting_is_granted_nothing() -> None:
 def test_two_workers_share_what_is_queued() -> None:
     async def play(store: Store) -> None:
         await store.submit(TASKS)
-        await store.publish(0, [], 0, None)
+        await store.publish(0, [], None)
         first, second = [await store.next_prompts(worker, 100, 1) for worker in "ab"]
         assert [task.prompt_id for task in first] == [0]
         assert [task.prompt_id for task in second] == [1]
@@ -199,7 +199,7 @@ def test_numbers_that_are_not_finite_do_not_enter_and_their_row_is_named(number:
 
     async def play(store: Store) -> None:
         await store.submit(TASKS)
-        await store.publish(0, [], 0, None)
+        await store.publish(0, [], None)
         keys = [key for task in await store.next_prompts("a", 10, 1) for key in task.row_keys()]
         samples = [Sample(key, (1, 2), (3, 4), (-0.5, -0.5), "stop", ((0, 2),)) for key in keys]
         spoilt = rollout_batch([*samples[:2], spoil(samples[2]), samples[3]])
@@ -222,29 +222,58 @@ def test_numbers_that_are_not_finite_do_not_enter_and_their_row_is_named(number:
     with_store(play)
 
 
-class _Remote:
-    """A learner rank's `weight_bucket`, one of whose tensors is not finite."""
+class _Rank:
+    """A learner rank's `weight_buckets`: tables stand for themselves."""
 
-    weight_bucket: Any
+    weight_buckets: Any
 
-    def __init__(self) -> None:
-        self.weight_bucket = self
+    def __init__(self, tables: list[str], sent: Sent) -> None:
+        self.weight_buckets, self.tables, self.sent = self, tables, sent
+        self.base: Any = "not asked"
 
-    def options(self, **_: Any) -> "_Remote":
+    def options(self, **_: Any) -> "_Rank":
         return self
 
-    def remote(self, bucket: int, partial: bool) -> tuple[Any, Any]:
-        told: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        told.set_result(
-            {"names": ["lm_head.weight"], "bytes": 4, "odd": ["lm_head.weight"] if bucket else [], "moved": Moved()}
+    async def remote(self, partial: bool, base: Any) -> AsyncIterator[Any]:
+        self.base = base
+        told: asyncio.Future[Sent] = asyncio.get_running_loop().create_future()
+        told.set_result(self.sent)
+        for ref in (*self.tables, told):
+            yield ref
+
+
+def test_buckets_that_ranks_sent_in_turn_stand_in_the_models_order() -> None:
+    async def play(store: Store) -> None:
+        ranks = [
+            _Rank(["t0", "t3"], Sent([["a", "b"], ["f"]], 3, [], Moved(4.0, 4.0, 4.0))),
+            _Rank(["t1", "t4"], Sent([["c"], ["g"]], 2, [], Moved(4.0, 0.0, 0.0))),
+            _Rank(["t2"], Sent([["d", "e"]], 2)),
+        ]
+        facts = await store.publish(3, ranks, None)
+        assert facts == {
+            "weights/bytes": 7.0,
+            "weights/spilled_bytes": 0.0,
+            "weights/lora_kept": pytest.approx(0.5**0.5),
+        }
+        (manifest,) = await store.newest_weights(False)
+        assert (manifest.names, manifest.buckets) == (tuple("abcdefg"), ("t0", "t1", "t2", "t3", "t4"))
+        assert [rank.base for rank in ranks] == [None] * 3
+        await store.publish(4, ranks, None, False, 2)
+        assert [rank.base for rank in ranks] == [("t0", "t3"), ("t1", "t4"), ("t2",)], (
+            "each has its own to compare with"
         )
-        return None, told
+        (newest,) = await store.newest_weights(True)
+        assert (newest.version, newest.base) == (4, manifest)
+        await store.publish(5, ranks, None, False, 2)
+        assert [rank.base for rank in ranks] == [None] * 3
+
+    with_store(play)
 
 
 def test_a_version_whose_weights_are_not_finite_is_not_published() -> None:
     async def play(store: Store) -> None:
         with pytest.raises(NumbersError, match="weight version 3: 1 tensors are not finite, e.g. lm_head.weight"):
-            await store.publish(3, [_Remote()], 2, None)
+            await store.publish(3, [_Rank(["t"], Sent([["lm_head.weight"]], 4, ["lm_head.weight"]))], None)
         assert await store.newest_version() == -1
 
     with_store(play)

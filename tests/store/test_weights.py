@@ -80,6 +80,26 @@ def test_an_engine_takes_the_newest_complete_version_before_a_partial_one_unless
         versions(True)
 
 
+def test_versions_are_deltas_on_the_newest_whole_one_of_their_kind_until_so_many_have_passed() -> None:
+    index = WeightIndex()
+    assert index.base_of(0, partial=False, every=3) is None
+    for version in range(7):
+        base = index.base_of(version, partial=False, every=3)
+        assert (base and base.version) == (None if version % 3 == 0 else version // 3 * 3)
+        index.add(Manifest(version, ("a",), 1 if base else 10, (), base=base))
+        assert [each.version for each in index.to_load(has_one=False)] == [version], "with its base in it"
+        assert index.num_bytes() == [10, 11, 12, 21, 11, 12, 21][version], "a base stays as long as a delta on it"
+    assert index.base_of(7, partial=False, every=1) is None
+    assert index.base_of(7, partial=True, every=3) is None, "another kind has other buckets"
+    index.add(Manifest(7, ("a",), 1, (), partial=True))
+    for version in (8, 9):
+        base = index.base_of(version, partial=True, every=3)
+        assert base is not None
+        index.add(Manifest(version, ("a",), 1, (), partial=True, base=base))
+        assert [each.version for each in index.to_load(has_one=False)] == [6, version]
+        assert (base.version, index.base_of(8, partial=False, every=3)) == (7, index._manifests[6])
+
+
 def test_what_is_kept_of_a_change_is_1_where_nothing_is_lost_and_adds_up_over_weights() -> None:
     assert Moved().kept is None
     assert Moved(4.0, 0.0, 0.0).kept == 0.0

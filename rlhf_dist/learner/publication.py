@@ -1,0 +1,121 @@
+"""How a model's versions leave the learner: cut into buckets, which the ranks send in rounds, all of them at once.
+
+Under ZeRO-3 every rank takes part in gathering every bucket. So a round gathers as many buckets as there are ranks, each of
+which keeps a copy of one; then they hash and send their copies side by side, while the next ones come into host memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from rlhf_dist.learner.finite import odd_tensors
+from rlhf_dist.learner.published import PublishedWeights, published
+from rlhf_dist.learner.staging import Staged, Staging
+from rlhf_dist.learner.trained_model import TrainedModel
+from rlhf_dist.models.file_names import Unit, in_file, units_of
+from rlhf_dist.store.deltas import encode_delta
+from rlhf_dist.store.weights import Moved, Sent, encode_bucket, plan_buckets, rows_of
+from rlhf_dist.telemetry import tracing
+
+
+@dataclass
+class Publication:
+    """How a model's versions go to the store: under its file's names, in which buckets, in which dtype."""
+
+    weights: PublishedWeights
+    model: Any
+    """The Hugging Face model, which knows its file's names."""
+    dtype: torch.dtype
+    buckets: list[list[Unit]]
+    """Of a complete version."""
+    adapted: list[list[Unit]]
+    """Of one that has what adapters change, alone; none without adapters."""
+    lasting: bool
+    """Whether weights stay whole after their bucket: without ZeRO-3."""
+    staging: Staging
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(torch.get_num_threads()))
+    """Hash the tensors of a bucket; as many as the process computes with."""
+
+    @classmethod
+    def plan(cls, model: TrainedModel, *, dtype: torch.dtype, bucket_bytes: int) -> Publication:
+        """Cut a model into buckets."""
+        weights = published(model)
+        units = units_of(model.hugging_face, weights.shapes())
+        changed = _with_siblings([name for name, _ in weights.shapes()], weights.adapted)
+        adapted = [unit for unit in units if changed.intersection(unit.own)]
+
+        def cut(units: list[Unit]) -> list[list[Unit]]:
+            sizes = [(str(number), unit.numel * dtype.itemsize) for number, unit in enumerate(units)]
+            return [
+                [units[int(number)] for number in bucket] for bucket in plan_buckets(sizes, bucket_bytes=bucket_bytes)
+            ]
+
+        lasting, staging = model.zero_stage < 3, Staging(model.device)
+        return cls(weights, model.hugging_face, dtype, cut(units), cut(adapted), lasting, staging)
+
+    def tables(
+        self, rank: int, ranks: int, *, partial: bool = False, base: Iterator[pa.Table] | None = None
+    ) -> Iterator[pa.Table | Sent]:
+        """The buckets of one rank, in order, and in the end what was in them; all ranks must iterate to the end.
+
+        Rank r has the buckets r, r + ranks and so on. A table is good until the next one is asked for: then its memory is used
+        again.
+
+        Args:
+            rank: whose.
+            ranks: their number.
+            partial: only what adapters change.
+            base: this rank's buckets of an older version, on which these are to be deltas.
+        """
+        buckets = self.adapted if partial else self.buckets
+        sent, ready = Sent(), None
+        for first in range(0, len(buckets), ranks):
+            coming = self._round(buckets[first : first + ranks], rank)
+            if ready is not None:
+                yield self._table(ready, sent, base)
+            ready = coming
+        if ready is not None:
+            yield self._table(ready, sent, base)
+        yield sent
+
+    def _round(self, buckets: Sequence[list[Unit]], own: int) -> tuple[Staged, list[Moved]] | None:
+        """Gather some buckets, one after the other; one of them begins to come into this rank's host memory."""
+        found = None
+        for number, bucket in enumerate(buckets):
+            moved: list[Moved] = []
+            names = [name for unit in bucket for name in unit.own]
+            with self.weights.bucket(names, self.dtype, moved=moved) as tensors:
+                if number == own:
+                    found = self.staging.take(in_file(self.model, dict(tensors)), lasting=self.lasting), moved
+        return found
+
+    def _table(self, ready: tuple[Staged, list[Moved]], sent: Sent, base: Iterator[pa.Table] | None) -> pa.Table:
+        staged, moved = ready
+        with tracing.span("weight bucket", number=len(sent.names)):
+            tensors = staged()
+            if base is None:
+                table = encode_bucket(tensors.items(), threads=self.threads)
+            else:
+                table = encode_delta(next(base), tensors.items(), threads=self.threads)
+            sent.names.append([*tensors])
+            sent.num_bytes += sum(row.num_bytes for row in rows_of(table))
+            sent.odd += odd_tensors(tensors.items())
+            sent.moved = reduce(Moved.plus, moved, sent.moved)
+        return table
+
+
+def _with_siblings(names: Iterable[str], adapted: Iterable[str]) -> set[str]:
+    """Adapted weights with those of the same parent: engines hold q, k and v as one layer, and reload a layer only whole."""
+
+    def parent(name: str) -> str:
+        return name.rsplit(".", 2)[0]
+
+    parents = {parent(name) for name in adapted}
+    return {name for name in names if parent(name) in parents}
