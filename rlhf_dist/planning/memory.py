@@ -128,7 +128,7 @@ def memory(
         return engine_memory(config, sizes["policy"], gpu_bytes)
     if role == "store":
         return store_memory(config, sizes["policy"])
-    return scorer_memory(config, sizes[role], role)
+    return scorer_memory(config, sizes[role], role, devices=config.devices_of_scorer(role) if gpu_bytes else 1)
 
 
 def learner_memory(config: RLConfig, sizes: dict[str, ModelSize]) -> dict[str, float]:
@@ -188,12 +188,14 @@ def engine_memory(config: RLConfig, policy: ModelSize, gpu_bytes: float | None) 
     return {"parameters": parameters, "KV cache": max(sample, rollout.gpu_memory_fraction * gpu_bytes - parameters)}
 
 
-def scorer_memory(config: RLConfig, size: ModelSize, role: str) -> dict[str, float]:
-    """Bytes of one scoring worker."""
+def scorer_memory(config: RLConfig, size: ModelSize, role: str, *, devices: int) -> dict[str, float]:
+    """Bytes of one scoring worker on each of its devices, over which all weights but the embeddings are cut."""
     width = BYTES[config.learner.dtype]
     tokens = config.scoring.batch_tokens
     widest = 4 * (size.intermediate + size.hidden)
-    found = {"parameters": float(size.parameters * width), "activations": float(tokens * widest * width)}
+    whole = size.vocabulary * size.hidden if size.parameters else 0
+    held = whole + (size.parameters - whole) / devices if devices > 1 else size.parameters
+    found = {"parameters": float(held * width), "activations": float(tokens * widest * width)}
     if role in ("reference", "teacher"):
         found["logits"] = 3.0 * min(LOGITS_BYTES, 4 * tokens * size.vocabulary)
     return found

@@ -166,6 +166,8 @@ class Cut:
                 if isinstance(answer, Exception):
                     self._children.expect_end()
                     self._children.kill()  # the others would wait for it in a collective
+                    for each in self._pipes:
+                        each.close()
                     raise answer
             self._children.check()
         return said[0]

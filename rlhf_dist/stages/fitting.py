@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_dist.config import Job
+from rlhf_dist.config import EvaluateConfig, Job, RLJob
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.models import check_models, read_config
 from rlhf_dist.models.attention import attention_note
+from rlhf_dist.models.cut import check_can_be_cut
 
 
 def check_stage(
@@ -25,7 +26,18 @@ def check_stage(
     Raises:
         ModelError: names role and folder, what was found and what was expected.
     """
+    if isinstance(config, RLJob | EvaluateConfig):
+        _check_cut(config, models)
     check_models(models, encoder.tokenizer, longest, lower=lower or "prompts.max_tokens or rollout.max_new_tokens")
     for role, path in dict.fromkeys(models):
         if note := attention_note(role, path, read_config(path), config.learner.attention):
             encoder.tell(note)
+
+
+def _check_cut(config: RLJob | EvaluateConfig, models: Sequence[tuple[str, str]]) -> None:
+    """Refuse models of scoring workers that cannot be cut over as many devices as these have."""
+    processes = config.scoring.tensor_parallel
+    scored = set(config.scoring_workers) if isinstance(config, RLJob) else {"reward", "reference"}
+    for role, path in dict.fromkeys(models):
+        if processes > 1 and role in scored:
+            check_can_be_cut(path, read_config(path), processes)
