@@ -36,7 +36,9 @@ class ModelSpec:
     """Folder of a checkpoint's optimiser state, to go on from; empty: start anew."""
 
     def build(self, settings: Learner) -> PolicyModel | ValueModel:
-        """The module in training mode, in fp32: what is computed in bf16 keeps fp32 master weights.
+        """The module in training mode, in fp32, or without weights, which `TrainedModel` then reads in the precision's dtype.
+
+        What is computed in bf16 has fp32 master weights, but DeepSpeed makes them from bf16 ones.
 
         Raises:
             ModelError: the folder holds no such model, its numbers are not its own, or it could not be saved.
@@ -67,7 +69,8 @@ class ModelSpec:
             self._adapt(made.from_config(read_config(self.path)))
 
     def _loaded(self, settings: Learner) -> Any:
-        shared: dict[str, Any] = {"dtype": torch.float32, "attention": settings.attention}
+        hollow = settings.precision == "bf16" or (settings.zero_stage == 3 and settings.ranks > 1)
+        shared: dict[str, Any] = {"dtype": torch.float32, "attention": settings.attention, "hollow": hollow}
         if self.kind == "policy":
             return load_policy(self.path, **shared)
         base = load_value_model(self.path, heads=self.heads, new_head=True, **shared)

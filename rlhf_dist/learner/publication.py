@@ -21,7 +21,7 @@ from rlhf_dist.learner.staging import Staged, Staging
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models.file_names import Unit, in_file, units_of
 from rlhf_dist.store.deltas import encode_delta
-from rlhf_dist.store.weights import Moved, Sent, encode_bucket, plan_buckets, rows_of
+from rlhf_dist.store.weights import Moved, Sent, cells_of, encode_bucket, plan_buckets
 from rlhf_dist.telemetry import tracing
 
 
@@ -105,7 +105,7 @@ class Publication:
             else:
                 table = encode_delta(next(base), tensors.items(), threads=self.threads)
             sent.names.append([*tensors])
-            sent.num_bytes += sum(row.num_bytes for row in rows_of(table))
+            sent.num_bytes += sum(row.num_bytes for row in cells_of(table))
             sent.odd += odd_tensors(tensors.items())
             sent.moved = reduce(Moved.plus, moved, sent.moved)
         return table

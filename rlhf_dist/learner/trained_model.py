@@ -14,8 +14,10 @@ from torch import nn
 from rlhf_dist.config import Lora, Optimizer
 from rlhf_dist.learner import optimizer_state
 from rlhf_dist.learner.adapters import is_adapter, without_adapters
+from rlhf_dist.learner.filling import fill, sharing
 from rlhf_dist.learner.schedule import move_to, schedule_of
 from rlhf_dist.models import PolicyModel, ValueModel
+from rlhf_dist.models.hollow import is_hollow
 
 
 class TrainedModel:
@@ -46,6 +48,9 @@ class TrainedModel:
         import deepspeed
 
         settings = _settings(zero_stage, dtype, clip=optimizer.max_grad_norm, cpu_offload=cpu_offload)
+        hollow = any(map(is_hollow, module.parameters()))
+        if hollow:
+            fill(module, getattr(torch, dtype), share=sharing(settings) if zero_stage == 3 else None)
         adamw = torch.optim.AdamW(
             [parameter for parameter in module.parameters() if parameter.requires_grad],
             lr=optimizer.lr,
@@ -64,6 +69,9 @@ class TrainedModel:
         self.prefix, self.lora = module.prefix, lora
         self.zero_stage = zero_stage
         self.lr = schedule
+        if hollow:
+            module.prove()
+            module.train()
 
     @property
     def hugging_face(self) -> Any:

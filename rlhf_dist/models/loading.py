@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rlhf_dist.imports import import_transformers
 from rlhf_dist.models.attention import kernel_of
 from rlhf_dist.models.cut import loading_options
 from rlhf_dist.models.folders import resolve
+from rlhf_dist.models.hollow import hollow_out
 from rlhf_dist.models.roles import check_role, is_classifier
 from rlhf_dist.models.tokenizers import load_tokenizer
 
@@ -27,8 +28,17 @@ ANSWERS: dict[str, Any] = {"return_dict": True, "output_attentions": False, "out
 """What a forward returns, whatever a config that was saved in the middle of some experiment says."""
 
 
-def load_policy(path: str, *, dtype: torch.dtype, attention: str = "sdpa", processes: int = 1) -> Any:
+def load_policy(
+    path: str, *, dtype: torch.dtype, attention: str = "sdpa", hollow: bool = False, processes: int = 1
+) -> Any:
     """Read a causal language model, or of one that is cut over so many processes this one's part.
+
+    Args:
+        path: Hugging Face folder or name.
+        dtype: of the weights.
+        attention: attention kernels.
+        hollow: check it and make it without reading its weights; see `models.hollow`.
+        processes: over which it is cut; their process group is up, and all of them call at once.
 
     Raises:
         ModelError: the folder is missing, holds no such model or only a part of its weights, or is a reward model.
@@ -36,9 +46,8 @@ def load_policy(path: str, *, dtype: torch.dtype, attention: str = "sdpa", proce
     from transformers import AutoModelForCausalLM
 
     check_role("policy", path, read_config(path))
-    return _load(
-        AutoModelForCausalLM, path, own_head=TOKENS_HEAD, dtype=dtype, attention=attention, **loading_options(processes)
-    )
+    options = {"dtype": dtype, "attention": attention, **loading_options(processes)}
+    return _load(AutoModelForCausalLM, path, own_head=TOKENS_HEAD, hollow=hollow, **options)
 
 
 def load_value_model(
@@ -48,6 +57,7 @@ def load_value_model(
     attention: str = "sdpa",
     heads: int | None = None,
     new_head: bool = False,
+    hollow: bool = False,
     processes: int = 1,
 ) -> Any:
     """Read a sequence-classification model.
@@ -58,6 +68,7 @@ def load_value_model(
         attention: attention kernels.
         heads: labels; None: as many as the folder says, one if it is no classifier yet.
         new_head: whether a language model will do, whose head then starts at random and is to be trained.
+        hollow: as in `load_policy`.
         processes: over which it is cut.
 
     Raises:
@@ -75,6 +86,7 @@ def load_value_model(
         path,
         own_head=HEAD,
         new_head=made_anew,
+        hollow=hollow,
         dtype=dtype,
         attention=attention,
         num_labels=labels,
@@ -133,10 +145,14 @@ def _method(quantization: Any) -> str:
     return str(found)
 
 
-def _load(kind: Any, path: str, *, own_head: str, attention: str, new_head: bool = False, **options: Any) -> Any:
+def _load(
+    kind: Any, path: str, *, own_head: str, attention: str, new_head: bool = False, hollow: bool = False, **options: Any
+) -> Any:
     """Read a model and see that all of its weights came from the file, but for a head that is to be new."""
     path = resolve(path)
     _check_files(Path(path))
+    if hollow:
+        options["device_map"] = {"": "meta"}
     try:
         model, told = _read(kind, path, attention, options)
     except (
@@ -158,7 +174,10 @@ def _load(kind: Any, path: str, *, own_head: str, attention: str, new_head: bool
                 "weights of one model"
             )
     _check_unused(path, unused, own_head)
-    _check_finite(path, model)
+    if hollow:
+        hollow_out(model, path, told["missing_keys"] | {name for name, _, _ in told["mismatched_keys"]})
+    else:
+        refuse_odd(path, odd_weights(model.named_parameters()))
     return model
 
 
@@ -201,11 +220,17 @@ def _check_unused(path: str, unused: list[str], own_head: str) -> None:
         log.warning("weights in the file that the model has no place for", extra={"model": path, "names": rest[:5]})
 
 
-def _check_finite(path: str, model: nn.Module) -> None:
-    """Refuse weights from which only NaN can come; where a sum is finite, so is each number in it."""
-    odd = [
-        name for name, weight in model.named_parameters() if not weight.sum().isfinite() and not weight.isfinite().all()
-    ]
+def odd_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
+    """Names of weights from which only NaN can come; where a sum is finite, so is each number in it."""
+    return [name for name, weight in weights if not weight.sum().isfinite() and not weight.isfinite().all()]
+
+
+def refuse_odd(path: str, odd: Sequence[str]) -> None:
+    """Refuse a model with weights that are not finite.
+
+    Raises:
+        ModelError: there are any; names the first.
+    """
     if odd:
         raise ModelError(
             f"{path}: {len(odd)} of its weights hold NaN or infinity, e.g. {odd[0]}; expected finite numbers"

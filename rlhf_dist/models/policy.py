@@ -38,14 +38,18 @@ class PolicyModel(WrappedModel):
         made = LogProbHead.around(head)
         made.finish = OwnFinish.of(lm)
         lm.set_output_embeddings(made)
-        self.temperature = 1.0
-        self.value_head: ScalarHead | None = None
-        prove(self, _own_log_probs)
         self.temperature = temperature
+        self.value_head: ScalarHead | None = None
+        self.prove()
         if value_head:
             width = lm.config.get_text_config().hidden_size
             self.value_head = ScalarHead(width, 1, bias=False, dtype=lm.dtype, device=lm.device)
             nn.init.zeros_(self.value_head.weight)
+
+    def prove(self) -> None:
+        """See `WrappedModel`."""
+        with at_temperature(self, 1.0):
+            prove(self, _own_log_probs)
 
     def forward(
         self, batch: PackedBatch, *, entropy_grad: bool = False

@@ -23,6 +23,7 @@ import torch
 
 from rlhf_dist.errors import ModelError
 from rlhf_dist.models.fits import longest_alike
+from rlhf_dist.models.hollow import is_hollow, whole_shape
 from rlhf_dist.models.packed import PackedBatch, pack
 from rlhf_dist.models.wrapped import RowLayout, WrappedModel
 
@@ -53,8 +54,8 @@ def prove(model: WrappedModel, own: Own) -> None:
     Raises:
         ModelError: names the model, what differs by how much, and a way out.
     """
-    if any(parameter.is_meta for parameter in model.parameters()):
-        return
+    if any(is_hollow(parameter) for parameter in model.parameters()):
+        return  # what makes it whole has it prove itself
     trial = _Trial(model, own)
     trial.check_finite()
     trial.check_own()
@@ -217,7 +218,7 @@ class _Trial:
 
 def _sequences(inner: Any) -> list[np.ndarray[Any, Any]]:
     """Token ids that a model has rows for, none of them its padding; short enough for it."""
-    rows = len(inner.get_input_embeddings().weight)
+    rows = whole_shape(inner.get_input_embeddings().weight)[0]
     longest = longest_alike(inner.config) or max(LENGTHS)
     if rows < 4 or longest < 4:
         raise ModelError(

@@ -31,6 +31,12 @@ class ValueModel(WrappedModel):
         """
         super().__init__(classifier)
         classifier.score = ScalarHead.around(classifier.score)
+        self.shift, self.scale = shift, scale
+        self.prove()
+
+    def prove(self) -> None:
+        """See `WrappedModel`."""
+        shift, scale = self.shift, self.scale
         self.shift, self.scale = 0.0, 1.0
         prove(self, _own_score)
         self.shift, self.scale = shift, scale

@@ -63,6 +63,14 @@ class WrappedModel(nn.Module):
         """The Hugging Face model."""
         return self.get_submodule(self.prefix.rstrip("."))
 
+    def prove(self) -> None:
+        """Show that the numbers which will be computed are the model's own (`models.proof`); one without weights does it later.
+
+        Raises:
+            ModelError: they are not; says where they differ, and what to do.
+        """
+        raise NotImplementedError
+
     def train(self, mode: bool = True) -> Self:
         """Nothing random happens in either mode, but for adapters' own dropout in training.
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from rlhf_dist.errors import WeightError
-from rlhf_dist.store.weights import BUCKET, Manifest, SentTensor, encode_bucket, rows_of, table_of
+from rlhf_dist.store.weights import BUCKET, Cell, Manifest, cells_of, encode_bucket, table_of
 
 if TYPE_CHECKING:
     import torch
@@ -91,9 +91,9 @@ def whole_tables(manifest: Manifest, get: Callable[[Sequence[Any]], list[pa.Tabl
 
 
 def _together(
-    make: Callable[[SentTensor, SentTensor], SentTensor], base: pa.Table, other: pa.Table, threads: Executor | None
-) -> Iterable[SentTensor]:
-    pairs = [*zip_longest(rows_of(base), rows_of(other))]
+    make: Callable[[Cell, Cell], Cell], base: pa.Table, other: pa.Table, threads: Executor | None
+) -> Iterable[Cell]:
+    pairs = [*zip_longest(cells_of(base), cells_of(other))]
     for one, two in pairs:
         if one is None or two is None or one[:3] != two[:3]:
             found, expected = (row and f"{row.name} {row.dtype} {row.shape}" for row in (two, one))
@@ -101,7 +101,7 @@ def _together(
     return (map if threads is None else threads.map)(lambda pair: make(*pair), pairs)
 
 
-def _difference(base: SentTensor, new: SentTensor) -> SentTensor:
+def _difference(base: Cell, new: Cell) -> Cell:
     old, now = (_elements(row.data, row.dtype) for row in (base, new))
     different = old != now
     changed = _compressed(np.packbits(different))
@@ -109,7 +109,7 @@ def _difference(base: SentTensor, new: SentTensor) -> SentTensor:
     return new if changed.size + data.size >= new.data.size else new._replace(changed=changed, data=data)
 
 
-def _result(base: SentTensor, delta: SentTensor) -> SentTensor:
+def _result(base: Cell, delta: Cell) -> Cell:
     if delta.changed is None:
         return delta
     new = _elements(base.data, base.dtype).copy()

@@ -6,8 +6,9 @@ way out is the one into shared memory, and on the way in the tensors are views o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -37,8 +38,10 @@ BUCKET = pa.schema(
 )
 
 KEPT_VERSIONS = 2
-CELLS = ("data", "changed")
+IN_PLACE = ("data", "changed")
 """Columns with bytes of tensors."""
+CHECKING_THREADS = 8
+"""With which memory is read about as fast as it can be."""
 
 
 class Moved(NamedTuple):
@@ -129,45 +132,26 @@ def encode_bucket(tensors: Iterable[tuple[str, torch.Tensor]], *, threads: Execu
     return table_of(BUCKET, (map if threads is None else threads.map)(_encode, tensors))
 
 
-def _encode(named: tuple[str, torch.Tensor]) -> SentTensor:
+def _encode(named: tuple[str, torch.Tensor]) -> Cell:
     import torch
 
     name, tensor = named
     flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return SentTensor(name, dtype, list(tensor.shape), xxhash.xxh3_64_intdigest(flat.data), pa.py_buffer(flat))
+    return Cell(name, dtype, tuple(tensor.shape), xxhash.xxh3_64_intdigest(flat.data), pa.py_buffer(flat))
 
 
-def decode_bucket(table: pa.Table) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a bucket as read-only views of its memory, each checked first.
-
-    Raises:
-        WeightError: the bytes of a tensor do not have the checksum that was taken when they were published.
-    """
-    import torch
-
-    for row in rows_of(table):
-        found = xxhash.xxh3_64_intdigest(row.data)
-        if found != row.checksum:
-            raise WeightError(
-                f"weight {row.name}: checksum {found:016x}; expected {row.checksum:016x}: its bytes changed on the way"
-            )
-        # torch has no read-only tensors: it would warn, and nobody writes here. numpy's view is made first to say so once.
-        array = np.frombuffer(row.data, dtype=np.uint8)
-        yield row.name, _view(array, getattr(torch, row.dtype)).view(row.shape)
-
-
-class SentTensor(NamedTuple):
-    """One tensor of a bucket."""
+class Cell(NamedTuple):
+    """One tensor of a bucket, where it lies."""
 
     name: str
     dtype: str
-    shape: list[int]
+    """Torch's name of it."""
+    shape: tuple[int, ...]
     checksum: int
     data: pa.Buffer
-    """Where the bucket has it."""
     changed: pa.Buffer | None = None
-    """Of deltas only."""
+    """Of deltas only: see `store.deltas`."""
 
     @property
     def num_bytes(self) -> int:
@@ -175,36 +159,79 @@ class SentTensor(NamedTuple):
         sent = self.data.size + (self.changed.size if self.changed is not None else 0)
         return int(sent)
 
+    def check(self) -> None:
+        """Read all bytes once.
 
-def rows_of(table: pa.Table) -> Iterator[SentTensor]:
-    """The tensors of a bucket, nothing checked and nothing copied."""
+        Raises:
+            WeightError: they do not have the checksum that was taken when they were published.
+        """
+        found = xxhash.xxh3_64_intdigest(self.data)
+        if found != self.checksum:
+            raise WeightError(
+                f"weight {self.name}: checksum {found:016x}; expected {self.checksum:016x}: its bytes changed on the way"
+            )
+
+    def tensor(self) -> torch.Tensor:
+        """A read-only view."""
+        return tensor_of(np.frombuffer(self.data, dtype=np.uint8), self.dtype, self.shape)
+
+
+def cells_of(table: pa.Table) -> Iterator[Cell]:
+    """The tensors of a bucket, in place and unread."""
     for batch in table.to_batches():
-        heads = [batch.column(name).to_pylist() for name in BUCKET.names[:4]]
-        cells = [_cells(batch.column(name)) if name in table.column_names else [None] * len(batch) for name in CELLS]
-        yield from map(SentTensor, *heads, *cells)
+        heads = [batch.column(name).to_pylist() for name in ("name", "dtype", "shape", "checksum")]
+        heads[2] = [tuple(shape) for shape in heads[2]]
+        cells = [
+            _buffers(batch.column(name)) if name in table.column_names else [None] * len(batch) for name in IN_PLACE
+        ]
+        yield from map(Cell, *heads, *cells)
 
 
-def table_of(schema: pa.Schema, rows: Iterable[SentTensor]) -> pa.Table:
+def check_buckets(tables: Iterable[pa.Table]) -> None:
+    """Read all bytes of some buckets once, on several threads.
+
+    Raises:
+        WeightError: see `Cell.check`.
+    """
+    with ThreadPoolExecutor(min(CHECKING_THREADS, len(os.sched_getaffinity(0)))) as threads:
+        for _ in threads.map(Cell.check, (cell for table in tables for cell in cells_of(table))):
+            pass
+
+
+def decode_bucket(table: pa.Table) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a bucket as read-only views of its memory, each checked first.
+
+    Raises:
+        WeightError: see `Cell.check`.
+    """
+    for cell in cells_of(table):
+        cell.check()
+        yield cell.name, cell.tensor()
+
+
+def table_of(schema: pa.Schema, rows: Iterable[Cell]) -> pa.Table:
     """A bucket that refers to the memory of its rows."""
     return pa.Table.from_batches([_batch(schema, row) for row in rows], schema=schema)
 
 
-def _batch(schema: pa.Schema, row: SentTensor) -> pa.RecordBatch:
+def _batch(schema: pa.Schema, row: Cell) -> pa.RecordBatch:
     columns = [
-        _cell(getattr(row, field.name)) if field.name in CELLS else pa.array([getattr(row, field.name)], field.type)
+        _cell_of(getattr(row, field.name))
+        if field.name in IN_PLACE
+        else pa.array([getattr(row, field.name)], field.type)
         for field in schema
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _cell(data: pa.Buffer | None) -> pa.LargeBinaryArray:
+def _cell_of(data: pa.Buffer | None) -> pa.LargeBinaryArray:
     if data is None:
         return pa.nulls(1, pa.large_binary())
     offsets = pa.py_buffer(np.array([0, data.size], dtype=np.int64))
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, data])
 
 
-def _cells(column: pa.LargeBinaryArray) -> list[pa.Buffer | None]:
+def _buffers(column: pa.LargeBinaryArray) -> list[pa.Buffer | None]:
     """Cells in place; `column[row].as_buffer()` would copy them."""
     _, offsets, data = column.buffers()
     ends = np.frombuffer(offsets, dtype=np.int64)[column.offset : column.offset + len(column) + 1].tolist()
@@ -212,14 +239,15 @@ def _cells(column: pa.LargeBinaryArray) -> list[pa.Buffer | None]:
     return [data.slice(a, b - a) if here else None for a, b, here in zip(ends, ends[1:], known, strict=False)]
 
 
-def _view(array: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:
+def tensor_of(memory: np.ndarray[Any, Any], dtype: str, shape: Sequence[int]) -> torch.Tensor:
+    """Bytes as a tensor, which nobody may write to: torch has none that are read-only, and would warn."""
     import warnings
 
     import torch
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
-        return torch.from_numpy(array).view(dtype)
+        return torch.from_numpy(memory).view(getattr(torch, dtype)).view(tuple(shape))
 
 
 class WeightIndex:

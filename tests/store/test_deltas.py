@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rlhf_dist.errors import WeightError
 from rlhf_dist.store.deltas import apply_delta, encode_delta
-from rlhf_dist.store.weights import BUCKET, decode_bucket, encode_bucket, rows_of
+from rlhf_dist.store.weights import BUCKET, cells_of, decode_bucket, encode_bucket
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
 
@@ -74,7 +74,7 @@ def test_of_a_step_of_reinforcement_learning_a_twentieth_is_sent_and_a_tensor_th
     base = encode_bucket(old.items())
     assert encode_delta(base, new.items()).nbytes < base.nbytes / 20
     random = [{"w": torch.randint(2**62, (500,))} for _ in range(2)]
-    (row,) = rows_of(encode_delta(encode_bucket(random[0].items()), random[1].items()))
+    (row,) = cells_of(encode_delta(encode_bucket(random[0].items()), random[1].items()))
     assert (row.changed, row.data.size) == (None, 500 * 8)
 
 
@@ -93,8 +93,8 @@ def test_a_base_whose_bits_changed_is_found_by_the_results_checksum() -> None:
 )
 def test_a_delta_on_another_bucket_is_refused(other: dict[str, torch.Tensor]) -> None:
     base, own = encode_bucket(other.items()), {"w": torch.zeros(2, 3)}
-    with pytest.raises(WeightError, match=r"a delta on another bucket: w float32 \[2, 3\]; its base has"):
+    with pytest.raises(WeightError, match=r"a delta on another bucket: w float32 \(2, 3\); its base has"):
         encode_delta(base, own.items())
     delta = encode_delta(encode_bucket(own.items()), own.items())
-    with pytest.raises(WeightError, match=r"a delta on another bucket: w float32 \[2, 3\]; its base has"):
+    with pytest.raises(WeightError, match=r"a delta on another bucket: w float32 \(2, 3\); its base has"):
         apply_delta(base, delta)
