@@ -646,6 +646,20 @@ BREAKS = (
         "            self._lost.set()\n",
         "cluster/test_children.py",
     ),
+    Break(
+        "a model cut over processes says a part of its logits",
+        "models/cut.py",
+        "    return whole\n",
+        "    return whole.roll(1, -1)\n",
+        "scoring/test_hosts.py",
+    ),
+    Break(
+        "a scorer at rest goes on to score",
+        "scoring/worker.py",
+        "        if not self._awake.is_set():\n            return\n",
+        "",
+        "scoring/test_worker.py",
+    ),
     Break("dropout on in training", "models/wrapped.py", "        self.inner.eval()\n", "", "models/test_proof.py"),
     Break(
         "a rope that switches",

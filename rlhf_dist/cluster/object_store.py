@@ -99,4 +99,6 @@ def spilled_bytes() -> int:
         return 0
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-    return int(get_memory_info_reply(get_state_from_address(None)).store_stats.spilled_bytes_total)
+    # By name: another run's Ray may be on this machine.
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    return int(get_memory_info_reply(state).store_stats.spilled_bytes_total)
