@@ -51,6 +51,7 @@ class Learner:
 
     def __init__(self, root: Path) -> None:
         from rlhf_dist.config import Learner as Settings
+        from rlhf_dist.config import Timeouts
         from rlhf_dist.learner.rank import LearnerRank
 
         self.logs = root / "logs"
@@ -58,7 +59,7 @@ class Learner:
         self.rank = LearnerRank(0, 1, Settings(threads=1, zero_stage=0))
         host, port = self.rank.open("127.0.0.1")
         self.rank.shut()
-        self.rank.join(host, port, 60, None)
+        self.rank.join(host, port, Timeouts(start=60), None)
 
     def trained(self, folder: Path, sequences: list[Any]) -> Any:
         """The rank with the folder's model after one step of fine-tuning."""

@@ -1,90 +1,97 @@
-"""Publishing and pulling weights, against memcpy, a state dict through Ray, and safetensors files, in one run."""
+"""Publishing and pulling weights through learner ranks, store and readers, against memcpy, a state dict and files, in one run."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import torch
 from contract import arguments, publish
 from safetensors.torch import load_file, save_file
 
+from rlhf_dist.cluster import pulse
 from rlhf_dist.cluster.session import session
-from rlhf_dist.config import Cluster
+from rlhf_dist.cluster.watch import Watch
+from rlhf_dist.config import Cluster, Learner, Optimizer, Timeouts
+from rlhf_dist.learner.group import LearnerGroup
+from rlhf_dist.learner.model_spec import ModelSpec
+from rlhf_dist.learner.rank import LearnerRank
 from rlhf_dist.store.actor import Store
+from rlhf_dist.store.deltas import whole_tables
 from rlhf_dist.store.experience import ExperienceIndex
-from rlhf_dist.store.weights import Sent, decode_bucket, encode_bucket, plan_buckets
+from rlhf_dist.store.weights import cells_of, check_buckets
 
 SHAPES = {"28M": (512, 1408, 8, 4096), "125M": (768, 2048, 12, 32_000), "350M": (1024, 2816, 24, 32_000)}
 QUICK = {"28M": (256, 704, 4, 4096), "125M": (512, 1408, 8, 4096), "350M": (768, 2048, 8, 8192)}
-BUCKET = 256 * 2**20
+BUCKET = 64 * 2**20
+READERS = (1, 2, 4, 8)
+LR = 1e-6
 
 
-def parameters(hidden: int, intermediate: int, layers: int, vocabulary: int) -> dict[str, torch.Tensor]:
-    """Random fp32 tensors in the shapes of a Llama."""
-    shapes: dict[str, tuple[int, ...]] = {"embed": (vocabulary, hidden), "head": (vocabulary, hidden)}
-    for layer in range(layers):
-        shapes |= {f"{layer}.{name}": (hidden, hidden) for name in "qkvo"}
-        shapes |= {f"{layer}.{name}": (intermediate, hidden) for name in ("gate", "up")}
-        shapes |= {f"{layer}.down": (hidden, intermediate), f"{layer}.norm": (hidden,)}
-    generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+class Rank(LearnerRank):
+    """A learner rank that can be told to hold another layout, to move its weights as a step would, and to send them otherwise."""
 
+    def choose(self, settings: Learner) -> None:
+        self.settings = settings
 
-@ray.remote(num_cpus=1)
-class Publisher:
-    """A learner rank's part of publication, on given tensors."""
-
-    def __init__(self, shape: tuple[int, int, int, int]) -> None:
-        self.tensors = parameters(*shape)
-        self.buckets = plan_buckets([(n, t.nbytes) for n, t in self.tensors.items()], bucket_bytes=BUCKET)
-
-    def weight_buckets(self, partial: bool = False) -> Iterator[pa.Table | Sent]:
-        for names in self.buckets:
-            yield encode_bucket([(name, self.tensors[name]) for name in names])
-        yield Sent(self.buckets, sum(tensor.nbytes for tensor in self.tensors.values()))
+    def step_of(self, size: float) -> None:
+        """Move every weight by as much as AdamW's first steps do."""
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.models["policy"].module.parameters():
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator).sign_(), alpha=size)
 
     def put_state_dict(self) -> list[Any]:
-        return [ray.put(dict(self.tensors))]
+        return [ray.put(dict(self._whole()))]
 
-    def save(self, folder: str) -> None:
-        save_file(self.tensors, Path(folder) / "model.safetensors")
+    def save_file(self, folder: str) -> None:
+        save_file(dict(self._whole()), Path(folder) / "model.safetensors")
+
+    def _whole(self) -> dict[str, torch.Tensor]:
+        model = self.models["policy"]
+        return {name: tensor.detach() for name, tensor in model.tensors([name for name, _ in model.shapes()])}
 
 
-@ray.remote(num_cpus=1)
 class Reader:
     """An engine's part: have every tensor, checked, in its own memory."""
 
-    def __init__(self, shape: tuple[int, int, int, int]) -> None:
-        self.own = parameters(*shape)
+    def __init__(self) -> None:
+        torch.set_num_threads(2)
+        self.own: dict[str, torch.Tensor] = {}
+
+    def map(self, store: Any) -> None:
+        """Have the newest version's bytes within reach, all of them checked."""
+        (manifest,) = ray.get(store.newest_weights.remote(False))
+        check_buckets(ray.get(list(manifest.buckets)))
 
     def pull(self, store: Any) -> None:
         (manifest,) = ray.get(store.newest_weights.remote(False))
-        names = set()
-        for table in ray.get(list(manifest.buckets)):
-            for name, tensor in decode_bucket(table):
-                self.own[name].copy_(tensor)
-                names.add(name)
-        assert names == set(self.own) == set(manifest.names)
+        tables = whole_tables(manifest, lambda refs: ray.get(list(refs)))
+        check_buckets(tables)
+        self._take((cell.name, cell.tensor()) for table in tables for cell in cells_of(table))
+        assert self.own.keys() == set(manifest.names)
 
     def read_state_dict(self, refs: list[Any]) -> None:
-        for name, tensor in ray.get(refs[0]).items():
-            self.own[name].copy_(tensor)
+        self._take(ray.get(refs[0]).items())
 
     def load(self, folder: str) -> None:
-        for name, tensor in load_file(Path(folder) / "model.safetensors").items():
+        self._take(load_file(Path(folder) / "model.safetensors").items())
+
+    def _take(self, tensors: Any) -> None:
+        for name, tensor in tensors:
+            if name not in self.own or self.own[name].dtype != tensor.dtype:
+                self.own[name] = torch.empty_like(tensor)
             self.own[name].copy_(tensor)
 
     def memcpy(self, repeats: int) -> float:
         """Seconds of copying the same bytes within this process, destination warm; the median."""
-        flat = torch.cat([tensor.view(-1) for tensor in self.own.values()]).numpy()
+        flat = torch.cat([tensor.view(-1) for tensor in self.own.values()]).view(torch.uint8).numpy()
         target = np.empty_like(flat)
         np.copyto(target, flat)
         seconds = []
@@ -95,58 +102,202 @@ class Reader:
         return statistics.median(seconds)
 
 
-def measure(name: str, shape: tuple[int, int, int, int], repeats: int) -> dict[str, Any]:
-    """Medians of every way, interleaved."""
-    store: Any = ray.remote(num_cpus=0)(Store).remote(ExperienceIndex(batch_rows=1, scorers=()))
-    actors: tuple[Any, Any] = (Publisher, Reader)
-    publisher, reader = (kind.remote(shape) for kind in actors)
-    seconds: dict[str, list[float]] = {key: [] for key in ("publish", "pull", "state_dict", "safetensors", "memcpy")}
+READER: Any = ray.remote(num_cpus=0)(Reader)
 
-    def clock(key: str, call: Any) -> Any:
+
+class Clock:
+    """Seconds of each kind of call, the first of each left out of the medians."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    def __call__(self, key: str, call: Callable[..., Any], *given: Any) -> Any:
         started = time.perf_counter()
-        result = ray.get(call())
-        seconds[key].append(time.perf_counter() - started)
-        return result
+        found = call(*given)
+        self.seconds.setdefault(key, []).append(time.perf_counter() - started)
+        return found
 
-    num_bytes = 0.0
+    def medians(self) -> dict[str, float]:
+        return {key: statistics.median(values[1:]) for key, values in self.seconds.items()}
+
+
+def write_model(shape: tuple[int, int, int, int], folder: Path) -> str:
+    """A Llama of random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    hidden, intermediate, layers, vocabulary = shape
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        vocab_size=vocabulary,
+        num_attention_heads=hidden // 64,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@contextmanager
+def group_of(ranks: int) -> Iterator[LearnerGroup]:
+    """Learner ranks that have met, of one thread each, or of two where there is one."""
+    settings = Learner(ranks=ranks, zero_stage=0, threads=2 // ranks)
+    env = {"OMP_NUM_THREADS": str(settings.threads)}
+    kind = pulse.watched(Rank).options(num_cpus=1, runtime_env={"env_vars": env})
+    group = LearnerGroup(
+        [kind.remote(rank, ranks, settings) for rank in range(ranks)],
+        settings,
+        watch=Watch(),
+        timeouts=Timeouts(start=600, publish=600),
+    )
     with tempfile.TemporaryDirectory() as folder:
-        for version in range(repeats + 1):
-            num_bytes = clock("publish", lambda v=version: store.publish.remote(v, [publisher], None))["weights/bytes"]
-            clock("pull", lambda: reader.pull.remote(store))
-            started = time.perf_counter()
-            refs = ray.get(publisher.put_state_dict.remote())
-            ray.get(reader.read_state_dict.remote(refs))
-            seconds["state_dict"].append(time.perf_counter() - started)
-            del refs
-            started = time.perf_counter()
-            ray.get(publisher.save.remote(folder))
+        group.meet(run_dir=Path(folder), interface=None)
+        yield group
+        group.close()
+
+
+def loaded(group: LearnerGroup, model: str, *, stage: int, wire_dtype: str, delta_every: int = 0) -> Any:
+    """A new store; the group has loaded the model, and is about to publish it."""
+    settings = group.settings.model_copy(update={"zero_stage": stage})
+    ray.get([rank.choose.remote(settings) for rank in group.ranks])
+    spec = ModelSpec(model, "policy", Optimizer(), 1)
+    group.load({"policy": spec}, run_dir=Path(tempfile.mkdtemp()), seed=0)
+    group.plan_weights(bucket_bytes=BUCKET, wire_dtype=wire_dtype, delta_every=delta_every)
+    made: Any = ray.remote(num_cpus=0)(Store)
+    return made.remote(ExperienceIndex(batch_rows=1, scorers=()))
+
+
+def sent(group: LearnerGroup, store: Any, version: int) -> dict[str, float]:
+    return group.publish(store, version, probe_tokens=None)
+
+
+def pulled(readers: list[Any], store: Any) -> None:
+    ray.get([reader.pull.remote(store) for reader in readers])
+
+
+def mapped(readers: list[Any], store: Any) -> None:
+    ray.get([reader.map.remote(store) for reader in readers])
+
+
+def against_others(group: LearnerGroup, model: str, name: str, repeats: int) -> dict[str, Any]:
+    """Medians of every way, interleaved."""
+    store, reader = loaded(group, model, stage=0, wire_dtype="float32"), READER.remote()
+    (rank,) = group.ranks
+    clock, num_bytes = Clock(), 0.0
+
+    def through_ray() -> None:
+        refs = ray.get(rank.put_state_dict.remote())
+        ray.get(reader.read_state_dict.remote(refs))
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def through_files() -> None:
+            ray.get(rank.save_file.remote(folder))
             ray.get(reader.load.remote(folder))
-            seconds["safetensors"].append(time.perf_counter() - started)
-            seconds["memcpy"].append(ray.get(reader.memcpy.remote(3)))
-    for actor in (store, publisher, reader):
+
+        for version in range(repeats + 1):
+            facts = clock("publish", sent, group, store, version)
+            num_bytes = facts["weights/bytes"]
+            clock("pull", pulled, [reader], store)
+            clock("state_dict", through_ray)
+            clock("safetensors", through_files)
+            clock.seconds.setdefault("memcpy", []).append(ray.get(reader.memcpy.remote(3)))
+    for actor in (store, reader):
         ray.kill(actor)
-    median = {key: statistics.median(values[1:]) for key, values in seconds.items()}
+    median = clock.medians()
     ours = median["publish"] + median["pull"]
     return {
-        "parameters": name,
+        "what": f"{name} fp32",
         "MB": num_bytes / 1e6,
         **{f"{key} s": value for key, value in median.items()},
-        "publish GB/s": num_bytes / 1e9 / median["publish"],
-        "pull GB/s": num_bytes / 1e9 / median["pull"],
         "over_memcpy": ours / median["memcpy"],
         "state_dict_over_ours": median["state_dict"] / ours,
         "safetensors_over_ours": median["safetensors"] / ours,
     }
 
 
+def by_readers(group: LearnerGroup, model: str, repeats: int) -> dict[str, float]:
+    """Seconds of publication, and until so many readers of the node have mapped the version and checked it each; medians."""
+    store = loaded(group, model, stage=0, wire_dtype="float32")
+    readers = [READER.remote() for _ in range(max(READERS))]
+    clock = Clock()
+    for version in range(repeats + 1):
+        clock("publish", sent, group, store, version)
+        for count in READERS:
+            clock(str(count), mapped, readers[:count], store)
+    for actor in (store, *readers):
+        ray.kill(actor)
+    return clock.medians()
+
+
+def by_stage(group: LearnerGroup, model: str, repeats: int) -> dict[str, float]:
+    """Seconds of publication by ZeRO stage; medians."""
+    found = {}
+    for stage in (0, 3):
+        store = loaded(group, model, stage=stage, wire_dtype="float32")
+        clock = Clock()
+        for version in range(repeats + 1):
+            clock("publish", sent, group, store, version)
+        ray.kill(store)
+        found[f"ZeRO-{stage}"] = clock.medians()["publish"]
+    return found
+
+
+def by_form(group: LearnerGroup, model: str, repeats: int) -> dict[str, tuple[float, float, float]]:
+    """Bytes, and seconds of publication and pull, of whole versions and of deltas after one step, in bf16; medians."""
+    found = {}
+    for form, every in (("full", 0), ("delta", 1000)):
+        store = loaded(group, model, stage=0, wire_dtype="bfloat16", delta_every=every)
+        reader = READER.remote()
+        clock = Clock()
+        group.publish(store, 0, probe_tokens=None)
+        ray.get([rank.step_of.remote(LR) for rank in group.ranks])
+        facts: dict[str, float] = {}
+        for version in range(1, repeats + 2):
+            facts = clock("publish", sent, group, store, version)
+            clock("pull", pulled, [reader], store)
+        for actor in (store, reader):
+            ray.kill(actor)
+        median = clock.medians()
+        found[form] = (facts["weights/bytes"], median["publish"], median["pull"])
+    return found
+
+
 def main() -> None:
-    """Measure every size; the figures are those at 125 M parameters."""
+    """Measure every size, and at 125 M parameters what changes with readers, stages and deltas."""
     options = arguments(__doc__ or "")
-    shapes = QUICK if options.quick else SHAPES
-    with session(Cluster(object_store_mib=1024 if options.quick else 7168), cpus=4, gpus=0, namespace="benchmark"):
-        rows = [measure(name, shape, repeats=3 if options.quick else 5) for name, shape in shapes.items()]
+    shapes, repeats = (QUICK, 3) if options.quick else (SHAPES, 7)
+    mib = 2048 if options.quick else 6144
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        session(Cluster(object_store_mib=mib), cpus=4, gpus=0, namespace="benchmark"),
+    ):
+        models = {name: write_model(shape, Path(folder) / name) for name, shape in shapes.items()}
+        with group_of(1) as group:
+            rows = [against_others(group, model, name, repeats) for name, model in models.items()]
+            readers = by_readers(group, models["125M"], repeats)
+            forms = by_form(group, models["125M"], repeats)
+        with group_of(2) as group:
+            stages = by_stage(group, models["125M"], repeats)
     keys = ("over_memcpy", "state_dict_over_ours", "safetensors_over_ours")
-    publish("weight_sync", {key: rows[1][key] for key in keys}, rows, options.json)
+    one, most = str(READERS[0]), str(READERS[-1])
+    figures = {
+        **{key: rows[1][key] for key in keys},
+        "readers_8_over_1": (readers["publish"] + readers[most]) / (readers["publish"] + readers[one]),
+        "zero_3_over_zero_0": stages["ZeRO-3"] / stages["ZeRO-0"],
+        "delta_over_full_bytes": forms["delta"][0] / forms["full"][0],
+        "delta_over_full_publish_s": forms["delta"][1] / forms["full"][1],
+        "delta_over_full_pull_s": forms["delta"][2] / forms["full"][2],
+    }
+    rows += [{"what": f"125M, {count} map it", "pull s": readers[str(count)]} for count in READERS]
+    rows += [{"what": f"125M, 2 ranks, {stage}", "publish s": seconds} for stage, seconds in stages.items()]
+    rows += [
+        {"what": f"125M bf16, {form}", "MB": size / 1e6, "publish s": out, "pull s": back}
+        for form, (size, out, back) in forms.items()
+    ]
+    rows = [{key: row.get(key, "") for key in rows[0]} for row in rows]
+    publish("weight_sync", figures, rows, options.json)
 
 
 if __name__ == "__main__":

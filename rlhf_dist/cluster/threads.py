@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 SHORT_SPIN = "1000"
 """libgomp's threads wait for each other by spinning, 300,000 rounds by default. Beside another busy process that turns every
@@ -17,6 +19,24 @@ def device_of_this_process(threads: int) -> str:
         return "cuda"
     torch.set_num_threads(threads)
     return "cpu"
+
+
+def helpers(count: int) -> ThreadPoolExecutor:
+    """Threads in each of which torch computes alone, beside the caller's, which goes on with as many as it has."""
+    import torch
+
+    own, begun = torch.get_num_threads(), Barrier(count)
+
+    def alone() -> None:
+        torch.get_num_threads()  # a thread's first call into torch takes the number that was set last, anywhere
+        torch.set_num_threads(1)
+
+    threads = ThreadPoolExecutor(count, initializer=alone)
+    # All of them begin now: what they set is the number for threads that are yet to come, until it is set again.
+    for _ in threads.map(lambda _: begun.wait(), range(count)):
+        pass
+    torch.set_num_threads(own)
+    return threads
 
 
 def environment_of(threads: int) -> dict[str, str]:

@@ -13,6 +13,9 @@ from rlhf_dist.config.rewards import GOLD, ModelReward, Rewards, Safety, check_n
 from rlhf_dist.config.sections import Prompts, Section, Weights
 from rlhf_dist.config.supervised import Demonstrations
 
+LEAST_SHARE = 0.005
+"""Of a GPU for each scorer on it; Ray counts in ten thousandths, and scorers have a fifth of a device."""
+
 
 class StopOn(Section):
     """Bands that end a run, or undo what led out of them, when an iteration leaves them."""
@@ -435,19 +438,25 @@ class RLJob(ScoringJob):
         return self
 
     @model_validator(mode="after")
-    def _engines_can_share(self) -> Self:
-        if self.cluster.placement != "colocated":
-            return self
-        workers = self.rollout.workers
-        if workers.min != workers.max or workers.max > self.learner.ranks:
+    def _devices_can_be_shared(self) -> Self:
+        placement, share, parallel = self.cluster.placement, self.cluster.gpu_share, self.rollout.tensor_parallel
+        ranks, workers = self.learner.ranks, self.rollout.workers
+        if parallel > 1 and share < 1:
             raise ValueError(
-                f"cluster.placement colocated puts one engine beside one learner rank; rollout.workers is {workers.min} to "
-                f"{workers.max}, expected a number of at most learner.ranks = {self.learner.ranks}"
+                f"rollout.tensor_parallel is {parallel} beside cluster.gpu_share {share:g}; expected gpu_share 1: Ray gives "
+                "nobody parts of several GPUs"
             )
-        if self.rollout.tensor_parallel > 1:
+        scorers = -(-sum(self.scoring_workers.values()) // ranks)
+        if placement != "disaggregated" and share / scorers < LEAST_SHARE:
             raise ValueError(
-                f"cluster.placement colocated with rollout.tensor_parallel {self.rollout.tensor_parallel}; expected 1, since "
-                "an engine over several GPUs cannot share them with a rank on each. Take disaggregated or hybrid"
+                f"scoring.*_workers put {scorers} scorers on each learner rank's device, whose cluster.gpu_share is {share:g}; "
+                f"expected at most {int(share / LEAST_SHARE)} with cluster.placement {placement}"
+            )
+        if placement == "colocated" and (workers.min != workers.max or workers.max * parallel > ranks):
+            raise ValueError(
+                f"cluster.placement colocated puts each engine on the devices of as many learner ranks as it has; "
+                f"rollout.workers is {workers.min} to {workers.max} beside rollout.tensor_parallel {parallel}, expected a number "
+                f"of at most learner.ranks / tensor_parallel = {ranks // parallel}"
             )
         return self
 

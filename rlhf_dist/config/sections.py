@@ -116,9 +116,19 @@ class Rollout(Section):
     )
     prefix_caching: bool = Field(True, description="share the KV cache of equal prompt beginnings (vLLM)")
     max_concurrent: int = Field(256, ge=1, le=65_536, description="samples that one engine decodes at once")
-    gpu_memory_fraction: float = Field(0.5, gt=0, le=1, description="share of a GPU's memory for the engine (vLLM)")
+    gpu_memory_fraction: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of a GPU's memory for the engine (vLLM); null: nearly all that those who share the GPU leave",
+    )
     kv_cache_gib: float = Field(1.0, gt=0, description="KV cache per engine on CPU, in GiB (vLLM)")
-    compile: bool = Field(False, description="let vLLM compile the model and capture CUDA graphs: slower start")
+    compile: bool | None = Field(
+        None, description="let vLLM compile the model and capture CUDA graphs: slower start; null: on GPUs"
+    )
+    engine_args: dict[str, Any] = Field(
+        {}, description="further arguments of vLLM's EngineArgs by their names there, e.g. {kv_cache_dtype: fp8}"
+    )
     threads: int = Field(1, ge=1, description="CPU threads per worker, where there is no GPU")
 
     @property
@@ -225,6 +235,9 @@ class Learner(Section):
         "in a row at most; no such step is ever taken",
     )
     threads: int = Field(2, ge=1, description="CPU threads per rank, where there is no GPU")
+    deepspeed: dict[str, Any] = Field(
+        {}, description="further settings of DeepSpeed, as in its JSON, e.g. {zero_optimization: {overlap_comm: true}}"
+    )
     policy: Optimizer = Field(Optimizer(), description="the policy's optimiser")
     value: Optimizer = Field(Optimizer(lr=1e-5), description="the critic's optimiser")
 
@@ -279,6 +292,7 @@ class Timeouts(Section):
     update: float = Field(1800, gt=0, description="one PPO update")
     publish: float = Field(600, gt=0, description="publishing or pulling one weight version")
     call: float = Field(60, gt=0, description="a short call")
+    collective: float = Field(600, gt=0, description="one collective operation of the learner's ranks")
     hung: float = Field(30, ge=1, description="an actor that gives no sign of life counts as dead after this")
     stalled: float = Field(
         300, ge=1, description="a rollout or scoring worker that works without any progress counts as dead after this"
@@ -308,7 +322,7 @@ class Cluster(Section):
         description="disaggregated: each actor has devices of its own; colocated: a learner rank, an engine and the "
         "scorers share a device, and engines sleep while learners train; hybrid: scorers share the learners' devices",
     )
-    gpu_share: float = Field(1.0, gt=0, le=1, description="share of a GPU that one device of the placement is")
+    gpu_share: float = Field(1.0, ge=0.01, le=1, description="share of a GPU that one device of the placement is")
     interface: str | None = Field(
         None, description="network interface of NCCL and Gloo, e.g. eth0; null: the one that has the node's Ray address"
     )

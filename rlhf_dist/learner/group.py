@@ -110,7 +110,7 @@ class LearnerGroup:
         doors = self._call("open", rendezvous.host_for(nodes), timeout_s=start, doing="opening a port")
         self._check_reachable(doors, run_dir)
         self._call("shut", timeout_s=start, doing="closing the port")
-        self._call("join", *doors[0], start, interface, timeout_s=start, doing="meeting the other ranks")
+        self._call("join", *doors[0], self._timeouts, interface, timeout_s=start, doing="meeting the other ranks")
 
     def load(
         self,

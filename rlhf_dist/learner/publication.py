@@ -7,7 +7,7 @@ which keeps a copy of one; then they hash and send their copies side by side, wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from rlhf_dist.cluster.threads import helpers
 from rlhf_dist.learner.finite import odd_tensors
 from rlhf_dist.learner.published import PublishedWeights, published
 from rlhf_dist.learner.staging import Staged, Staging
@@ -40,8 +41,10 @@ class Publication:
     lasting: bool
     """Whether weights stay whole after their bucket: without ZeRO-3."""
     staging: Staging
-    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(torch.get_num_threads()))
-    """Hash the tensors of a bucket; as many as the process computes with."""
+    threads: ThreadPoolExecutor = field(default_factory=lambda: helpers(torch.get_num_threads()))
+    """Read the tensors of a bucket; as many as the process computes with."""
+    ahead: ThreadPoolExecutor = field(default_factory=lambda: helpers(1))
+    """Makes the next table, while the one before it is copied into shared memory."""
 
     @classmethod
     def plan(cls, model: TrainedModel, *, dtype: torch.dtype, bucket_bytes: int) -> Publication:
@@ -75,14 +78,16 @@ class Publication:
             base: this rank's buckets of an older version, on which these are to be deltas.
         """
         buckets = self.adapted if partial else self.buckets
-        sent, ready = Sent(), None
+        sent = Sent()
+        ready: Future[pa.Table] | None = None
         for first in range(0, len(buckets), ranks):
-            coming = self._round(buckets[first : first + ranks], rank)
+            kept = self._round(buckets[first : first + ranks], rank)
+            coming = None if kept is None else self.ahead.submit(self._table, kept, sent, base)
             if ready is not None:
-                yield self._table(ready, sent, base)
+                yield ready.result()
             ready = coming
         if ready is not None:
-            yield self._table(ready, sent, base)
+            yield ready.result()
         yield sent
 
     def _round(self, buckets: Sequence[list[Unit]], own: int) -> tuple[Staged, list[Moved]] | None:
@@ -96,17 +101,18 @@ class Publication:
                     found = self.staging.take(in_file(self.model, dict(tensors)), lasting=self.lasting), moved
         return found
 
-    def _table(self, ready: tuple[Staged, list[Moved]], sent: Sent, base: Iterator[pa.Table] | None) -> pa.Table:
-        staged, moved = ready
+    def _table(self, kept: tuple[Staged, list[Moved]], sent: Sent, base: Iterator[pa.Table] | None) -> pa.Table:
+        staged, moved = kept
         with tracing.span("weight bucket", number=len(sent.names)):
             tensors = staged()
+            odd = self.threads.map(odd_tensors, ([each] for each in tensors.items()))
             if base is None:
                 table = encode_bucket(tensors.items(), threads=self.threads)
             else:
                 table = encode_delta(next(base), tensors.items(), threads=self.threads)
             sent.names.append([*tensors])
             sent.num_bytes += sum(row.num_bytes for row in cells_of(table))
-            sent.odd += odd_tensors(tensors.items())
+            sent.odd += [name for names in odd for name in names]
             sent.moved = reduce(Moved.plus, moved, sent.moved)
         return table
 

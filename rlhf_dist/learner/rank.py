@@ -19,7 +19,7 @@ import torch
 from rlhf_dist.cluster import rendezvous
 from rlhf_dist.cluster.pulse import Beat
 from rlhf_dist.cluster.threads import device_of_this_process
-from rlhf_dist.config import Learner
+from rlhf_dist.config import Learner, Timeouts
 from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.errors import RunError
 from rlhf_dist.imports import import_deepspeed, import_transformers
@@ -106,8 +106,8 @@ class LearnerRank:
         assert self._door is not None, "`open` comes first"
         self._door.shut()
 
-    def join(self, host: str, port: int, timeout_s: float, interface: str | None) -> None:
-        """Meet the other ranks. Waits for all of them; fails after `timeout_s` seconds."""
+    def join(self, host: str, port: int, timeouts: Timeouts, interface: str | None) -> None:
+        """Meet the other ranks. Waits for all of them, as long as a start may take."""
         cuda = torch.cuda.is_available()
         assert self._door is not None, "`open` comes first"
         rendezvous.choose_interface(self._door.address[0], interface)
@@ -126,8 +126,8 @@ class LearnerRank:
 
         # DeepSpeed's shared-memory collectives would be compiled here and now: they need g++ and ranks on one machine.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        backend, timeout = "nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
-        store = rendezvous.key_store(self._door, host, port, rank=self.rank, ranks=self.ranks, timeout_s=timeout_s)
+        backend, timeout = "nccl" if cuda else "gloo", timedelta(seconds=timeouts.collective)
+        store = rendezvous.key_store(self._door, host, port, rank=self.rank, ranks=self.ranks, timeout_s=timeouts.start)
         torch.distributed.init_process_group(
             backend,
             store=store,
@@ -166,16 +166,8 @@ class LearnerRank:
         self.frozen[name] = FrozenModel(spec, self.settings)
 
     def _load(self, spec: ModelSpec) -> TrainedModel:
-        settings = self.settings
-        return TrainedModel(
-            spec.build(settings),
-            spec.optimizer,
-            total_steps=spec.total_steps,
-            zero_stage=settings.zero_stage,
-            dtype=settings.dtype,
-            cpu_offload=settings.cpu_offload,
-            lora=spec.lora,
-        )
+        module = spec.build(self.settings)
+        return TrainedModel(module, spec.optimizer, self.settings, total_steps=spec.total_steps, lora=spec.lora)
 
     def update(self, shard: Shard, objective: RLObjective, now: Now, imitation: Imitation | None) -> Updated:
         """One update on this rank's part of a batch.

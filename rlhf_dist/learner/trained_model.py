@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlhf_dist.config import Lora, Optimizer
+from rlhf_dist.config import Learner, Lora, Optimizer
 from rlhf_dist.learner import optimizer_state
 from rlhf_dist.learner.adapters import is_adapter, without_adapters
+from rlhf_dist.learner.deepspeed_settings import settings_of
 from rlhf_dist.learner.filling import fill, sharing
 from rlhf_dist.learner.schedule import move_to, schedule_of
 from rlhf_dist.models import PolicyModel, ValueModel
@@ -27,11 +28,9 @@ class TrainedModel:
         self,
         module: PolicyModel | ValueModel,
         optimizer: Optimizer,
+        learner: Learner,
         *,
         total_steps: int,
-        zero_stage: int,
-        dtype: str,
-        cpu_offload: bool = False,
         lora: Lora | None = None,
     ) -> None:
         """Shard the module over the process group that is already up.
@@ -39,25 +38,24 @@ class TrainedModel:
         Args:
             module: wrapper around a Hugging Face model.
             optimizer: AdamW's settings.
+            learner: ZeRO's stage, precision (master weights and sums of gradients are in fp32), where the optimiser's state is.
             total_steps: optimiser steps of the whole run, for the schedule.
-            zero_stage: 0 to 3; in bfloat16 from 1.
-            dtype: `float32`, or `bfloat16` with fp32 master weights, in which gradients add up in fp32.
-            cpu_offload: keep optimiser state in host memory.
             lora: the adapters that the module has, if any.
         """
         import deepspeed
 
-        settings = _settings(zero_stage, dtype, clip=optimizer.max_grad_norm, cpu_offload=cpu_offload)
+        hidden = module.inner.config.get_text_config().hidden_size
+        settings = settings_of(learner, clip=optimizer.max_grad_norm, hidden=hidden)
         hollow = any(map(is_hollow, module.parameters()))
         if hollow:
-            fill(module, getattr(torch, dtype), share=sharing(settings) if zero_stage == 3 else None)
+            fill(module, getattr(torch, learner.dtype), share=sharing(settings) if learner.zero_stage == 3 else None)
         adamw = torch.optim.AdamW(
             [parameter for parameter in module.parameters() if parameter.requires_grad],
             lr=optimizer.lr,
             betas=optimizer.betas,
             eps=optimizer.eps,
             weight_decay=optimizer.weight_decay,
-            fused=not cpu_offload,
+            fused=True,
         )
         schedule = schedule_of(adamw, optimizer, total_steps=total_steps)
         self.engine, _, _, _ = deepspeed.initialize(
@@ -67,7 +65,7 @@ class TrainedModel:
         self.engine.clip_fp32_gradients = self._clip
         self.module = module
         self.prefix, self.lora = module.prefix, lora
-        self.zero_stage = zero_stage
+        self.zero_stage = learner.zero_stage
         self.lr = schedule
         if hollow:
             module.prove()
@@ -199,27 +197,3 @@ class TrainedModel:
 def finite_or_nan(value: torch.Tensor) -> torch.Tensor:
     """1 where a number is finite, else NaN: a loss times it has NaN gradients, even one that overflowed and whose own are not."""
     return torch.where(value.detach().isfinite(), 1.0, math.nan).to(value.dtype)
-
-
-def _settings(zero_stage: int, dtype: str, *, clip: float, cpu_offload: bool) -> dict[str, Any]:
-    """DeepSpeed's own config.
-
-    Gradients of micro-batches add up, and are summed over ranks, in fp32: in bf16 a sum stops growing at 256 times its addend.
-    Without ZeRO DeepSpeed cannot (`learner.zero_stage` 0 is refused in bf16).
-    """
-    zero: dict[str, Any] = {"stage": zero_stage}
-    if cpu_offload:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
-        "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": dtype == "bfloat16"},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
-        "gradient_clipping": clip,
-        "steps_per_print": 10**9,
-    }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rlhf_dist.config import RLConfig
 from rlhf_dist.planning.memory import BYTES, ModelSize
+from rlhf_dist.planning.weight_seconds import Way, publish_and_pull, steps, way_of
 
 GENERATED_SHARE = 0.6
 """Mean answer length over max_new_tokens, where nothing is measured yet."""
@@ -57,6 +58,7 @@ def phase_seconds(
     rollout_workers: int,
     gpus: bool,
     answer_share: float = GENERATED_SHARE,
+    way: Way | None = None,
 ) -> dict[str, float]:
     """Expected seconds per iteration of each phase, under the names of the metrics `timing_s/*`.
 
@@ -67,6 +69,7 @@ def phase_seconds(
         rollout_workers: how many engines share the batch.
         gpus: whether the device is a GPU; else each actor has as many CPU threads as the config grants it.
         answer_share: mean answer length over max_new_tokens.
+        way: of the weights; None: within one node.
     """
     samples = config.batch_samples
     prompt, answer = config.prompts.max_tokens / 2, config.rollout.max_new_tokens * answer_share
@@ -90,13 +93,14 @@ def phase_seconds(
     critic = sizes["critic"].parameters if learner.critic == "model" else 0
     update = (training + looking_back) * policy.parameters + (training + 2) * critic + asked
     wire_bytes = (policy.adapted if learner.lora else policy.parameters) * BYTES[config.wire_dtype]
+    way = way or way_of(config, device.network_gb, gpus=gpus)
+    publish, pull = publish_and_pull(steps(wire_bytes, way, "object store"), way)
     return {
         "gen": _generation(config, policy, device, samples / rollout_workers, (prompt, answer), gpus=gpus),
         "score": scoring * tokens / rate("scoring"),
         "update": update * tokens / learner.ranks / rate("learner"),
-        # Out of the learner, and into an engine: each is a copy and a checksum; between nodes, the network too.
-        "update_weights": 2 * wire_bytes / min(device.bandwidth_gb * 1e9, 4e9) / min(learner.ranks, 8),
-        "pull_weights": wire_bytes / (min(device.network_gb, 4) * 1e9),
+        "update_weights": publish,
+        "pull_weights": pull,
     }
 
 

@@ -14,6 +14,7 @@ from rlhf_dist.config import Lora, RLConfig
 from rlhf_dist.errors import ModelError
 from rlhf_dist.models import LOGITS_BYTES
 from rlhf_dist.planning.machine import GIB
+from rlhf_dist.planning.sharing import engine_share
 from rlhf_dist.store.weights import KEPT_VERSIONS
 
 CPU_ENGINE_COPIES = 3.0
@@ -125,7 +126,8 @@ def memory(
     if role == "learner":
         return learner_memory(config, sizes)
     if role == "rollout":
-        return engine_memory(config, sizes["policy"], gpu_bytes)
+        beside = learner_memory(config, sizes)["parameters"]  # the rest of it leaves while engines generate
+        return engine_memory(config, sizes["policy"], gpu_bytes, beside)
     if role == "store":
         return store_memory(config, sizes["policy"])
     return scorer_memory(config, sizes[role], role, devices=config.devices_of_scorer(role) if gpu_bytes else 1)
@@ -171,10 +173,18 @@ def activations(config: RLConfig, size: ModelSize) -> float:
     return float(learner.micro_batch_tokens * kept * width)
 
 
-def engine_memory(config: RLConfig, policy: ModelSize, gpu_bytes: float | None) -> dict[str, float]:
+def engine_memory(
+    config: RLConfig, policy: ModelSize, gpu_bytes: float | None, beside: float = 0.0
+) -> dict[str, float]:
     """Bytes of one engine (of one of its GPUs, under tensor parallelism).
 
     vLLM fills with KV cache what it was granted, however little the samples need; less than one sample's it refuses.
+
+    Args:
+        config: the run's config.
+        policy: the model's size.
+        gpu_bytes: of a GPU's memory; None: it is in a host's.
+        beside: bytes that others keep on the GPU while the engine generates.
     """
     rollout = config.rollout
     width = BYTES[config.wire_dtype]
@@ -185,7 +195,10 @@ def engine_memory(config: RLConfig, policy: ModelSize, gpu_bytes: float | None) 
         return {"parameters": parameters, "KV cache": sample * min(rollout.max_concurrent, config.batch_samples)}
     if gpu_bytes is None:
         return {"parameters": CPU_ENGINE_COPIES * parameters, "KV cache": int(rollout.kv_cache_gib * GIB) / split}
-    return {"parameters": parameters, "KV cache": max(sample, rollout.gpu_memory_fraction * gpu_bytes - parameters)}
+    return {
+        "parameters": parameters,
+        "KV cache": max(sample, engine_share(config, gpu_bytes, beside) * gpu_bytes - parameters),
+    }
 
 
 def scorer_memory(config: RLConfig, size: ModelSize, role: str, *, devices: int) -> dict[str, float]:

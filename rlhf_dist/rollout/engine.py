@@ -74,7 +74,7 @@ class RolloutEngine(Protocol):
         """Give device memory back while nothing runs; the weights are gone then."""
 
     def wake(self) -> None:
-        """Take the memory again; weights must be loaded before the next sample. Does nothing when awake."""
+        """Take memory for weights, which must be loaded next, and what else is needed with them. Does nothing when awake."""
 
     def check(self) -> None:
         """Do nothing while the engine is alive; from any thread, also while another call is going on."""

@@ -14,6 +14,7 @@ from rlhf_dist.data.ends import added_tokens
 from rlhf_dist.imports import import_transformers
 from rlhf_dist.models import load_tokenizer, resolve
 from rlhf_dist.models.attention import with_cache
+from rlhf_dist.planning.sharing import OWN_CARD
 from rlhf_dist.records import Sampling
 from rlhf_dist.rollout.agreement import Expected
 from rlhf_dist.rollout.engine import RolloutEngine
@@ -96,12 +97,12 @@ def engine_spec(
 ) -> EngineSpec:
     """The engine that the settings ask for, on a model's folder; lengths in tokens."""
     engine: dict[str, Any] = {
-        "enforce_eager": not rollout.compile,
+        "enforce_eager": not compiles(rollout, on_gpu=on_gpu),
         "enable_prefix_caching": rollout.prefix_caching,
         "seed": seed,
     }
     if on_gpu:
-        engine["gpu_memory_utilization"] = rollout.gpu_memory_fraction
+        engine["gpu_memory_utilization"] = rollout.gpu_memory_fraction or OWN_CARD
     else:
         engine["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * 2**30)
         # Where a seeded prompt is read in two steps, vLLM turns its generator back, which one on a CPU cannot be.
@@ -114,9 +115,14 @@ def engine_spec(
         max_concurrent=rollout.max_concurrent,
         tensor_parallel=rollout.tensor_parallel,
         threads=rollout.threads,
-        options=engine,
+        options=engine | rollout.engine_args,
         log_dir=log_dir,
     )
+
+
+def compiles(rollout: Rollout, *, on_gpu: bool) -> bool:
+    """Whether vLLM compiles the model: on GPUs a step of a small one is launching kernels, which CUDA graphs save."""
+    return on_gpu if rollout.compile is None else rollout.compile
 
 
 def environment(rollout: Rollout, *, on_gpu: bool) -> dict[str, str]:
@@ -136,7 +142,7 @@ def environment(rollout: Rollout, *, on_gpu: bool) -> dict[str, str]:
         # Binding would pin the engines of several workers to the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         # vLLM compiles two small functions of its sampler even where its model runs eagerly: 2 to 5 s before the first sample.
-        **({} if rollout.compile else {"TORCH_COMPILE_DISABLE": "1"}),
+        **({} if compiles(rollout, on_gpu=on_gpu) else {"TORCH_COMPILE_DISABLE": "1"}),
     }
 
 

@@ -76,7 +76,8 @@ class VLLMEngine:
         self._sampling = sampling
         self._requests: dict[str, SampleRequest] = {}
         self._can_sleep = bool(options.get("enable_sleep_mode"))
-        self._asleep = False
+        self._asleep: set[str] = set()
+        """What of its device memory is given back, by vLLM's tags."""
         self._llm: Any = None
         self._busy, self._closed, self._closing = False, False, threading.Lock()
         atexit.register(self.close)  # Ray's actors exit on SIGTERM
@@ -195,6 +196,7 @@ class VLLMEngine:
             self._llm.start_weight_update()
             self._llm.update_weights({"update_info": {"sources": sources, "partial": partial}})
             self._llm.finish_weight_update(str(version))
+        self._wake("kv_cache")
         self._llm.reset_prefix_cache()
 
     @contextmanager
@@ -231,14 +233,20 @@ class VLLMEngine:
             with self._losses_told():
                 # 2: the weights are not kept in host memory, since the next version replaces them.
                 self._llm.sleep(level=2)
-            self._asleep = True
+            self._asleep = {"weights", "kv_cache"}
 
     def wake(self) -> None:
-        """Take the memory again. Before weights are loaded: vLLM dies when a sleeping engine is updated."""
-        if self._asleep:
-            with self._losses_told():
-                self._llm.wake_up()
-            self._asleep = False
+        """Take the weights' memory again; see `RolloutEngine`. vLLM dies when a sleeping engine is updated.
+
+        The cache's follows when they are loaded, so that it is not there beside what they are loaded from.
+        """
+        with self._losses_told():
+            self._wake("weights")
+
+    def _wake(self, tag: str) -> None:
+        if tag in self._asleep:
+            self._llm.wake_up(tags=[tag])
+            self._asleep.remove(tag)
 
     def check(self) -> None:
         """Raise when the engine is gone; see `RolloutEngine`."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlhf_dist.config import EvaluateConfig, Job, RLJob
+from rlhf_dist.config.job import ScoringJob
 from rlhf_dist.data.encoder import Encoder
+from rlhf_dist.learner.deepspeed_settings import check_deepspeed
 from rlhf_dist.models import check_models, read_config
 from rlhf_dist.models.attention import attention_note
 from rlhf_dist.models.cut import check_can_be_cut
+from rlhf_dist.rollout.engine_args import check_engine_args
 
 
 def check_stage(
@@ -24,10 +27,14 @@ def check_stage(
         lower: which settings bound it; empty: those of prompts and answers.
 
     Raises:
+        ConfigError: DeepSpeed or vLLM does not know what it would be given.
         ModelError: names role and folder, what was found and what was expected.
     """
     if isinstance(config, RLJob | EvaluateConfig):
         _check_cut(config, models)
+    check_deepspeed(config.learner)
+    if isinstance(config, ScoringJob):
+        check_engine_args(config.rollout)
     check_models(models, encoder.tokenizer, longest, lower=lower or "prompts.max_tokens or rollout.max_new_tokens")
     for role, path in dict.fromkeys(models):
         if note := attention_note(role, path, read_config(path), config.learner.attention):

@@ -53,8 +53,8 @@ class Store:
         self._bytes: Counter[int] = Counter()
         """Bytes of experience by iteration."""
         self._told: dict[str, Any] = {}
-        self._spilled = 0
-        """Bytes of objects that were on disk when that was last asked."""
+        self._spilled: int | None = None
+        """Bytes that the cluster had written to disk when that was last asked, other runs' among them."""
         self._showing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -182,6 +182,8 @@ class Store:
         Raises:
             NumbersError: a weight is not finite; names tensors. The version is not visible then.
         """
+        if self._spilled is None:
+            await self._newly_spilled()
         base = self._weights.base_of(version, partial=partial, every=delta_every)
         streams = [
             rank.weight_buckets.options(num_returns="streaming").remote(
@@ -216,8 +218,11 @@ class Store:
 
     async def _newly_spilled(self) -> float:
         """Bytes that the cluster has written to disk since this was asked before."""
-        before, self._spilled = self._spilled, await asyncio.to_thread(spilled_bytes)
-        return float(self._spilled - before)
+        found = await asyncio.to_thread(spilled_bytes)
+        if found is None:
+            return 0.0
+        before, self._spilled = self._spilled, found
+        return float(found - (found if before is None else before))
 
     async def newest_weights(self, has_one: bool) -> list[Manifest]:
         """Manifests that make an engine one of the newest version; see `WeightIndex.to_load`."""

@@ -263,7 +263,7 @@ def test_two_workers_give_the_samples_of_one_though_one_is_killed_and_replaced(
         os.kill(killed[0], signal.SIGKILL)
 
     threading.Thread(target=kill_one_when_it_generates, daemon=True).start()
-    train(folders.config(rollout={"workers": 2}), run)
+    train(folders.config(rollout={"workers": 2}, weights={"delta_every": 3}), run)
     assert killed
     # Scores to the last bit; what the engine says of its own samples is not, since it hangs on what is decoded beside them.
     columns = ["prompt_id", "sample_index", "tokens", "sampled", "score", "score_parts", "ref_log_probs"]

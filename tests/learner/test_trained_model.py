@@ -55,7 +55,8 @@ def trained(
     stage: tuple[int, str], module: PolicyModel | None = None, *, steps: int = 8, **options: Any
 ) -> TrainedModel:
     settings = Optimizer(**{"lr": 1e-2, "warmup": 0.25, "max_grad_norm": 1e9, **options})
-    return TrainedModel(module or policy(), settings, total_steps=steps, zero_stage=stage[0], dtype=stage[1])
+    learner = Learner(zero_stage=stage[0], precision="bf16" if stage[1] == "bfloat16" else "fp32")
+    return TrainedModel(module or policy(), settings, learner, total_steps=steps)
 
 
 def batch() -> PackedBatch:

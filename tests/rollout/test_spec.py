@@ -41,3 +41,16 @@ def test_on_cpus_prompts_are_read_whole_however_many_begin_together() -> None:
         spec = engine_spec(Rollout(), "m", dtype="float32", max_sequence=longest, seed=0, on_gpu=False, log_dir="logs")
         assert spec.options["enable_chunked_prefill"] is False
         assert spec.options["max_num_batched_tokens"] >= longest
+
+
+@pytest.mark.parametrize(
+    ("compile", "on_gpu", "eager"), [(None, True, False), (None, False, True), (True, False, False)]
+)
+def test_graphs_are_captured_on_gpus_unless_the_config_says_otherwise(
+    compile: bool | None, on_gpu: bool, eager: bool
+) -> None:
+    rollout = Rollout(compile=compile, engine_args={"kv_cache_dtype": "fp8"})
+    spec = engine_spec(rollout, "m", dtype="bfloat16", max_sequence=64, seed=0, on_gpu=on_gpu, log_dir="logs")
+    assert spec.options["enforce_eager"] is eager
+    assert spec.options["kv_cache_dtype"] == "fp8"
+    assert ("TORCH_COMPILE_DISABLE" in environment(rollout, on_gpu=on_gpu)) is (eager and not on_gpu)

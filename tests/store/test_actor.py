@@ -270,6 +270,17 @@ def test_buckets_that_ranks_sent_in_turn_stand_in_the_models_order() -> None:
     with_store(play)
 
 
+def test_what_the_cluster_spilled_before_this_run_is_not_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([100, 100, 130, None, 140])
+    monkeypatch.setattr("rlhf_dist.store.actor.spilled_bytes", lambda: next(told))
+
+    async def play(store: Store) -> None:
+        found = [(await store.publish(version, [], None))["weights/spilled_bytes"] for version in range(4)]
+        assert found == [0.0, 30.0, 0.0, 10.0]
+
+    with_store(play)
+
+
 def test_a_version_whose_weights_are_not_finite_is_not_published() -> None:
     async def play(store: Store) -> None:
         with pytest.raises(NumbersError, match="weight version 3: 1 tensors are not finite, e.g. lm_head.weight"):
