@@ -495,8 +495,8 @@ BREAKS = (
     Break(
         "perplexity at the sampling temperature",
         "scoring/reference.py",
-        "with at_temperature(self._model, 1.0):",
-        "with at_temperature(self._model, self._model.temperature):",
+        "self._log_probs(rows, 1.0)}",
+        "self._log_probs(rows, self._temperature)}",
         "stages/test_wiring.py",
     ),
     Break(
