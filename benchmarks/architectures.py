@@ -235,7 +235,7 @@ def engine(rank: Any, folder: Path) -> str:
 
 def vllm(rank: Any, folder: Path) -> str:
     """vLLM with the learner's weights, in a process of its own."""
-    from rlhf_dist.rollout.vllm_engine import write_bucket
+    import pyarrow as pa
 
     (kind,) = json.loads((folder / "config.json").read_text())["architectures"]
     if kind not in served_by_vllm():
@@ -244,7 +244,8 @@ def vllm(rank: Any, folder: Path) -> str:
     told = folder.with_name("vllm.json")
     files = [str(folder.with_name(f"bucket-{number}.arrow")) for number, _ in enumerate(tables)]
     for table, file in zip(tables, files, strict=True):
-        write_bucket(table, file)
+        with pa.OSFile(file, "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
+            writer.write_table(table)
     told.write_text(json.dumps({"folder": str(folder), "files": files, "names": names, "probe": PROBE}))
     code = "import sys; sys.path.insert(0, sys.argv[2]); import architectures; architectures.ask_vllm(sys.argv[1])"
     done = subprocess.run(
@@ -274,9 +275,10 @@ def served_by_vllm() -> frozenset[str]:
 
 def ask_vllm(told: str) -> None:
     """Print the probe of an engine with given weights (in a process of its own)."""
+    import pyarrow as pa
+
     from rlhf_dist.records import Sampling
     from rlhf_dist.rollout.vllm_engine import ENVIRONMENT, VLLMEngine
-    from rlhf_dist.rollout.vllm_weight_plugin import open_bucket
 
     os.environ.update(ENVIRONMENT, VLLM_CPU_OMP_THREADS_BIND="nobind", TORCH_COMPILE_DISABLE="1")
     asked = json.loads(Path(told).read_text())
@@ -290,7 +292,8 @@ def ask_vllm(told: str) -> None:
             max_concurrent=4,
             engine_options={"enforce_eager": True, "kv_cache_memory_bytes": 2**26},
         )
-        made.load_weights([open_bucket(file) for file in asked["files"]], asked["names"], version=1)
+        tables = [pa.ipc.open_file(pa.memory_map(file)).read_all() for file in asked["files"]]
+        made.load_weights(tables, asked["names"], version=1)
         print(json.dumps({"probe": made.probe(asked["probe"])}), flush=True)
     except Exception as error:
         print(json.dumps({"error": f"{type(error).__name__}: {one_line(error)}"}), flush=True)

@@ -47,6 +47,16 @@ class Rank(LearnerRank):
         for parameter in self.models["policy"].module.parameters():
             parameter.data.add_(torch.randn(parameter.shape, generator=generator).sign_(), alpha=size)
 
+    def gather(self) -> float:
+        """Seconds of gathering every bucket, as publication does, and nothing else."""
+        planned = self._publication
+        assert planned is not None
+        started = time.perf_counter()
+        for bucket in planned.buckets:
+            with planned.weights.bucket([name for unit in bucket for name in unit.own], planned.dtype):
+                pass
+        return time.perf_counter() - started
+
     def put_state_dict(self) -> list[Any]:
         return [ray.put(dict(self._whole()))]
 
@@ -241,6 +251,8 @@ def by_stage(group: LearnerGroup, model: str, repeats: int) -> dict[str, float]:
             clock("publish", sent, group, store, version)
         ray.kill(store)
         found[f"ZeRO-{stage}"] = clock.medians()["publish"]
+    gathered = [max(ray.get([rank.gather.remote() for rank in group.ranks])) for _ in range(repeats)]
+    found["ZeRO-3, gathering alone"] = statistics.median(gathered)
     return found
 
 

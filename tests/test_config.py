@@ -76,6 +76,8 @@ BAD = {
     "rollout.workers={min: 3, max: 2}": r"`rollout.workers` is .*; expected: min at most max, found min 3 above max 2",
     "rollout.workers=many": r"`rollout.workers` is 'many'; expected: a number of workers, or {min: A, max: B}",
     "rollout.workers={mn: 1, max: 2}": r"unknown key `rollout.workers.mn`; did you mean `rollout.workers.min`",
+    "weights.transport=cuda_ipc": "transport cuda_ipc with cluster.placement disaggregated; expected colocated",
+    "weights.transport=cuda_ipc + cluster.placement=colocated + weights.delta_every=4": "delta_every 4; expected 0",
     "cluster.placement=colocated + rollout.workers=2": "tensor_parallel 1, expected a number of at most .* = 1",
     "cluster.placement=colocated + rollout.tensor_parallel=2": "tensor_parallel 2, expected a number of at most .* = 0",
     "cluster.gpu_share=0.5 + rollout.tensor_parallel=2": "tensor_parallel is 2 beside cluster.gpu_share 0.5; expected gpu_share",

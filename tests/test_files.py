@@ -202,7 +202,6 @@ ASIDE = {
     "learner/rank.py": "into a model's folder that is aside",
     "learner/saving.py": "into a model's folder that is aside",
     "models/ends.py": "into a model's folder that is aside",
-    "rollout/vllm_engine.py": "weights in shared memory, for one engine",
     "run_folder/folder.py": "over the status on a full disk, where nothing else is possible",
     "run_folder/quarantine.py": "only grows, by whole lines",
     "scoring/reward_file.py": "into a model's folder that is aside",

@@ -438,6 +438,22 @@ class RLJob(ScoringJob):
         return self
 
     @model_validator(mode="after")
+    def _weights_can_stay_on_their_cards(self) -> Self:
+        if self.weights.transport == "store":
+            return self
+        if self.cluster.placement != "colocated":
+            raise ValueError(
+                f"weights.transport cuda_ipc with cluster.placement {self.cluster.placement}; expected colocated, since engines "
+                "read what ranks hold on the same cards. Take transport store"
+            )
+        if self.weights.delta_every:
+            raise ValueError(
+                f"weights.transport cuda_ipc with weights.delta_every {self.weights.delta_every}; expected 0, since nothing is "
+                "sent. Take transport store"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _devices_can_be_shared(self) -> Self:
         placement, share, parallel = self.cluster.placement, self.cluster.gpu_share, self.rollout.tensor_parallel
         ranks, workers = self.learner.ranks, self.rollout.workers

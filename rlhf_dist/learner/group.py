@@ -287,11 +287,11 @@ class LearnerGroup:
             raise NumbersError(told([found_in(1, f"what {name} says is not finite", odd)], batch.name_of))
         return said
 
-    def plan_weights(self, *, bucket_bytes: int, wire_dtype: str, delta_every: int) -> None:
-        """Fix the buckets in which the policy is published, and how often whole (0: always)."""
+    def plan_weights(self, *, bucket_bytes: int, wire_dtype: str, delta_every: int, holds: bool = False) -> None:
+        """Fix the buckets in which the policy is published, how often whole (0: always), and whether the ranks hold them."""
         call = self._timeouts.call
         adapted: list[bool] = self._call(
-            "plan_weights", "policy", bucket_bytes, wire_dtype, timeout_s=call, doing="planning buckets"
+            "plan_weights", "policy", bucket_bytes, wire_dtype, holds, timeout_s=call, doing="planning buckets"
         )
         self._adapted, self._published, self._delta_every = adapted[0], False, delta_every
 

@@ -17,11 +17,13 @@ import torch
 
 from rlhf_dist.cluster.threads import helpers
 from rlhf_dist.learner.finite import odd_tensors
+from rlhf_dist.learner.holding import Holding
 from rlhf_dist.learner.published import PublishedWeights, published
 from rlhf_dist.learner.staging import Staged, Staging
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models.file_names import Unit, in_file, units_of
 from rlhf_dist.store.deltas import encode_delta
+from rlhf_dist.store.held import held_table, open_held
 from rlhf_dist.store.weights import Moved, Sent, cells_of, encode_bucket, plan_buckets
 from rlhf_dist.telemetry import tracing
 
@@ -88,6 +90,29 @@ class Publication:
             ready = coming
         if ready is not None:
             yield ready.result()
+        yield sent
+
+    def held(self, holding: Holding, *, tells: bool, partial: bool = False) -> Iterator[pa.Table | Sent]:
+        """Where this rank holds a version's buckets, all of them, and in the end what is in them; all ranks must iterate.
+
+        Args:
+            holding: where they go.
+            tells: whether this rank is the one that tells of them.
+            partial: only what adapters change.
+        """
+        sent = Sent()
+        holding.begin(partial=partial)
+        for bucket in self.adapted if partial else self.buckets:
+            moved: list[Moved] = []
+            names = [name for unit in bucket for name in unit.own]
+            with self.weights.bucket(names, self.dtype, moved=moved) as tensors:
+                rows = holding.keep(in_file(self.model, dict(tensors)), partial=partial)
+            if tells:
+                sent.names.append([row.name for row in rows])
+                sent.num_bytes += sum(row.size for row in rows)
+                sent.odd += odd_tensors(open_held(rows))
+                sent.moved = reduce(Moved.plus, moved, sent.moved)
+            yield held_table(rows)
         yield sent
 
     def _round(self, buckets: Sequence[list[Unit]], own: int) -> tuple[Staged, list[Moved]] | None:

@@ -27,6 +27,7 @@ from rlhf_dist.learner.adapters import is_adapter, save_adapter
 from rlhf_dist.learner.example_batch import ExampleBatch, read_examples
 from rlhf_dist.learner.finite import NotFinite, check_tensors, found_in
 from rlhf_dist.learner.frozen_model import FrozenModel, FrozenSpec
+from rlhf_dist.learner.holding import Holding
 from rlhf_dist.learner.imitation import Imitation, imitate
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.objective import Now, RLObjective
@@ -71,6 +72,7 @@ class LearnerRank:
         """What is asked and not trained."""
         self._door: rendezvous.Door | None = None
         self._publication: Publication | None = None
+        self._holding: Holding | None = None
         self._snapshot = Cost(0.0, 0)
         """When it began, and its size."""
         device_of_this_process(settings.threads)
@@ -263,10 +265,14 @@ class LearnerRank:
             found |= dict(zip(order, batch.means(outputs).tolist(), strict=True))
         return found
 
-    def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str) -> bool:
-        """Cut a model into buckets for publication; returns whether there are versions of what adapters change, alone."""
+    def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str, holds: bool = False) -> bool:
+        """Cut a model into buckets for publication; returns whether there are versions of what adapters change, alone.
+
+        With `holds` they stay on this rank's device, and the engine beside it takes them there.
+        """
         dtype = getattr(torch, wire_dtype)
         self._publication = Publication.plan(self.models[name], dtype=dtype, bucket_bytes=bucket_bytes)
+        self._holding = Holding(self.models[name].device) if holds else None
         return bool(self._publication.adapted)
 
     def weight_buckets(self, partial: bool = False, base: Sequence[Any] | None = None) -> Iterator[pa.Table | Sent]:
@@ -279,6 +285,9 @@ class LearnerRank:
         import ray
 
         assert self._publication is not None, "`plan_weights` comes first"
+        if self._holding is not None:
+            yield from self._publication.held(self._holding, tells=self.rank == 0, partial=partial)
+            return
         older = None if base is None else map(ray.get, base)
         yield from self._publication.tables(self.rank, self.ranks, partial=partial, base=older)
 

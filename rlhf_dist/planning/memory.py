@@ -143,6 +143,9 @@ def learner_memory(config: RLConfig, sizes: dict[str, ModelSize]) -> dict[str, f
     ranks, stage = learner.ranks, learner.zero_stage
     width = BYTES[learner.dtype]
     asked = sum(sizes[role].parameters for role in config.frozen) * width / ranks
+    held = (
+        float(sizes["policy"].parameters + (sizes["policy"].adapted if learner.lora else 0)) * BYTES[config.wire_dtype]
+    )
     # Adam's two moments; and the fp32 master copy where training is in half precision or ZeRO cuts flat partitions.
     optimiser = trained * (12 if half or stage >= 1 else 8) / (ranks if stage >= 1 else 1)
     return {
@@ -150,6 +153,7 @@ def learner_memory(config: RLConfig, sizes: dict[str, ModelSize]) -> dict[str, f
         "gradients": trained * BYTES["float32"] / (ranks if stage >= 2 else 1),  # they add up in fp32, also of bf16
         "optimiser (host)" if learner.cpu_offload else "optimiser": optimiser,
         **({"asked models (host)" if config.scoring.frozen_on_host else "asked models": asked} if asked else {}),
+        **({"held version": held} if config.weights.transport == "cuda_ipc" else {}),
         "activations": max(activations(config, size) for size in models),
         "logits": 3.0 * min(LOGITS_BYTES, 4 * learner.micro_batch_tokens * sizes["policy"].vocabulary),
     }

@@ -26,7 +26,7 @@ from rlhf_dist.models.heads import FAMILY_ERRORS
 from rlhf_dist.models.proof import TOLERANCE, apart
 from rlhf_dist.records import GREEDY, Sample, SampleRequest, Sampling
 from rlhf_dist.rollout.engine import LoadedWeights, check_finite
-from rlhf_dist.store.weights import decode_bucket
+from rlhf_dist.store.held import tensors_of
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ class TransformersEngine:
     ) -> None:
         """Replace weights; see `RolloutEngine`."""
         self._weights.replaced(partial=partial)
-        found = {name: tensor for table in tables for name, tensor in decode_bucket(table)}
+        found = dict(tensors_of(tables))
         if odd := sorted(set(found) ^ set(names)):
             raise WeightError(f"weight version {version} lacks or adds {len(odd)} tensors, e.g. {odd[0]}")
         take_over(self._lm, found, partial=partial)

@@ -7,10 +7,11 @@ import gc
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import torch
 
 from rlhf_dist.cluster import shared_memory
 from rlhf_dist.cluster.children import NEWS_S, Children
@@ -18,7 +19,11 @@ from rlhf_dist.errors import EnvironmentProblem, RlhfDistError, WeightError, Wor
 from rlhf_dist.imports import import_vllm
 from rlhf_dist.records import GREEDY, Sample, SampleRequest, Sampling
 from rlhf_dist.rollout import vllm_weight_plugin
+from rlhf_dist.rollout.device_memory import wait_for_memory
 from rlhf_dist.rollout.engine import LoadedWeights, check_finite
+from rlhf_dist.rollout.places import places_of
+from rlhf_dist.store.held import held_rows, is_held
+from rlhf_dist.store.weights import Cell, cells_of, check_buckets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,8 +87,10 @@ class VLLMEngine:
         self._busy, self._closed, self._closing = False, False, threading.Lock()
         atexit.register(self.close)  # Ray's actors exit on SIGTERM
         shared_memory.sweep()
+        if torch.cuda.is_available() and "gpu_memory_utilization" in options:
+            wait_for_memory(options["gpu_memory_utilization"])
         self._children = Children() if tensor_parallel > 1 else None
-        with self._closed_after_errors(), self._losses_told(), _kv_cache_errors_explained(max_sequence):
+        with self._closed_after_errors(), self._losses_told(), _lack_of_memory_explained(max_sequence):
             self._llm = LLM(
                 model,
                 dtype=dtype,
@@ -179,39 +186,38 @@ class VLLMEngine:
     ) -> None:
         """Replace weights; see `RolloutEngine`. An error in the middle is the end of the engine."""
         self._weights.replaced(partial=partial)
-        arrived = [name for table in tables for name in table.column("name").to_pylist()]
+        held = held_rows(table for table in tables if is_held(table))
+        sent = [table for table in tables if not is_held(table)]
+        cells = [cell for table in sent for cell in cells_of(table)]
+        arrived = [*(cell.name for cell in cells), *dict.fromkeys(row.name for row in held)]
         if sorted(arrived) != sorted(names):
             raise WeightError(f"weight version {version} has {len(arrived)} tensors; its manifest names {len(names)}")
+        check_buckets(sent)  # once, before the old weights are touched, and not in each process
         # After an error tensors are new, old or gone, and of several processes each has answered or not.
         with self._closed_after_errors(), self._losses_told():
             try:
-                self._update(tables, version, partial)
+                with self._announced(cells) as announced:
+                    self._update({**announced, "held": held, "partial": partial}, version)
             except RuntimeError as error:  # of vLLM's processes nothing else arrives, whatever they raise
                 self._check_news()
                 raise WeightError(f"weight version {version} did not arrive whole: {error}") from error
         self._weights.arrived(version)
 
-    def _update(self, tables: Sequence[pa.Table], version: int, partial: bool) -> None:
-        with self._announced(tables, version) as sources:
-            self._llm.start_weight_update()
-            self._llm.update_weights({"update_info": {"sources": sources, "partial": partial}})
-            self._llm.finish_weight_update(str(version))
+    def _update(self, announced: dict[str, Any], version: int) -> None:
+        self._llm.start_weight_update()
+        self._llm.update_weights({"update_info": announced})
+        self._llm.finish_weight_update(str(version))
         self._wake("kv_cache")
         self._llm.reset_prefix_cache()
 
     @contextmanager
-    def _announced(self, tables: Sequence[pa.Table], version: int) -> Iterator[list[str]]:
-        """Names under which the engine's processes find the tables: this process's memory, or files without a name in one."""
+    def _announced(self, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+        """The tensors as they are for an engine in this process, and where they lie for one in several."""
         if self._children is None:
-            handed = {f"version-{version}-bucket-{number}": table for number, table in enumerate(tables)}
-            vllm_weight_plugin.HANDED_OVER.update(handed)
-            try:
-                yield list(handed)
-            finally:
-                vllm_weight_plugin.HANDED_OVER.clear()
+            yield {"tensors": [(cell.name, cell.tensor()) for cell in cells]}
             return
-        with ExitStack() as files:
-            yield [files.enter_context(_in_nameless_file(table)) for table in tables]
+        with places_of(cells) as places:
+            yield {"places": places}
 
     def forget(self) -> None:
         """Have no version any more; see `RolloutEngine`."""
@@ -342,28 +348,14 @@ def _report_through_ray(engine: Any) -> None:
 
 
 @contextmanager
-def _in_nameless_file(table: pa.Table) -> Iterator[str]:
-    """The path of an Arrow file in memory, which is gone with this process and with those that map it, however they end."""
-    file = os.memfd_create("rlhf_dist-weights")
-    try:
-        path = f"/proc/{os.getpid()}/fd/{file}"
-        write_bucket(table, path)
-        yield path
-    finally:
-        os.close(file)
-
-
-def write_bucket(table: pa.Table, path: str) -> None:
-    """Write a bucket as the Arrow file that an engine's processes map."""
-    with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-
-
-@contextmanager
-def _kv_cache_errors_explained(max_sequence: int) -> Iterator[None]:
+def _lack_of_memory_explained(max_sequence: int) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        if "Free memory on device" in str(error):
+            raise EnvironmentProblem(
+                f"no room for the engine on its GPU: {error} Lower rollout.gpu_memory_fraction, or end what else is there"
+            ) from error
         if "KV cache" not in str(error) and "cache blocks" not in str(error):
             raise
         raise EnvironmentProblem(

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from rlhf_dist.errors import WeightError
-from rlhf_dist.rollout.vllm_weight_plugin import open_bucket
-from rlhf_dist.store.weights import decode_bucket
+from rlhf_dist.rollout.places import MappedTensor, opened
+from rlhf_dist.store.held import HeldTensor, open_held
 
 
 @dataclass
@@ -27,9 +28,11 @@ class ArrowInit(WeightTransferInitInfo):
 
 @dataclass
 class ArrowUpdate(WeightTransferUpdateInfo):
-    """Where the buckets of one version are."""
+    """What of one version arrived, checked by who sent it: tensors of this process, or where others lie; or who holds it."""
 
-    sources: list[str] = field(default_factory=list)
+    tensors: list[tuple[str, torch.Tensor]] = field(default_factory=list)
+    places: list[MappedTensor] = field(default_factory=list)
+    held: list[HeldTensor] = field(default_factory=list)
     partial: bool = False
     """Whether some layers stay as they are."""
 
@@ -57,13 +60,14 @@ class ArrowEngine(WeightTransferEngine[ArrowInit, ArrowUpdate]):
         self._expected = frozenset(name for name, _ in self.model.named_parameters() if name in before)
 
     def receive_weights(self, update_info: ArrowUpdate) -> None:
-        """Check and load every tensor.
+        """Load every tensor; of one that is split over processes, vLLM's loaders copy this one's part, and nothing else is read.
 
         Raises:
-            WeightError: a checksum is wrong, or a weight of the engine did not come.
+            WeightError: a weight of the engine did not come, or is not held on this process's card.
         """
         model: Any = self.model
-        self._arrived = frozenset(model.load_weights(_tensors(update_info.sources)))
+        arrived = chain(update_info.tensors, opened(update_info.places), open_held(update_info.held))
+        self._arrived = frozenset(model.load_weights(arrived))
         self._partial = update_info.partial
         layers = {_layer(name) for name in self._arrived}
         missing = {name for name in self._expected - self._arrived if not self._partial or _layer(name) in layers}
@@ -114,8 +118,3 @@ def _untouched_layers_unsaid() -> Iterator[None]:
         yield
     finally:
         told.setLevel(level)
-
-
-def _tensors(sources: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    for source in sources:
-        yield from decode_bucket(open_bucket(source))

@@ -159,6 +159,7 @@ def wired(
             bucket_bytes=config.weights.bucket_mib * 2**20,
             wire_dtype=config.wire_dtype,
             delta_every=config.weights.delta_every,
+            holds=config.weights.transport == "cuda_ipc",
         )
         colocated = config.cluster.placement == "colocated"
         watch.vigil.guard("store", store.pulse.remote)

@@ -7,7 +7,7 @@ smaller than compressing the exclusive or of everything, and three times as fast
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from rlhf_dist.errors import WeightError
-from rlhf_dist.store.weights import BUCKET, Cell, Manifest, cells_of, encode_bucket, table_of
+from rlhf_dist.store.weights import BUCKET, Cell, Manifest, cells_of, encode_bucket, reading_threads, table_of
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,9 @@ def whole_tables(manifest: Manifest, get: Callable[[Sequence[Any]], list[pa.Tabl
     tables = get(manifest.buckets)
     if manifest.base is None:
         return tables
-    return [apply_delta(base, delta) for base, delta in zip(get(manifest.base.buckets), tables, strict=True)]
+    bases = get(manifest.base.buckets)
+    with ThreadPoolExecutor(reading_threads()) as threads:
+        return [apply_delta(base, delta, threads=threads) for base, delta in zip(bases, tables, strict=True)]
 
 
 def _together(
@@ -105,7 +107,8 @@ def _difference(base: Cell, new: Cell) -> Cell:
     old, now = (_elements(row.data, row.dtype) for row in (base, new))
     different = old != now
     changed = _compressed(np.packbits(different))
-    data = _compressed(old[different] ^ now[different])
+    where = np.flatnonzero(different)  # three times as fast as to index by what is true
+    data = _compressed(old[where] ^ now[where])
     return new if changed.size + data.size >= new.data.size else new._replace(changed=changed, data=data)
 
 
@@ -114,7 +117,7 @@ def _result(base: Cell, delta: Cell) -> Cell:
         return delta
     new = _elements(base.data, base.dtype).copy()
     bits = np.frombuffer(_CODEC.decompress(delta.changed, -(-len(new) // 8)), np.uint8)
-    where = np.flatnonzero(np.unpackbits(bits, count=len(new)))
+    where = np.flatnonzero(np.unpackbits(bits, count=len(new)).view(np.bool_))
     new[where] ^= _elements(_CODEC.decompress(delta.data, len(where) * new.itemsize), base.dtype)
     return delta._replace(changed=None, data=pa.py_buffer(new))
 

@@ -187,13 +187,18 @@ def cells_of(table: pa.Table) -> Iterator[Cell]:
         yield from map(Cell, *heads, *cells)
 
 
+def reading_threads() -> int:
+    """Threads that read a version in this process."""
+    return min(CHECKING_THREADS, len(os.sched_getaffinity(0)))
+
+
 def check_buckets(tables: Iterable[pa.Table]) -> None:
     """Read all bytes of some buckets once, on several threads.
 
     Raises:
         WeightError: see `Cell.check`.
     """
-    with ThreadPoolExecutor(min(CHECKING_THREADS, len(os.sched_getaffinity(0)))) as threads:
+    with ThreadPoolExecutor(reading_threads()) as threads:
         for _ in threads.map(Cell.check, (cell for table in tables for cell in cells_of(table))):
             pass
 

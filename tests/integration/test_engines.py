@@ -14,9 +14,12 @@ import pytest
 import torch
 
 from rlhf_dist.cluster import shared_memory
+from rlhf_dist.cluster.fleet import Fleet, FleetSize, WorkerKind
+from rlhf_dist.cluster.pulse import Beat, watched
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Rollout
 from rlhf_dist.errors import EnvironmentProblem, NumbersError, WeightError, WorkerLost
+from rlhf_dist.learner.holding import Holding
 from rlhf_dist.models import load_policy
 from rlhf_dist.models.file_names import in_file
 from rlhf_dist.records import RowKey, Sample, SampleRequest, Sampling, sample_seed
@@ -25,10 +28,12 @@ from rlhf_dist.rollout.spec import engine_spec, environment
 from rlhf_dist.rollout.transformers_engine import TransformersEngine, truncated_log_probs
 from rlhf_dist.rollout.vllm_engine import ENVIRONMENT, VLLMEngine
 from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
+from rlhf_dist.store.held import held_table
 from rlhf_dist.store.weights import decode_bucket, encode_bucket
 from tests.runs import Folders
 
 SAMPLING = Sampling(max_new_tokens=16, temperature=0.7, top_p=0.9, top_k=50, stop=(), eos_token_ids=(2,))
+START_S = 300
 SEGMENTS = 7
 """Names in /dev/shm of an engine over two processes: four queues, two buffers of collectives, and the ledger of them."""
 
@@ -37,13 +42,22 @@ class EngineHost:
     """A process of its own around one engine: vLLM keeps global state, so two engines cannot share one."""
 
     def __init__(self, path: str, tensor_parallel: int) -> None:
-        self.engine = VLLMEngine(
-            path,
+        self.path, self.tensor_parallel = path, tensor_parallel
+        self.built: VLLMEngine | None = None
+
+    @property
+    def engine(self) -> VLLMEngine:
+        assert self.built is not None
+        return self.built
+
+    def start(self) -> None:
+        self.built = VLLMEngine(
+            self.path,
             SAMPLING,
             dtype="float32",
             max_sequence=96,
             max_concurrent=16,
-            tensor_parallel=tensor_parallel,
+            tensor_parallel=self.tensor_parallel,
             engine_options={"enforce_eager": True, "seed": 0},
         )
         ledgers = [*shared_memory.FOLDER.glob(f"rlhf_dist-{os.getpid()}-*.names")]
@@ -70,6 +84,14 @@ class EngineHost:
     def probe(self, tokens: list[int]) -> list[float]:
         return self.engine.probe(tokens)
 
+    def pulse(self) -> Beat:
+        if self.built is not None:
+            self.built.check()
+        return Beat(0, "")
+
+    def close(self) -> None:
+        self.engine.close()
+
     def call(self, name: str) -> Any:
         return getattr(self.engine, name)()
 
@@ -94,17 +116,20 @@ class EngineHost:
 
 
 class Remote:
-    """Calls an `EngineHost` as if it were here."""
+    """A fleet of one `EngineHost`, called as if it were here."""
 
     def __init__(self, path: str, tensor_parallel: int) -> None:
-        import ray
-
         env = {**ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        self.host = (
-            ray.remote(EngineHost)
-            .options(runtime_env={"env_vars": env}, max_concurrency=2)
-            .remote(path, tensor_parallel)
-        )
+        host = watched(EngineHost).options(runtime_env={"env_vars": env}, max_concurrency=2)
+        kind = WorkerKind("engine", lambda *_: host.remote(path, tensor_parallel))
+        self.fleet = Fleet(kind, FleetSize(1, 1, 1), Watch())
+        self.fleet.open(timeout_s=START_S)
+        self.fleet.wait_for_fewest(timeout_s=START_S)
+
+    @property
+    def host(self) -> Any:
+        (host,) = self.fleet.ready.values()
+        return host
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         import ray
@@ -112,15 +137,16 @@ class Remote:
         return lambda *arguments: ray.get(getattr(self.host, name).remote(*arguments), timeout=200)
 
 
-@pytest.fixture(scope="module", params=[("policy", 2), ("experts", 1)], ids=["policy over two processes", "experts"])
-def engine(request: pytest.FixtureRequest, ray_session: None, folders: Folders) -> Iterator[tuple[Remote, str]]:
-    import ray
+OVER_TWO_PROCESSES = ("policy", 2)
 
+
+@pytest.fixture(scope="module", params=[OVER_TWO_PROCESSES, ("experts", 1)], ids=["over two processes", "experts"])
+def engine(request: pytest.FixtureRequest, ray_session: None, folders: Folders) -> Iterator[tuple[Remote, str]]:
     model, tensor_parallel = request.param
     path = str(getattr(folders, model))
     made = Remote(path, tensor_parallel)
     yield made, path
-    ray.kill(made.host)
+    made.fleet.close()
 
 
 def tables_of(path: str, seed: int) -> tuple[list[pa.Table], list[str], torch.nn.Module]:
@@ -183,6 +209,21 @@ def test_probe_equals_transformers_whole_and_with_some_layers_replaced(
     np.testing.assert_allclose(vllm.probe(tokens), oracle.probe(tokens), atol=1e-4)
 
 
+def test_weights_that_a_rank_holds_are_read_there_and_are_the_same(engine: tuple[Remote, str]) -> None:
+    vllm, path = engine
+    tables, names, _ = tables_of(path, seed=11)
+    vllm.load_weights(tables, names, 7)
+    sent = vllm.probe(list(range(5, 45)))
+    tables, _, _ = tables_of(path, seed=12)
+    vllm.load_weights(tables, names, 8)
+    assert vllm.probe(list(range(5, 45))) != sent
+    ranks = [Holding(torch.device("cpu")) for _ in range(2)]
+    tables, _, _ = tables_of(path, seed=11)
+    rows = [rank.keep(dict(decode_bucket(table)), partial=False) for table in tables for rank in ranks]
+    vllm.load_weights([held_table(each) for each in rows], names, 9)
+    assert vllm.probe(list(range(5, 45))) == sent
+
+
 def test_samples_do_not_depend_on_order_or_company(engine: tuple[Remote, str]) -> None:
     vllm, path = engine
     tables, names, _ = tables_of(path, seed=3)
@@ -201,7 +242,42 @@ def test_after_an_abort_samples_are_the_same_to_the_bit(engine: tuple[Remote, st
     assert vllm.generate(list(range(12))) == before
 
 
+def test_a_flipped_bit_is_refused_before_an_engine_is_touched(engine: tuple[Remote, str]) -> None:
+    vllm, path = engine
+    tables, names, _ = tables_of(path, seed=4)
+    with pytest.raises(WeightError, match="its manifest names"):
+        vllm.load_weights(tables[:1], names, 9)
+    buffer = bytearray(tables[0]["data"][0].as_py())
+    buffer[5] ^= 1
+    data = pa.chunked_array([pa.array([bytes(buffer)], pa.large_binary()), *tables[0]["data"].chunks[1:]])
+    broken = tables[0].set_column(4, tables[0].schema.field("data"), data)
+    with pytest.raises(WeightError, match=f"weight {names[0]}: checksum"):
+        vllm.load_weights([broken, tables[1]], names, 9)
+    with pytest.raises(WeightError, match="no whole weight version"):
+        vllm.generate([0])
+    vllm.load_weights(tables, names, 9)
+    assert vllm.generate([0])[0].versions[0][0] == 9
+
+
+@pytest.mark.parametrize("engine", [OVER_TWO_PROCESSES], ids=["over two processes"], indirect=True)
+def test_the_death_of_a_child_is_the_loss_of_its_worker_and_another_takes_its_place(engine: tuple[Remote, str]) -> None:
+    vllm, path = engine
+    tables, names, _ = tables_of(path, seed=4)
+    vllm.load_weights(tables, names, 9)
+    before, segments = vllm.probe(list(range(5, 45))), vllm.segments()
+    assert len(segments) == SEGMENTS
+    (lost,), work = vllm.fleet.ready, vllm.host.generate_for_ever.remote()
+    os.kill(vllm.workers()[1] or 0, signal.SIGKILL)
+    assert vllm.fleet.watch.until(lambda: [*vllm.fleet.ready] not in ([], [lost]), timeout_s=START_S)
+    with pytest.raises(WorkerLost, match="engine-0.*died"):
+        Watch().one(lost, work, timeout_s=30, doing="working")
+    assert (vllm.fleet.restarts, [path for path in segments if path.exists()]) == (1, [])
+    vllm.load_weights(tables, names, 9)
+    assert vllm.probe(list(range(5, 45))) == before
+
+
 def test_weights_that_are_not_finite_give_no_sample(engine: tuple[Remote, str]) -> None:
+    """After the others: the cache of an engine on a CPU keeps some of the NaN, which publishing refuses."""
     vllm, path = engine
     tables, names, _ = tables_of(path, seed=6)
     named = [(name, tensor) for table in tables for name, tensor in decode_bucket(table)]
@@ -212,28 +288,17 @@ def test_weights_that_are_not_finite_give_no_sample(engine: tuple[Remote, str]) 
     vllm.call("abort")
 
 
-def test_a_flipped_bit_or_a_missing_weight_is_refused_and_nothing_of_the_engine_is_left(
-    engine: tuple[Remote, str],
-) -> None:
+def test_of_an_engine_that_lacks_a_weight_nothing_is_left(engine: tuple[Remote, str]) -> None:
     """The last of them: the engine is ended after it."""
     vllm, path = engine
     tables, names, _ = tables_of(path, seed=4)
-    with pytest.raises(WeightError, match="its manifest names"):
-        vllm.load_weights(tables[:1], names, 9)
-    with pytest.raises(WeightError, match="no whole weight version"):
-        vllm.generate([0])
-    assert len(vllm.segments()) == (SEGMENTS if vllm.workers() else 0)
-    buffer = bytearray(tables[0]["data"][0].as_py())
-    buffer[5] ^= 1
-    data = pa.chunked_array([pa.array([bytes(buffer)], pa.large_binary()), *tables[0]["data"].chunks[1:]])
-    broken = tables[0].set_column(4, tables[0].schema.field("data"), data)
-    with pytest.raises(WeightError, match=f"weight {names[0]}: checksum"):
-        vllm.load_weights([broken, tables[1]], names, 9)
+    with pytest.raises(WeightError, match=r"lacks \d+ of the engine's weights"):
+        vllm.load_weights(tables[:1], names[:5], 10)
     assert (vllm.workers(), vllm.segments()) == ([], [])
     for call in (lambda: vllm.probe([5, 6, 7]), lambda: vllm.generate([0])):
         with pytest.raises(WorkerLost, match="the engine was ended"):
             call()
-    vllm.call("close")
+    vllm.close()
 
 
 def test_no_room_for_the_kv_cache_names_the_settings(ray_session: None, folders: Folders, tmp_path: Path) -> None:
@@ -263,13 +328,11 @@ def test_a_variable_that_opens_vllm_to_strangers_is_refused(folders: Folders, mo
 @pytest.fixture
 def two_processes(ray_session: None, folders: Folders) -> Iterator[Remote]:
     """An engine over two processes, with weights."""
-    import ray
-
     vllm = Remote(str(folders.policy), 2)
     tables, names, _ = tables_of(str(folders.policy), seed=0)
     vllm.load_weights(tables, names, 0)
     yield vllm
-    ray.kill(vllm.host)
+    vllm.fleet.close()
 
 
 @pytest.mark.soak
@@ -282,7 +345,7 @@ def test_the_death_of_a_child_is_the_loss_of_the_worker(two_processes: Remote, b
     os.kill(vllm.workers()[number] or 0, signal.SIGKILL)
     with pytest.raises(WorkerLost, match="died"):
         Watch().one("engine", work, timeout_s=30, doing="working")
-    vllm.call("close")
+    vllm.close()
     assert (vllm.workers(), vllm.segments()) == ([], [])
 
 
@@ -292,7 +355,7 @@ def test_an_engine_with_a_stopped_child_is_ended_from_another_thread(two_process
     os.kill(vllm.workers()[1] or 0, signal.SIGSTOP)
     work = vllm.host.generate_for_ever.remote()
     time.sleep(1)
-    vllm.call("close")
+    vllm.close()
     assert (vllm.workers(), vllm.segments()) == ([], [])
     with pytest.raises(WorkerLost):
         Watch().one("engine", work, timeout_s=30, doing="working")

@@ -104,3 +104,10 @@ def test_gradients_and_optimiser_are_those_of_adapters_and_the_wire_carries_what
     assert (found["parameters"], found["gradients"], found["optimiser"]) == (2 * 2_020_000, 4 * 20_000, 12 * 20_000)
     versions = memory("store", settings, dict.fromkeys(SIZES, size))["weight versions"]
     assert versions == 2 * (1_000_000 + 3 * 600_000), "a complete version, two of what changes, and one on its way"
+
+
+def test_a_rank_that_holds_versions_for_its_engine_has_one_whole() -> None:
+    shared = {"zero_stage": 3, "ranks": 2, "precision": "bf16"}
+    plain, beside = learner_memory(config(learner=shared), SIZES), {"cluster": {"placement": "colocated"}}
+    held = learner_memory(config(learner=shared, weights={"transport": "cuda_ipc"}, **beside), SIZES)
+    assert held == {**plain, "held version": SIZES["policy"].parameters * 2}
