@@ -479,6 +479,27 @@ BREAKS = (
         "learner/test_trained_model.py",
     ),
     Break(
+        "states that come back as nothing",
+        "learner/host_states.py",
+        "                own.copy_(piece, non_blocking=True)\n",
+        "                own.zero_()\n",
+        "learner/test_trained_model.py",
+    ),
+    Break(
+        "an engine that wakes before the learner's states have left",
+        "stages/turns.py",
+        "            self.learner.offload()\n            self._away = True\n",
+        "            self._away = True\n",
+        "stages/test_turns.py",
+    ),
+    Break(
+        "all scorers beside the first rank",
+        "cluster/placement.py",
+        "scored.index((role, index)) if role in scoring else index",
+        "index",
+        "cluster/test_placement.py",
+    ),
+    Break(
         "a component's value taken for a verdict",
         "scoring/reward.py",
         "zip(totals, verdicts.unsafe, strict=True)",

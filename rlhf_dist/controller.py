@@ -64,6 +64,7 @@ def train(
         logs.CONTEXT.update(iteration=iteration, version=iteration)
         timer = Timer()
         with timer.phase("experience"):
+            parts.turns.to_others()
             gathered = gather(parts, prompts, iteration, config)
         rows = gathered.rows
         now = Now(
@@ -76,7 +77,8 @@ def train(
             given=gathered.given or {row.key.prompt_id: values[row.key.prompt_id] for row in rows if values},
             critic_only=iteration < config.algorithm.critic_warmup,
         )
-        with timer.phase("update"), parts.lent():
+        with timer.phase("update"):
+            parts.turns.to_learner()
             stats = parts.learner.update(rows, objective, now)
         warn_of(mismatch.doubts(stats), doubted, parts.watch.say)
         batch = read(parts, rows, timeout_s=config.timeouts.call)

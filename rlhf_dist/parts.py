@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rlhf_dist.cluster.fleet import Fleet
 from rlhf_dist.cluster.watch import Watch
@@ -18,6 +17,26 @@ def _stays(version: int) -> None:
     pass
 
 
+class Turns(Protocol):
+    """Who has the devices that a learner shares with others."""
+
+    def to_learner(self) -> None:
+        """From now on it does: to update, to publish, to be copied."""
+
+    def to_others(self) -> None:
+        """From now on engines and scorers do: to make samples."""
+
+
+class NoTurns:
+    """Everybody has devices of his own."""
+
+    def to_learner(self) -> None:
+        """It has them anyway."""
+
+    def to_others(self) -> None:
+        """They have them anyway."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """The running system, wired by `stages.wiring`."""
@@ -28,8 +47,7 @@ class Parts:
     """By the writer of the columns that they add."""
     learner: LearnerGroup
     watch: Watch
-    lent: Callable[[], AbstractContextManager[None]]
-    """Around an update: devices that engines share with the learner are the learner's."""
+    turns: Turns
     memory: Memory[State]
     """The learner as it was after its last iterations."""
     move_reference: Callable[[int], None] = _stays

@@ -1,7 +1,6 @@
 """The loop itself: real formulas and settings, and parts that do what the test says and check what they are asked."""
 
 import math
-from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -101,14 +100,15 @@ class World:
         self.calls.append(("publish", version, probe_tokens is not None))
         return {"weights/bytes": 10.0}
 
-    @contextmanager
-    def lent(self) -> Any:
-        self.calls.append(("lent",))
-        yield
-        self.calls.append(("returned",))
+    # turns
+    def to_learner(self) -> None:
+        self.calls.append(("to_learner",))
+
+    def to_others(self) -> None:
+        self.calls.append(("to_others",))
 
     def parts(self) -> Parts:
-        return Parts(self, self, {}, self, self, self.lent, self)
+        return Parts(self, self, {}, self, self, self, self)
 
     # memory
     def back(self, learner: Any, updates: int) -> None:
@@ -147,7 +147,7 @@ def test_an_iteration_submits_takes_updates_publishes_and_consumes_in_that_order
     assert stopped is None
     first = [call[0] for call in world.calls[: world.calls.index(("resize", 1)) + 1]]
     assert first == [
-        "submit", "take", "lent", "update", "returned", "publish", "consume", "take_facts", "resize",
+        "to_others", "submit", "take", "to_learner", "update", "publish", "consume", "take_facts", "resize",
     ]  # fmt: skip
     assert [call[1:] for call in world.calls if call[0] == "publish"] == [(1, False), (2, True), (3, False)]
     assert [call[1] for call in world.calls if call[0] == "consume"] == [0, 1, 2]

@@ -75,6 +75,7 @@ class Fleet:
         self._start_s = float("inf")
         self.restarts = 0
         """Workers lost while they served."""
+        self._paused = False
 
     def open(self, *, timeout_s: float) -> None:
         """Ask for the fewest workers, or for those that are missing; `wait_for_fewest` waits for them.
@@ -82,7 +83,7 @@ class Fleet:
         Args:
             timeout_s: granted to each of them, and to each that takes the place of a lost one, to start.
         """
-        self._start_s = timeout_s
+        self._start_s, self._paused = timeout_s, False
         while len(self.ready) + len(self.starting) < self.size.fewest:
             self._start()
 
@@ -120,6 +121,15 @@ class Fleet:
             self._forget([*self.starting][-1])
         while len(self.ready) > self.wanted:
             self._let_go([*self.ready][-1])
+
+    def pause(self) -> None:
+        """Start nobody until `go_on`: others have the devices. Who is lost meanwhile is replaced then."""
+        self._paused = True
+
+    def go_on(self) -> None:
+        """Start who is missing, and whoever will be."""
+        self._paused = False
+        self._fill()
 
     def states(self) -> dict[str, str]:
         """Worker to `ready`, `starting` or `leaving`."""
@@ -200,7 +210,7 @@ class Fleet:
     def _fill(self) -> None:
         """Start what there is room for, and keep one more waiting for a node to join, up to what is wanted."""
         missing = self.wanted - len(self.ready) - len(self.starting)
-        if missing > 0:
+        if missing > 0 and not self._paused:
             for _ in range(min(missing, 1 + self.kind.room() - len(self.starting))):
                 self._start()
 

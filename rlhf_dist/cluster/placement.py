@@ -18,6 +18,8 @@ from rlhf_dist.errors import EnvironmentProblem
 ENGINE_SHARE = 0.4
 SCORERS_SHARE = 0.2
 """Of a device that learner, engine and scorers share; the learner has the rest. Ray counts shares, it enforces none."""
+RAYS_UNITS = 10_000
+"""Into which Ray cuts a GPU or a CPU slot."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,12 @@ def lay_out(config: RLJob, *, gpus: bool) -> Layout:
     counts = {"learner": config.learner.ranks, **scoring, "rollout": config.rollout.workers.min}
     device = config.cluster.gpu_share if gpus else 1.0
     ranks = config.learner.ranks
-    # Shared devices: the actors of each role go round the ranks' bundles.
-    guests = [(role, index, index % ranks) for role in counts for index in range(counts[role]) if role in shares_device]
+    # Shared devices: ranks and engines go round the ranks' bundles, and after them all scorers, whatever their roles.
+    sharing = [(role, index) for role in counts for index in range(counts[role]) if role in shares_device]
+    scored = [each for each in sharing if each[0] in scoring]
+    guests = [
+        (role, index, (scored.index((role, index)) if role in scoring else index) % ranks) for role, index in sharing
+    ]
     scorers = Counter(bundle for role, _, bundle in guests if role in scoring)
     engines = Counter(bundle for role, _, bundle in guests if role == "rollout")
 
@@ -99,7 +105,7 @@ def lay_out(config: RLJob, *, gpus: bool) -> Layout:
     places = [Place("store", 0, 0.0, 0.0, 0)]
     bundles = [{"GPU": device, "CPU": 0.0} if gpus else {"CPU": 1.0} for _ in range(ranks)]
     for role, index, bundle in guests:
-        part = round(device * share(role, bundle), 4)
+        part = math.floor(device * share(role, bundle) * RAYS_UNITS + 1e-6) / RAYS_UNITS  # so that all of them fit
         places.append(Place(role, index, 1.0 if gpus else part, part if gpus else 0.0, bundle))
         if gpus:
             bundles[bundle]["CPU"] += 1.0

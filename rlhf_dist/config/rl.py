@@ -468,11 +468,15 @@ class RLJob(ScoringJob):
                 f"scoring.*_workers put {scorers} scorers on each learner rank's device, whose cluster.gpu_share is {share:g}; "
                 f"expected at most {int(share / LEAST_SHARE)} with cluster.placement {placement}"
             )
-        if placement == "colocated" and (workers.min != workers.max or workers.max * parallel > ranks):
+        if placement == "colocated" and (workers.min != workers.max or workers.max > ranks):
             raise ValueError(
-                f"cluster.placement colocated puts each engine on the devices of as many learner ranks as it has; "
-                f"rollout.workers is {workers.min} to {workers.max} beside rollout.tensor_parallel {parallel}, expected a number "
-                f"of at most learner.ranks / tensor_parallel = {ranks // parallel}"
+                f"cluster.placement colocated puts one engine beside one learner rank; rollout.workers is {workers.min} to "
+                f"{workers.max}, expected a number of at most learner.ranks = {ranks}"
+            )
+        if placement == "colocated" and parallel > 1:
+            raise ValueError(
+                f"cluster.placement colocated with rollout.tensor_parallel {parallel}; expected 1, since Ray gives no engine "
+                "parts of several GPUs with a rank on each. Take disaggregated or hybrid"
             )
         return self
 

@@ -343,6 +343,14 @@ class LearnerGroup:
         calls = {f"learner-{number}": rank.restore.remote(table) for number, (rank, table) in enumerate(pairs)}
         self._watch.wait(calls, timeout_s=self._timeouts.publish, doing="going back to a snapshot")
 
+    def offload(self) -> None:
+        """Have every rank keep only its weights on the device; nothing but `publish` and `save` may follow before `reload`."""
+        self._call("offload", timeout_s=self._timeouts.publish, doing="moving its states to the host")
+
+    def reload(self) -> None:
+        """Have every rank be ready to learn again."""
+        self._call("reload", timeout_s=self._timeouts.publish, doing="moving its states to the device")
+
     def peak_memory(self) -> int:
         """Largest peak memory of a rank, in bytes."""
         peaks: list[int] = self._call("peak_memory", timeout_s=self._timeouts.call, doing="reading its memory")

@@ -348,6 +348,18 @@ class LearnerRank:
         for name, model in self.models.items():
             model.take_state(states[name])
 
+    def offload(self) -> None:
+        """Move what only an update needs to the host: an engine that shares the device wakes next."""
+        with tracing.span("states away"):
+            away = sum(model.states.leave() for model in self.models.values())
+        log.info("the optimisers' states are away", extra={"bytes": away})
+
+    def reload(self) -> None:
+        """Take it back."""
+        with tracing.span("states back"):
+            for model in self.models.values():
+                model.states.come_back()
+
     def take_spans(self) -> list[tracing.Span]:
         """Spans recorded since the last call."""
         return tracing.take()

@@ -16,6 +16,7 @@ from rlhf_dist.learner import optimizer_state
 from rlhf_dist.learner.adapters import is_adapter, without_adapters
 from rlhf_dist.learner.deepspeed_settings import settings_of
 from rlhf_dist.learner.filling import fill, sharing
+from rlhf_dist.learner.host_states import HostStates
 from rlhf_dist.learner.schedule import move_to, schedule_of
 from rlhf_dist.models import PolicyModel, ValueModel
 from rlhf_dist.models.hollow import is_hollow
@@ -61,6 +62,8 @@ class TrainedModel:
         self.engine, _, _, _ = deepspeed.initialize(
             model=module, optimizer=adamw, lr_scheduler=schedule, config=settings, dist_init_required=False
         )
+        self.states = HostStates(self.engine)
+        """Masters, moments and gradients, which may leave the device between two updates."""
         self._clipped_norm: float | None = None
         self.engine.clip_fp32_gradients = self._clip
         self.module = module

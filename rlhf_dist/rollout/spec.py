@@ -14,7 +14,7 @@ from rlhf_dist.data.ends import added_tokens
 from rlhf_dist.imports import import_transformers
 from rlhf_dist.models import load_tokenizer, resolve
 from rlhf_dist.models.attention import with_cache
-from rlhf_dist.planning.sharing import OWN_CARD
+from rlhf_dist.planning.sharing import OWN_CARD, SharedCard
 from rlhf_dist.records import Sampling
 from rlhf_dist.rollout.agreement import Expected
 from rlhf_dist.rollout.engine import RolloutEngine
@@ -40,6 +40,8 @@ class EngineSpec:
     """Where the worker's log file goes."""
     attention: str = "sdpa"
     """Attention kernels of models that are computed by transformers (`learner.attention`)."""
+    shared: SharedCard | None = None
+    """Who has the GPU, too; None: it is the engine's own."""
     fixed: bool = False
     """Generate with the folder's own weights, instead of those that a store hands out."""
 
@@ -51,6 +53,9 @@ class EngineSpec:
             from rlhf_dist.rollout.vllm_engine import VLLMEngine
 
             expected = self._expected(model, device)
+            room = {}
+            if self.shared is not None and device == "cuda":
+                room = self.shared.engine_options(torch.cuda.get_device_properties(0).total_memory)
             engine = VLLMEngine(
                 model,
                 sampling,
@@ -58,7 +63,7 @@ class EngineSpec:
                 max_sequence=self.max_sequence,
                 max_concurrent=self.max_concurrent,
                 tensor_parallel=self.tensor_parallel,
-                engine_options=self.options | ({"load_format": "auto"} if self.fixed else {}),
+                engine_options=self.options | room | ({"load_format": "auto"} if self.fixed else {}),
             )
             if expected is not None:
                 expected.check(engine)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from rlhf_dist.config import EvaluateConfig, Job, RLJob
+from rlhf_dist.config import EvaluateConfig, Job, RLConfig, RLJob
 from rlhf_dist.config.job import ScoringJob
 from rlhf_dist.data.encoder import Encoder
+from rlhf_dist.errors import ConfigError
 from rlhf_dist.learner.deepspeed_settings import check_deepspeed
 from rlhf_dist.models import check_models, read_config
 from rlhf_dist.models.attention import attention_note
 from rlhf_dist.models.cut import check_can_be_cut
+from rlhf_dist.planning.plan import here
 from rlhf_dist.rollout.engine_args import check_engine_args
 
 
@@ -48,3 +51,24 @@ def _check_cut(config: RLJob | EvaluateConfig, models: Sequence[tuple[str, str]]
     for role, path in dict.fromkeys(models):
         if processes > 1 and role in scored:
             check_can_be_cut(path, read_config(path), processes)
+
+
+def check_room(config: RLConfig, sizes: Mapping[str, Any], tell: Callable[[str], None]) -> None:
+    """Refuse a run on this machine's GPUs that its plan has no room for; of CPUs' memory, which gives way, it is only told.
+
+    Args:
+        config: the run's; one on another cluster, whose nodes are not known before it answers, is not planned here.
+        sizes: of its models (`planning.roles.sizes_of`).
+        tell: takes a sentence for people.
+
+    Raises:
+        ConfigError: names the devices, and what would help.
+    """
+    if config.cluster.address is not None:
+        return
+    plan = here(config, dict(sizes))
+    problems = plan.problems()
+    if problems and plan.machines.gpus_per_node:
+        raise ConfigError(f"this run does not fit: {'; '.join(problems)}. `rlhf-dist plan` says what takes how much")
+    for problem in problems:
+        tell(f"this machine's memory may not be enough: {problem}")

@@ -39,7 +39,7 @@ from rlhf_dist.run_folder.names import POLICY
 from rlhf_dist.run_folder.quarantine import Quarantine, warning
 from rlhf_dist.run_folder.rl_folder import RLFolder
 from rlhf_dist.scoring.functions import GuardedRule
-from rlhf_dist.stages.fitting import check_stage
+from rlhf_dist.stages.fitting import check_room, check_stage
 from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.inputs import changed, keep_inputs, kept_inputs
 from rlhf_dist.stages.reference_values import reference_values
@@ -121,6 +121,7 @@ def prepare(config: RLConfig, resume: Path | None = None, inputs: Inputs | None 
     if resume and state.iteration and (why := changed(config, kept_inputs(resume))):
         raise DataError(f"{why}; a resumed run keeps what it has learnt from. Expected the same, or a new run")
     sizes = sizes_of(config)
+    check_room(config, sizes, encoder.tell)
     for spec in model_specs(config, begin).values():
         spec.check_adapters()
     return PreparedRL(
@@ -251,6 +252,7 @@ class _Going:
             folder.listeners.append(parts.store.note.remote)
             stopped = _train(parts, self.prepared, config, folder, start.state)
             folder.tell("evaluating")
+            parts.turns.to_others()
             after = held_out_answers(parts.rollouts, self.prepared.held_out, timeout_s=config.timeouts.batch)
             save_policy(parts.learner, self.prepared.encoder, folder.path / OUTPUT)
             folder.listeners.clear()
@@ -284,6 +286,8 @@ def _train(parts: Parts, prepared: PreparedRL, config: RLConfig, folder: RLFolde
     """
     probe = probe_sequence(prepared)
     parts.learner.publish(parts.store, state.iteration, probe_tokens=probe)
+    parts.memory.keep(parts.learner, state.copy())
+    parts.turns.to_others()
     if state.iteration == 0:
         folder.tell("evaluating")
         folder.keep_answers_before(held_out_answers(parts.rollouts, prepared.held_out, timeout_s=config.timeouts.batch))
@@ -315,7 +319,6 @@ def _train(parts: Parts, prepared: PreparedRL, config: RLConfig, folder: RLFolde
 
     if prepared.demonstrations is not None:
         parts.learner.imitate(prepared.demonstrations)
-    parts.memory.keep(parts.learner, state.copy())
     values = reference_values(parts, prompts, config, folder.path, iteration=state.iteration)
     with folder.console.progress(config.algorithm.method, config.rl.iterations, done=state.iteration):
         return train(parts, prompts, config, probe_tokens=probe, report=report, state=state, values=values)

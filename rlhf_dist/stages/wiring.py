@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,23 +21,24 @@ from rlhf_dist.learner.frozen_model import FrozenSpec
 from rlhf_dist.learner.group import GroupPlace, start_group
 from rlhf_dist.learner.memory import Memory
 from rlhf_dist.learner.model_spec import ModelSpec
-from rlhf_dist.parts import Parts
-from rlhf_dist.planning.roles import model_folders
+from rlhf_dist.parts import NoTurns, Parts, Turns
+from rlhf_dist.planning.roles import model_folders, sizes_of
+from rlhf_dist.planning.sharing import OWN_CARD, SharedCard
 from rlhf_dist.records import Prompt
-from rlhf_dist.rollout.colocation import asleep
 from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
 from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
 from rlhf_dist.scoring.reward_file import read_reward_file
 from rlhf_dist.scoring.worker import ScoringWorker
 from rlhf_dist.stages.moving_reference import HeldByLearner, HeldByWorkers, Holder, move, reference_at
 from rlhf_dist.stages.scoring import ScorerKind, scorer_kinds, told_of_rows
+from rlhf_dist.stages.turns import SharedDevices, put_to_sleep
 from rlhf_dist.steering import State
 from rlhf_dist.store.actor import Store
 from rlhf_dist.store.experience import ExperienceIndex
 from rlhf_dist.telemetry.logs import log_dir
 
 RENEW_S = 0.2
-"""How often scorers look up where the reference moves."""
+"""How often scorers look up where the reference moves, or a learner waits for their device."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class Where:
     group: Any
     run_dir: Path
     watch: Watch
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether devices are GPUs, as far as Ray knows."""
+        return any("GPU" in bundle for bundle in self.layout.bundles)
 
     @property
     def log_dir(self) -> str:
@@ -144,6 +150,9 @@ def wired(
         rollouts.serve(service)
         ends.callback(rollouts.serve, None)
         rollouts.open(timeout_s=start_s)
+        shares = config.cluster.placement == "colocated"
+        if shares and where.on_gpus:  # what others take while an engine measures its room, it would count as its own
+            put_to_sleep(rollouts, timeout_s=config.timeouts.call, start_s=start_s)
         scorers = {role: _scorers(config, role, kind, where, store) for role, kind in kinds.items()}
         for fleet in scorers.values():
             ends.callback(fleet.close)
@@ -161,10 +170,12 @@ def wired(
             delta_every=config.weights.delta_every,
             holds=config.weights.transport == "cuda_ipc",
         )
-        colocated = config.cluster.placement == "colocated"
         watch.vigil.guard("store", store.pulse.remote)
-        lent = partial(asleep, rollouts, timeout_s=config.timeouts.call) if colocated else nullcontext
-        parts = Parts(store, rollouts, scorers, learner, watch, lent, memory)
+        turns: Turns = NoTurns()
+        if config.cluster.placement != "disaggregated":
+            resting = scorers if where.on_gpus else {}  # on CPUs they are where they would go
+            turns = SharedDevices(learner, resting, rollouts if shares else None, config.timeouts.publish, start_s)
+        parts = Parts(store, rollouts, scorers, learner, watch, turns, memory)
         if config.algorithm.reference_every is not None:
             holder: Holder = (
                 HeldByLearner(learner, frozen["reference"])
@@ -211,6 +222,11 @@ def _rollouts(config: RLConfig, eos_token_ids: tuple[int, ...], where: Where) ->
     spec = replace(spec, attention=config.learner.attention)
     if on_gpu:
         spec.options["enable_sleep_mode"] = config.cluster.placement == "colocated"
+        spec.options["gpu_memory_utilization"] = (
+            config.rollout.gpu_memory_fraction or OWN_CARD * config.cluster.gpu_share
+        )
+    if on_gpu and config.cluster.placement == "colocated":
+        spec = replace(spec, shared=SharedCard.of(config, sizes_of(config)))
     sampling = sampling_of(config.rollout, eos_token_ids, config.policy)
     pulls = PullSettings(config.probe_tolerance, config.timeouts.publish)
     shared = {
@@ -231,7 +247,8 @@ def _rollouts(config: RLConfig, eos_token_ids: tuple[int, ...], where: Where) ->
 
 def _scorers(config: RLConfig, role: str, kind: ScorerKind, where: Where, store: Any) -> Fleet:
     places, scoring = where.layout.of(role), config.scoring
-    poll_s = RENEW_S if config.algorithm.reference_every else POLL_S
+    rests = where.on_gpus and config.cluster.placement != "disaggregated"
+    poll_s = RENEW_S if config.algorithm.reference_every or rests else POLL_S
     patient = shares_cores(where.layout)  # any pass would take the cores from the engine
 
     def spawn(name: str, slot: int) -> Any:

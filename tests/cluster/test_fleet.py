@@ -366,3 +366,18 @@ def test_everybody_is_asked_the_same_and_who_is_lost_meanwhile_is_left_out() -> 
     found = everyone(world.fleet, lambda worker: worker.sleep.remote(), timeout_s=1, doing="going to sleep")
     assert found == {"rollout-0": "rollout-0.sleep answered", "rollout-2": "rollout-2.sleep answered"}
     assert world.fleet.states() == {"rollout-0": "ready", "rollout-2": "ready", "rollout-3": "starting"}
+
+
+def test_who_is_lost_while_the_fleet_pauses_is_replaced_when_it_goes_on() -> None:
+    world = World(2, 2)
+    world.start(2)
+    world.fleet.pause()
+    world.watch.lose("rollout-0.run")
+    world.fleet.forgive()
+    assert world.fleet.states() == {"rollout-1": "ready"}, "others have the devices"
+    world.fleet.go_on()
+    assert world.fleet.states() == {"rollout-1": "ready", "rollout-2": "starting"}
+    world.fleet.pause()
+    world.watch.lose("rollout-1.run")
+    world.fleet.open(timeout_s=60)
+    assert len(world.fleet.starting) == 2, "a run that is wired anew has the devices"

@@ -51,8 +51,8 @@ def test_no_bundle_is_asked_for_more_than_it_has(
     assert len({place.name for place in made.places}) == len(made.places)
     for number, bundle in enumerate(made.bundles):
         inside = [place for place in made.places if place.bundle == number]
-        assert sum(place.cpus for place in inside) <= bundle["CPU"] + 1e-3
-        assert sum(place.gpus for place in inside) <= bundle.get("GPU", 0.0) + 1e-3
+        assert sum(place.cpus for place in inside) <= bundle["CPU"] + 1e-9
+        assert sum(place.gpus for place in inside) <= bundle.get("GPU", 0.0) + 1e-9
         assert inside, "a bundle for nobody"
 
 
@@ -89,3 +89,11 @@ def test_a_session_is_asked_for_every_process_and_for_the_gpus_of_every_engine()
     needs = lay_out(made, gpus=True).needs(made.rollout)
     assert needs == {"cpus": 7.0, "gpus": 13.0, "processes": 1 + 3 + 2 + 10}
     assert engines_of(config().rollout) == {"cpus": 1, "gpus": 1, "processes": 1}
+
+
+@pytest.mark.parametrize("placement", ["hybrid", "colocated"])
+def test_scorers_of_all_roles_are_spread_over_the_devices(placement: str) -> None:
+    made = lay_out(config(placement, learner={"ranks": 4}, scoring={"reference_workers": 2}), gpus=True)
+    assert [place.bundle for role in ("reward", "reference") for place in made.of(role)] == [0, 1, 2]
+    crowded = lay_out(config(placement, learner={"ranks": 2}, scoring={"reward_workers": 3}), gpus=True)
+    assert sorted(place.bundle for role in ("reward", "reference") for place in crowded.of(role)) == [0, 0, 1, 1]
