@@ -14,7 +14,7 @@ def run_system(tree: dict[str, Any], run_dir: Path, report: Callable[[int, Any, 
     from rlhf_dist.config import RLConfig
     from rlhf_dist.controller import train
     from rlhf_dist.data.prompts import PromptSampler
-    from rlhf_dist.stages.rl import memory_of, prepare, probe_sequence
+    from rlhf_dist.stages.rl import memory_of, prepare, probing_of
     from rlhf_dist.stages.wiring import engines, placed, wired
 
     config = RLConfig.model_validate(tree)
@@ -28,8 +28,8 @@ def run_system(tree: dict[str, Any], run_dir: Path, report: Callable[[int, Any, 
             engines(config, where, prepared.eos_token_ids) as rollouts,
             wired(config, where, rollouts, prepared.begin, memory_of(config)) as parts,
         ):
-            probe = probe_sequence(prepared)
-            parts.learner.publish(parts.store, 0, probe_tokens=probe)
+            probing = probing_of(prepared, config)
+            parts.learner.publish(parts.store, 0, probe_tokens=probing.tokens)
             prompts = PromptSampler(
                 prepared.prompts,
                 batch=config.rl.prompts_per_iteration,
@@ -41,5 +41,5 @@ def run_system(tree: dict[str, Any], run_dir: Path, report: Callable[[int, Any, 
                 parts.memory.keep(parts.learner, prepared.state.copy())
                 report(iteration, metrics, batch)
 
-            train(parts, prompts, config, probe_tokens=probe, report=told, state=prepared.state)
+            train(parts, prompts, config, probing=probing, report=told, state=prepared.state)
             return parts.learner.num_parameters, parts.learner.peak_memory()

@@ -11,10 +11,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_dist.config import RLConfig
 from rlhf_dist.data.prompts import PromptSampler
+from rlhf_dist.errors import WeightError
 from rlhf_dist.evaluation.bands import GOLD_MEAN, Left, left_band
 from rlhf_dist.evaluation.metrics import batch_metrics, iteration_metrics
 from rlhf_dist.gathering import gather, read
@@ -24,6 +26,7 @@ from rlhf_dist.parts import Parts
 from rlhf_dist.records import Failure, RowKey
 from rlhf_dist.rollout.elasticity import balance
 from rlhf_dist.steering import State, Steering
+from rlhf_dist.store.agreement import longest_sample
 from rlhf_dist.telemetry import logs
 from rlhf_dist.telemetry.timing import Timer
 
@@ -38,7 +41,7 @@ def train(
     prompts: PromptSampler,
     config: RLConfig,
     *,
-    probe_tokens: Sequence[int],
+    probing: Probing,
     report: Report,
     state: State,
     values: Mapping[int, float] | None = None,
@@ -52,7 +55,7 @@ def train(
         parts: the running system; the weight version of the first iteration is published already.
         prompts: the batches of prompts.
         config: the run's settings.
-        probe_tokens: the sequence on which engines are compared with the learner.
+        probing: on what, and how closely, engines are compared with the learner.
         report: called after every iteration.
         state: where a run begins or goes on; moved along, so that `report` can save it.
         values: V* of each prompt by its id, where that is the baseline.
@@ -77,17 +80,18 @@ def train(
             given=gathered.given or {row.key.prompt_id: values[row.key.prompt_id] for row in rows if values},
             critic_only=iteration < config.algorithm.critic_warmup,
         )
+        version = iteration + 1
+        compares = version % config.weights.probe_every == 0 or not proven
+        batch = read(parts, rows, timeout_s=config.timeouts.call)
         with timer.phase("update"):
             parts.turns.to_learner()
+            probed = check_decoding(parts.learner, batch, iteration, config, probing) if compares else Probed()
             stats = parts.learner.update(rows, objective, now)
         warn_of(mismatch.doubts(stats), doubted, parts.watch.say)
-        batch = read(parts, rows, timeout_s=config.timeouts.call)
         told = {**batch_metrics(batch), **gathered.facts}
         left = leave_or_undo(parts, config, state, {**stats, **told})
         with timer.phase("update_weights"):
-            version = iteration + 1
-            probe = probe_tokens if version % config.weights.probe_every == 0 or not proven else None
-            published = parts.learner.publish(parts.store, version, probe_tokens=probe)
+            published = parts.learner.publish(parts.store, version, probe_tokens=probed.tokens)
             # New adapters change nothing, which any engine gets right: until they do, every version is compared.
             proven = proven or "weights/lora_kept" in published
             if config.algorithm.reference_every and version % config.algorithm.reference_every == 0:
@@ -99,6 +103,7 @@ def train(
             **fleet_facts(parts),
             "weights/version": float(version),
             **published,
+            **probed.facts,
             "actor/reward_kl_penalty_coeff": now.kl_coef,
             **({"actor/entropy_coeff": now.entropy_coef} if config.algorithm.entropy_counts else {}),
             **({"reward/quarantined": float(len(failures))} if config.scoring.quarantine else {}),
@@ -114,6 +119,47 @@ def train(
             fleet.forgive()
         balance(parts.rollouts, waited_s=timer.seconds["experience"], step_s=metrics["timing_s/step"])
     return None
+
+
+@dataclass(frozen=True)
+class Probing:
+    """How engines are compared with the learner."""
+
+    tokens: Sequence[int]
+    """What they read where no sample is at hand."""
+    tolerance: float
+    """Largest mean distance of log-probs, in nats."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What was compared before an update, and what engines are to read after it."""
+
+    tokens: Sequence[int] | None = None
+    """None: no comparison."""
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+def check_decoding(learner: Any, batch: Any, version: int, config: RLConfig, probing: Probing) -> Probed:
+    """Compare what decoding said of the longest sample with what the learner says that it was sampled from.
+
+    Raises:
+        WeightError: the two are too far apart.
+    """
+    sample = longest_sample(batch, version)
+    if sample is None:
+        return Probed(probing.tokens)
+    said = learner.probe(sample.tokens, temperature=config.rollout.temperature, version=version)
+    found = sample.compared(said)
+    if not found.within(probing.tolerance):
+        raise WeightError(
+            f"weight version {version}: the log-probs with which a sample of {len(sample.tokens)} tokens was decoded differ from "
+            f"the learner's by {found.diff:.3g} nats in the mean; expected at most {probing.tolerance:g} "
+            "(weights.probe_tolerance). The engine decodes otherwise than the learner reads: look at the dtype of its KV cache "
+            "and at its attention, or take rollout.engine transformers"
+        )
+    room = config.max_sequence - 1  # an engine that reads also writes a token
+    return Probed(sample.tokens[:room], {f"weights/{name}": value for name, value in found.facts("decode").items()})
 
 
 def warn_of(doubts: Sequence[str], said: set[str], say: Callable[[str], None]) -> None:
@@ -154,15 +200,15 @@ def _tell(parts: Parts, ref: Any, config: RLConfig, doing: str) -> None:
 
 
 def worker_facts(parts: Parts, *, timeout_s: float) -> dict[str, float]:
-    """Slowest rollout worker's seconds of generating and pulling, and the largest probe difference, if any compared."""
+    """Slowest rollout worker's seconds of generating and pulling, and the largest probe differences, if any compared."""
     ref = parts.store.take_facts.remote()
     told = parts.watch.one("store", ref, timeout_s=timeout_s, doing="handing out the workers' timings").values()
     slowest = {name: max((each.get(name, 0.0) for each in told), default=0.0) for name in ("gen_s", "pull_s")}
-    compared = [each["probe_diff"] for each in told if "probe_diff" in each]
+    compared = {name for each in told for name in each if name.startswith("probe_")}
     return {
         "timing_s/gen": slowest["gen_s"],
         "timing_s/pull_weights": slowest["pull_s"],
-        **({"weights/probe_diff": max(compared)} if compared else {}),
+        **{f"weights/{name}": max(each[name] for each in told if name in each) for name in compared},
         "fleet/workers/serving": float(len(told)),
     }
 

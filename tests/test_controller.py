@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from rlhf_dist.config import RLConfig
-from rlhf_dist.controller import train, worker_facts
+from rlhf_dist.controller import Probing, train, worker_facts
 from rlhf_dist.data.prompts import PromptSampler
-from rlhf_dist.errors import WaitTimeout
+from rlhf_dist.errors import WaitTimeout, WeightError
 from rlhf_dist.gathering import take
 from rlhf_dist.learner.objective import RLObjective
 from rlhf_dist.parts import Parts
@@ -56,7 +56,7 @@ class World:
         self.updates: list[dict[str, Any]] = []
         self.kl, self.golds, self.whole = kl, golds, whole
         self.ready = {"rollout-0": self}
-        self.restarts, self.wanted = 0, 1
+        self.restarts, self.wanted, self.decoded = 0, 1, -0.51
         self.size = type("Size", (), {"fewest": 1, "most": 1})
         self.tasks: list[Any] = []
         self.told: list[str] = []
@@ -78,7 +78,7 @@ class World:
             views = [RowView(RowKey(task.iteration, task.prompt_id, 0), 4, {}) for task in self.tasks]
             return views if self.whole else None
         return {
-            "take_facts": {"rollout-0": {"gen_s": 1.0, "pull_s": 0.5, "probe_diff": 1e-5}},
+            "take_facts": {"rollout-0": {"gen_s": 1.0, "pull_s": 0.5, "probe_diff": 1e-5, "probe_k3_max": 2e-9}},
             "status": {"queued": 2},
             "failures": {RowKey(0, 1, 0): Failure("r", "why", "prompt", "answer")},
         }.get(ref[0])
@@ -96,8 +96,13 @@ class World:
         self.updates.append({"objective": objective, "rows": len(rows), **vars(now)})
         return {"objective/kl": self.kl, "objective/rlhf_reward": 0.5}
 
+    def probe(self, tokens: Any, *, temperature: float, version: int) -> list[float]:
+        self.calls.append(("probe", version))
+        assert temperature == 1.0
+        return [-7.0, -0.5, self.decoded]
+
     def publish(self, store: Any, version: int, *, probe_tokens: Any) -> dict[str, float]:
-        self.calls.append(("publish", version, probe_tokens is not None))
+        self.calls.append(("publish", version, probe_tokens))
         return {"weights/bytes": 10.0}
 
     # turns
@@ -130,7 +135,7 @@ def run(world: World, settings: RLConfig, monkeypatch: pytest.MonkeyPatch, state
         world.parts(),
         sampler,
         settings,
-        probe_tokens=[1, 2],
+        probing=Probing([1, 2], 0.01),
         report=lambda iteration, metrics, batch, failures: reports.append(
             (iteration, dict(metrics), batch.num_rows, state.iteration)
         ),
@@ -149,7 +154,7 @@ def test_an_iteration_submits_takes_updates_publishes_and_consumes_in_that_order
     assert first == [
         "to_others", "submit", "take", "to_learner", "update", "publish", "consume", "take_facts", "resize",
     ]  # fmt: skip
-    assert [call[1:] for call in world.calls if call[0] == "publish"] == [(1, False), (2, True), (3, False)]
+    assert [call[1:] for call in world.calls if call[0] == "publish"] == [(1, None), (2, (1, 2, 3, 4)), (3, None)]
     assert [call[1] for call in world.calls if call[0] == "consume"] == [0, 1, 2]
     assert [(iteration, rows, at) for iteration, _, rows, at in reports] == [(0, 2, 1), (1, 2, 2), (2, 2, 3)]
     assert [update["seed"] for update in world.updates] == [0, 1, 2]
@@ -183,6 +188,18 @@ def test_a_probe_that_was_not_compared_has_no_difference() -> None:
     assert "weights/probe_diff" not in worker_facts(world.parts(), timeout_s=1)
 
 
+def test_an_engine_that_decodes_otherwise_than_the_learner_reads_is_stopped_before_the_update(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    world.decoded = -0.6
+    with pytest.raises(
+        WeightError, match=r"^weight version 1: .* a sample of 4 tokens .* by 0.05 nats .* at most 0.01"
+    ):
+        run(world, config(), monkeypatch)
+    assert [call[0] for call in world.calls if call[0] in ("update", "probe")] == ["update", "probe"]
+
+
 def test_metrics_hold_what_every_part_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     _, reports, _ = run(World(), config(), monkeypatch)
     told = reports[1][1]
@@ -191,6 +208,8 @@ def test_metrics_hold_what_every_part_measured(monkeypatch: pytest.MonkeyPatch) 
         "weights/version": 2.0,
         "weights/bytes": 10.0,
         "weights/probe_diff": 1e-5,
+        "weights/probe_k3_max": 2e-9,
+        "weights/decode_diff": pytest.approx(0.005),
         "timing_s/gen": 1.0,
         "fleet/workers/ready": 1.0,
         "fleet/restarts": 0.0,

@@ -202,11 +202,6 @@ class RLJob(ScoringJob):
             return self.learner.dtype
         return self.weights.wire_dtype
 
-    @property
-    def probe_tolerance(self) -> float:
-        """Largest mean difference between the engine's and the learner's probe log-probs, in nats."""
-        return self.weights.probe_tolerance or (1e-3 if self.wire_dtype == "float32" else 0.1)
-
     def idle(self) -> dict[str, str]:
         """What another setting would have to be there for."""
         critic, rl, algorithm = self.learner.critic, self.rl, self.algorithm

@@ -129,7 +129,19 @@ class Rollout(Section):
     engine_args: dict[str, Any] = Field(
         {}, description="further arguments of vLLM's EngineArgs by their names there, e.g. {kv_cache_dtype: fp8}"
     )
+    batch_invariant: bool = Field(
+        False,
+        description="a sample's numbers do not depend on its company, at a price in speed (vLLM, GPUs from compute capability 9)",
+    )
     threads: int = Field(1, ge=1, description="CPU threads per worker, where there is no GPU")
+
+    @model_validator(mode="after")
+    def _kernels_are_vllms(self) -> Rollout:
+        if self.batch_invariant and self.engine != "vllm":
+            raise ValueError(
+                f"batch_invariant is true beside engine {self.engine}; expected vllm, whose kernels it chooses"
+            )
+        return self
 
     @property
     def truncated(self) -> bool:
@@ -219,6 +231,12 @@ class Learner(Section):
         description="train adapters of policy and critic instead of all weights, at about ten times the learning rate; null: all "
         "weights",
     )
+    sequence_parallel: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="ranks that share each micro-batch, a part of its row each (Ulysses), for samples too long for one GPU",
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
     micro_batch_tokens: int = Field(8192, ge=1, description="tokens of one forward and backward pass")
     row_tokens: int = Field(
@@ -249,6 +267,24 @@ class Learner(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _ranks_share_rows_evenly(self) -> Learner:
+        if self.ranks % self.sequence_parallel:
+            raise ValueError(
+                f"sequence_parallel to divide ranks, found {self.sequence_parallel} beside {self.ranks} ranks"
+            )
+        if self.sequence_parallel > 1 and self.attention not in ("auto", "varlen"):
+            raise ValueError(
+                f"attention auto or varlen beside sequence_parallel, found {self.attention}: ranks exchange heads of a row "
+                "without padding or mask"
+            )
+        return self
+
+    @property
+    def kernels(self) -> str:
+        """Attention kernels of what is trained."""
+        return "varlen" if self.sequence_parallel > 1 else self.attention
+
     @property
     def dtype(self) -> str:
         """Torch's name of the dtype of forward and backward passes, of scorers and of what is saved."""
@@ -273,7 +309,9 @@ class Weights(Section):
     )
     probe_every: int = Field(10, ge=1, description="versions between two comparisons of the engine with the learner")
     probe_tolerance: float | None = Field(
-        None, gt=0, description="largest mean difference of probe log-probs, in nats; null: 1e-3 in fp32, 0.1 in bf16"
+        None,
+        gt=0,
+        description="largest mean difference of probe log-probs, in nats; null: 1e-3 in fp32, 0.1 in bf16, 0.2 for experts",
     )
 
 

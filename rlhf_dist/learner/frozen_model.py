@@ -48,7 +48,7 @@ class FrozenModel:
         import deepspeed
 
         zero, dtype = _settings(spec, settings.dtype), getattr(torch, settings.dtype)
-        base = load_policy(spec.path, dtype=dtype, attention=settings.attention, hollow=True)
+        base = load_policy(spec.path, dtype=dtype, attention=settings.kernels, hollow=True)
         module = PolicyModel(base, temperature=spec.temperature)
         fill(module, dtype, share=sharing(zero))
         self.engine, _, _, _ = deepspeed.initialize(model=module, config=zero, dist_init_required=False)

@@ -190,7 +190,7 @@ class LearnerGroup:
                 out; names the samples.
         """
         rl = objective.rl
-        shards = cut_into_shards(views, self._budget, mini_batches=rl.mini_batches, seed=now.seed)
+        shards = self._shared(cut_into_shards(views, self._budget, mini_batches=rl.mini_batches, seed=now.seed))
         calls = {}
         for rank, (shard, shown) in enumerate(zip(shards, self._shown(rl, now.seed), strict=True)):
             calls[f"learner-{rank}"] = self.ranks[rank].update.remote(shard, objective, now, shown)
@@ -295,6 +295,20 @@ class LearnerGroup:
         )
         self._adapted, self._published, self._delta_every = adapted[0], False, delta_every
 
+    def probe(self, tokens: Sequence[int], *, temperature: float, version: int) -> list[float]:
+        """The policy's log-probs of tokens[1:], in nats.
+
+        Raises:
+            NumbersError: one is not finite; names the version that the policy is.
+        """
+        doing = "computing the probe"
+        said: list[float] = self._call(
+            "probe", list(tokens), temperature, timeout_s=self._timeouts.publish, doing=doing
+        )[0]
+        if not np.isfinite(said).all():
+            raise NumbersError(f"weight version {version}: the policy's log-probs of the probe are not finite")
+        return said
+
     def publish(self, store: Any, version: int, *, probe_tokens: Sequence[int] | None) -> dict[str, float]:
         """Make the policy's weights version `version` of the store; returns its metrics.
 
@@ -306,12 +320,7 @@ class LearnerGroup:
         publish = self._timeouts.publish
         probe = None
         if probe_tokens is not None:
-            log_probs = self._call("probe", list(probe_tokens), timeout_s=publish, doing="computing the probe")[0]
-            if not np.isfinite(log_probs).all():
-                raise NumbersError(
-                    f"weight version {version}: the policy's log-probs of the probe are not finite; not published"
-                )
-            probe = Probe(tuple(probe_tokens), tuple(log_probs))
+            probe = Probe(tuple(probe_tokens), tuple(self.probe(probe_tokens, temperature=1.0, version=version)))
         partial = self._published and self._adapted
         deltas = self._delta_every if self._published else 0
         ref = store.publish.remote(version, self.ranks, probe, partial, deltas)
@@ -362,14 +371,21 @@ class LearnerGroup:
         # Some families' masks are as wide as their positions are many, and a wide row pays for flash attention alone.
         wanted = min(settings.row_tokens, self._positions or settings.row_tokens)
         row_tokens = self._layout.row_tokens(wanted, settings.micro_batch_tokens)
-        return Budget(len(self.ranks), settings.micro_batch_tokens, row_tokens, self._hidden)
+        return Budget(
+            len(self.ranks) // settings.sequence_parallel, settings.micro_batch_tokens, row_tokens, self._hidden
+        )
 
     def _example_plan(self, batch: SupervisedBatch) -> list[list[MicroBatch]]:
         """Micro-batches of example numbers for each rank; the examples of a unit stay together and in order."""
-        return [
+        plans = [
             [[[example for unit in row for example in batch.units[unit]] for row in micro] for micro in micros]
             for micros in plan_micro_batches(batch.lengths, self._budget)
         ]
+        return self._shared(plans)
+
+    def _shared(self, parts: Sequence[Any]) -> list[Any]:
+        """For each rank its part of a batch: the same for ranks that share rows."""
+        return [part for part in parts for _ in range(self.settings.sequence_parallel)]
 
     def _call(self, method: str, *args: Any, timeout_s: float, doing: str) -> list[Any]:
         calls = {f"learner-{rank}": getattr(handle, method).remote(*args) for rank, handle in enumerate(self.ranks)}

@@ -70,7 +70,7 @@ class ModelSpec:
 
     def _loaded(self, settings: Learner) -> Any:
         hollow = settings.precision == "bf16" or (settings.zero_stage == 3 and settings.ranks > 1)
-        shared: dict[str, Any] = {"dtype": torch.float32, "attention": settings.attention, "hollow": hollow}
+        shared: dict[str, Any] = {"dtype": torch.float32, "attention": settings.kernels, "hollow": hollow}
         if self.kind == "policy":
             return load_policy(self.path, **shared)
         base = load_value_model(self.path, heads=self.heads, new_head=True, **shared)

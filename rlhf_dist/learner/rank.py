@@ -40,7 +40,9 @@ from rlhf_dist.learner.saving import save_model
 from rlhf_dist.learner.shards import Shard
 from rlhf_dist.learner.snapshot import Cost
 from rlhf_dist.learner.trained_model import TrainedModel
-from rlhf_dist.models import PolicyModel, at_temperature, pack
+from rlhf_dist.models import PolicyModel, ValueModel, at_temperature, pack
+from rlhf_dist.models.cut import Cut
+from rlhf_dist.models.proof import prove_cut
 from rlhf_dist.models.wrapped import RowLayout
 from rlhf_dist.store.reader import blocks_of
 from rlhf_dist.store.weights import Sent, decode_bucket, encode_bucket
@@ -72,6 +74,8 @@ class LearnerRank:
         """What is asked and not trained."""
         self._door: rendezvous.Door | None = None
         self._publication: Publication | None = None
+        self._sharing: Cut | None = None
+        """With which ranks it shares rows."""
         self._holding: Holding | None = None
         self._snapshot = Cost(0.0, 0)
         """When it began, and its size."""
@@ -165,11 +169,34 @@ class LearnerRank:
         """Load a model that is only asked, in place of one that has its name."""
         if name in self.frozen:
             self.frozen.pop(name).free()
-        self.frozen[name] = FrozenModel(spec, self.settings)
+        model = FrozenModel(spec, self.settings)
+        self._share_rows(model.engine.module, model.engine)
+        self.frozen[name] = model
 
     def _load(self, spec: ModelSpec) -> TrainedModel:
         module = spec.build(self.settings)
-        return TrainedModel(module, spec.optimizer, self.settings, total_steps=spec.total_steps, lora=spec.lora)
+        model = TrainedModel(module, spec.optimizer, self.settings, total_steps=spec.total_steps, lora=spec.lora)
+        self._share_rows(model.module, model)
+        return model
+
+    def _share_rows(self, module: PolicyModel | ValueModel, forward: Any) -> None:
+        """Cut the model's rows over ranks, if settings say so; all ranks must call.
+
+        Raises:
+            ModelError: they cannot be cut.
+        """
+        parts = self.settings.sequence_parallel
+        if parts == 1:
+            return
+        if self._sharing is None or self._sharing.parts != parts:
+            groups = [torch.distributed.new_group(range(first, first + parts)) for first in range(0, self.ranks, parts)]
+            self._sharing = Cut(groups[self.rank // parts], parts, self.rank % parts)
+        prove_cut(module, self._sharing, forward, device=forward.device)
+
+    @property
+    def _speaks(self) -> bool:
+        """Whether this rank tells what all that share its rows have found."""
+        return self.rank % self.settings.sequence_parallel == 0
 
     def update(self, shard: Shard, objective: RLObjective, now: Now, imitation: Imitation | None) -> Updated:
         """One update on this rank's part of a batch.
@@ -198,7 +225,7 @@ class LearnerRank:
         if device.type == "cuda":
             torch.cuda.empty_cache()  # an engine that shares the GPU wakes next
         log.info("updated", extra={"rows": len(shard.views), "pg_loss": updated.facts.get("actor/pg_loss")})
-        return updated
+        return updated._replace(found=updated.found if self._speaks else [])
 
     def train_step(
         self,
@@ -245,7 +272,7 @@ class LearnerRank:
         keys = sorted(sums)
         totals = self._sum_over_ranks(torch.tensor([sums[key] for key in keys], dtype=torch.float64))
         facts = {key: float(value) / denominator for key, value in zip(keys, totals, strict=True)}
-        return Updated(facts | (stepped or {}), found)
+        return Updated(facts | (stepped or {}), found if self._speaks else [])
 
     @torch.no_grad()
     def predict(self, name: str, examples: pa.RecordBatch, micros: list[MicroBatch]) -> dict[int, list[float]]:
@@ -292,11 +319,11 @@ class LearnerRank:
         yield from self._publication.tables(self.rank, self.ranks, partial=partial, base=older)
 
     @torch.no_grad()
-    def probe(self, tokens: Sequence[int]) -> list[float]:
-        """The policy's log-probs of tokens[1:], in nats, at temperature 1, from its training weights."""
+    def probe(self, tokens: Sequence[int], temperature: float = 1.0) -> list[float]:
+        """The policy's log-probs of tokens[1:], in nats, at a temperature, from its training weights."""
         model = self.models["policy"]
         packed = pack([np.asarray(tokens)], [range(len(tokens) - 1)], [[0]]).to(model.device)
-        with at_temperature(model.module, 1.0):
+        with at_temperature(model.module, temperature):
             log_probs: list[float] = model(packed)[0].tolist()
         return log_probs
 
@@ -373,7 +400,7 @@ class LearnerRank:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _sum_over_ranks(self, vector: torch.Tensor) -> torch.Tensor:
-        return self._reduced(vector, torch.distributed.ReduceOp.SUM)
+        return self._reduced(vector if self._speaks else torch.zeros_like(vector), torch.distributed.ReduceOp.SUM)
 
     def _largest_over_ranks(self, vector: torch.Tensor) -> torch.Tensor:
         return self._reduced(vector, torch.distributed.ReduceOp.MAX)

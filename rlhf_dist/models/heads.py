@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from rlhf_dist.models.cut import linear
+from rlhf_dist.models.tensor_parallel import from_parts, is_cut
 
 LOGITS_BYTES = 256 * 2**20
 """[tokens, vocab] logits are made in pieces of this many fp32 bytes, and made again in the backward pass."""
@@ -42,7 +42,15 @@ class _SharingLinear(nn.Linear):
         return made
 
 
-class LogProbHead(_SharingLinear):
+class ExactHead(_SharingLinear):
+    """A head of tokens whose logits are fp32: at a logit of 20 the steps of bf16 are an eighth of a nat."""
+
+    def forward(self, hidden: torch.Tensor, *_: Any) -> Any:
+        """[..., vocab], float32."""
+        return exact_logits(hidden, self.weight, self.bias)
+
+
+class LogProbHead(ExactHead):
     """A language-model head that can return log-probs and entropies without the whole [tokens, vocab] logits.
 
     It is one module call whatever the number of pieces, which ZeRO-3 needs: ranks gather its weight equally often.
@@ -69,7 +77,7 @@ class LogProbHead(_SharingLinear):
             entropy_grad: whether entropies carry a gradient.
         """
         if targets is None:
-            return linear(hidden, self.weight, self.bias)
+            return super().forward(hidden)
         piece = max(1, LOGITS_BYTES // (4 * self.out_features))
         if len(hidden) <= piece:
             return self._piece(hidden, targets, temperature, entropy_grad)
@@ -100,6 +108,43 @@ class ScalarHead(_SharingLinear):
         """[..., heads], float32."""
         bias = None if self.bias is None else self.bias.float()
         return F.linear(hidden.float(), self.weight.float(), bias)
+
+
+def exact_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Hidden [..., width] times weight [vocab, width], and bias: float32, added up in fp32 whatever the model's dtype."""
+    if is_cut(weight):
+        return from_parts(lambda own, own_bias: exact_logits(hidden, own, own_bias), weight, bias)
+    if weight.dtype == torch.float32:
+        return F.linear(hidden.to(weight.dtype), weight, bias)
+    product: torch.Tensor = _ExactProduct.apply(hidden.to(weight.dtype).flatten(0, -2), weight)  # type: ignore[no-untyped-call]
+    logits = product.view(*hidden.shape[:-1], len(weight))
+    return logits if bias is None else logits + bias.float()
+
+
+class _ExactProduct(torch.autograd.Function):
+    """[tokens, width] times [vocab, width] in 16 bits to [tokens, vocab] in fp32; no fp32 copy of the weight on a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(hidden, weight)
+        if hidden.is_cuda:
+            return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+        return torch.mm(hidden.float(), weight.t().float())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        grad = grads[0].to(weight.dtype)
+        to_hidden, to_weight = ctx.needs_input_grad
+        return (grad @ weight if to_hidden else None), (grad.t() @ hidden if to_weight else None)
+
+
+def with_exact_logits(lm: Any) -> Any:
+    """A language model whose own forward gives logits in fp32, as the policy's head does."""
+    head = lm.get_output_embeddings()
+    if type(head) is nn.Linear and head.weight.dtype != torch.float32:
+        lm.set_output_embeddings(ExactHead.around(head))
+    return lm
 
 
 class OwnFinish:
@@ -135,7 +180,7 @@ class OwnFinish:
     def __call__(self, layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [tokens, vocab] of hidden states [tokens, hidden], with the layer's weights as they lie here now."""
         if self._stand_ins is None:
-            return linear(hidden.to(layer.weight.dtype), layer.weight, layer.bias)
+            return exact_logits(hidden, layer.weight, layer.bias)
         ran, bare = self._stand_ins
         ran.hidden, bare.layer = hidden[None], (layer,)
         ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
@@ -175,7 +220,7 @@ class _BareLinear(nn.Module):
         return self.layer[0].weight
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return linear(hidden, self.layer[0].weight, self.layer[0].bias)
+        return exact_logits(hidden, self.layer[0].weight, self.layer[0].bias)
 
 
 class _Hidden:

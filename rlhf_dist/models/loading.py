@@ -14,10 +14,10 @@ from torch import nn
 from rlhf_dist.errors import ModelError
 from rlhf_dist.imports import import_transformers
 from rlhf_dist.models.attention import kernel_of
-from rlhf_dist.models.cut import loading_options
 from rlhf_dist.models.folders import resolve
 from rlhf_dist.models.hollow import hollow_out
 from rlhf_dist.models.roles import check_role, is_classifier
+from rlhf_dist.models.tensor_parallel import loading_options
 from rlhf_dist.models.tokenizers import load_tokenizer
 
 log = logging.getLogger(__name__)

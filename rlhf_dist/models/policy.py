@@ -55,11 +55,11 @@ class PolicyModel(WrappedModel):
         self, batch: PackedBatch, *, entropy_grad: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Log-probs of the targets, entropies, and values where there is a head; each float32 [selected]."""
-        hidden, targets = self.selected_hidden(batch)
+        hidden, targets, whole = self.selected_hidden(batch)
         head = self.inner.get_output_embeddings()
         log_probs, entropy = head(hidden, targets, self.temperature, entropy_grad)
         values = self.value_head(hidden)[:, 0] if self.value_head is not None else None
-        return log_probs, entropy, values
+        return whole(log_probs), whole(entropy), None if values is None else whole(values)
 
 
 def _own_log_probs(model: PolicyModel, tokens: torch.Tensor) -> torch.Tensor:

@@ -22,9 +22,11 @@ import numpy as np
 import torch
 
 from rlhf_dist.errors import ModelError
+from rlhf_dist.models.cut import Cut
 from rlhf_dist.models.fits import longest_alike
 from rlhf_dist.models.hollow import is_hollow, whole_shape
 from rlhf_dist.models.packed import PackedBatch, pack
+from rlhf_dist.models.varlen import NAME
 from rlhf_dist.models.wrapped import RowLayout, WrappedModel
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,39 @@ def prove(model: WrappedModel, own: Own) -> None:
     trial.check_causal()
     trial.choose_layout()
     trial.check_modes()
+
+
+@torch.no_grad()
+def prove_cut(model: WrappedModel, cut: Cut, forward: Callable[[PackedBatch], Any], *, device: torch.device) -> None:
+    """Have a model's rows cut over ranks from now on, if the outputs are those of whole rows; all ranks must call.
+
+    Args:
+        model: on its device.
+        cut: over which ranks.
+        forward: its forward pass, through what shards its weights.
+        device: where that computes.
+
+    Raises:
+        ModelError: names the model and why it cannot be.
+    """
+    name, kind = model.inner.config._name_or_path or type(model.inner).__name__, type(model.inner).__name__
+    alone = "expected learner.sequence_parallel 1, or another family of models"
+    if model.layout is not RowLayout.ONE_ROW or model.inner.config._attn_implementation != NAME:
+        raise ModelError(
+            f"{name}: {kind} cannot have samples in one row without a mask, so ranks cannot share it; {alone}"
+        )
+    sequences = _sequences(model.inner)
+    batch = pack(sequences, [range(len(tokens) - model.predicts) for tokens in sequences], SHARED[0]).to(device)
+    said = []
+    for model.cut in (None, cut):
+        found = forward(batch)
+        said.append((found[0] if isinstance(found, tuple) else found).float())
+    difference = apart(said[1], said[0])
+    if difference > TOLERANCE.get(model.inner.dtype, 0.1):
+        raise ModelError(
+            f"{name}: what {kind} says of a row that {cut.parts} ranks share differs by {difference:.2g} from what it says of "
+            f"the whole; {alone}"
+        )
 
 
 class _Trial:

@@ -43,8 +43,8 @@ class ValueModel(WrappedModel):
 
     def forward(self, batch: PackedBatch, *, all_heads: bool = False) -> torch.Tensor:
         """Value at each selected position, float32 [selected]: the heads' mean, or with `all_heads` [selected, heads]."""
-        hidden, _ = self.selected_hidden(batch)
-        values: torch.Tensor = self.scale * (self.inner.score(hidden) - self.shift)
+        selected = self.selected_hidden(batch)
+        values = selected.whole(self.scale * (self.inner.score(selected.hidden) - self.shift))
         return values if all_heads else values.mean(-1)
 
 

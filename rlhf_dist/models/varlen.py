@@ -121,11 +121,12 @@ def attention(  # noqa: PLR0913 - transformers' own call
     max_length_q: int = 0,
     cu_seq_lens_k: torch.Tensor | None = None,
     max_length_k: int = 0,
+    cut: Any = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers: [rows, heads, width, size] to [rows, width, heads, size].
 
-    Without bounds every row is a document.
+    Without bounds every row is a document. With a `models.cut.Cut` the row is a rank's part of theirs.
 
     Raises:
         NotComputed: names what is asked for beside it.
@@ -142,7 +143,11 @@ def attention(  # noqa: PLR0913 - transformers' own call
     else:
         documents = Documents(cu_seq_lens_q, max_length_q)
     q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
+    if cut is not None:
+        share = q.shape[1] // k.shape[1]
+        q, k, v = cut.to_heads(q, 1), cut.to_heads(k, share), cut.to_heads(v, share)
     found = attend(q, k, v, documents, scale=scaling, window=attention_mask.window)
+    found = found if cut is None else cut.to_tokens(found)
     return found.view(rows, width, *found.shape[1:]), None
 
 

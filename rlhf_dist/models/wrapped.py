@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Callable
 from enum import Enum
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import nn
 
 from rlhf_dist.errors import ModelError
+from rlhf_dist.models.cut import Cut
 from rlhf_dist.models.fits import counts_places, switching_length
 from rlhf_dist.models.heads import backbone_of
 from rlhf_dist.models.packed import PackedBatch
@@ -41,6 +43,17 @@ class RowLayout(Enum):
         return {RowLayout.PACKED: wanted, RowLayout.ONE_ROW: micro_batch_tokens, RowLayout.ONE_PER_ROW: 1}[self]
 
 
+class Selected(NamedTuple):
+    """What a head reads."""
+
+    hidden: torch.Tensor
+    """[selected, hidden]."""
+    targets: torch.Tensor
+    """[selected], the tokens that follow."""
+    whole: Callable[[torch.Tensor], torch.Tensor]
+    """Outputs for these to the outputs of all selected positions of the batch."""
+
+
 class WrappedModel(nn.Module):
     """A Hugging Face model as part of a module whose parameters carry its names behind a prefix."""
 
@@ -52,6 +65,7 @@ class WrappedModel(nn.Module):
     def __init__(self, inner: Any) -> None:
         """Wrap a Hugging Face model under the name that `prefix` says."""
         super().__init__()
+        self.cut: Cut | None = None
         setattr(self, self.prefix.rstrip("."), inner)
         self.layout = RowLayout.ONE_ROW if inner.config._attn_implementation in FLATTENED else RowLayout.PACKED
         if counts_places(inner.config):
@@ -93,20 +107,23 @@ class WrappedModel(nn.Module):
             return batch.one_row()
         return batch.one_per_row() if self.layout is RowLayout.ONE_PER_ROW else batch
 
-    def selected_hidden(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states at the selected positions, [selected, hidden], and the tokens that follow them, [selected].
+    def selected_hidden(self, batch: PackedBatch) -> Selected:
+        """Hidden states at the selected positions; where rows are cut over ranks, at those that lie in this rank's piece.
 
         Raises:
             ModelError: a sequence is so long that the model would treat its neighbours otherwise than alone.
         """
         batch = self.laid_out(batch)
         self._check_length(batch)
+        if self.cut is not None:
+            piece = self.cut.of(batch)
+            states = backbone_of(self.inner)(**piece.inputs, **piece.documents, **self._no_cache)[0]
+            return Selected(states.flatten(0, 1)[piece.select], piece.targets, piece.whole)
         # One to a row from the left: these are the positions that a model counts by itself, as it does in its own forward.
         places = {} if self.layout is RowLayout.ONE_PER_ROW else {"position_ids": batch.position_ids}
         documents = self._documents(batch) if self.layout is RowLayout.ONE_ROW else {}
         out = backbone_of(self.inner)(input_ids=batch.input_ids, **places, **documents, **self._no_cache)
-        hidden: torch.Tensor = out[0].flatten(0, 1)[batch.select]
-        return hidden, batch.targets
+        return Selected(out[0].flatten(0, 1)[batch.select], batch.targets, lambda outputs: outputs)
 
     @cached_property
     def _no_cache(self) -> dict[str, Any]:

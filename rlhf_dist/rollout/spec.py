@@ -11,6 +11,7 @@ import torch
 from rlhf_dist.cluster.threads import device_of_this_process, environment_of
 from rlhf_dist.config import Rollout
 from rlhf_dist.data.ends import added_tokens
+from rlhf_dist.errors import ConfigError
 from rlhf_dist.imports import import_transformers
 from rlhf_dist.models import load_tokenizer, resolve
 from rlhf_dist.models.attention import with_cache
@@ -137,9 +138,14 @@ def environment(rollout: Rollout, *, on_gpu: bool) -> dict[str, str]:
     from rlhf_dist.rollout.vllm_engine import ENVIRONMENT
 
     # An engine is one actor, so its processes are on one machine: their collectives listen there only, unless the user says.
+    if rollout.batch_invariant and not on_gpu:
+        raise ConfigError(
+            "rollout.batch_invariant is true, but the engines are on CPUs, where vLLM has no such kernels; expected false (in "
+            "fp32 on a CPU samples come out token for token alike in any company)"
+        )
     loopback = {name: os.environ.get(name, "lo") for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
     if on_gpu:
-        return ENVIRONMENT | loopback
+        return ENVIRONMENT | loopback | ({"VLLM_BATCH_INVARIANT": "1"} if rollout.batch_invariant else {})
     return {
         **ENVIRONMENT,
         **loopback,

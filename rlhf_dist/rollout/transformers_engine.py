@@ -22,7 +22,7 @@ from rlhf_dist.errors import ModelError, NumbersError, WeightError
 from rlhf_dist.models import load_policy, load_tokenizer
 from rlhf_dist.models.file_names import take_over
 from rlhf_dist.models.fits import counts_places, longest_alike
-from rlhf_dist.models.heads import FAMILY_ERRORS
+from rlhf_dist.models.heads import FAMILY_ERRORS, with_exact_logits
 from rlhf_dist.models.proof import TOLERANCE, apart
 from rlhf_dist.records import GREEDY, Sample, SampleRequest, Sampling
 from rlhf_dist.rollout.engine import LoadedWeights, check_finite
@@ -64,7 +64,8 @@ class TransformersEngine:
         self._sampling = sampling
         self._max_concurrent = max_concurrent
         self._device = torch.device(device)
-        self._lm: Any = load_policy(model, dtype=getattr(torch, dtype), attention=attention).to(self._device).eval()
+        lm = load_policy(model, dtype=getattr(torch, dtype), attention=attention)
+        self._lm: Any = with_exact_logits(lm).to(self._device).eval()
         self._accepted = inspect.signature(self._lm.forward).parameters.keys()
         self._tokenizer = load_tokenizer(model) if sampling.stop else None
         self._waiting: list[SampleRequest] = []

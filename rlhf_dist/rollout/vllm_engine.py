@@ -35,6 +35,8 @@ ENVIRONMENT = {
     # The engine runs inside the actor's process: no orphan can outlive the actor, and weights are handed over by pointer.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
+EXACT_LOGITS = {"head_dtype": "float32"}
+"""Logits are fp32 whatever the model's dtype, as the learner's are (`models.heads`)."""
 REFUSED = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE")
 
 
@@ -77,6 +79,7 @@ class VLLMEngine:
 
         vllm_weight_plugin.register()
         options = {"load_format": "dummy", **(engine_options or {})}
+        options["hf_overrides"] = EXACT_LOGITS | options.get("hf_overrides", {})
         self._weights = LoadedWeights(whole=options["load_format"] != "dummy")
         self._sampling = sampling
         self._requests: dict[str, SampleRequest] = {}

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from rlhf_dist.cluster.watch import POLL_S, fetch
@@ -19,6 +18,7 @@ from rlhf_dist.errors import WeightError
 from rlhf_dist.records import PromptTask, Sample, Sampling
 from rlhf_dist.rollout.generator import Generator
 from rlhf_dist.rollout.spec import EngineSpec
+from rlhf_dist.store.agreement import agreement
 from rlhf_dist.store.deltas import whole_tables
 from rlhf_dist.store.row import rollout_batch
 from rlhf_dist.store.weights import Manifest
@@ -168,14 +168,12 @@ class RolloutWorker(Generator):
     def _check(self, manifest: Manifest) -> None:
         """Compare the engine with the learner where the version brings a probe."""
         if manifest.probe is not None:
-            found = np.asarray(self._engine.probe(manifest.probe.tokens))
-            difference = float(np.abs(found - np.asarray(manifest.probe.log_probs)).mean())
-            self._facts["probe_diff"] = difference
-            # A NaN compares false, so the condition is written the way that a NaN fails it.
-            if not difference <= self._pulls.probe_tolerance:
+            found = agreement(self._engine.probe(manifest.probe.tokens), manifest.probe.log_probs)
+            self._facts.update(found.facts("probe"))
+            if not found.within(self._pulls.probe_tolerance):
                 raise WeightError(
                     f"weight version {manifest.version}: the engine's log-probs of the probe differ from the learner's by "
-                    f"{difference:.3g} nats in the mean; expected at most {self._pulls.probe_tolerance:g} "
+                    f"{found.diff:.3g} nats in the mean; expected at most {self._pulls.probe_tolerance:g} "
                     "(weights.probe_tolerance). The weights arrived whole, and the learner computes as transformers does, so the "
                     "engine computes this model otherwise: take rollout.engine transformers, or another family of models"
                 )

@@ -61,7 +61,7 @@ class Host(Protocol):
 
 def host_of(device: str, processes: int) -> Host:
     """The scorer's own process, or so many of their own."""
-    return Here(device) if processes == 1 else Cut(processes)
+    return Here(device) if processes == 1 else Spread(processes)
 
 
 class Here:
@@ -92,7 +92,7 @@ class Here:
         """It has started nothing."""
 
 
-class Cut:
+class Spread:
     """Models cut over child processes."""
 
     device = "cpu"
@@ -184,7 +184,7 @@ class Cut:
 class _Elsewhere:
     """A model that is cut over the processes of a host."""
 
-    def __init__(self, host: Cut, number: int, layout: RowLayout) -> None:
+    def __init__(self, host: Spread, number: int, layout: RowLayout) -> None:
         self._host, self._number, self.layout = host, number, layout
 
     def __call__(self, batch: PackedBatch, **options: Any) -> torch.Tensor:

@@ -12,7 +12,7 @@ from rlhf_dist.errors import ConfigError
 from rlhf_dist.learner.deepspeed_settings import check_deepspeed
 from rlhf_dist.models import check_models, read_config
 from rlhf_dist.models.attention import attention_note
-from rlhf_dist.models.cut import check_can_be_cut
+from rlhf_dist.models.tensor_parallel import check_can_be_cut
 from rlhf_dist.planning.plan import here
 from rlhf_dist.rollout.engine_args import check_engine_args
 

@@ -16,7 +16,7 @@ from rlhf_dist.cluster.fleet import Fleet
 from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.cluster.session import check_size, has_gpus, namespace_of, session
 from rlhf_dist.config import RLConfig
-from rlhf_dist.controller import train
+from rlhf_dist.controller import Probing, train
 from rlhf_dist.data.demonstrations import demonstration_set, read_demonstrations
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.example_view import view
@@ -34,6 +34,7 @@ from rlhf_dist.parts import Parts
 from rlhf_dist.planning.memory import ModelSize, store_memory
 from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.records import Failure, Prompt, RowKey
+from rlhf_dist.rollout.agreement import probe_tolerance
 from rlhf_dist.rollout.held_out import held_out_answers
 from rlhf_dist.run_folder.names import POLICY
 from rlhf_dist.run_folder.quarantine import Quarantine, warning
@@ -56,7 +57,6 @@ from rlhf_dist.telemetry.tracing import take as take_spans
 OUTPUT = POLICY
 Inputs = tuple[list[Prompt], list[Prompt]]
 """Prompts to train on, and held-out ones."""
-PROBE_TOKENS = 64
 JUDGE_S = 60.0
 """Granted to the gold judge for one answer."""
 
@@ -284,8 +284,8 @@ def _train(parts: Parts, prepared: PreparedRL, config: RLConfig, folder: RLFolde
 
     Returns why training ended early, if it did.
     """
-    probe = probe_sequence(prepared)
-    parts.learner.publish(parts.store, state.iteration, probe_tokens=probe)
+    probing = probing_of(prepared, config)
+    parts.learner.publish(parts.store, state.iteration, probe_tokens=probing.tokens)
     parts.memory.keep(parts.learner, state.copy())
     parts.turns.to_others()
     if state.iteration == 0:
@@ -321,7 +321,7 @@ def _train(parts: Parts, prepared: PreparedRL, config: RLConfig, folder: RLFolde
         parts.learner.imitate(prepared.demonstrations)
     values = reference_values(parts, prompts, config, folder.path, iteration=state.iteration)
     with folder.console.progress(config.algorithm.method, config.rl.iterations, done=state.iteration):
-        return train(parts, prompts, config, probe_tokens=probe, report=report, state=state, values=values)
+        return train(parts, prompts, config, probing=probing, report=report, state=state, values=values)
 
 
 def spans_of(parts: Parts, *, timeout_s: float) -> dict[str, list[Span]]:
@@ -343,8 +343,8 @@ def save_policy(learner: LearnerGroup, encoder: Encoder, folder: Path) -> None:
         write_ends(aside, encoder.ends.ids)
 
 
-def probe_sequence(prepared: PreparedRL) -> list[int]:
-    """The beginning of the first prompt, on which engines are compared with the learner."""
+def probing_of(prepared: PreparedRL, config: RLConfig) -> Probing:
+    """How engines are compared: at first on the first prompt, again and again, until it is as long as a sample may be."""
     tokens: Sequence[int] = prepared.prompts[0].tokens
-    wanted = min(PROBE_TOKENS, max(len(tokens), 2))
-    return [tokens[number % len(tokens)] for number in range(wanted)]
+    wanted = max(2, config.max_sequence - 1)
+    return Probing([tokens[number % len(tokens)] for number in range(wanted)], probe_tolerance(config))

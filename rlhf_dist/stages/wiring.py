@@ -25,6 +25,7 @@ from rlhf_dist.parts import NoTurns, Parts, Turns
 from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.planning.sharing import OWN_CARD, SharedCard
 from rlhf_dist.records import Prompt
+from rlhf_dist.rollout.agreement import probe_tolerance
 from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
 from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
 from rlhf_dist.scoring.reward_file import read_reward_file
@@ -228,7 +229,7 @@ def _rollouts(config: RLConfig, eos_token_ids: tuple[int, ...], where: Where) ->
     if on_gpu and config.cluster.placement == "colocated":
         spec = replace(spec, shared=SharedCard.of(config, sizes_of(config)))
     sampling = sampling_of(config.rollout, eos_token_ids, config.policy)
-    pulls = PullSettings(config.probe_tolerance, config.timeouts.publish)
+    pulls = PullSettings(probe_tolerance(config), config.timeouts.publish)
     shared = {
         "max_concurrency": 3,
         "runtime_env": {"env_vars": environment(config.rollout, on_gpu=on_gpu)},

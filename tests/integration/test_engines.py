@@ -4,7 +4,8 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Rollout
 from rlhf_dist.errors import EnvironmentProblem, NumbersError, WeightError, WorkerLost
 from rlhf_dist.learner.holding import Holding
-from rlhf_dist.models import load_policy
+from rlhf_dist.models import PolicyModel, at_temperature, load_policy, pack
 from rlhf_dist.models.file_names import in_file
 from rlhf_dist.records import RowKey, Sample, SampleRequest, Sampling, sample_seed
 from rlhf_dist.rollout.engine import RolloutEngine
@@ -28,7 +29,9 @@ from rlhf_dist.rollout.spec import engine_spec, environment
 from rlhf_dist.rollout.transformers_engine import TransformersEngine, truncated_log_probs
 from rlhf_dist.rollout.vllm_engine import ENVIRONMENT, VLLMEngine
 from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
+from rlhf_dist.store.agreement import agreement, longest_sample
 from rlhf_dist.store.held import held_table
+from rlhf_dist.store.row import rollout_batch
 from rlhf_dist.store.weights import decode_bucket, encode_bucket
 from tests.runs import Folders
 
@@ -41,8 +44,8 @@ SEGMENTS = 7
 class EngineHost:
     """A process of its own around one engine: vLLM keeps global state, so two engines cannot share one."""
 
-    def __init__(self, path: str, tensor_parallel: int) -> None:
-        self.path, self.tensor_parallel = path, tensor_parallel
+    def __init__(self, path: str, tensor_parallel: int, dtype: str) -> None:
+        self.path, self.tensor_parallel, self.dtype = path, tensor_parallel, dtype
         self.built: VLLMEngine | None = None
 
     @property
@@ -53,8 +56,8 @@ class EngineHost:
     def start(self) -> None:
         self.built = VLLMEngine(
             self.path,
-            SAMPLING,
-            dtype="float32",
+            replace(SAMPLING, top_p=1.0, top_k=0) if self.dtype == "bfloat16" else SAMPLING,
+            dtype=self.dtype,
             max_sequence=96,
             max_concurrent=16,
             tensor_parallel=self.tensor_parallel,
@@ -83,6 +86,9 @@ class EngineHost:
 
     def probe(self, tokens: list[int]) -> list[float]:
         return self.engine.probe(tokens)
+
+    def head_dtype(self) -> str:
+        return str(self.engine._llm.llm_engine.vllm_config.model_config.head_dtype)
 
     def pulse(self) -> Beat:
         if self.built is not None:
@@ -118,10 +124,10 @@ class EngineHost:
 class Remote:
     """A fleet of one `EngineHost`, called as if it were here."""
 
-    def __init__(self, path: str, tensor_parallel: int) -> None:
+    def __init__(self, path: str, tensor_parallel: int, dtype: str = "float32") -> None:
         env = {**ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         host = watched(EngineHost).options(runtime_env={"env_vars": env}, max_concurrency=2)
-        kind = WorkerKind("engine", lambda *_: host.remote(path, tensor_parallel))
+        kind = WorkerKind("engine", lambda *_: host.remote(path, tensor_parallel, dtype))
         self.fleet = Fleet(kind, FleetSize(1, 1, 1), Watch())
         self.fleet.open(timeout_s=START_S)
         self.fleet.wait_for_fewest(timeout_s=START_S)
@@ -207,6 +213,31 @@ def test_probe_equals_transformers_whole_and_with_some_layers_replaced(
         oracle.load_weights([encode_bucket(named)], some, version=8, partial=True)
         assert np.abs(np.subtract(oracle.probe(tokens), before)).max() > 1e-3
     np.testing.assert_allclose(vllm.probe(tokens), oracle.probe(tokens), atol=1e-4)
+
+
+def test_in_bf16_both_sides_have_logits_in_fp32_and_agree_reading_and_decoding(
+    ray_session: None, folders: Folders
+) -> None:
+    path = str(folders.policy)
+    vllm = Remote(path, 1, "bfloat16")
+    try:
+        tables, names, lm = tables_of(path, seed=7)
+        half = [encode_bucket((name, tensor.bfloat16()) for name, tensor in decode_bucket(table)) for table in tables]
+        vllm.load_weights(half, names, 1)
+        assert vllm.head_dtype() == "torch.float32"
+        policy = PolicyModel(lm.bfloat16())
+
+        def learner(tokens: Sequence[int], temperature: float) -> list[float]:
+            with torch.no_grad(), at_temperature(policy, temperature):
+                return policy(pack([np.array(tokens)], [range(len(tokens) - 1)], [[0]]))[0].tolist()
+
+        tokens = list(range(5, 95))
+        assert agreement(vllm.probe(tokens), learner(tokens, 1.0)).within(0.02)
+        decoded = longest_sample(rollout_batch(list(vllm.generate(list(range(12))).values())), 1)
+        assert decoded is not None
+        assert decoded.compared(learner(decoded.tokens, SAMPLING.temperature)).within(0.02)
+    finally:
+        vllm.fleet.close()
 
 
 def test_weights_that_a_rank_holds_are_read_there_and_are_the_same(engine: tuple[Remote, str]) -> None:

@@ -224,7 +224,7 @@ def test_direct_preference_optimisation_makes_the_preferred_answer_likelier_thou
         held_out=0.1,
         optimizer=FAST,
         checkpoint_every=2,
-        learner={**LEARNER, "ranks": 2, "zero_stage": 2},
+        learner={**LEARNER, "ranks": 2, "zero_stage": 2, "sequence_parallel": 2},
     )
     told: list[dict[str, Any]] = []
 

@@ -186,7 +186,7 @@ def test_scalar_heads_compute_in_fp32_whatever_the_model_does() -> None:
     model = ValueModel(load_value_model(path, dtype=torch.bfloat16))
     batch = pack(SEQUENCES, SELECTED, [[0], [1], [2]])
     with torch.no_grad():
-        hidden, _ = model.selected_hidden(batch)
+        hidden = model.selected_hidden(batch).hidden
         assert hidden.dtype == torch.bfloat16
         expected = hidden.double() @ model.classifier.score.weight.double().T
         said = model(batch, all_heads=True)
@@ -196,7 +196,7 @@ def test_scalar_heads_compute_in_fp32_whatever_the_model_does() -> None:
     with torch.no_grad():
         policy.value_head.weight.normal_()
         values = policy(batch)[2]
-        hidden, _ = policy.selected_hidden(batch)
+        hidden = policy.selected_hidden(batch).hidden
     expected = (hidden.double() @ policy.value_head.weight.double().T)[:, 0]
     torch.testing.assert_close(values.double(), expected, atol=1e-5, rtol=1e-6)
 

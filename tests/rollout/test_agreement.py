@@ -5,9 +5,17 @@ import torch
 
 from rlhf_dist.errors import ModelError
 from rlhf_dist.records import Sampling
-from rlhf_dist.rollout.agreement import Expected
+from rlhf_dist.rollout.agreement import Expected, tolerance
 from rlhf_dist.rollout.transformers_engine import TransformersEngine
 from tests.models.families import folder_of
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "most"),
+    [("mistral", "bfloat16", 0.1), ("mixtral", "bfloat16", 0.2), ("mixtral", "float32", 1e-3)],
+)
+def test_rounding_may_go_further_where_it_chooses_experts(family: str, dtype: str, most: float) -> None:
+    assert tolerance(dtype, str(folder_of(family))) == most
 
 
 @pytest.mark.parametrize("family", ["gemma2", "qwen2_moe"])

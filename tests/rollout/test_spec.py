@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_dist.config import Rollout
+from rlhf_dist.errors import ConfigError
 from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
 from tests.models.test_ends import model
 
@@ -33,6 +34,16 @@ def test_an_engines_processes_meet_on_loopback_unless_the_user_says_where(
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
     made = environment(Rollout(engine="vllm"), on_gpu=on_gpu)
     assert (made["GLOO_SOCKET_IFNAME"], made["NCCL_SOCKET_IFNAME"]) == ("lo", "ib0")
+
+
+def test_batch_invariance_is_asked_of_vllm_on_gpus_and_refused_where_it_would_do_nothing() -> None:
+    pytest.importorskip("vllm")
+    assert environment(Rollout(batch_invariant=True), on_gpu=True)["VLLM_BATCH_INVARIANT"] == "1"
+    assert "VLLM_BATCH_INVARIANT" not in environment(Rollout(), on_gpu=True)
+    with pytest.raises(ConfigError, match=r"batch_invariant is true, but the engines are on CPUs.*expected false"):
+        environment(Rollout(batch_invariant=True), on_gpu=False)
+    with pytest.raises(ValueError, match=r"batch_invariant is true beside engine transformers; expected vllm"):
+        Rollout(batch_invariant=True, engine="transformers")
 
 
 def test_on_cpus_prompts_are_read_whole_however_many_begin_together() -> None:

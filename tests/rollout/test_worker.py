@@ -77,6 +77,7 @@ def test_a_version_whose_probe_agrees_is_sampled_from(folders: Folders, tmp_path
     rows = rows_of(made.generate([PromptTask(0, 3, (1, 5), 2)]))
     assert [row.prompt.tolist() for row in rows] == [[1, 5]] * 2
     assert {version for row in rows for version, _ in row.versions} == {5}
+    assert made._engine.version == 5
     assert not made._facts, "what is measured outside of training is not an iteration's"
 
 

@@ -22,11 +22,11 @@ from transformers import (
 from rlhf_dist.config import FunctionReward, ModelReward, Safety
 from rlhf_dist.errors import ModelError, WorkerLost
 from rlhf_dist.models import PackedBatch, load_policy, load_tokenizer, pack
-from rlhf_dist.models.cut import check_can_be_cut
 from rlhf_dist.models.host_copy import of_this_process
+from rlhf_dist.models.tensor_parallel import check_can_be_cut
 from rlhf_dist.models.wrapped import RowLayout
 from rlhf_dist.scoring.functions import RuleReward
-from rlhf_dist.scoring.hosts import Cut, Here
+from rlhf_dist.scoring.hosts import Here, Spread
 from rlhf_dist.scoring.reference import AskedPolicy, ReferenceScorer
 from rlhf_dist.scoring.reward import RewardScorer
 from rlhf_dist.store.row import Row, single_turn
@@ -64,8 +64,8 @@ def models(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cut() -> Iterator[Cut]:
-    made = Cut(2)
+def cut() -> Iterator[Spread]:
+    made = Spread(2)
     yield made
     made.close()
 
@@ -118,7 +118,7 @@ def said_by(host: Any, folder: Path, tokenizer: str, patch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_models_cut_over_two_processes_say_what_they_do_in_one(
-    family: str, models: Path, folders: Folders, cut: Cut, monkeypatch: pytest.MonkeyPatch
+    family: str, models: Path, folders: Folders, cut: Spread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = (said_by(host, models / family, str(folders.policy), monkeypatch) for host in (Here("cpu"), cut))
     assert one.keys() == two.keys() == {"ref_log_probs", "plain_log_probs", "score", "score_parts"}
@@ -130,14 +130,14 @@ def test_models_cut_over_two_processes_say_what_they_do_in_one(
         assert dict(together) == pytest.approx(dict(alone), abs=1e-5)
 
 
-def test_each_process_holds_a_part(models: Path, cut: Cut) -> None:
+def test_each_process_holds_a_part(models: Path, cut: Spread) -> None:
     """Of a tied model all but the norms."""
     whole = sum(each.numel() for each in load_policy(str(models / "qwen" / "policy"), dtype=torch.float32).parameters())
     part = cut.load(Weigher, path=str(models / "qwen" / "policy"))
     assert float(part(NOTHING)) == pytest.approx(whole / 2, rel=0.02)
 
 
-def test_what_a_process_raises_is_raised_here_and_ends_them(cut: Cut, tmp_path: Path) -> None:
+def test_what_a_process_raises_is_raised_here_and_ends_them(cut: Spread, tmp_path: Path) -> None:
     pids = [process.pid for process in cut._children._living.values()]
     assert len(pids) == 2
     with pytest.raises(ModelError, match=f"{tmp_path}"):
