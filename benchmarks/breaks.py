@@ -186,8 +186,8 @@ BREAKS = (
     Break(
         "a probe that differs stops nothing",
         "rollout/worker.py",
-        "if not difference <= self._pulls.probe_tolerance:",
-        "if difference < 0:",
+        "if not found.within(self._pulls.probe_tolerance):",
+        "if False:",
         "rollout/test_worker.py",
     ),
     Break(
@@ -801,6 +801,34 @@ BREAKS = (
         "Task.done < Task.needed, Shown.undone)",
         "Task.done < Task.needed)",
         "feedback/test_store.py",
+    ),
+    Break(
+        "buffers of a model without weights are what lay in memory",
+        "models/hollow.py",
+        "    model.initialize_weights()\n",
+        "",
+        "models/test_hollow.py",
+    ),
+    Break(
+        "a checkpoint takes its name before the ranks have written it",
+        "stages/behind.py",
+        "            self._ends = ends.pop_all()\n",
+        "",
+        "stages/test_behind.py",
+    ),
+    Break(
+        "one rank writes other files than the index says",
+        "learner/saving.py",
+        "if number % ranks == rank:",
+        "if number % ranks == 0:",
+        "learner/test_saving.py",
+    ),
+    Break(
+        "a digest is of no bytes",
+        "learner/writing.py",
+        "            digest.update(part)\n",
+        "",
+        "learner/test_writing.py",
     ),
 )
 

@@ -55,7 +55,8 @@ def check_configuration(tree: dict[str, Any], config: Any) -> dict[str, float]:
     """What can be known without a card: the settings fit each other; gibibytes that the actors are estimated to need."""
     from rlhf_dist.cluster.placement import lay_out
     from rlhf_dist.config import RLConfig
-    from rlhf_dist.planning.memory import memory, model_size
+    from rlhf_dist.planning.memory import memory
+    from rlhf_dist.planning.sizes import model_size
 
     checked = RLConfig.model_validate(tree)
     sizes = {role: model_size(config, kind="policy") for role in ("policy", "reference")}

@@ -1,25 +1,30 @@
-"""The plan's memory estimates against measured peaks of the real actors.
+"""The plan's memory, phase by phase, against measured peaks of the real processes of every stage, at two sizes of model.
 
-Each role's resident memory is sampled while the system runs, once with a tiny model and once with a larger one. The difference
-of the two peaks is what the model takes, without interpreter and libraries; it is compared with the difference of the estimates.
-Shared memory (the store's) is not counted, on either side.
+Each of Ray's processes is looked at every 20 ms: resident memory without what it shares through the object store. The plan's
+figure is that of its fullest phase, interpreter and libraries included (`planning.processes`). glibc is told to give back what is
+freed (`MALLOC_MMAP_THRESHOLD_`), as the plan counts what is needed; by default it holds on to freed blocks below 32 MiB, up to
+a third of the activations more.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from contract import arguments, publish
 
-ROLES = ("learner", "rollout", "reward", "reference")
-TINY = (64, 176, 2, 1)
-SHAPES = {"16M": (384, 1024, 8, 3), "60M": (640, 1728, 12, 5)}
-VOCABULARY = 4096
+SHAPES = {"19M": (384, 1024, 8, 3), "110M": (768, 2048, 14, 6)}
+VOCABULARY = 8192
+TOKENS = 128
+ROLES = {"LearnerRank": "learner", "RolloutWorker": "rollout", "Store": "store"}
+"""Of actors by their class, which Ray gives their processes as a name; of scorers their log files say who is who."""
 
 
 class Sampler(threading.Thread):
@@ -28,23 +33,31 @@ class Sampler(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.peaks: dict[int, int] = {}
+        self._names: dict[int, str] = {}
         self._over = threading.Event()
 
     def run(self) -> None:
         while not self._over.wait(0.02):
             for process in Path("/proc").glob("[0-9]*"):
                 try:
-                    if (process / "cmdline").read_bytes().startswith(b"ray::"):
-                        self._note(int(process.name), (process / "status").read_text())
+                    name = (process / "cmdline").read_bytes().decode(errors="replace")
+                    if name.startswith("ray::"):
+                        pid = int(process.name)
+                        self._names[pid] = re.split(r"[.(\0 ]", name.removeprefix("ray::"))[0]
+                        self._note(pid, (process / "status").read_text())
                 except OSError:
                     continue
 
     def stop(self, run_dir: Path) -> dict[str, int]:
-        """Peaks by role, of the first worker of each, which its log file names."""
+        """Peaks by role, of one worker of each."""
         self._over.set()
         self.join()
-        logs = {role: run_dir / "logs" / f"{role}-0.jsonl" for role in ROLES}
-        return {role: self.peaks[json.loads(log.read_text().splitlines()[-1])["pid"]] for role, log in logs.items()}
+        found = {ROLES[name]: self.peaks[pid] for pid, name in self._names.items() if name in ROLES}
+        for role in ("reward", "reference"):
+            log = run_dir / "logs" / f"{role}-0.jsonl"
+            if log.exists() and (lines := log.read_text().splitlines()):
+                found[role] = self.peaks[json.loads(lines[-1])["pid"]]
+        return found
 
     def _note(self, pid: int, status: str) -> None:
         # Weights that were read but not yet written to are still pages of their file.
@@ -52,29 +65,56 @@ class Sampler(threading.Thread):
         self.peaks[pid] = max(self.peaks.get(pid, 0), own)
 
 
-def config_of(root: Path, policy: Path, reward: Path, prompts: Path) -> dict[str, Any]:
+def data_of(root: Path) -> dict[str, Path]:
+    """Prompts, demonstrations and comparisons of random words, as long as a row."""
+    import numpy as np
+
+    draws = np.random.default_rng(0)
+
+    def words(count: int) -> str:
+        return " ".join(f"t{token}" for token in draws.integers(2, VOCABULARY, size=count))
+
+    kinds: dict[str, Callable[[], dict[str, Any]]] = {
+        "prompts": lambda: {"prompt": words(32)},
+        "demonstrations": lambda: {"prompt": words(32), "completion": words(TOKENS - 33)},
+        "comparisons": lambda: {"prompt": words(32), "chosen": words(TOKENS - 33), "rejected": words(TOKENS - 33)},
+    }
+    files = {name: root / f"{name}.jsonl" for name in kinds}
+    for name, row in kinds.items():
+        files[name].write_text("".join(json.dumps(row()) + "\n" for _ in range(64)))
+    return files
+
+
+def stages(root: Path, models: tuple[Path, Path]) -> dict[str, dict[str, Any]]:
+    """Settings by stage."""
+    policy, reward = map(str, models)
+    files = data_of(root)
+    shared = {
+        "learner": {"zero_stage": 2, "micro_batch_tokens": 1024, "row_tokens": TOKENS, "attention": "varlen"},
+        "cluster": {"object_store_mib": 3072},
+    }
+    trained = {"model": policy, "batch_size": 16, **shared}
+    comparisons = [{"path": str(files["comparisons"])}]
     return {
-        "policy": str(policy),
-        "reward": str(reward),
-        "prompts": {"path": str(prompts), "max_tokens": 32},
-        "run_dir": str(root / "run"),
-        "rl": {"iterations": 2, "prompts_per_iteration": 16},
-        "rollout": {"max_new_tokens": 96, "max_concurrent": 32, "kv_cache_gib": 0.25},
-        "learner": {"zero_stage": 0, "micro_batch_tokens": 2048, "row_tokens": 128},
-        "scoring": {"batch_tokens": 512},
-        "cluster": {"object_store_mib": 2048},
+        "sft": {**trained, "data": {"path": str(files["demonstrations"])}},
+        "reward": {**trained, "data": comparisons},
+        "dpo": {**trained, "data": comparisons},
+        "rl": {
+            **shared,
+            "policy": policy,
+            "reward": reward,
+            "prompts": {"path": str(files["prompts"]), "max_tokens": 32},
+            "rl": {"iterations": 2, "prompts_per_iteration": 16},
+            "rollout": {"max_new_tokens": TOKENS - 32, "max_concurrent": 32, "kv_cache_gib": 0.25},
+            "scoring": {"batch_tokens": 1024},
+        },
     }
 
 
-def measure(shape: tuple[int, int, int, int], root: Path) -> tuple[dict[str, int], dict[str, float]]:
-    """Measured peaks and estimates by role."""
-    from random_models import write, write_prompts
-    from system import run_system
+def models_of(root: Path, shape: tuple[int, int, int, int]) -> tuple[Path, Path]:
+    """Random weights in a Llama's shape."""
+    from random_models import write
     from transformers import LlamaConfig
-
-    from rlhf_dist.config import RLConfig
-    from rlhf_dist.planning.memory import memory
-    from rlhf_dist.planning.roles import sizes_of
 
     hidden, intermediate, layers, heads = shape
     llama = LlamaConfig(
@@ -87,42 +127,64 @@ def measure(shape: tuple[int, int, int, int], root: Path) -> tuple[dict[str, int
         vocab_size=VOCABULARY,
         max_position_embeddings=256,
     )
-    policy, reward = write(root, llama)
-    prompts = write_prompts(root / "prompts.jsonl", count=64, tokens=32, vocabulary=VOCABULARY)
-    tree = config_of(root, policy, reward, prompts)
+    return write(root, llama)
+
+
+def measure(name: str, tree: dict[str, Any], run_dir: Path) -> tuple[dict[str, int], dict[str, tuple[str, float]]]:
+    """Measured peaks of a stage by role, and what the plan says: its fullest phase, and bytes."""
+    from importlib import import_module
+
+    from rlhf_dist.plan_cli import KINDS, PlannedStage
+    from rlhf_dist.planning.plan import make_plans, this_machine
+    from rlhf_dist.planning.roles import sizes_of
+    from rlhf_dist.run_folder.console import Console
+    from rlhf_dist.run_folder.folder import RunFolder
+    from rlhf_dist.run_folder.rl_folder import RLFolder
+
+    config = KINDS[PlannedStage(name)].model_validate({**tree, "run_dir": str(run_dir)})
+    stage: Any = import_module(f"rlhf_dist.stages.{name}")
     sampler = Sampler()
     sampler.start()
-    run_system(tree, root / "run", lambda *_: None)
-    peaks = sampler.stop(root / "run")
-    config = RLConfig.model_validate(tree)
+    with Console() as console:
+        kind: Any = RLFolder if name == "rl" else RunFolder
+        prepared = stage.prepare(config)
+        run_dir.mkdir()
+        stage.run(
+            config,
+            prepared,
+            kind(run_dir, config, console=console, stage=name)
+            if name != "rl"
+            else kind(run_dir, config, console=console),
+        )
+    peaks = sampler.stop(run_dir)
     sizes = sizes_of(config)
-    estimates = {role: sum(memory(role, config, sizes).values()) for role in ROLES}
-    return peaks, estimates
+    found: dict[str, tuple[str, float]] = {}
+    for plan in make_plans(config, this_machine(config, sizes), sizes):
+        for role, phases in plan.scene.memory.items():
+            fullest = max(phases, key=lambda phase: plan.of_actor(role, phase))
+            if plan.of_actor(role, fullest) > found.get(role, ("", 0.0))[1]:
+                found[role] = fullest, plan.of_actor(role, fullest)
+    return peaks, found
 
 
 def main() -> None:
-    """Tiny, then larger; their differences."""
+    """Every stage, small and larger."""
     options = arguments(__doc__ or "")
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(64 * 1024)
     rows: list[dict[str, Any]] = []
-    figures: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as name:
-        base, base_estimate = measure(TINY, Path(name) / "tiny")
-        for label, shape in list(SHAPES.items())[: 1 if options.quick else None]:
-            peaks, estimates = measure(shape, Path(name) / label)
-            for role in ROLES:
-                measured, estimated = peaks[role] - base[role], estimates[role] - base_estimate[role]
-                ratio = estimated / measured if measured else float("nan")
-                rows.append(
-                    {
-                        "model": label,
-                        "actor": role,
-                        "libraries MiB": base[role] / 2**20,
-                        "measured MiB": measured / 2**20,
-                        "estimated MiB": estimated / 2**20,
-                        "estimated_over_measured": ratio,
-                    }
-                )
-                figures[f"{role}_estimated_over_measured"] = ratio
+    for label, shape in list(SHAPES.items())[: 1 if options.quick else None]:
+        with tempfile.TemporaryDirectory() as name:
+            root = Path(name)
+            for stage, tree in stages(root, models_of(root, shape)).items():
+                peaks, planned = measure(stage, tree, root / f"run-{stage}")
+                for role, measured in peaks.items():
+                    phase, estimated = planned[role]
+                    row: dict[str, Any] = {"model": label, "stage": stage, "actor": role, "fullest": phase}
+                    row |= {"measured MiB": measured / 2**20, "planned MiB": estimated / 2**20}
+                    rows.append(row | {"planned_over_measured": estimated / measured})
+                    print(rows[-1], flush=True)
+    ratios = [row["planned_over_measured"] for row in rows]
+    figures = {"least_planned_over_measured": min(ratios), "most_planned_over_measured": max(ratios)}
     publish("memory", figures, rows, options.json)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlhf_dist import feedback_cli, methods_cli
+from rlhf_dist import feedback_cli, methods_cli, plan_cli
 from rlhf_dist.config import (
     ChaosConfig,
     DPOConfig,
@@ -167,6 +167,7 @@ def _run_stage(
     with Console() as console:
         if dry_run:
             _show_dry_run(console, config, stage.prepare(config))
+            plan_cli.show_here(console.rich, config)
             return None
         claim = claimed(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume, again=again)
         with claim as path, ending_in_words(path):
@@ -211,12 +212,8 @@ def rl(
 
     with Console() as console:
         if dry_run:
-            from rlhf_dist.planning.plan import here
-            from rlhf_dist.planning.plan_view import show_plan
-
-            prepared = stage.prepare(config)
-            _show_dry_run(console, config, prepared)
-            show_plan(console.rich, here(config, prepared.sizes))
+            _show_dry_run(console, config, stage.prepare(config))
+            plan_cli.show_here(console.rich, config)
             return
         claim = claimed(str(run_dir or config.run_dir), explicit=run_dir is not None, resume=resume)
         with claim as path, ending_in_words(path):
@@ -296,28 +293,7 @@ def evaluate(
     console.say(f"Report: [bold]{report}[/]   answers: {path / stage.OUTPUT}")
 
 
-@app.command()
-def plan(
-    config_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file")],
-    overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(min=1, help="nodes of the cluster")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each node; 0: CPUs do everything")] = 8,
-    gpu_memory: Annotated[float, typer.Option(min=1, help="memory of a GPU (of a node, without GPUs), in GB")] = 80,
-    cpus_per_node: Annotated[int, typer.Option(min=1, help="CPU slots of each node")] = 64,
-) -> None:
-    """Say where everything would go on a cluster, whether it fits, and what would be slow. Needs no cluster."""
-    config = load(RLConfig, config_file, overrides)
-    from rich.console import Console as RichConsole
-
-    from rlhf_dist.planning.plan import Machines, make_plan
-    from rlhf_dist.planning.plan_view import show_plan
-    from rlhf_dist.planning.roles import sizes_of
-    from rlhf_dist.stages.hub import resolved
-
-    sizes = sizes_of(resolved(config))
-    made = make_plan(config, Machines(nodes, gpus_per_node, gpu_memory, cpus_per_node), sizes)
-    show_plan(RichConsole(), made)
-    raise typer.Exit(1 if made.problems() else 0)
+app.command()(plan_cli.plan)
 
 
 @app.command()

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rlhf_dist"
 FLOORS = (
     {"cli"},
-    {"feedback_cli", "methods_cli"},
+    {"feedback_cli", "methods_cli", "plan_cli"},
     {"chaos"},
     {"stages", "doctor", "ending", "methods_view"},
     {"controller"},

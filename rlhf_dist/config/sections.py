@@ -334,6 +334,7 @@ class Timeouts(Section):
     batch: float = Field(1800, gt=0, description="a whole scored batch")
     update: float = Field(1800, gt=0, description="one PPO update")
     publish: float = Field(600, gt=0, description="publishing or pulling one weight version")
+    save: float = Field(1800, gt=0, description="copying a model or its state for a checkpoint, and writing it")
     call: float = Field(60, gt=0, description="a short call")
     collective: float = Field(600, gt=0, description="one collective operation of the learner's ranks")
     hung: float = Field(30, ge=1, description="an actor that gives no sign of life counts as dead after this")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_dist.config import RLConfig
-from rlhf_dist.planning.memory import BYTES, ModelSize
+from rlhf_dist.config import RLJob
+from rlhf_dist.planning.activations import BYTES
+from rlhf_dist.planning.sizes import ModelSize
 from rlhf_dist.planning.weight_seconds import Way, publish_and_pull, steps, way_of
 
 GENERATED_SHARE = 0.6
@@ -51,7 +52,7 @@ def device_of(gpu_memory: float, *, gpus: bool) -> Device:
 
 
 def phase_seconds(
-    config: RLConfig,
+    config: RLJob,
     sizes: dict[str, ModelSize],
     device: Device,
     *,
@@ -105,7 +106,7 @@ def phase_seconds(
 
 
 def _generation(
-    config: RLConfig, policy: ModelSize, device: Device, samples: float, lengths: tuple[float, float], *, gpus: bool
+    config: RLJob, policy: ModelSize, device: Device, samples: float, lengths: tuple[float, float], *, gpus: bool
 ) -> float:
     """Seconds that one engine needs for its samples: prefill, then one step per token of the longest wave."""
     prompt, answer = lengths

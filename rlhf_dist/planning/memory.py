@@ -1,188 +1,101 @@
-"""How much memory each actor takes, estimated from model configs without allocating anything.
+"""How much memory each actor of a run takes, phase by phase, estimated without allocating anything.
 
 Checked against measured peaks by `benchmarks/memory.py`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-from rlhf_dist.config import Lora, RLConfig
-from rlhf_dist.errors import ModelError
-from rlhf_dist.models import LOGITS_BYTES
+from rlhf_dist.config import RLJob, Rollout
+from rlhf_dist.planning.activations import BYTES, head_bytes, looking_bytes
+from rlhf_dist.planning.learning import GENERATE, KEPT, LOAD, LearnerWork, Parts, Phases, learner_phases
 from rlhf_dist.planning.machine import GIB
-from rlhf_dist.planning.sharing import engine_share
+from rlhf_dist.planning.processes import ASLEEP_BYTES, GRAPHS_BYTES
+from rlhf_dist.planning.sharing import OWN_CARD, SharedCard, engine_share
+from rlhf_dist.planning.sizes import ModelSize
 from rlhf_dist.store.weights import KEPT_VERSIONS
 
 CPU_ENGINE_COPIES = 3.0
 """vLLM on CPU keeps its linear layers packed for the processor, beside what arrived and what they were packed from (measured)."""
-BYTES = {"float32": 4, "bfloat16": 2}
 
 
-@dataclass(frozen=True)
-class ModelSize:
-    """Counts that memory and time depend on."""
-
-    parameters: int
-    layers: int
-    hidden: int
-    intermediate: int
-    attention: int
-    """Query heads times head size."""
-    kv_elements: int
-    """Key and value elements per token, all layers."""
-    vocabulary: int
-    adapters: int = 0
-    """Parameters of the adapters that it has to be trained with."""
-    adapted: int = 0
-    """Its own parameters that these change."""
+def memory(role: str, config: RLJob, sizes: dict[str, ModelSize], *, gpu_bytes: float | None = None) -> Parts:
+    """What fills the memory of one actor in the phase in which it is fullest, in bytes; arguments as for `phases`."""
+    return max(phases(role, config, sizes, gpu_bytes=gpu_bytes).values(), key=lambda parts: sum(parts.values()))
 
 
-def model_size(config: Any, *, kind: str, lora: Lora | None = None) -> ModelSize:
-    """Count a model's parameters from its Hugging Face config without allocating them.
+def phases(role: str, config: RLJob, sizes: dict[str, ModelSize], *, gpu_bytes: float | None = None) -> Phases:
+    """What fills the memory of one actor, phase by phase, in bytes.
 
     Args:
-        config: the model's config.
-        kind: `policy` or `value`.
-        lora: adapters that it is trained with; None: all of it is trained.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    if kind == "value":
-        config.num_labels = 1
-    made: Any = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
-    try:
-        with torch.device("meta"):
-            model = made.from_config(config)
-    except ValueError as error:
-        wanted = "causal language model" if kind == "policy" else "sequence classification"
-        raise ModelError(
-            f"{config._name_or_path}: transformers has no {wanted} of the kind {config.model_type!r}; expected a family that has"
-        ) from error
-
-    def said(name: str, default: int) -> int:
-        """Families without attention, or with another in each layer, leave such numbers out, or give a list."""
-        found = getattr(config, name, None)
-        return found if isinstance(found, int) else default
-
-    heads = said("num_attention_heads", 1)
-    head_size = said("head_dim", config.hidden_size // heads)
-    layers = said("num_hidden_layers", 1)
-    adapted = _adapted(model, lora) if lora is not None else []
-    return ModelSize(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        layers=layers,
-        hidden=config.hidden_size,
-        intermediate=said("intermediate_size", 4 * config.hidden_size),
-        attention=head_size * heads,
-        kv_elements=2 * layers * said("num_key_value_heads", heads) * head_size,
-        vocabulary=config.vocab_size,
-        adapters=sum(lora.rank * sum(shape[-2:]) * math.prod(shape[:-2]) for shape in adapted)
-        if lora is not None
-        else 0,
-        adapted=sum(map(math.prod, adapted)),
-    )
-
-
-def _adapted(model: Any, lora: Lora) -> list[tuple[int, ...]]:
-    """Shapes of the weights that adapters would change: of linear layers and, stacked, of experts."""
-    from torch import nn
-
-    heads = [model.get_output_embeddings(), getattr(model, "score", None)]
-    whole = {id(parameter) for head in heads if head is not None for parameter in head.parameters()}
-    found = []
-    for name, module in model.named_modules():
-        for own, weight in module.named_parameters(name, recurse=False):
-            named = any(target in own.split(".") for target in lora.targets)
-            stacked = weight.dim() == 3 and not isinstance(module, nn.modules.conv._ConvNd)
-            is_layer = stacked or (weight.dim() == 2 and isinstance(module, nn.Linear))
-            if is_layer and id(weight) not in whole and (named or lora.targets == ("all-linear",)):
-                found.append(tuple(weight.shape))
-    return found
-
-
-def together(sizes: Sequence[ModelSize]) -> ModelSize:
-    """Several models in one process, which work one after the other: all weights, the largest one's activations."""
-    largest = max(sizes, key=lambda size: size.parameters)
-    added = {name: sum(getattr(size, name) for size in sizes) for name in ("parameters", "adapters", "adapted")}
-    return replace(largest, **added)
-
-
-def memory(
-    role: str, config: RLConfig, sizes: dict[str, ModelSize], *, gpu_bytes: float | None = None
-) -> dict[str, float]:
-    """What fills the memory of one actor, in bytes.
-
-    Args:
-        role: `store`, `rollout`, `reward`, `reference` or `learner`.
+        role: `store`, `rollout`, `reward`, `reference`, `teacher` or `learner`.
         config: the run's config.
         sizes: of `policy`, `reference`, `reward` and `critic`.
         gpu_bytes: a GPU's memory; None: the actor is in a host's.
     """
+    colocated = config.cluster.placement == "colocated"
     if role == "learner":
-        return learner_memory(config, sizes)
-    if role == "rollout":
-        beside = learner_memory(config, sizes)["parameters"]  # the rest of it leaves while engines generate
-        return engine_memory(config, sizes["policy"], gpu_bytes, beside)
+        return learner_phases(work_of(config, sizes, gpus=gpu_bytes is not None), config.learner)
     if role == "store":
-        return store_memory(config, sizes["policy"])
-    return scorer_memory(config, sizes[role], role, devices=config.devices_of_scorer(role) if gpu_bytes else 1)
+        return {KEPT: store_memory(config, sizes["policy"])}
+    if role == "rollout":
+        full = engine_memory(config, sizes["policy"], gpu_bytes, SharedCard.of(config, sizes).beside)
+        sleeps = colocated and gpu_bytes is not None
+        # Asleep, too, while learners and scorers are loaded; a version that it pulls comes after these gave way.
+        return {GENERATE: full, KEPT: {"asleep": ASLEEP_BYTES} if sleeps else full}
+    devices = config.devices_of_scorer(role) if gpu_bytes is not None else 1
+    scoring = scorer_parts(sizes[role], role, config.learner.dtype, config.scoring.batch_tokens, devices=devices)
+    rests = gpu_bytes is not None and config.cluster.placement != "disaggregated"
+    kept = {"parameters (host)" if rests else "parameters": scoring["parameters"]}
+    return {KEPT: kept, LOAD: scoring, GENERATE: scoring}
 
 
-def learner_memory(config: RLConfig, sizes: dict[str, ModelSize]) -> dict[str, float]:
-    """Bytes on one learner rank (Rajbhandari et al. 2020, arXiv:1910.02054, section 3: what each ZeRO stage divides)."""
+def work_of(config: RLJob, sizes: dict[str, ModelSize], *, gpus: bool) -> LearnerWork:
+    """What the learner of an RL run holds and does."""
     learner = config.learner
-    models = [sizes["policy"]] + ([sizes["critic"]] if learner.critic == "model" else [])
-    frozen = sum(size.parameters for size in models) if learner.lora else 0
-    trained = sum(size.adapters if learner.lora else size.parameters for size in models)
-    half = learner.dtype != "float32"
-    ranks, stage = learner.ranks, learner.zero_stage
-    width = BYTES[learner.dtype]
-    asked = sum(sizes[role].parameters for role in config.frozen) * width / ranks
-    held = (
-        float(sizes["policy"].parameters + (sizes["policy"].adapted if learner.lora else 0)) * BYTES[config.wire_dtype]
+    critic = (sizes["critic"],) if learner.critic == "model" else ()
+    return LearnerWork(
+        trained=(sizes["policy"], *critic),
+        asked=tuple(sizes[role] for role in config.frozen),
+        asked_on_host=config.scoring.frozen_on_host,
+        lora=learner.lora is not None,
+        bucket_bytes=config.weights.bucket_mib * 2.0**20,
+        held_version=_held_version(config, sizes["policy"]),
+        masked_row=masked_row(learner.attention, learner.row_tokens or config.max_sequence, gpus=gpus),
+        lends=gpus and config.cluster.placement == "colocated",
     )
-    # Adam's two moments; and the fp32 master copy where training is in half precision or ZeRO cuts flat partitions.
-    optimiser = trained * (12 if half or stage >= 1 else 8) / (ranks if stage >= 1 else 1)
-    return {
-        "parameters": (frozen + trained) * width / (ranks if stage == 3 else 1),
-        "gradients": trained * BYTES["float32"] / (ranks if stage >= 2 else 1),  # they add up in fp32, also of bf16
-        "optimiser (host)" if learner.cpu_offload else "optimiser": optimiser,
-        **({"asked models (host)" if config.scoring.frozen_on_host else "asked models": asked} if asked else {}),
-        **({"held version": held} if config.weights.transport == "cuda_ipc" else {}),
-        "activations": max(activations(config, size) for size in models),
-        "logits": 3.0 * min(LOGITS_BYTES, 4 * learner.micro_batch_tokens * sizes["policy"].vocabulary),
-    }
 
 
-def activations(config: RLConfig, size: ModelSize) -> float:
-    """Bytes that the backward pass of one micro-batch needs from the forward pass.
-
-    Per token and layer of a gated decoder with rotary positions, in elements, where h is the hidden size, a that of all query
-    heads, k that of all key heads and f the gate's: two norms keep input, normalised and scaled, and two residual sums (8 h);
-    queries and keys are kept as projected, rotated by half and rotated (3 a + 3 k), values as projected (k), keys and values
-    repeated for all query heads (2 a), and the attention's output twice (2 a); the gate, its activation, the up projection and
-    their product (4 f). Fused attention stores no scores. The counting is that of Korthikanti et al. 2022, arXiv:2205.05198,
-    section 4, for today's decoders; `benchmarks/memory.py` measures it.
-    """
-    learner = config.learner
-    width = BYTES[learner.dtype]
-    kv = size.kv_elements / size.layers  # keys and values, so k twice
-    layer = 8 * size.hidden + 7 * size.attention + 2 * kv + 4 * size.intermediate
-    kept = layer * size.layers if not learner.gradient_checkpointing else layer + size.hidden * size.layers
-    return float(learner.micro_batch_tokens * kept * width)
+def _held_version(config: RLJob, policy: ModelSize) -> float:
+    """Bytes of the version that a rank holds whole for the engine on its device."""
+    if config.weights.transport == "store":
+        return 0.0
+    adapted = policy.adapted if config.learner.lora else 0
+    return float((policy.parameters + adapted) * BYTES[config.wire_dtype])
 
 
-def engine_memory(
-    config: RLConfig, policy: ModelSize, gpu_bytes: float | None, beside: float = 0.0
-) -> dict[str, float]:
-    """Bytes of one engine (of one of its GPUs, under tensor parallelism).
+def masked_row(attention: str, row_tokens: int, *, gpus: bool) -> int:
+    """Tokens of a row under a mask: without kernels for packed samples one is made, as soon as two share a row."""
+    return row_tokens if attention in ("sdpa", "eager") or (attention == "auto" and not gpus) else 0
 
-    vLLM fills with KV cache what it was granted, however little the samples need; less than one sample's it refuses.
+
+@dataclass(frozen=True)
+class Engine:
+    """What an engine is asked to do."""
+
+    rollout: Rollout
+    dtype: str
+    max_sequence: int
+    """Tokens of the longest prompt and answer together."""
+    samples: int
+    """Decoded at once at most."""
+    share: float | None = None
+    """Of a GPU that it may fill; None: as its settings say, or of one that it has to itself."""
+
+
+def engine_memory(config: RLJob, policy: ModelSize, gpu_bytes: float | None, beside: float = 0.0) -> Parts:
+    """Bytes of one engine of an RL run (of one of its GPUs, under tensor parallelism).
 
     Args:
         config: the run's config.
@@ -190,35 +103,45 @@ def engine_memory(
         gpu_bytes: of a GPU's memory; None: it is in a host's.
         beside: bytes that others keep on the GPU while the engine generates.
     """
-    rollout = config.rollout
-    width = BYTES[config.wire_dtype]
+    samples = min(config.rollout.max_concurrent, config.batch_samples)
+    share = engine_share(config, gpu_bytes, beside) if gpu_bytes is not None else None
+    engine = Engine(config.rollout, config.wire_dtype, config.max_sequence, samples, share)
+    return engine_parts(engine, policy, gpu_bytes)
+
+
+def engine_parts(engine: Engine, policy: ModelSize, gpu_bytes: float | None) -> Parts:
+    """Bytes of one engine.
+
+    vLLM fills with KV cache what it was granted, however little the samples need; less than one sample's it refuses.
+    """
+    rollout, width = engine.rollout, BYTES[engine.dtype]
     split = rollout.tensor_parallel
     parameters = policy.parameters * width / split
-    sample = config.max_sequence * policy.kv_elements * width / split
+    sample = engine.max_sequence * policy.kv_elements * width / split
     if rollout.engine != "vllm":
-        return {"parameters": parameters, "KV cache": sample * min(rollout.max_concurrent, config.batch_samples)}
+        return {"parameters": parameters, "KV cache": sample * engine.samples}
     if gpu_bytes is None:
         return {"parameters": CPU_ENGINE_COPIES * parameters, "KV cache": int(rollout.kv_cache_gib * GIB) / split}
-    return {
-        "parameters": parameters,
-        "KV cache": max(sample, engine_share(config, gpu_bytes, beside) * gpu_bytes - parameters),
+    share = (rollout.gpu_memory_fraction or OWN_CARD) if engine.share is None else engine.share
+    granted = share * gpu_bytes - parameters
+    graphs = {} if rollout.compile is False else {"CUDA graphs": GRAPHS_BYTES}
+    return {"parameters": parameters, "KV cache": max(sample, granted), **graphs}
+
+
+def scorer_parts(size: ModelSize, role: str, dtype: str, tokens: int, *, devices: int = 1) -> Parts:
+    """Bytes of one scoring worker that is asked about so many tokens at once, on each of the devices that it is cut over.
+
+    All weights are cut but the embeddings, which each device has.
+    """
+    whole = size.vocabulary * size.hidden if size.parameters and devices > 1 else 0
+    found = {
+        "parameters": float((whole + (size.parameters - whole) / devices) * BYTES[dtype]),
+        "activations": looking_bytes(size, dtype, tokens) if size.parameters else 0.0,
     }
+    return found | ({"head": head_bytes(size, dtype, tokens, learns=False)} if role != "reward" else {})
 
 
-def scorer_memory(config: RLConfig, size: ModelSize, role: str, *, devices: int) -> dict[str, float]:
-    """Bytes of one scoring worker on each of its devices, over which all weights but the embeddings are cut."""
-    width = BYTES[config.learner.dtype]
-    tokens = config.scoring.batch_tokens
-    widest = 4 * (size.intermediate + size.hidden)
-    whole = size.vocabulary * size.hidden if size.parameters else 0
-    held = whole + (size.parameters - whole) / devices if devices > 1 else size.parameters
-    found = {"parameters": float(held * width), "activations": float(tokens * widest * width)}
-    if role in ("reference", "teacher"):
-        found["logits"] = 3.0 * min(LOGITS_BYTES, 4 * tokens * size.vocabulary)
-    return found
-
-
-def store_memory(config: RLConfig, policy: ModelSize) -> dict[str, float]:
+def store_memory(config: RLJob, policy: ModelSize) -> Parts:
     """Bytes of shared memory that are held at once: weight versions, one of them on its way, and rows of experience.
 
     Versions that are deltas on an older one stay below that.

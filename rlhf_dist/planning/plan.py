@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 
-from rlhf_dist.cluster.placement import Layout, Place, lay_out
-from rlhf_dist.config import RLConfig
+from rlhf_dist.cluster.object_store import FULL
+from rlhf_dist.cluster.placement import Layout, Place
+from rlhf_dist.config import Job, RLJob
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.planning.cost import Device, device_of, phase_seconds
+from rlhf_dist.planning.learning import KEPT, Parts
 from rlhf_dist.planning.machine import GIB, cores, memory_bytes
-from rlhf_dist.planning.memory import ModelSize, memory
-
-CONTEXT_GIB = 0.6
-"""What a CUDA context with torch and NCCL takes of a GPU, per process."""
+from rlhf_dist.planning.processes import CONTEXT_BYTES, HOST_BYTES
+from rlhf_dist.planning.scenes import Scene, scenes
+from rlhf_dist.planning.sizes import ModelSize
+from rlhf_dist.planning.weight_seconds import way_of
+from rlhf_dist.store.weights import KEPT_VERSIONS
 
 
 @dataclass(frozen=True)
@@ -37,54 +41,108 @@ class Seat:
     free: float = 1.0
     actors: list[Place] = field(default_factory=list)
 
+    def device(self, *, gpus: bool) -> tuple[int, int]:
+        """Whose memory its actors fill: a GPU's, or without GPUs the node's."""
+        return (self.node, self.number if gpus else 0)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What `rlhf-dist plan` says."""
+    """What `rlhf-dist plan` says of one scene of a stage."""
 
     machines: Machines
-    layout: Layout
+    scene: Scene
     seats: list[Seat]
-    memory: dict[str, dict[str, float]]
-    """Role to part to bytes, of one actor."""
     capacity: float
     """Bytes of one device."""
     phases: dict[str, float]
+    """Seconds; none for stages of which nothing is known."""
     device: Device
     rollout_workers: int
 
-    def used(self, seat: Seat) -> float:
-        """Bytes that one device's actors take together."""
-        own = CONTEXT_GIB * GIB if self.machines.gpus_per_node else 0.0
-        total = sum(own + self.on_device(actor.role) for actor in seat.actors)
-        if not self.machines.gpus_per_node or not {actor.role for actor in seat.actors} >= {"learner", "rollout"}:
-            return total
-        # Colocated engines sleep while learners train: an engine and a training step are not there together. What learners
-        # keep between two steps stays beside the engine.
-        step = self.memory["learner"]["activations"] + self.memory["learner"]["logits"]
-        return total - min(step, self.on_device("rollout"))
+    @property
+    def gpus(self) -> bool:
+        """Whether devices are GPUs."""
+        return self.machines.gpus_per_node > 0
 
-    def on_device(self, role: str) -> float:
-        """Bytes that an actor of a role takes of its device."""
-        return sum(size for part, size in self.memory[role].items() if "host" not in part)
+    def peak(self, actors: list[Place]) -> tuple[str, float]:
+        """The phase in which actors that share a device fill it most, and its bytes."""
+        names = dict.fromkeys(phase for actor in actors for phase in self.scene.memory[actor.role])
+        found = {name: sum(self.of_actor(actor.role, name) for actor in actors) for name in names}
+        worst = max(found, key=lambda name: (found[name], name != KEPT))
+        return worst, found[worst]
+
+    def of_actor(self, role: str, phase: str) -> float:
+        """Bytes that an actor takes of its device in a phase."""
+        parts = self.parts(role, phase)
+        if not self.gpus:
+            return HOST_BYTES[role] + sum(parts.values())
+        return CONTEXT_BYTES + sum(size for part, size in parts.items() if "(host)" not in part)
+
+    def parts(self, role: str, phase: str) -> Parts:
+        """What fills an actor's memory in a phase."""
+        phases = self.scene.memory[role]
+        return phases.get(phase, phases[KEPT])
+
+    def devices(self) -> dict[tuple[int, int], list[Place]]:
+        """Actors by device."""
+        found: dict[tuple[int, int], list[Place]] = defaultdict(list)
+        for seat in self.seats:
+            found[seat.device(gpus=self.gpus)] += seat.actors
+        if not self.gpus and "store" in self.scene.memory:
+            found[min(found)] += self.scene.layout.of("store")
+        return dict(found)
+
+    def overflowing(self) -> list[tuple[tuple[int, int], list[Place], str, float]]:
+        """Device, actors, phase and bytes of each that has no room; of devices with alike actors one."""
+        found: dict[tuple[str, ...], tuple[tuple[int, int], list[Place], str, float]] = {}
+        for device, actors in self.devices().items():
+            phase, used = self.peak(actors)
+            if used > self.capacity:
+                found.setdefault(tuple(sorted(actor.role for actor in actors)), (device, actors, phase, used))
+        return list(found.values())
 
     def problems(self) -> list[str]:
-        """Devices (nodes, where CPUs do everything) that would overflow, each with what would help; alike ones once."""
-        groups: dict[object, list[Seat]] = {}
+        """Devices (nodes, where CPUs do everything) that would overflow, and by whom."""
+        told = []
+        for (node, number), actors, phase, used in self.overflowing():
+            where = f" device {number}" if self.gpus else ""
+            worst = max(actors, key=lambda actor: self.of_actor(actor.role, phase))
+            names = [actor.name for actor in actors]
+            shown = ", ".join(names if len(names) <= 6 else [*names[:3], "...", *names[-2:]])
+            told.append(
+                f"node {node}{where} ({shown}) needs {used / GIB:.1f} GiB of {self.capacity / GIB:.1f} while it is to {phase}, "
+                f"{worst.name} most: {self.of_actor(worst.role, phase) / GIB:.1f} GiB"
+            )
+        return told
+
+    def host_bytes(self) -> dict[int, float]:
+        """Host memory by node, beside what the object store takes; where CPUs do everything, of all."""
+        found: dict[int, float] = defaultdict(float)
         for seat in self.seats:
-            groups.setdefault((seat.node, seat.number) if self.machines.gpus_per_node else seat.node, []).append(seat)
-        found = {}
-        for seats in groups.values():
-            used = sum(self.used(seat) for seat in seats)
-            if used > self.capacity:
-                actors = [actor for seat in seats for actor in seat.actors]
-                worst = max(actors, key=lambda actor: self.on_device(actor.role))
-                where = f" device {seats[0].number}" if self.machines.gpus_per_node else ""
-                found[tuple(sorted({actor.role for actor in actors}))] = (
-                    f"node {seats[0].node}{where} ({', '.join(actor.name for actor in actors)}) needs {used / GIB:.1f} GiB of "
-                    f"{self.capacity / GIB:.1f}: {ADVICE[worst.role]}"
+            for actor in seat.actors:
+                phases = self.scene.memory[actor.role].values()
+                found[seat.node] += HOST_BYTES[actor.role] + max(
+                    sum(size for part, size in parts.items() if "(host)" in part or not self.gpus) for parts in phases
                 )
-        return list(found.values())
+        return dict(found)
+
+    def store_bytes(self) -> dict[int, float]:
+        """Object store by node: learners' nodes hold the versions' buckets, a node of engines alone the one that it pulls."""
+        if "store" not in self.scene.memory:
+            return {}
+        versions, experience = (self.scene.memory["store"][KEPT][part] for part in ("weight versions", "experience"))
+        ranks: dict[int, int] = defaultdict(int)
+        engines = set()
+        for seat in self.seats:
+            ranks[seat.node] += sum(actor.role == "learner" for actor in seat.actors)
+            engines |= {seat.node} if any(actor.role == "rollout" for actor in seat.actors) else set()
+        found = {node: versions * count / sum(ranks.values()) for node, count in ranks.items()}
+        for node in engines:
+            found[node] = max(found[node], versions / (KEPT_VERSIONS + 1))
+        first = min(found)
+        found[first] += experience
+        return {node: each / FULL for node, each in found.items() if each}
 
     def bottleneck(self) -> tuple[str, str]:
         """The longest phase, and what would shorten it."""
@@ -92,13 +150,6 @@ class Plan:
         return phase, FASTER[phase]
 
 
-ADVICE = {
-    "learner": "more learner.ranks with learner.zero_stage 3, gradient_checkpointing, or a smaller micro_batch_tokens",
-    "rollout": "a smaller rollout.gpu_memory_fraction (kv_cache_gib on CPUs), or rollout.tensor_parallel",
-    "reward": "cluster.placement disaggregated with scoring.tensor_parallel, or a smaller scoring.batch_tokens",
-    "reference": "scoring.reference_on learner, or placement disaggregated with scoring.tensor_parallel",
-    "teacher": "scoring.teacher_on learner, or placement disaggregated with scoring.tensor_parallel",
-}
 FASTER = {
     "gen": "more rollout.workers",
     "score": "more scoring.reward_workers and scoring.reference_workers",
@@ -108,39 +159,51 @@ FASTER = {
 }
 
 
-def make_plan(config: RLConfig, machines: Machines, sizes: dict[str, ModelSize]) -> Plan:
-    """Place every actor on the cluster's devices, and estimate.
+def make_plans(config: Job, machines: Machines, sizes: dict[str, ModelSize]) -> list[Plan]:
+    """A plan for each scene of a stage; arguments as for `make_plan`, which is for a stage's fullest."""
+    capacity = machines.gpu_memory * 1e9
+    found = scenes(config, sizes, gpu_bytes=capacity if machines.gpus_per_node else None)
+    return [_plan(scene, config, machines, sizes) for scene in found]
+
+
+def make_plan(config: Job, machines: Machines, sizes: dict[str, ModelSize]) -> Plan:
+    """Place every actor on the cluster's devices, and estimate, for the scene of a stage that fills a device most.
 
     Args:
-        config: the run's settings.
+        config: the stage's settings.
         machines: the cluster.
         sizes: of each role's models (`planning.roles.sizes_of`).
 
     Raises:
         ConfigError: the cluster has too few devices.
     """
+    return fullest(make_plans(config, machines, sizes))
+
+
+def fullest(plans: list[Plan]) -> Plan:
+    """The plan whose fullest device is fullest; the last of equals."""
+    return max(reversed(plans), key=lambda plan: max(plan.peak(actors)[1] for actors in plan.devices().values()))
+
+
+def _plan(scene: Scene, config: Job, machines: Machines, sizes: dict[str, ModelSize]) -> Plan:
     gpus = machines.gpus_per_node > 0
-    layout = lay_out(config, gpus=gpus)
     seats = [
         Seat(node, number)
         for node in range(machines.nodes)
         for number in range(machines.gpus_per_node or machines.cpus_per_node)
     ]
-    _seat_bundles(layout, seats, gpus=gpus)
-    workers = _seat_rollouts(config, layout, seats, gpus=gpus)
+    _seat_bundles(scene.layout, seats, gpus=gpus)
+    workers = _seat_engines(scene, seats, gpus=gpus)
     device = device_of(machines.gpu_memory, gpus=gpus)
-    capacity = machines.gpu_memory * 1e9
-    roles = ("learner", "rollout", *config.scoring_workers, "store")
-    return Plan(
-        machines,
-        layout,
-        [seat for seat in seats if seat.actors],
-        {role: memory(role, config, sizes, gpu_bytes=capacity if gpus else None) for role in roles},
-        capacity,
-        phase_seconds(config, sizes, device, rollout_workers=workers, gpus=gpus),
-        device,
-        workers,
-    )
+    seconds: dict[str, float] = {}
+    if isinstance(config, RLJob) and "rollout" in scene.memory:
+        nodes = {
+            role: {seat.node for seat in seats for actor in seat.actors if actor.role == role} for role in scene.memory
+        }
+        way = way_of(config, device.network_gb, gpus=gpus, nodes=nodes)
+        seconds = phase_seconds(config, sizes, device, rollout_workers=workers, gpus=gpus, way=way)
+    taken = [seat for seat in seats if seat.actors]
+    return Plan(machines, scene, taken, machines.gpu_memory * 1e9, seconds, device, workers)
 
 
 def _seat_bundles(layout: Layout, seats: list[Seat], *, gpus: bool) -> None:
@@ -155,14 +218,15 @@ def _seat_bundles(layout: Layout, seats: list[Seat], *, gpus: bool) -> None:
             seat.actors += [place for place in layout.places if place.bundle == number and place.role != "store"]
 
 
-def _seat_rollouts(config: RLConfig, layout: Layout, seats: list[Seat], *, gpus: bool) -> int:
+def _seat_engines(scene: Scene, seats: list[Seat], *, gpus: bool) -> int:
     """Put engines where there is room, each within one node, up to the most that are wanted; returns their number."""
-    loose = [place for place in layout.of("rollout") if place.bundle is None]
+    layout = scene.layout
+    loose = [place for place in layout.places if place.bundle is None]
     if not loose:
         return len(layout.of("rollout"))
     need = loose[0].gpus if gpus else loose[0].cpus
-    for index in range(config.rollout.workers.max):
-        place = Place("rollout", index, loose[0].cpus, loose[0].gpus, None)
+    for index in range(scene.engines):
+        place = Place(loose[0].role, index, loose[0].cpus, loose[0].gpus, None)
         taken = _within_a_node(seats, need)
         if not taken:
             if index < len(loose):
@@ -171,7 +235,7 @@ def _seat_rollouts(config: RLConfig, layout: Layout, seats: list[Seat], *, gpus:
         for seat in taken:
             seat.free -= min(1.0, need)
             seat.actors.append(place)
-    return config.rollout.workers.max
+    return scene.engines
 
 
 def _within_a_node(seats: list[Seat], need: float) -> list[Seat]:
@@ -195,11 +259,16 @@ def _too_small(layout: Layout, seats: list[Seat], *, gpus: bool) -> ConfigError:
     )
 
 
-def here(config: RLConfig, sizes: dict[str, ModelSize]) -> Plan:
-    """The plan for this machine alone."""
+def here(config: Job, sizes: dict[str, ModelSize]) -> Plan:
+    """The plan for this machine alone, of the scene of a stage that fills it most."""
+    return make_plan(config, this_machine(config, sizes), sizes)
+
+
+def this_machine(config: Job, sizes: dict[str, ModelSize]) -> Machines:
+    """This machine, with as many CPU slots as the stage asks for at least."""
     import torch
 
     gpus = torch.cuda.device_count()
     capacity = torch.cuda.get_device_properties(0).total_memory if gpus else memory_bytes()
-    cpus, _ = lay_out(config, gpus=gpus > 0).totals()
-    return make_plan(config, Machines(1, gpus, capacity / 1e9, max(cores(), math.ceil(cpus))), sizes)
+    needed = max(scene.layout.totals()[0] for scene in scenes(config, sizes, gpu_bytes=capacity if gpus else None))
+    return Machines(1, gpus, capacity / 1e9, max(cores(), math.ceil(needed)))

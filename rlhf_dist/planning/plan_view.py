@@ -11,24 +11,48 @@ from rich.table import Table
 from rlhf_dist.planning.machine import GIB, MIB
 
 if TYPE_CHECKING:
-    from rlhf_dist.planning.plan import Plan, Seat
+    from rlhf_dist.config import Job
+    from rlhf_dist.planning.plan import Machines, Plan, Seat
+    from rlhf_dist.planning.sizes import ModelSize
+
+
+def show_plans(console: Console, config: Job, machines: Machines, sizes: dict[str, ModelSize]) -> bool:
+    """Print every scene of a stage, what is wrong with it and what would help; whether all of it fits."""
+    from rlhf_dist.planning.advice import advice
+    from rlhf_dist.planning.plan import make_plans
+
+    plans = make_plans(config, machines, sizes)
+    for plan in plans:
+        show_plan(console, plan)
+    helping = advice(config, machines, sizes)
+    if helping:
+        console.print(f"What would help, by this plan: [bold]{' '.join(helping)}[/]", highlight=False)
+    return not helping
 
 
 def show_plan(console: Console, plan: Plan) -> None:
     """Print placement, memory, phases, and what is wrong or slow."""
     console.print(_seats(plan))
     console.print(_memory(plan))
-    console.print(_phases(plan))
-    phase, advice = plan.bottleneck()
-    console.print(f"Bottleneck: [bold]{phase}[/]; {advice} would help.", highlight=False)
+    for node, used in plan.host_bytes().items() if plan.gpus else ():
+        store = plan.store_bytes().get(node, 0.0)
+        beside = f" and {size(store)} of /dev/shm for the object store" if store else ""
+        console.print(f"Host memory of node {node}: {size(used)} of processes{beside}.", highlight=False)
+    if plan.phases:
+        console.print(_phases(plan))
+        phase, advice = plan.bottleneck()
+        console.print(f"Bottleneck: [bold]{phase}[/]; {advice} would help.", highlight=False)
     for problem in plan.problems():
         console.print(f"[bold red]Does not fit:[/] {problem}", highlight=False)
 
 
 def _seats(plan: Plan) -> Table:
     """One line for each run of equal devices of a node."""
-    device = "GPU" if plan.machines.gpus_per_node else "CPU slot"
-    table = Table("node", device, "actors", "memory", title=f"Placement: {plan.rollout_workers} rollout workers")
+    device = "GPU" if plan.gpus else "CPU slot"
+    title = f"Placement ({plan.scene.title})"
+    if plan.rollout_workers:
+        title += f": {plan.rollout_workers} rollout workers"
+    table = Table("node", device, "actors", "memory at the peak", title=title)
 
     def alike(seat: Seat) -> tuple[int, tuple[str, ...]]:
         return seat.node, tuple(actor.role for actor in seat.actors)
@@ -38,17 +62,20 @@ def _seats(plan: Plan) -> Table:
         numbers = str(seats[0].number) if len(seats) == 1 else f"{seats[0].number}-{seats[-1].number}"
         names = [actor.name for seat in seats for actor in seat.actors]
         shown = ", ".join(names if len(names) <= 6 else [*names[:3], "...", *names[-2:]])
-        used = max(plan.used(seat) for seat in seats)
-        of = f" of {size(plan.capacity)}" if plan.machines.gpus_per_node else ""
-        table.add_row(str(node), numbers, shown, f"{size(used)}{of}" + (" each" if len(seats) > 1 else ""))
+        phase, used = max((plan.peak(seat.actors) for seat in seats), key=lambda found: found[1])
+        of = f" of {size(plan.capacity)}" if plan.gpus else ""
+        table.add_row(str(node), numbers, shown, f"{size(used)}{of}{' each' * (len(seats) > 1)} ({phase})")
     return table
 
 
 def _memory(plan: Plan) -> Table:
-    table = Table("actor", "memory each", "of which", title="Memory, estimated")
-    for role, parts in plan.memory.items():
+    """One line for each actor: the phase in which it is fullest, and what fills it then."""
+    table = Table("actor", "fullest", "memory each", "of which", title=f"Memory, estimated ({plan.scene.title})")
+    for role, phases in plan.scene.memory.items():
+        phase = max(phases, key=lambda name: sum(phases[name].values()))
+        parts = {part: value for part, value in phases[phase].items() if value >= MIB}
         told = ", ".join(f"{part} {size(value)}" for part, value in parts.items())
-        table.add_row(role, size(sum(parts.values())), told)
+        table.add_row(role, phase, size(sum(parts.values())), told)
     return table
 
 

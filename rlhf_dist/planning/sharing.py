@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_dist.config import RLConfig
+from rlhf_dist.config import RLJob
 
 OWN_CARD = 0.9
 """Of a card's memory for an engine that has it to itself; the rest is for CUDA's context, graphs and NCCL."""
 
 
-def engine_share(config: RLConfig, gpu_bytes: float, beside: float) -> float:
+def engine_share(config: RLJob, gpu_bytes: float, beside: float) -> float:
     """Share of a card's memory that an engine may fill: what the config says, else nearly all that the others leave.
 
     Args:
@@ -30,14 +30,14 @@ def engine_share(config: RLConfig, gpu_bytes: float, beside: float) -> float:
 class SharedCard:
     """What an engine may take of a card on which a learner keeps its weights; bytes, but the card's own size, which it knows."""
 
-    config: RLConfig
+    config: RLJob
     weights: float
     """The engine's own."""
     beside: float
     """Of the others, while engines generate."""
 
     @classmethod
-    def of(cls, config: RLConfig, sizes: Mapping[str, Any]) -> SharedCard:
+    def of(cls, config: RLJob, sizes: Mapping[str, Any]) -> SharedCard:
         """Of a colocated run, from its models' sizes (`planning.roles.sizes_of`)."""
         learner, width = config.learner, {"float32": 4, "bfloat16": 2}
         models = [sizes["policy"], *([sizes["critic"]] if learner.critic == "model" else [])]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
-from rlhf_dist.config import RLConfig
+from rlhf_dist.config import RLJob
 
 GB = 1e9
 NVLINK = 150 * GB
@@ -59,7 +59,7 @@ class Way:
         return self.ranks / self.learner_nodes
 
 
-def way_of(config: RLConfig, network_gb: float, *, gpus: bool, nodes: Mapping[str, Set[int]] | None = None) -> Way:
+def way_of(config: RLJob, network_gb: float, *, gpus: bool, nodes: Mapping[str, Set[int]] | None = None) -> Way:
     """The way of a run's weights.
 
     Args:

@@ -32,7 +32,8 @@ from rlhf_dist.config.pipeline import OWN_REWARD
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.files import write_text
 from rlhf_dist.models import read_config
-from rlhf_dist.planning.memory import model_size, store_memory
+from rlhf_dist.planning.memory import store_memory
+from rlhf_dist.planning.sizes import model_size
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.names import CONFIG

@@ -2,7 +2,7 @@ import pytest
 
 from rlhf_dist.config import RLConfig
 from rlhf_dist.planning.cost import CPU, GPUS, device_of, phase_seconds
-from rlhf_dist.planning.memory import ModelSize
+from rlhf_dist.planning.sizes import ModelSize
 
 SIZE = ModelSize(
     parameters=10**9, layers=16, hidden=2048, intermediate=5632, attention=2048, kv_elements=16_384, vocabulary=32_000

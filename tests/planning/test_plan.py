@@ -1,41 +1,118 @@
+from pathlib import Path
+
 import pytest
 
 from rlhf_dist.cluster.placement import lay_out
-from rlhf_dist.config import RLConfig
+from rlhf_dist.config import DPOConfig, EvaluateConfig, Job, RewardConfig, RLConfig, SFTConfig
 from rlhf_dist.errors import ConfigError
+from rlhf_dist.planning.advice import advice
 from rlhf_dist.planning.cost import GPUS
-from rlhf_dist.planning.memory import ModelSize
-from rlhf_dist.planning.plan import CONTEXT_GIB, Machines, Plan, Seat, make_plan
+from rlhf_dist.planning.plan import Machines, Plan, Seat, make_plan, make_plans
+from rlhf_dist.planning.processes import CONTEXT_BYTES
+from rlhf_dist.planning.roles import sizes_of
+from rlhf_dist.planning.scenes import Scene
+from rlhf_dist.planning.sizes import ModelSize
 
-SIZE = ModelSize(10**6, layers=4, hidden=64, intermediate=176, attention=64, kv_elements=512, vocabulary=1000)
-
-CONTEXT = CONTEXT_GIB * 2**30
+KEEPS = {"parameters": 10e9, "optimiser": 30e9, "held (host)": 50e9}
 MEMORY = {
-    "learner": {"parameters": 10e9, "optimiser": 30e9, "activations": 7e9, "logits": 1e9},
-    "rollout": {"parameters": 5e9, "KV cache": 25e9},
-    "reward": {"parameters": 2e9},
-    "reference": {"parameters": 3e9},
+    "learner": {"kept": KEEPS, "update": KEEPS | {"activations": 7e9, "head": 1e9}, "generate": {"parameters": 10e9}},
+    "rollout": {"kept": {"asleep": 2e9}, "generate": {"parameters": 5e9, "KV cache": 25e9}},
+    "reward": {"kept": {"parameters": 2e9}},
+    "reference": {"kept": {"parameters": 3e9}},
 }
+SIZE = ModelSize(
+    parameters=8 * 10**9,
+    layers=32,
+    hidden=4096,
+    intermediate=14336,
+    attention=4096,
+    kv_elements=65_536,
+    vocabulary=128_256,
+)
 
 
-def plan(placement: str, capacity: float = 80e9) -> Plan:
-    tree = {"policy": "a", "reward": "b", "prompts": {"path": "p"}, "cluster": {"placement": placement}}
+def plan(capacity: float = 80e9) -> Plan:
+    tree = {"policy": "a", "reward": "b", "prompts": {"path": "p"}, "cluster": {"placement": "colocated"}}
     layout = lay_out(RLConfig.model_validate(tree), gpus=True)
     device = Seat(0, 0, actors=[place for place in layout.places if place.role != "store"])
-    return Plan(Machines(1, 1, 80), layout, [device], MEMORY, capacity, {"gen": 1.0}, GPUS[80], 1)
+    return Plan(Machines(1, 1, 80), Scene("", layout, MEMORY), [device], capacity, {"gen": 1.0}, GPUS[80], 1)
 
 
-def test_a_shared_gpu_holds_what_learners_keep_beside_the_engine_that_wakes() -> None:
-    shared = plan("colocated")
-    # While the engine generates, 40 GB of the learner stay; its step (8 GB) and the engine (30 GB) take turns.
-    assert shared.used(shared.seats[0]) == 4 * CONTEXT + 40e9 + 30e9 + 2e9 + 3e9
+def test_a_device_is_as_full_as_in_its_fullest_phase_and_host_memory_is_not_its() -> None:
+    shared = plan()
+    (actors,) = shared.devices().values()
+    # While learners train, 48 GB are theirs, and the engine sleeps; while it generates, 10 GB are left of them.
+    assert shared.peak(actors) == ("update", pytest.approx(4 * CONTEXT_BYTES + 48e9 + 2e9 + 2e9 + 3e9))
+    assert shared.host_bytes()[0] > 50e9
 
 
-def test_what_does_not_fit_is_named_with_what_would_help() -> None:
-    assert plan("colocated").problems() == []
-    (told,) = plan("colocated", capacity=77e9).problems()
-    assert told.startswith("node 0 device 0 (learner-0, reward-0, reference-0, rollout-0) needs 72.2 GiB of 71.7")
-    assert "learner.zero_stage 3" in told
+def test_what_does_not_fit_is_named_with_its_phase_and_its_largest_part() -> None:
+    assert plan().problems() == []
+    (told,) = plan(capacity=57e9).problems()
+    assert told.startswith(
+        "node 0 device 0 (learner-0, reward-0, reference-0, rollout-0) needs 53.6 GiB of 53.1 while it"
+    )
+    assert "while it is to update, learner-0 most: 45.3 GiB" in told
+
+
+def rl(**sections: object) -> RLConfig:
+    learner = {"precision": "bf16", "zero_stage": 3, "gradient_checkpointing": True, "micro_batch_tokens": 8192}
+    sections["learner"] = {**learner, **sections.get("learner", {})}  # type: ignore[dict-item]
+    return RLConfig.model_validate({"policy": "a", "reward": "b", "prompts": {"path": "p"}, **sections})
+
+
+def test_advice_is_what_makes_the_plan_fit() -> None:
+    sizes = {"policy": SIZE, "critic": SIZE, "reference": SIZE, "reward": SIZE}
+    machines = Machines(2, 8, 80)
+    assert advice(rl(learner={"ranks": 8}), machines, sizes) == []
+    # A reference of 60 GiB on a card beside a reward model of as much: no batch size helps, the learner's ranks do.
+    large = {**sizes, "reference": ModelSize(**{**vars(SIZE), "parameters": 45 * 10**9})}
+    changes = advice(rl(learner={"ranks": 8}), machines, large)
+    assert changes == ["scoring.reference_on=learner"]
+    for wrong in (rl(learner={"ranks": 1}), rl(learner={"ranks": 2, "zero_stage": 1})):
+        helping = advice(wrong, machines, sizes)
+        assert any("learner.ranks" in change or "cpu_offload" in change for change in helping), helping
+    assert advice(rl(), Machines(1, 4, 16), sizes) == ["more GPUs (--nodes, --gpus-per-node), or a smaller model"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    from transformers import LlamaConfig
+
+    LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=99
+    ).save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_every_stage_has_its_scenes(folder: str) -> None:
+    prompts = {"path": "p"}
+    stages: list[tuple[Job, list[str]]] = [
+        (SFTConfig(model=folder, run_dir="r"), ["training"]),
+        (RewardConfig(model=folder, run_dir="r"), ["training"]),
+        (
+            RewardConfig.model_validate({"model": folder, "policy": folder, "prompts": prompts}),
+            ["sampling", "training"],
+        ),
+        (DPOConfig(model=folder, run_dir="r"), ["asking the reference", "training"]),
+        (DPOConfig.model_validate({"model": folder, "loss": "simpo"}), ["training"]),
+        (
+            EvaluateConfig.model_validate({"policies": {"a": folder}, "prompts": prompts}),
+            ["sampling", "scoring (reward)", "scoring (reference)"],
+        ),
+    ]
+    for config, titles in stages:
+        for machines in (Machines(1, 8, 80), Machines(1, 0, 24, 8)):
+            plans = make_plans(config, machines, sizes_of(config))
+            assert [each.scene.title for each in plans] == titles
+            assert not any(each.problems() for each in plans)
+
+
+def test_a_model_that_is_only_asked_has_no_gradients(folder: str) -> None:
+    config = DPOConfig(model=folder, run_dir="r")
+    asking, training = make_plans(config, Machines(1, 1, 80), sizes_of(config))
+    assert "gradients" in training.parts("learner", "update")
+    assert "gradients" not in asking.parts("learner", "update")
 
 
 def test_a_scorer_over_several_gpus_sits_on_as_many_of_one_node() -> None:
