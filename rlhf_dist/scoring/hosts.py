@@ -29,7 +29,7 @@ POLL_S = 1.0
 """How often one that waits for the children looks whether all live."""
 
 
-class Asked(Protocol):
+class AskedModel(Protocol):
     """A model behind the question that a scorer has for it."""
 
     @property
@@ -46,7 +46,7 @@ class Host(Protocol):
     device: str
     """Where batches must lie."""
 
-    def load(self, kind: Callable[..., Any], **arguments: Any) -> Asked:
+    def load(self, kind: Callable[..., Any], **arguments: Any) -> AskedModel:
         """Make what asks a model there, with arguments beside `device` and `processes`; it has the model as `module`."""
 
     def offload(self) -> None:
@@ -116,7 +116,7 @@ class Spread:
         self._answers()
         self._children.are_complete()
 
-    def load(self, kind: Callable[..., Any], **arguments: Any) -> Asked:
+    def load(self, kind: Callable[..., Any], **arguments: Any) -> AskedModel:
         """See `Host`.
 
         Raises:
@@ -197,7 +197,7 @@ class _Part:
 
     def __init__(self, rank: int, device: str, processes: int) -> None:
         self._rank, self._host = rank, Here(device, processes)
-        self._asked: list[Asked] = []
+        self._asked: list[AskedModel] = []
 
     def load(self, kind: Callable[..., Any], arguments: dict[str, Any]) -> RowLayout:
         self._asked.append(self._host.load(kind, **arguments))

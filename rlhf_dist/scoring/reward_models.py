@@ -12,7 +12,7 @@ from rlhf_dist.config import DISAGREEMENT, ModelReward
 from rlhf_dist.models import PackedBatch, ValueModel, load_value_model, read_config, resolve
 from rlhf_dist.scoring.answers import Answers
 from rlhf_dist.scoring.batches import each_output
-from rlhf_dist.scoring.hosts import Asked, Host
+from rlhf_dist.scoring.hosts import AskedModel, Host
 from rlhf_dist.scoring.reward_file import NAME, read_reward_file
 from rlhf_dist.store.row import Row
 
@@ -79,7 +79,7 @@ class LearnedReward:
             chosen = [_before(self._padding, row, wanted) for row, wanted in zip(rows, chosen, strict=True)]
         return np.concatenate([self._of(model, [row.tokens for row in rows], chosen) for model in self._models], axis=1)
 
-    def _of(self, model: Asked, sequences: list[Any], selections: list[Any]) -> np.ndarray[Any, Any]:
+    def _of(self, model: AskedModel, sequences: list[Any], selections: list[Any]) -> np.ndarray[Any, Any]:
         found: dict[int, list[float]] = {}
         outputs = each_output(
             model,
