@@ -206,6 +206,7 @@ def saved(rank: Any, folder: Path) -> str:
     from transformers import AutoModelForCausalLM
 
     rank.save("policy", folder)
+    rank.written(folder)
     read = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         (own,) = own_log_probs(read, [np.asarray(PROBE)])

@@ -48,11 +48,11 @@ class Pulse:
 
 
 def watched(kind: type[Any]) -> Any:
-    """Ray's class of actors of a kind that has a method `pulse`."""
+    """Ray's class of actors of a kind that has a method `pulse`, and maybe further concurrency groups: `also`."""
     import ray
 
     made: Any = ray.remote
-    return made(concurrency_groups=GROUPS)(kind)
+    return made(concurrency_groups=GROUPS | getattr(kind, "also", {}))(kind)
 
 
 def ask(actor: Any) -> Any:

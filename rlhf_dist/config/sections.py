@@ -164,6 +164,9 @@ class Scoring(Section):
         description="who holds the reference policy: workers, or the learner's ranks, among which it is cut whatever its size",
     )
     teacher_on: ScoredOn = Field("workers", description="who holds the teacher: workers, or the learner's ranks")
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="GPUs (or CPU processes) of each worker that holds models, which are cut over them"
+    )
     frozen_on_host: bool = Field(
         False,
         description="what learner ranks hold of reference and teacher is in host memory, a layer at a time on the GPU",
@@ -331,6 +334,7 @@ class Timeouts(Section):
     batch: float = Field(1800, gt=0, description="a whole scored batch")
     update: float = Field(1800, gt=0, description="one PPO update")
     publish: float = Field(600, gt=0, description="publishing or pulling one weight version")
+    save: float = Field(1800, gt=0, description="copying a model or its state for a checkpoint, and writing it")
     call: float = Field(60, gt=0, description="a short call")
     collective: float = Field(600, gt=0, description="one collective operation of the learner's ranks")
     hung: float = Field(30, ge=1, description="an actor that gives no sign of life counts as dead after this")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from rlhf_dist.learner.rank import LearnerRank, Loaded, Loss
 from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.learner.snapshot import Snapshot
 from rlhf_dist.learner.version_notes import notes_on
+from rlhf_dist.learner.writing import GROUP as WRITING
 from rlhf_dist.models import read_config
 from rlhf_dist.models.fits import positions_of
 from rlhf_dist.models.wrapped import RowLayout
@@ -334,12 +336,43 @@ class LearnerGroup:
         return facts
 
     def save(self, name: str, folder: Path) -> None:
-        """Write a model in Hugging Face layout."""
-        self._call("save", name, folder, timeout_s=self._timeouts.publish, doing=f"saving {name} to {folder}")
+        """Copy a model, which the ranks then write into an absolute folder in Hugging Face layout: see `written`."""
+        self._call("save", name, folder, timeout_s=self._timeouts.save, doing=f"saving {name} to {folder}")
 
     def save_state(self, name: str, folder: Path) -> None:
-        """Write what each rank needs to go on training a model."""
-        self._call("save_state", name, folder, timeout_s=self._timeouts.publish, doing=f"saving the state of {name}")
+        """Copy what each rank needs to go on training a model, and have it written likewise."""
+        self._call("save_state", name, folder, timeout_s=self._timeouts.save, doing=f"saving the state of {name}")
+
+    def written(self, folder: Path) -> dict[str, str]:
+        """Wait for all that the ranks write below a folder; returns digests by path.
+
+        Raises:
+            StorageError: a disk takes no more.
+        """
+        found: list[dict[str, str]] = []
+        self.when_written(folder, found.append)
+        self.until(lambda: bool(found))
+        return found[0]
+
+    def when_written(self, folder: Path, done: Callable[[dict[str, str]], None]) -> None:
+        """The same, telling it to `done` as soon as it is so and somebody waits for anything."""
+        digests: dict[str, str] = {}
+        left = {*range(len(self.ranks))}
+
+        def take(rank: int, found: dict[str, str]) -> None:
+            digests.update(found)
+            left.discard(rank)
+            if not left:
+                done(digests)
+
+        for number, rank in enumerate(self.ranks):
+            ref = rank.written.options(concurrency_group=WRITING).remote(folder)
+            doing, granted = f"writing {folder}", self._timeouts.save
+            self._watch.then(f"learner-{number}", ref, partial(take, number), doing=doing, within_s=granted)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is so that comes of what is waited for (`when_written`), whose time is bounded."""
+        self._watch.until(condition, timeout_s=math.inf)
 
     def snapshot(self) -> Snapshot:
         """Have every rank keep what its models are now, behind what it was asked before; nobody waits for it."""

@@ -21,6 +21,7 @@ import torch
 from rlhf_dist.errors import ModelError
 from rlhf_dist.files import as_exact_json
 from rlhf_dist.learner.schedule import move_to
+from rlhf_dist.learner.writing import Write, write_tensors
 
 PIECES, SCHEDULE = "pieces.safetensors", "schedule.json"
 WEIGHT, STEP = "weight", "step"
@@ -100,17 +101,18 @@ def take(engine: Any, found: Mapping[str, torch.Tensor]) -> None:
     _fill_module(engine.optimizer)
 
 
-def save(engine: Any, schedule: Any, folder: Path, *, share: tuple[int, int] = (0, 1)) -> None:
-    """Write what this rank has of the state, and how many steps the schedule has made.
+def save(
+    engine: Any, schedule: Any, folder: Path, *, share: tuple[int, int] = (0, 1), write: Write = write_tensors
+) -> None:
+    """Copy to host memory what this rank has of the state, and have it written with the steps that the schedule has made.
 
     Args:
         engine: DeepSpeed's engine.
         schedule: the learning rate's schedule.
         folder: this rank's, made here, beside those of the others.
         share: this rank and their number, over which is shared out what every rank has whole.
+        write: takes the file and the copies.
     """
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True)
     tensors, base = _optimised(engine)
     own = {id(parameter) for parameter in engine.module.parameters()}
@@ -124,8 +126,8 @@ def save(engine: Any, schedule: Any, folder: Path, *, share: tuple[int, int] = (
         for key, value in parts.items():
             flat = value.reshape(-1)
             part = flat if key == STEP else flat[piece.start : piece.start + piece.length]
-            found[f"{piece.offset}/{key}/{piece.name}"] = part.cpu().contiguous().clone()
-    save_file(found, folder / PIECES)
+            found[f"{piece.offset}/{key}/{piece.name}"] = part.to("cpu", copy=True)
+    write(folder / PIECES, found)
     (folder / SCHEDULE).write_text(as_exact_json({"last_epoch": schedule.last_epoch}, SCHEDULE))
 
 

@@ -36,10 +36,11 @@ from rlhf_dist.learner.publication import Publication
 from rlhf_dist.learner.published import Whole, collected, published
 from rlhf_dist.learner.recorder import Ranks
 from rlhf_dist.learner.rows import read_rows, to_experience
-from rlhf_dist.learner.saving import save_model
+from rlhf_dist.learner.saving import ModelFiles
 from rlhf_dist.learner.shards import Shard
 from rlhf_dist.learner.snapshot import Cost
 from rlhf_dist.learner.trained_model import TrainedModel
+from rlhf_dist.learner.writing import GROUPS, Writer
 from rlhf_dist.models import PolicyModel, ValueModel, at_temperature, pack
 from rlhf_dist.models.cut import Cut
 from rlhf_dist.models.proof import prove_cut
@@ -66,6 +67,9 @@ class Loaded(NamedTuple):
 class LearnerRank:
     """A Ray actor; one per rank. Its calls are collective: the group makes them on all ranks at once."""
 
+    also = GROUPS
+    """Ray's concurrency groups beside that of its pulse."""
+
     def __init__(self, rank: int, ranks: int, settings: Learner) -> None:
         """Prepare the process; nothing is loaded before `join`."""
         self.rank, self.ranks, self.settings = rank, ranks, settings
@@ -74,6 +78,7 @@ class LearnerRank:
         """What is asked and not trained."""
         self._door: rendezvous.Door | None = None
         self._publication: Publication | None = None
+        self._writer = Writer()
         self._sharing: Cut | None = None
         """With which ranks it shares rows."""
         self._holding: Holding | None = None
@@ -328,22 +333,32 @@ class LearnerRank:
         return log_probs
 
     def save(self, name: str, folder: Path) -> None:
-        """Write a model in Hugging Face layout (rank 0 writes; all take part in gathering)."""
-        model, keep, dtype = self.models[name], self.rank == 0, getattr(torch, self.settings.dtype)
-        weights = published(model)
-        state = collected(weights, [key for key, _ in weights.shapes()], dtype=dtype, keep=keep)
-        own = [key for key, _ in model.shapes() if is_adapter(key) or model.is_trained_whole(key)]
-        adapters = collected(Whole(model), own, dtype=dtype, keep=keep)
-        if keep:
-            # Not sooner: the other ranks would wait for this one in the next gathering.
-            check_tensors([*state.items(), *adapters.items()], f"saving the weights of {name}")
-            if model.lora is not None:
+        """Copy this rank's part of a model in Hugging Face layout, which it then writes in the background (`written`)."""
+        model, first, dtype = self.models[name], self.rank == 0, getattr(torch, self.settings.dtype)
+        with tracing.span("save"):
+            own = [key for key, _ in model.shapes() if is_adapter(key) or model.is_trained_whole(key)]
+            adapters = collected(Whole(model), own, dtype=dtype, keep=first)
+            files = ModelFiles(model.hugging_face, published(model), dtype)
+            files.write(folder, self._writer, rank=self.rank, ranks=self.ranks)
+            if first and model.lora is not None:
+                check_tensors([*adapters.items()], f"saving the adapters of {name}")
                 save_adapter(model.hugging_face, adapters, model.lora, folder / "adapter")
-            save_model(model.hugging_face, state, folder)
 
     def save_state(self, name: str, folder: Path) -> None:
-        """Write what this rank needs to go on training the model: its share of the optimiser's state."""
-        self.models[name].save_state(folder / f"rank-{self.rank}", share=(self.rank, self.ranks))
+        """Copy what this rank needs to go on training the model, its share of the optimiser's state; then as in `save`."""
+        own = folder / f"rank-{self.rank}"
+        with tracing.span("save state"):
+            self.models[name].save_state(own, share=(self.rank, self.ranks), write=self._writer.write)
+
+    def written(self, folder: Path) -> dict[str, str]:
+        """Wait until all that this rank writes below a folder is on the disk; returns digests by path.
+
+        It has a thread of its own (`GROUPS`), so that the rank trains meanwhile.
+
+        Raises:
+            StorageError: the disk takes no more.
+        """
+        return self._writer.written(folder)
 
     def snapshot(self) -> pa.Table:
         """All that changes while this rank trains its models."""

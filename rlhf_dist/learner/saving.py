@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -11,8 +12,13 @@ from typing import Any
 import torch
 
 from rlhf_dist.errors import ModelError
+from rlhf_dist.files import as_json
 from rlhf_dist.learner.adapters import is_adapter, own_name
-from rlhf_dist.models.file_names import persistent_buffers
+from rlhf_dist.learner.finite import check_tensors
+from rlhf_dist.learner.published import SAVED_BUCKET_BYTES, PublishedWeights
+from rlhf_dist.learner.writing import Writer
+from rlhf_dist.models.file_names import Unit, in_file, persistent_buffers, units_of
+from rlhf_dist.store.weights import plan_buckets
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +62,72 @@ def save_model(model: Any, state: Mapping[str, torch.Tensor], folder: Path) -> N
     model.save_pretrained(folder, state_dict=dict(state))
 
 
-def _write_small_files(model: Any, folder: Path) -> None:
-    model.config.save_pretrained(folder)
+class ModelFiles:
+    """A model's files in Hugging Face layout, cut into buckets, each of which one rank copies and writes as a file."""
+
+    def __init__(self, model: Any, weights: PublishedWeights, dtype: torch.dtype) -> None:
+        """Cut a model into files.
+
+        Args:
+            model: the Hugging Face model.
+            weights: its weights, as they leave the learner.
+            dtype: of the parameters in files; buffers keep theirs.
+        """
+        self._model, self._weights, self._dtype = model, weights, dtype
+        units = units_of(model, weights.shapes())
+        sizes = [(str(number), unit.numel * dtype.itemsize) for number, unit in enumerate(units)]
+        cut = plan_buckets(sizes, bucket_bytes=SAVED_BUCKET_BYTES)
+        self._buckets = [[units[int(number)] for number in bucket] for bucket in cut]
+
+    def name(self, number: int) -> str:
+        """A bucket's file."""
+        count = len(self._buckets)
+        return f"model-{number + 1:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
+
+    def write(self, folder: Path, writer: Writer, *, rank: int, ranks: int) -> None:
+        """Copy this rank's buckets to host memory and have them written; all ranks must call, and gather one at a time.
+
+        Raises:
+            NumbersError: weights are not finite; then this rank writes nothing.
+        """
+        copied = {}
+        for number, bucket in enumerate(self._buckets):
+            names = [name for unit in bucket for name in unit.own]
+            with self._weights.bucket(names, self._dtype) as tensors:
+                if number % ranks == rank:
+                    copied[number] = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors}
+        # Not sooner: the other ranks would wait for this one in the next gathering.
+        for held in copied.values():
+            check_tensors([*held.items()], f"saving the weights of {type(self._model).__name__}")
+        if rank == 0:
+            self._write_rest(folder)
+        for number, held in copied.items():
+            writer.write(folder / self.name(number), in_file(self._model, held))
+
+    def _write_rest(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_small_files(self._model, folder, self._dtype)
+        if len(self._buckets) > 1:
+            places = {
+                name: self.name(number)
+                for number, bucket in enumerate(self._buckets)
+                for unit in bucket
+                for name, _ in unit.files
+            }
+            total = sum(map(self._num_bytes, (unit for bucket in self._buckets for unit in bucket)))
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+            (folder / "model.safetensors.index.json").write_text(as_json(index, indent=2))
+
+    def _num_bytes(self, unit: Unit) -> int:
+        kept = {own_name(name): buffer for name, buffer in persistent_buffers(self._model).items()}
+        return unit.numel * (kept[unit.own[0]].itemsize if unit.own[0] in kept else self._dtype.itemsize)
+
+
+def _write_small_files(model: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.dtype = dtype or model.dtype
+    config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
 

@@ -18,6 +18,7 @@ from rlhf_dist.learner.deepspeed_settings import settings_of
 from rlhf_dist.learner.filling import fill, sharing
 from rlhf_dist.learner.host_states import HostStates
 from rlhf_dist.learner.schedule import move_to, schedule_of
+from rlhf_dist.learner.writing import Write, write_tensors
 from rlhf_dist.models import PolicyModel, ValueModel
 from rlhf_dist.models.hollow import is_hollow
 
@@ -179,9 +180,15 @@ class TrainedModel:
         self.engine.zero_grad()
         move_to(self.lr, int(state["steps"]))
 
-    def save_state(self, folder: Path, *, share: tuple[int, int] = (0, 1)) -> None:
-        """Write this rank's share of the optimiser's state, and where the schedule is; `share`: this rank and their number."""
-        optimizer_state.save(self.engine, self.lr, folder, share=share)
+    def save_state(self, folder: Path, *, share: tuple[int, int] = (0, 1), write: Write = write_tensors) -> None:
+        """Copy this rank's share of the optimiser's state, and where the schedule is, and have it written.
+
+        Args:
+            folder: this rank's.
+            share: this rank and their number.
+            write: takes the file and the copies.
+        """
+        optimizer_state.save(self.engine, self.lr, folder, share=share, write=write)
 
     def load_state(self, folder: Path) -> None:
         """Go on from what `save_state` wrote into folders `rank-N` of this one, by however many ranks.

@@ -23,6 +23,7 @@ from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.models import check_same_tokenizer
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.passages import Passage
+from rlhf_dist.stages.behind import Behind
 from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.inputs import keep_inputs
 from rlhf_dist.stages.kto import KTOLoss
@@ -152,8 +153,8 @@ def run(config: DPOConfig, prepared: PreparedDPO, folder: RunFolder, shared: Sha
     """Train, on a learner group of its own or several stages', and leave the run folder complete."""
 
     def attempt(begin: Reached) -> tuple[Mapping[str, float], int]:
-        with learner_of(config, folder.path, shared) as learner:
-            return _train(config, prepared, folder, learner, begin)
+        with learner_of(config, folder.path, shared) as learner, Behind(learner) as behind:
+            return _train(config, prepared, folder, behind, begin)
 
     with (
         folder.told_of_failure(),
@@ -177,10 +178,10 @@ def run(config: DPOConfig, prepared: PreparedDPO, folder: RunFolder, shared: Sha
 
 
 def _train(
-    config: DPOConfig, prepared: PreparedDPO, folder: RunFolder, learner: LearnerGroup, begin: Reached
+    config: DPOConfig, prepared: PreparedDPO, folder: RunFolder, behind: Behind, begin: Reached
 ) -> tuple[Mapping[str, float], int]:
     """Ask the reference where there is one, train and save; returns the last evaluation, and the number of parameters."""
-    asked, config = config, resolved(config)
+    asked, config, learner = config, resolved(config), behind.learner
     objective = prepared.objective(config)
     if config.needs_reference:
         objective = _with_reference(config, objective, folder, learner)
@@ -188,7 +189,7 @@ def _train(
     policy = ModelSpec(config.model, "policy", config.optimizer, objective.steps, lora=config.lora, state=begin.state)
     learner.load({"model": policy}, run_dir=folder.path, seed=config.seed)
     rewind(folder, begin)
-    keeper = Keeper(learner, prepared.encoder, folder.path, asked, prepared.encoder.ends.ids)
+    keeper = Keeper(behind, prepared.encoder, folder.path, asked, prepared.encoder.ends.ids)
     with folder.console.progress(f"{NAMES[config.loss]} on judgements", objective.steps, done=begin.step):
         found = train(learner, objective, folder, seed=config.seed, begin=begin, keep=keeper.keep)
     keeper.save(folder.path / OUTPUT)

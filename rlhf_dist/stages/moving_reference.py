@@ -58,9 +58,10 @@ def move(learner: LearnerGroup, holder: Holder, run_dir: Path, version: int, *, 
         mix: share of the policy; 1: the reference becomes it.
     """
     folder = run_dir / FOLDER / f"step-{version:06d}"
-    with complete_or_absent(folder) as aside:
+    with complete_or_absent(folder, learner.written if mix == 1 else None) as aside:
         learner.save("policy", aside.absolute())
         if mix < 1:
+            learner.written(aside.absolute())
             mixed(holder.path, aside, mix=mix)
     holder.renew(os.path.abspath(folder))
 

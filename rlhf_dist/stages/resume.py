@@ -1,12 +1,13 @@
 """Checkpoints from which an RL run goes on: `checkpoints/step-NNNNNN/`, each complete or absent.
 
-    config.json, model.safetensors, tokenizer...   the policy in Hugging Face layout, loadable as it is
+    config.json, model*.safetensors, tokenizer...  the policy in Hugging Face layout, loadable as it is
     critic/                                        the critic, likewise (where there is one)
     learner/<model>/rank-<r>/                      optimiser state and schedule, one folder per rank
     state.json                                     iteration, KL coefficient, gold scores so far
     run.yaml                                       the settings that the run then had
 
-All weights are in the learner's precision of storage; optimiser states carry the fp32 master weights. The newest checkpoints
+A checkpoint takes its name when every rank has written its part, which it copied when the checkpoint began (`stages.behind`). All
+weights are in the learner's precision of storage; optimiser states carry the fp32 master weights. The newest checkpoints
 stay whole, of older ones the best policies do, as `checkpoints_kept` says.
 """
 
@@ -18,14 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_dist.checkpoint import checkpoints, complete_or_absent, prune, steps, verify
+from rlhf_dist.checkpoint import checkpoints, prune, steps, verify
 from rlhf_dist.config import RLConfig, dump, load
 from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.files import as_exact_json, read_as, readable_rows
-from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.optimizer_state import check_readable
 from rlhf_dist.models import write_ends
 from rlhf_dist.run_folder.names import CONFIG, METRICS
+from rlhf_dist.stages.behind import Behind
 from rlhf_dist.stages.changes import changes, check_changes
 from rlhf_dist.stages.moving_reference import prune as prune_references
 from rlhf_dist.stages.wiring import Begin
@@ -35,11 +36,15 @@ STATE, SETTINGS = "state.json", "run.yaml"
 
 
 def save_checkpoint(
-    learner: LearnerGroup, tokenizer: Any, run_dir: Path, state: State, config: RLConfig, *, ends: Sequence[int] = ()
-) -> Path:
-    """Write a checkpoint of everything that a run needs to go on, with the tokens that end the policy's answers."""
-    folder = run_dir / "checkpoints" / f"step-{state.iteration:06d}"
-    with complete_or_absent(folder) as aside:
+    behind: Behind, tokenizer: Any, run_dir: Path, state: State, config: RLConfig, *, ends: Sequence[int] = ()
+) -> None:
+    """Write a checkpoint of everything that a run needs to go on, with the tokens that end the policy's answers.
+
+    What the ranks hold is copied now; they write it while the run goes on.
+    """
+    learner, iteration = behind.learner, state.iteration
+
+    def fill(aside: Path) -> None:
         here = aside.absolute()
         learner.save("policy", here)
         tokenizer.save_pretrained(aside)
@@ -51,11 +56,14 @@ def save_checkpoint(
             learner.save_state(model, here / "learner" / model)
         (aside / STATE).write_text(as_exact_json(dataclasses.asdict(state), STATE))
         (aside / SETTINGS).write_text(dump(config))
-    kept = config.checkpoints_kept
-    values = _measured(run_dir, kept.by) if kept.best else {}
-    prune(run_dir, state.iteration, last=kept.last, best=kept.best, values=values)
-    prune_references(run_dir, steps(run_dir))
-    return folder
+
+    def tidy() -> None:
+        kept = config.checkpoints_kept
+        values = _measured(run_dir, kept.by) if kept.best else {}
+        prune(run_dir, iteration, last=kept.last, best=kept.best, values=values)
+        prune_references(run_dir, steps(run_dir))
+
+    behind.write(run_dir / "checkpoints" / f"step-{iteration:06d}", fill, tidy)
 
 
 def _measured(run_dir: Path, metric: str) -> dict[int, float]:

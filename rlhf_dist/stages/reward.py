@@ -25,7 +25,6 @@ from rlhf_dist.errors import ConfigError
 from rlhf_dist.feedback.aggregate import Aggregated, aggregate
 from rlhf_dist.feedback.comments import rate_comments, rating_tokens
 from rlhf_dist.files import remove_folder, write_json_lines
-from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.models import check_same_tokenizer, load_tokenizer
 from rlhf_dist.records import Prompt
@@ -33,6 +32,7 @@ from rlhf_dist.rollout.generator import ratings
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.scoring.reward_file import RewardFile
 from rlhf_dist.scoring.reward_models import read_positions
+from rlhf_dist.stages.behind import Behind
 from rlhf_dist.stages.fitting import check_stage
 from rlhf_dist.stages.generation import answers_to, generating
 from rlhf_dist.stages.hub import resolved
@@ -153,8 +153,8 @@ def run(config: RewardConfig, prepared: PreparedReward, folder: RunFolder, share
         lessons = _lessons(asked, prepared, judged, answers)
 
         def attempt(begin: Reached) -> Sequence[Path]:
-            with learner_of(config, folder.path, shared) as learner:
-                return _train_members(lessons, folder, learner, begin)
+            with learner_of(config, folder.path, shared) as learner, Behind(learner) as behind:
+                return _train_members(lessons, folder, behind, begin)
 
         members = restarting(config, folder, attempt, prepared.begin, lambda: newest(asked, folder.path))
     outcome = _outcome(lessons, members, folder.path / OUTPUT)
@@ -231,9 +231,9 @@ def _lessons(
     return _Lessons(config, prepared, learnt, kept, answers)
 
 
-def _train_members(lessons: _Lessons, folder: RunFolder, learner: LearnerGroup, begin: Reached) -> Sequence[Path]:
+def _train_members(lessons: _Lessons, folder: RunFolder, behind: Behind, begin: Reached) -> Sequence[Path]:
     """Train each member that is left with a seed of its own, and ask it about held-out answers; returns their folders."""
-    asked, config = lessons.config, resolved(lessons.config)
+    asked, config, learner = lessons.config, resolved(lessons.config), behind.learner
     rewind(folder, begin)
     members = [*begin.members]
     for number in range(len(members), config.models):
@@ -244,7 +244,7 @@ def _train_members(lessons: _Lessons, folder: RunFolder, learner: LearnerGroup, 
         folder.expect(steps * config.models)
         title = "Reward model" if config.models == 1 else f"Reward model {number + 1} of {config.models}"
         learner.load({"model": replace(spec, state=begin.state)}, run_dir=folder.path, seed=seed)
-        keeper = Keeper(learner, lessons.prepared.encoder, folder.path, asked, member=number)
+        keeper = Keeper(behind, lessons.prepared.encoder, folder.path, asked, member=number)
         with folder.console.progress(title, steps, done=begin.step - offset):
             train(learner, objective, folder, seed=seed, begin=begin, keep=keeper.keep, offset=offset)
         said = {"held_out": predictions(learner, objective.held_out)}

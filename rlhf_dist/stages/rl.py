@@ -41,6 +41,7 @@ from rlhf_dist.run_folder.names import POLICY
 from rlhf_dist.run_folder.quarantine import Quarantine, warning
 from rlhf_dist.run_folder.rl_folder import RLFolder
 from rlhf_dist.scoring.functions import GuardedRule
+from rlhf_dist.stages.behind import Behind
 from rlhf_dist.stages.fitting import check_room, check_stage
 from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.inputs import changed, keep_inputs, kept_inputs
@@ -316,12 +317,13 @@ def _train(parts: Parts, prepared: PreparedRL, config: RLConfig, folder: RLFolde
             # Not so many seconds ago: what was written since has taken its own time.
             trace.add(spans, since_us=max(each.start_us for each in spans["controller"] if each.name == "experience"))
         if config.checkpoint_every and (iteration + 1) % config.checkpoint_every == 0:
-            save_checkpoint(parts.learner, prepared.tokenizer, folder.path, state, config, ends=prepared.eos_token_ids)
+            save_checkpoint(behind, prepared.tokenizer, folder.path, state, config, ends=prepared.eos_token_ids)
 
     if prepared.demonstrations is not None:
         parts.learner.imitate(prepared.demonstrations)
     values = reference_values(parts, prompts, config, folder.path, iteration=state.iteration)
-    with folder.console.progress(config.algorithm.method, config.rl.iterations, done=state.iteration):
+    progress = folder.console.progress(config.algorithm.method, config.rl.iterations, done=state.iteration)
+    with Behind(parts.learner) as behind, progress:
         return train(parts, prompts, config, probing=probing, report=report, state=state, values=values)
 
 
@@ -338,7 +340,7 @@ def spans_of(parts: Parts, *, timeout_s: float) -> dict[str, list[Span]]:
 
 def save_policy(learner: LearnerGroup, encoder: Encoder, folder: Path) -> None:
     """Write the policy with its tokenizer and ends, as transformers and vLLM load it; the folder is complete or absent."""
-    with complete_or_absent(folder) as aside:
+    with complete_or_absent(folder, learner.written) as aside:
         learner.save("policy", aside.absolute())
         encoder.tokenizer.save_pretrained(aside)
         write_ends(aside, encoder.ends.ids)

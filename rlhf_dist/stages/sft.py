@@ -26,6 +26,7 @@ from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.run_folder.names import POLICY
 from rlhf_dist.run_folder.passages import Passage
+from rlhf_dist.stages.behind import Behind
 from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.inputs import keep_inputs
 from rlhf_dist.stages.restarting import restarting
@@ -118,11 +119,11 @@ def run(config: SFTConfig, prepared: PreparedSFT, folder: RunFolder, shared: Sha
     folder.expect(steps)
 
     def attempt(begin: Reached) -> tuple[Mapping[str, float], int]:
-        with learner_of(config, folder.path, shared) as learner:
+        with learner_of(config, folder.path, shared) as learner, Behind(learner) as behind:
             spec = ModelSpec(model, "policy", config.optimizer, steps, lora=config.lora, state=begin.state)
             learner.load({"model": spec}, run_dir=folder.path, seed=config.seed)
             rewind(folder, begin)
-            keeper = Keeper(learner, encoder, folder.path, config, encoder.ends.ids)
+            keeper = Keeper(behind, encoder, folder.path, config, encoder.ends.ids)
             with folder.console.progress("SFT on demonstrations", steps, done=begin.step):
                 found = train(learner, objective, folder, seed=config.seed, begin=begin, keep=keeper.keep)
             keeper.save(folder.path / OUTPUT)

@@ -1,6 +1,6 @@
 """Checkpoints from which stages that learn from data go on: `checkpoints/step-NNNNNN/`, each complete or absent.
 
-    config.json, model.safetensors, tokenizer...   the model in Hugging Face layout, loadable as it is
+    config.json, model*.safetensors, tokenizer...  the model in Hugging Face layout, loadable as it is
     learner/model/                                 weights and state of the optimiser, and the schedule
     state.json                                     steps done, member of the ensemble, the last evaluation
     run.yaml, inputs.json                          the settings that the stage then had, and what it had read
@@ -29,6 +29,7 @@ from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.optimizer_state import check_readable
 from rlhf_dist.models import write_ends
 from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.stages.behind import Behind
 from rlhf_dist.stages.changes import SUPERVISED, check_changes
 from rlhf_dist.stages.inputs import INPUTS, changed, kept_inputs
 
@@ -119,7 +120,8 @@ def rewind(folder: RunFolder, begin: Reached) -> None:
 class Keeper:
     """Writes a stage's checkpoints, and its model."""
 
-    learner: LearnerGroup
+    behind: Behind
+    """With the learner that holds the stage's model."""
     encoder: Encoder
     run_dir: Path
     config: SFTConfig | RewardConfig | DPOConfig
@@ -128,6 +130,11 @@ class Keeper:
     """Tokens that end a policy's answers."""
     member: int = 0
     """Of an ensemble, the one that is trained."""
+
+    @property
+    def learner(self) -> LearnerGroup:
+        """The group that trains."""
+        return self.behind.learner
 
     def keep(self, step: int, found: Mapping[str, float]) -> None:
         """Write a checkpoint after so many steps, if it is time for one; of older ones one stays.
@@ -139,11 +146,14 @@ class Keeper:
         every = self.config.checkpoint_every
         if not every or step % every:
             return
-        with complete_or_absent(self.run_dir / "checkpoints" / f"step-{step:06d}") as aside:
+
+        def fill(aside: Path) -> None:
             write_model(self.learner, self.encoder.tokenizer, aside, self.ends)
             self.learner.save_state("model", aside.absolute() / "learner" / "model")
             self._sign(aside, Halfway(step, self.member, dict(found)))
-        prune(self.run_dir, step, last=KEPT, best=0, values={})
+
+        folder = self.run_dir / "checkpoints" / f"step-{step:06d}"
+        self.behind.write(folder, fill, lambda: prune(self.run_dir, step, last=KEPT, best=0, values={}))
 
     def keep_member(self, step: int, said: Mapping[str, Array]) -> Path:
         """Write the member of the ensemble that is trained now.
@@ -155,7 +165,8 @@ class Keeper:
         from safetensors.numpy import save_file
 
         folder = (self.run_dir / MEMBERS / str(self.member)).absolute()
-        with complete_or_absent(folder) as aside:
+        self.behind.finish()
+        with complete_or_absent(folder, self.learner.written) as aside:
             write_model(self.learner, self.encoder.tokenizer, aside / "model", self.ends)
             save_file({name: np.ascontiguousarray(each) for name, each in said.items()}, aside / SAID)
             self._sign(aside, Trained(step, self.learner.num_parameters))
@@ -163,7 +174,8 @@ class Keeper:
 
     def save(self, folder: Path) -> None:
         """Write the trained model; the folder is complete or absent."""
-        with complete_or_absent(folder) as aside:
+        self.behind.finish()
+        with complete_or_absent(folder, self.learner.written) as aside:
             write_model(self.learner, self.encoder.tokenizer, aside, self.ends)
 
     def _sign(self, folder: Path, state: Halfway | Trained) -> None:
@@ -173,7 +185,10 @@ class Keeper:
 
 
 def write_model(learner: LearnerGroup, tokenizer: Any, folder: Path, ends: Sequence[int] = ()) -> None:
-    """Write the stage's model with its tokenizer in Hugging Face layout; `ends` are a policy's, for every engine."""
+    """Write the stage's model with its tokenizer in Hugging Face layout, once the ranks have written what they copied.
+
+    `ends` are a policy's, for every engine.
+    """
     learner.save("model", folder.absolute())
     tokenizer.save_pretrained(folder)
     if ends:

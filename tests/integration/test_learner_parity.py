@@ -18,6 +18,7 @@ from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import RL, Algorithm, Correction, Learner, Optimizer, Timeouts
 from rlhf_dist.data.examples import example_table
 from rlhf_dist.errors import NumbersError
+from rlhf_dist.learner import saving
 from rlhf_dist.learner.example_batch import ExampleBatch
 from rlhf_dist.learner.frozen_model import FrozenSpec
 from rlhf_dist.learner.group import LearnerGroup, SupervisedBatch
@@ -36,6 +37,7 @@ from rlhf_dist.store.weights import decode_bucket
 from tests.runs import Folders
 
 STEPS = 5
+FILE_BYTES = 100_000
 OPTIMIZER = Optimizer(lr=1e-3, warmup=0.4, max_grad_norm=0.5, weight_decay=0.01)
 
 ATTENTION = {0: "varlen", 1: "auto", 2: "eager", 3: "varlen"}
@@ -47,10 +49,24 @@ def loss_that_is_nan_on_one_rank(model: TrainedModel, batch: ExampleBatch) -> tu
 
 
 class AnyStage(LearnerRank):
-    """A rank whose ZeRO stage changes from load to load, so that eight cases share three processes."""
+    """A rank whose ZeRO stage changes from load to load, so that eight cases share three processes; its files are small."""
 
     def choose(self, settings: Learner) -> None:
-        self.settings = settings
+        import deepspeed
+
+        self.settings, self.most = settings, 0
+        saving.SAVED_BUCKET_BYTES = FILE_BYTES
+        gathered = deepspeed.zero.GatheredParameters.__init__
+
+        def counting(context: Any, params: list[Any], *args: Any, **kwargs: Any) -> None:
+            self.most = max(self.most, sum(each.ds_numel * each.itemsize for each in params))
+            gathered(context, params, *args, **kwargs)
+
+        deepspeed.zero.GatheredParameters.__init__ = counting
+
+    def gathered_at_once(self) -> int:
+        """Most bytes that were whole on this rank at any moment of saving."""
+        return self.most
 
     def ask(self, name: str, sequences: list[np.ndarray]) -> tuple[list[float], int, int]:
         """Log-probs of sequences in two rows; numbers that this rank holds of the model's afterwards, and those elsewhere too."""
@@ -150,7 +166,13 @@ def test_zero_equals_plain_torch(
         group.train_step("model", every[0], loss_that_is_nan_on_one_rank)
     assert group.train_step("model", every[0], sft_loss, learn=False)["loss"] == reached
     group.save("model", tmp_path / "saved")
-    weights = load_file(tmp_path / "saved" / "model.safetensors")
+    told = {Path(name): digest for name, digest in group.written(tmp_path).items()}
+    files = sorted((tmp_path / "saved").glob("model-*.safetensors"))
+    assert {*files} == {*told}
+    assert len(files) > 2
+    weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    largest = max(tensor.nbytes for tensor in weights.values())
+    assert max(ray.get([rank.gathered_at_once.remote() for rank in group.ranks])) <= max(largest, FILE_BYTES)
     assert losses == pytest.approx(plain[0], abs=1e-4)
     for name, expected in plain[1].items():
         torch.testing.assert_close(weights[name], expected, atol=1e-4, rtol=0, msg=name)
@@ -159,6 +181,7 @@ def test_zero_equals_plain_torch(
     assert all(torch.equal(sent[name], weights[name]) for name in weights), "published as it is saved, in any stage"
     # Each element of the state goes on as it was, moments too, in another stage, and on two ranks what one rank had saved.
     group.save_state("model", tmp_path / "state")
+    group.written(tmp_path)
     one_rank.setdefault(stage, tmp_path / "state")
     other = group.settings.model_copy(update={"zero_stage": (stage + 1) % 4})
     ray.get([rank.choose.remote(other) for rank in group.ranks])
@@ -166,6 +189,7 @@ def test_zero_equals_plain_torch(
         spec = ModelSpec(str(folders.policy), "policy", OPTIMIZER, STEPS, state=str(folder))
         group.load({"model": spec}, run_dir=tmp_path, seed=0)
         group.save_state("model", tmp_path / f"again-{number}")
+        group.written(tmp_path)
         before, after = whole_state(folder), whole_state(tmp_path / f"again-{number}")
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
@@ -220,6 +244,7 @@ def test_a_loaded_state_is_what_all_ranks_compute_with_and_bf16_stays_near_plain
     losses = [group.train_step("model", batch, sft_loss)["loss"] for batch in every]
     assert losses == pytest.approx(plain[0], abs=2e-2)
     group.save_state("model", tmp_path / "state")
+    group.written(tmp_path)
     trained = group.train_step("model", every[0], sft_loss, learn=False)["loss"]
     assert trained < losses[0] - 0.01
     # The files hold the untrained weights, the state the trained ones.

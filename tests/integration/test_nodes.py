@@ -108,6 +108,7 @@ with session(Cluster(address=address), cpus=0, gpus=0, namespace="test"):
         print("PROBLEM", error)
     else:
         group.save("policy", Path(run_dir) / "saved")
+        group.written(Path(run_dir))
         print("SAVED")
 """
 

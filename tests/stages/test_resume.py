@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rlhf_dist.config import RLConfig, dump, keys, override
 from rlhf_dist.controller import State
 from rlhf_dist.errors import ConfigError, ModelError, StorageError, WorkerDied
 from rlhf_dist.files import write_json_lines
+from rlhf_dist.stages.behind import Behind
 from rlhf_dist.stages.changes import FIXED
 from rlhf_dist.stages.resume import check_settings, newest, save_checkpoint, told_of_resume
 from rlhf_dist.telemetry.trackers import JsonlTracker
@@ -149,6 +151,9 @@ class Learner:
         (folder / "rank-0").mkdir(parents=True)
         (folder / "rank-0" / "pieces.safetensors").write_text(name)
 
+    def when_written(self, folder: Path, done: Callable[[dict[str, str]], None]) -> None:
+        done({})
+
 
 class Tokenizer:
     def save_pretrained(self, folder: Path) -> None:
@@ -161,7 +166,7 @@ def save(run: Path, step: int, score: float | None = None, **kept: object) -> No
     )
     if score is not None:
         JsonlTracker(run / "metrics.jsonl").log(step - 1, {"critic/rewards/mean": score})
-    save_checkpoint(Learner(), Tokenizer(), run, State(step, 0.1), config)
+    save_checkpoint(Behind(Learner()), Tokenizer(), run, State(step, 0.1), config)
 
 
 def there(run: Path) -> dict[int, bool]:
@@ -251,7 +256,7 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written_leaves_the_one_before(
     with pytest.raises(
         StorageError, match=r"step-000002: cannot be written: No space left on device; [\d,]+ MiB are free"
     ) as told:
-        save_checkpoint(Full(), Tokenizer(), tmp_path, State(2, 0.1), CONFIG)
+        save_checkpoint(Behind(Full()), Tokenizer(), tmp_path, State(2, 0.1), CONFIG)
     assert "\n" not in str(told.value)
     assert [each.name for each in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
 

@@ -1,7 +1,7 @@
 """What a reward model's stage learns from and says, without a process; whole stages: tests/integration/test_stages.py."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rlhf_dist.learner.optimizer_state import PIECES
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.scoring.reward_file import RewardFile
+from rlhf_dist.stages.behind import Behind
 from rlhf_dist.stages.inputs import keep_inputs
 from rlhf_dist.stages.restarting import restarting
 from rlhf_dist.stages.reward import PreparedReward, _lessons, _moments, _objective, _outcome, _train_members
@@ -109,6 +110,12 @@ class Learner:
         (folder / "rank-0" / PIECES).touch()
         (folder / "state.json").write_text(json.dumps(self.model))
 
+    def when_written(self, folder: Path, done: Callable[[dict[str, str]], None]) -> None:
+        done({})
+
+    def written(self, folder: Path) -> dict[str, str]:
+        return {}
+
 
 @pytest.mark.parametrize("fails_at", [1, 4, 9, 10, 11, 17, 18])
 def test_an_ensemble_that_goes_on_is_the_one_that_was_never_interrupted(
@@ -130,7 +137,8 @@ def test_an_ensemble_that_goes_on_is_the_one_that_was_never_interrupted(
         lessons = _lessons(config, prepared, JUDGED, answers)
 
         def attempt(begin: Reached) -> Sequence[Path]:
-            return _train_members(lessons, folder, learner, begin)
+            with Behind(learner) as behind:
+                return _train_members(lessons, folder, behind, begin)
 
         members = restarting(config, folder, attempt, Reached(), lambda: newest(config, folder.path))
         made = _outcome(lessons, members, folder.path / "reward_model")

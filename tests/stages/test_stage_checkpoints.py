@@ -1,5 +1,6 @@
 """Where a stage that learns from data goes on; on real parts: tests/integration/test_stages.py."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from rlhf_dist.config import DPOConfig, RewardConfig, SFTConfig, keys, override
 from rlhf_dist.errors import ConfigError, DataError, ModelError
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
+from rlhf_dist.stages.behind import Behind
 from rlhf_dist.stages.changes import SUPERVISED
 from rlhf_dist.stages.inputs import keep_inputs
 from rlhf_dist.stages.stage_checkpoints import Keeper, newest, read_said, rewind
@@ -29,6 +31,12 @@ class Learner:
     def save_state(self, name: str, folder: Path) -> None:
         (folder / "rank-0").mkdir(parents=True)
         (folder / "rank-0" / "pieces.safetensors").write_text(name)
+
+    def when_written(self, folder: Path, done: Callable[[dict[str, str]], None]) -> None:
+        done({})
+
+    def written(self, folder: Path) -> dict[str, str]:
+        return {}
 
 
 @pytest.fixture
@@ -51,7 +59,7 @@ def keeper(config: Any, member: int = 0) -> Keeper:
     tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
     encoder: Any = SimpleNamespace(tokenizer=tokenizer)
     learner: Any = Learner()
-    return Keeper(learner, encoder, run_dir, config, member=member)
+    return Keeper(Behind(learner), encoder, run_dir, config, member=member)
 
 
 def steps(config: Any) -> set[str]:
