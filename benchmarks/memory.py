@@ -41,7 +41,7 @@ class Sampler(threading.Thread):
             for process in Path("/proc").glob("[0-9]*"):
                 try:
                     name = (process / "cmdline").read_bytes().decode(errors="replace")
-                    if name.startswith("ray::"):
+                    if name.startswith("ray::") and is_ours(int(process.name)):
                         pid = int(process.name)
                         self._names[pid] = re.split(r"[.(\0 ]", name.removeprefix("ray::"))[0]
                         self._note(pid, (process / "status").read_text())
@@ -49,10 +49,13 @@ class Sampler(threading.Thread):
                     continue
 
     def stop(self, run_dir: Path) -> dict[str, int]:
-        """Peaks by role, of one worker of each."""
+        """Peaks by role, of the fullest worker of each."""
         self._over.set()
         self.join()
-        found = {ROLES[name]: self.peaks[pid] for pid, name in self._names.items() if name in ROLES}
+        found: dict[str, int] = {}
+        for pid, name in self._names.items():
+            if role := ROLES.get(name):
+                found[role] = max(found.get(role, 0), self.peaks[pid])
         for role in ("reward", "reference"):
             log = run_dir / "logs" / f"{role}-0.jsonl"
             if log.exists() and (lines := log.read_text().splitlines()):
@@ -63,6 +66,13 @@ class Sampler(threading.Thread):
         # Weights that were read but not yet written to are still pages of their file.
         own = sum(int(status.partition(f"{kind}:")[2].split()[0]) * 1024 for kind in ("RssAnon", "RssFile"))
         self.peaks[pid] = max(self.peaks.get(pid, 0), own)
+
+
+def is_ours(pid: int) -> bool:
+    """Whether this process has started it, if by way of others: another cluster may be on the machine."""
+    while pid > 1 and pid != os.getpid():
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return pid == os.getpid()
 
 
 def data_of(root: Path) -> dict[str, Path]:

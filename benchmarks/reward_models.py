@@ -29,6 +29,7 @@ from rlhf_dist.evaluation.calibration import expected_calibration_error, reliabi
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.scoring.answers import Answers
+from rlhf_dist.scoring.hosts import Here
 from rlhf_dist.scoring.reward_models import LearnedReward
 from rlhf_dist.stages import reward
 from rlhf_dist.stages.pipeline import run as run_pipeline
@@ -86,7 +87,7 @@ def fit(config: RewardConfig) -> LearnedReward:
     folder = RunFolder(Path(config.run_dir), config, console=Console(), stage="reward")
     reward.run(config, reward.prepare(config), folder)
     path = str(Path(config.run_dir) / reward.OUTPUT)
-    return LearnedReward(ModelReward(path=path, normalise=False), dtype="float32", batch_tokens=8192, device="cpu")
+    return LearnedReward(ModelReward(path=path, normalise=False), Here("cpu"), dtype="float32", batch_tokens=8192)
 
 
 def scores(learnt: LearnedReward, tokenizer: Any, rows: Sequence[tuple[str, str]]) -> np.ndarray[Any, Any]:

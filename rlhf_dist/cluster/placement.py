@@ -32,6 +32,8 @@ class Place:
     gpus: float
     bundle: int | None
     """Number of its bundle in the placement group; None: wherever there is room."""
+    parts: int = 1
+    """Processes, each on a device of its own, that a scorer's models are cut over; 1: they are in the actor itself."""
 
     @property
     def name(self) -> str:
@@ -60,7 +62,7 @@ class Layout:
     def needs(self, rollout: Rollout) -> dict[str, float]:
         """What a run with these actors asks of a session."""
         cpus, gpus = self.totals()
-        others = len(self.places) - len(self.of("rollout"))
+        others = sum(1 + place.parts * (place.parts > 1) for place in self.places if place.role != "rollout")
         return {"cpus": cpus, "gpus": gpus, "processes": others + engines_of(rollout)["processes"]}
 
 
@@ -109,8 +111,9 @@ def lay_out(config: RLJob, *, gpus: bool) -> Layout:
             bundles[bundle]["CPU"] += 1.0
     for role in scoring:
         for index in range(counts[role] if role not in shares_device else 0):
-            places.append(Place(role, index, 1.0, device if gpus else 0.0, len(bundles)))
-            bundles.append({"CPU": 1.0, "GPU": device} if gpus else {"CPU": 1.0})
+            parts = config.devices_of_scorer(role)
+            places.append(Place(role, index, 1.0, device * parts if gpus else 0.0, len(bundles), parts))
+            bundles.append({"CPU": 1.0, "GPU": device * parts} if gpus else {"CPU": 1.0})
     if "rollout" not in shares_device:
         each = device * config.rollout.tensor_parallel if gpus else 0.0
         places += [Place("rollout", index, 1.0, each, None) for index in range(counts["rollout"])]
@@ -149,7 +152,8 @@ def ready(group: Any, layout: Layout, *, timeout_s: float) -> None:
         wanted = ", ".join(_told(bundle) for bundle in layout.bundles)
         raise EnvironmentProblem(
             f"no room for learners and scorers within {timeout_s:g} s. They ask for {wanted}; the nodes have {nodes}, and "
-            "other runs may hold some of it. Lower learner.ranks or scoring.*_workers, or add nodes"
+            "other runs may hold some of it. Lower learner.ranks, scoring.*_workers or scoring.tensor_parallel (GPUs of one "
+            "node), or add nodes"
         )
 
 

@@ -171,6 +171,11 @@ class Safety(Section):
         return self
 
 
+def devices_of_scorer(role: str, rewards: Rewards, tensor_parallel: int) -> int:
+    """Devices of a scoring worker: one where it holds no model that could be cut."""
+    return tensor_parallel if role != "reward" or any(reward.kind == "model" for reward in rewards) else 1
+
+
 def check_names(rewards: tuple[Reward, ...], gold_judge: str | None) -> None:
     """Refuse names that would say two things: of two components, or of what the scorer writes beside components.
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rlhf_dist.config.algorithm import Algorithm, Correction
 from rlhf_dist.config.job import ScoringJob
 from rlhf_dist.config.methods import method_named
-from rlhf_dist.config.rewards import GOLD, ModelReward, Rewards, Safety, check_names
+from rlhf_dist.config.rewards import GOLD, ModelReward, Rewards, Safety, check_names, devices_of_scorer
 from rlhf_dist.config.sections import Prompts, Section, Weights
 from rlhf_dist.config.supervised import Demonstrations
 
@@ -178,6 +178,10 @@ class RLJob(ScoringJob):
         found |= {"teacher": scoring.teacher_workers} if self.teacher is not None else {}
         return {role: number for role, number in found.items() if role not in self.frozen}
 
+    def devices_of_scorer(self, role: str) -> int:
+        """GPUs, or CPU processes, of a scoring worker."""
+        return devices_of_scorer(role, self.reward, self.scoring.tensor_parallel)
+
     @property
     def max_sequence(self) -> int:
         """Tokens of the longest prompt and answer together."""
@@ -228,6 +232,10 @@ class RLJob(ScoringJob):
             ),
             "scoring.teacher_workers": (self.teacher is None, "expected it beside `teacher`"),
             "scoring.teacher_on": (self.teacher is None, "expected it beside `teacher`"),
+            "scoring.tensor_parallel": (
+                max(map(self.devices_of_scorer, self.scoring_workers)) == 1,
+                "expected it above 1, beside a worker that holds a model",
+            ),
             "scoring.frozen_on_host": (
                 not self.frozen,
                 "expected `scoring.reference_on` or `scoring.teacher_on: learner` beside it",
@@ -406,6 +414,23 @@ class RLJob(ScoringJob):
     def watches_gold(self) -> bool:
         """Whether every sample gets a gold score, of a judge or of a reward of weight 0 under that name."""
         return self.gold_judge is not None or any(reward.name == GOLD for reward in self.reward)
+
+    @model_validator(mode="after")
+    def _scorers_have_whole_gpus(self) -> Self:
+        wide = {role for role in self.scoring_workers if self.devices_of_scorer(role) > 1}
+        cluster, found = self.cluster, f"scoring.tensor_parallel is {self.scoring.tensor_parallel}"
+        if wide and cluster.placement != "disaggregated":
+            raise ValueError(
+                f"{found} beside cluster.placement {cluster.placement}; expected 1, since a model that is cut over several GPUs "
+                "cannot share them with ranks. Take disaggregated, or let the learner's ranks hold reference and teacher "
+                "(scoring.reference_on, scoring.teacher_on)"
+            )
+        if wide and cluster.gpu_share < 1:
+            raise ValueError(
+                f"{found} beside cluster.gpu_share {cluster.gpu_share:g}; expected gpu_share 1, since parts of a model that "
+                "shared a GPU would save nothing"
+            )
+        return self
 
     @model_validator(mode="after")
     def _weights_can_stay_on_their_cards(self) -> Self:

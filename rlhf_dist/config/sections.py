@@ -164,6 +164,9 @@ class Scoring(Section):
         description="who holds the reference policy: workers, or the learner's ranks, among which it is cut whatever its size",
     )
     teacher_on: ScoredOn = Field("workers", description="who holds the teacher: workers, or the learner's ranks")
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="GPUs (or CPU processes) of each worker that holds models, which are cut over them"
+    )
     frozen_on_host: bool = Field(
         False,
         description="what learner ranks hold of reference and teacher is in host memory, a layer at a time on the GPU",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rlhf_dist.config import Learner, RLJob
+from rlhf_dist.learner.filling import fill, sharing
 from rlhf_dist.models import PackedBatch, PolicyModel, load_policy
 from rlhf_dist.models.wrapped import RowLayout
 
@@ -46,13 +47,14 @@ class FrozenModel:
         """
         import deepspeed
 
-        base = load_policy(spec.path, dtype=getattr(torch, settings.dtype), attention=settings.kernels)
+        zero, dtype = _settings(spec, settings.dtype), getattr(torch, settings.dtype)
+        base = load_policy(spec.path, dtype=dtype, attention=settings.kernels, hollow=True)
         module = PolicyModel(base, temperature=spec.temperature)
-        self.layout: RowLayout = module.layout
-        self.engine, _, _, _ = deepspeed.initialize(
-            model=module, config=_settings(spec, settings.dtype), dist_init_required=False
-        )
+        fill(module, dtype, share=sharing(zero))
+        self.engine, _, _, _ = deepspeed.initialize(model=module, config=zero, dist_init_required=False)
+        module.prove()
         self.engine.eval()
+        self.layout: RowLayout = module.layout
 
     @torch.no_grad()
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
@@ -66,7 +68,8 @@ class FrozenModel:
 
 
 def _settings(spec: FrozenSpec, dtype: str) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": 3}
+    # Of weights that DeepSpeed keeps whole, small ones by default, nothing could be given back between two passes.
+    zero: dict[str, Any] = {"stage": 3, "stage3_param_persistence_threshold": 0}
     if spec.on_host:
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from rlhf_dist.models.tensor_parallel import from_parts, is_cut
+
 LOGITS_BYTES = 256 * 2**20
 """[tokens, vocab] logits are made in pieces of this many fp32 bytes, and made again in the backward pass."""
 
@@ -110,6 +112,8 @@ class ScalarHead(_SharingLinear):
 
 def exact_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Hidden [..., width] times weight [vocab, width], and bias: float32, added up in fp32 whatever the model's dtype."""
+    if is_cut(weight):
+        return from_parts(lambda own, own_bias: exact_logits(hidden, own, own_bias), weight, bias)
     if weight.dtype == torch.float32:
         return F.linear(hidden.to(weight.dtype), weight, bias)
     product: torch.Tensor = _ExactProduct.apply(hidden.to(weight.dtype).flatten(0, -2), weight)  # type: ignore[no-untyped-call]
@@ -168,7 +172,7 @@ class OwnFinish:
         finish, layer = cls(shell, stand_ins), lm.get_output_embeddings()
         try:
             with torch.no_grad():
-                said = finish(layer, layer.weight.new_zeros(2, layer.in_features))
+                said = finish(layer, torch.zeros(2, layer.in_features).to(layer.weight.device, layer.weight.dtype))
         except FAMILY_ERRORS:  # whatever its forward asks of a backbone: the proof shows whether it is missed
             return cls()
         return finish if said.ndim == 2 and len(said) == 2 else cls()

@@ -17,6 +17,7 @@ from rlhf_dist.models.attention import kernel_of
 from rlhf_dist.models.folders import resolve
 from rlhf_dist.models.hollow import hollow_out
 from rlhf_dist.models.roles import check_role, is_classifier
+from rlhf_dist.models.tensor_parallel import loading_options
 from rlhf_dist.models.tokenizers import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -27,14 +28,17 @@ ANSWERS: dict[str, Any] = {"return_dict": True, "output_attentions": False, "out
 """What a forward returns, whatever a config that was saved in the middle of some experiment says."""
 
 
-def load_policy(path: str, *, dtype: torch.dtype, attention: str = "sdpa", hollow: bool = False) -> Any:
-    """Read a causal language model.
+def load_policy(
+    path: str, *, dtype: torch.dtype, attention: str = "sdpa", hollow: bool = False, processes: int = 1
+) -> Any:
+    """Read a causal language model, or of one that is cut over so many processes this one's part.
 
     Args:
         path: Hugging Face folder or name.
         dtype: of the weights.
         attention: attention kernels.
         hollow: check it and make it without reading its weights; see `models.hollow`.
+        processes: over which it is cut; their process group is up, and all of them call at once.
 
     Raises:
         ModelError: the folder is missing, holds no such model or only a part of its weights, or is a reward model.
@@ -42,7 +46,8 @@ def load_policy(path: str, *, dtype: torch.dtype, attention: str = "sdpa", hollo
     from transformers import AutoModelForCausalLM
 
     check_role("policy", path, read_config(path))
-    return _load(AutoModelForCausalLM, path, own_head=TOKENS_HEAD, hollow=hollow, dtype=dtype, attention=attention)
+    options = {"dtype": dtype, "attention": attention, **loading_options(processes)}
+    return _load(AutoModelForCausalLM, path, own_head=TOKENS_HEAD, hollow=hollow, **options)
 
 
 def load_value_model(
@@ -53,6 +58,7 @@ def load_value_model(
     heads: int | None = None,
     new_head: bool = False,
     hollow: bool = False,
+    processes: int = 1,
 ) -> Any:
     """Read a sequence-classification model.
 
@@ -63,6 +69,7 @@ def load_value_model(
         heads: labels; None: as many as the folder says, one if it is no classifier yet.
         new_head: whether a language model will do, whose head then starts at random and is to be trained.
         hollow: as in `load_policy`.
+        processes: over which it is cut.
 
     Raises:
         ModelError: the folder is missing, its model has another number of labels, no `score` head, or only a part of its weights.
@@ -83,6 +90,7 @@ def load_value_model(
         dtype=dtype,
         attention=attention,
         num_labels=labels,
+        **loading_options(processes),
     )
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ModelError(

@@ -82,7 +82,8 @@ def phase_seconds(
 
     policy, learner = sizes["policy"], config.learner
     workers = config.scoring_workers
-    scoring = max(2 * sizes[role].parameters / number for role, number in workers.items())
+    processes = {role: number * config.devices_of_scorer(role) for role, number in workers.items()}
+    scoring = max(2 * sizes[role].parameters / number for role, number in processes.items())
     # Forward and backward (and the forward again, with checkpointing) per epoch; before it, old log-probs and values once. An
     # iteration of a single optimiser step takes the rollout's own log-probs. Frozen weights have no gradients of their own, and a
     # policy that is its own reference is asked once more.

@@ -44,7 +44,8 @@ def phases(role: str, config: RLJob, sizes: dict[str, ModelSize], *, gpu_bytes: 
         sleeps = colocated and gpu_bytes is not None
         # Asleep, too, while learners and scorers are loaded; a version that it pulls comes after these gave way.
         return {GENERATE: full, KEPT: {"asleep": ASLEEP_BYTES} if sleeps else full}
-    scoring = scorer_parts(sizes[role], role, config.learner.dtype, config.scoring.batch_tokens)
+    devices = config.devices_of_scorer(role) if gpu_bytes is not None else 1
+    scoring = scorer_parts(sizes[role], role, config.learner.dtype, config.scoring.batch_tokens, devices=devices)
     rests = gpu_bytes is not None and config.cluster.placement != "disaggregated"
     kept = {"parameters (host)" if rests else "parameters": scoring["parameters"]}
     return {KEPT: kept, LOAD: scoring, GENERATE: scoring}
@@ -127,10 +128,14 @@ def engine_parts(engine: Engine, policy: ModelSize, gpu_bytes: float | None) -> 
     return {"parameters": parameters, "KV cache": max(sample, granted), **graphs}
 
 
-def scorer_parts(size: ModelSize, role: str, dtype: str, tokens: int) -> Parts:
-    """Bytes of one scoring worker that is asked about so many tokens at once."""
+def scorer_parts(size: ModelSize, role: str, dtype: str, tokens: int, *, devices: int = 1) -> Parts:
+    """Bytes of one scoring worker that is asked about so many tokens at once, on each of the devices that it is cut over.
+
+    All weights are cut but the embeddings, which each device has.
+    """
+    whole = size.vocabulary * size.hidden if size.parameters and devices > 1 else 0
     found = {
-        "parameters": float(size.parameters * BYTES[dtype]),
+        "parameters": float((whole + (size.parameters - whole) / devices) * BYTES[dtype]),
         "activations": looking_bytes(size, dtype, tokens) if size.parameters else 0.0,
     }
     return found | ({"head": head_bytes(size, dtype, tokens, learns=False)} if role != "reward" else {})

@@ -210,11 +210,12 @@ def _seat_bundles(layout: Layout, seats: list[Seat], *, gpus: bool) -> None:
     """Fill node after node, as the strategy PACK does."""
     kind = "GPU" if gpus else "CPU"
     for number, bundle in enumerate(layout.bundles):
-        seat = next((seat for seat in seats if seat.free >= bundle[kind] - 1e-9), None)
-        if seat is None:
+        taken = _within_a_node(seats, bundle[kind])
+        if not taken:
             raise _too_small(layout, seats, gpus=gpus)
-        seat.free -= bundle[kind]
-        seat.actors += [place for place in layout.places if place.bundle == number and place.role != "store"]
+        for seat in taken:
+            seat.free -= min(1.0, bundle[kind])
+            seat.actors += [place for place in layout.places if place.bundle == number and place.role != "store"]
 
 
 def _seat_engines(scene: Scene, seats: list[Seat], *, gpus: bool) -> int:
@@ -238,7 +239,7 @@ def _seat_engines(scene: Scene, seats: list[Seat], *, gpus: bool) -> int:
 
 
 def _within_a_node(seats: list[Seat], need: float) -> list[Seat]:
-    """Seats for one engine: one with enough room, or as many whole ones of one node as it has GPUs."""
+    """Seats for one engine or bundle: one with enough room, or as many whole ones of one node as it has GPUs."""
     for node in sorted({seat.node for seat in seats}):
         free = [seat for seat in seats if seat.node == node and seat.free >= min(1.0, need) - 1e-9]
         count = max(1, round(need))
@@ -252,9 +253,9 @@ def _too_small(layout: Layout, seats: list[Seat], *, gpus: bool) -> ConfigError:
     kind, needed = ("GPUs", wanted) if gpus else ("CPUs", cpus)
     nodes = len({seat.node for seat in seats})
     return ConfigError(
-        f"the plan's cluster has {len(seats)} {kind} on {nodes} nodes; the run needs {needed:g} to start, each engine's within "
-        "one node. Give more --nodes or --gpus-per-node, lower learner.ranks, rollout.workers or scoring.*_workers, or let "
-        "actors share devices: cluster.placement colocated or hybrid, cluster.gpu_share"
+        f"the plan's cluster has {len(seats)} {kind} on {nodes} nodes; the run needs {needed:g} to start, those of an engine or "
+        "a scoring worker within one node. Give more --nodes or --gpus-per-node, lower learner.ranks, rollout.workers or "
+        "scoring.*_workers, or let actors share devices: cluster.placement colocated or hybrid, cluster.gpu_share"
     )
 
 

@@ -19,7 +19,7 @@ HOST_BYTES = {
     "reward": 570 * MIB,
     "reference": 590 * MIB,
     "teacher": 590 * MIB,
-    "store": 120 * MIB,
+    "store": 390 * MIB,
     "driver": 600 * MIB,
 }
 """Resident memory of a process by role with a model of 0.2 M parameters: Python, torch, transformers, Ray's client, and what the

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rlhf_dist.cluster.placement import Layout, Place, lay_out
 from rlhf_dist.config import DPOConfig, EvaluateConfig, Job, PipelineConfig, RewardConfig, RLJob, Rollout, SFTConfig
 from rlhf_dist.config.job import ScoringJob
+from rlhf_dist.config.rewards import devices_of_scorer
 from rlhf_dist.config.supervised import SupervisedJob
 from rlhf_dist.planning.learning import GENERATE, KEPT, LearnerWork, Phases, learner_phases
 from rlhf_dist.planning.memory import Engine, engine_parts, masked_row, phases, scorer_parts
@@ -112,9 +113,10 @@ def _evaluation(config: EvaluateConfig, sizes: Sizes, gpu_bytes: float | None) -
     """Engines of one policy after the other, then each scorer by itself."""
     length = config.prompts.max_tokens + config.rollout.max_new_tokens
     found = [_sampling("sampling", config, config.rollout, sizes["policy"], length, gpu_bytes)]
-    share = 1.0 if gpu_bytes is not None else 0.0
     for role in ("reward", "reference"):
-        parts = scorer_parts(sizes[role], role, config.learner.dtype, config.scoring.batch_tokens)
+        cut = devices_of_scorer(role, config.reward, config.scoring.tensor_parallel) if gpu_bytes is not None else 1
+        share = float(cut) if gpu_bytes is not None else 0.0
+        parts = scorer_parts(sizes[role], role, config.learner.dtype, config.scoring.batch_tokens, devices=cut)
         bundle = {"CPU": 1.0, "GPU": share} if share else {"CPU": 1.0}
         layout = Layout((Place(role, 0, 1.0, share, 0),), (bundle,))
         found.append(Scene(f"scoring ({role})", layout, {role: {KEPT: parts, GENERATE: parts}}))

@@ -14,11 +14,11 @@ import pyarrow as pa
 import torch
 
 from rlhf_dist.cluster import shared_memory
+from rlhf_dist.cluster.children import NEWS_S, Children
 from rlhf_dist.errors import EnvironmentProblem, RlhfDistError, WeightError, WorkerLost
 from rlhf_dist.imports import import_vllm
 from rlhf_dist.records import GREEDY, Sample, SampleRequest, Sampling
 from rlhf_dist.rollout import vllm_weight_plugin
-from rlhf_dist.rollout.children import NEWS_S, Children
 from rlhf_dist.rollout.device_memory import wait_for_memory
 from rlhf_dist.rollout.engine import LoadedWeights, check_finite
 from rlhf_dist.rollout.places import places_of

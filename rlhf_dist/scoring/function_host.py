@@ -11,7 +11,6 @@ ignore SIGCHLD, nobody learns that of a child.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import numbers
@@ -23,11 +22,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from rlhf_dist.cluster.orphans import die_with
 from rlhf_dist.scoring.signatures import Asks, Item, asks_of, called, called_together
 
 LONGEST_CAUSE = 500
 """Characters of what a function says went wrong."""
-PR_SET_PDEATHSIG = 1
 
 
 class NoNumber(Exception):
@@ -59,7 +58,7 @@ def described(error: BaseException) -> str:
 
 def main(path: str, handle: int, parent: int) -> None:
     """Import the function, and answer until the scorer is gone."""
-    _die_with(parent)
+    die_with(parent)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.set_inheritable(handle, False)
     here = os.getpid()
@@ -68,7 +67,7 @@ def main(path: str, handle: int, parent: int) -> None:
         with suppress(OSError):
             os.write(handle, json.dumps({"ended": os.waitstatus_to_exitcode(status)}).encode() + b"\n")
     else:
-        _die_with(here)
+        die_with(here)
         _serve(path, handle)
 
 
@@ -115,14 +114,6 @@ def _score(said: Any) -> dict[str, Any]:
         return {"value": None if said is None else number(said)}
     except NoNumber as error:
         return {"error": str(error)}
-
-
-def _die_with(parent: int) -> None:
-    """Be killed when the scorer's process ends, in whatever way, also in the middle of a call."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from rlhf_dist.models import load_tokenizer
 from rlhf_dist.models.host_copy import HostCopy
 from rlhf_dist.scoring.answers import Answers, Component, Failures
 from rlhf_dist.scoring.functions import RuleReward
+from rlhf_dist.scoring.hosts import host_of
 from rlhf_dist.scoring.remote import ServerReward
 from rlhf_dist.scoring.reward_models import LearnedReward
 from rlhf_dist.scoring.safety import Rules
@@ -36,6 +37,7 @@ class RewardScorer:
         device: str,
         attention: str = "sdpa",
         told: pa.Table | None = None,
+        processes: int = 1,
     ) -> None:
         """Load everything.
 
@@ -45,14 +47,17 @@ class RewardScorer:
             tokenizer: folder of the policy, whose tokens the answers are.
             dtype: torch's name of the reward models' dtype.
             batch_tokens: most tokens of a forward pass.
-            device: where models go.
+            device: where models go that are not cut.
             attention: their attention kernels.
+            processes: over which reward models are cut.
             told: what functions and servers are told of prompts' rows (`told_of`), if any asks.
         """
+        self._host = host_of(device, processes)
 
         def load(reward: Reward) -> Component:
             if isinstance(reward, ModelReward):
-                return LearnedReward(reward, dtype=dtype, attention=attention, batch_tokens=batch_tokens, device=device)
+                shared: dict[str, Any] = {"dtype": dtype, "attention": attention, "batch_tokens": batch_tokens}
+                return LearnedReward(reward, self._host, **shared)
             if isinstance(reward, FunctionReward):
                 return RuleReward(reward)
             assert isinstance(reward, RemoteReward)
@@ -60,8 +65,7 @@ class RewardScorer:
 
         self._weighted = [(reward.weight, load(reward)) for reward in rewards]
         self._rules, self._cap = Rules(safety, device=device), safety.cap
-        learned = [each for _, each in self._weighted if isinstance(each, LearnedReward)]
-        self._lodging = HostCopy([*self._rules.models, *(model for each in learned for model in each.models)])
+        self._lodging = HostCopy(self._rules.models)
         self._tokenizer = load_tokenizer(tokenizer)
         self._told = None if told is None else ToldOf(told)
 
@@ -113,13 +117,16 @@ class RewardScorer:
     def offload(self) -> None:
         """Give the device's memory back until `reload`: that of reward models and of the safety classifier."""
         self._lodging.leave()
+        self._host.offload()
 
     def reload(self) -> None:
         """Be ready to score again."""
         self._lodging.come_back()
+        self._host.reload()
 
     def close(self) -> None:
-        """End the processes of functions; another thread may be waiting for them."""
+        """End the processes of functions and models; another thread may be waiting for them."""
+        self._host.close()
         for _, component in self._weighted:
             if isinstance(component, RuleReward):
                 component.close()

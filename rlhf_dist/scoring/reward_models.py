@@ -9,20 +9,43 @@ import numpy as np
 import torch
 
 from rlhf_dist.config import DISAGREEMENT, ModelReward
-from rlhf_dist.models import ValueModel, load_value_model, resolve
+from rlhf_dist.models import PackedBatch, ValueModel, load_value_model, read_config, resolve
 from rlhf_dist.scoring.answers import Answers
 from rlhf_dist.scoring.batches import each_output
+from rlhf_dist.scoring.hosts import AskedModel, Host
 from rlhf_dist.scoring.reward_file import NAME, read_reward_file
 from rlhf_dist.store.row import Row
+
+
+class AskedValueModel:
+    """A value model that says what all its heads do at a batch's positions; see `hosts.Host.load`."""
+
+    def __init__(self, path: str, *, dtype: str, attention: str, device: str, processes: int) -> None:
+        """Load it."""
+        model = load_value_model(path, dtype=getattr(torch, dtype), attention=attention, processes=processes)
+        self.module = ValueModel(model.to(device))
+        self.layout = self.module.layout
+
+    def __call__(self, batch: PackedBatch) -> torch.Tensor:
+        """Values, float32 [selected, heads]."""
+        values: torch.Tensor = self.module(batch, all_heads=True)
+        return values
 
 
 class LearnedReward:
     """A `Component`: reads each answer at its last token, or over all its tokens, with every head of every member."""
 
     def __init__(
-        self, settings: ModelReward, *, dtype: str, batch_tokens: int, device: str, attention: str = "sdpa"
+        self, settings: ModelReward, host: Host, *, dtype: str, batch_tokens: int, attention: str = "sdpa"
     ) -> None:
         """Load all members of the ensemble.
+
+        Args:
+            settings: which reward.
+            host: where its models go.
+            dtype: torch's name of their dtype.
+            batch_tokens: most tokens of a forward pass.
+            attention: their attention kernels.
 
         Raises:
             ModelError: a folder is missing or holds no reward model, or its `reward.json` is not one.
@@ -31,13 +54,12 @@ class LearnedReward:
         folder = resolve(settings.path)
         self._file = read_reward_file(folder)
         paths = [str(Path(folder) / member) if member != "." else folder for member in self._file.members]
-        shared: dict[str, Any] = {"dtype": getattr(torch, dtype), "attention": attention}
-        self.models = [ValueModel(load_value_model(path, **shared).to(device)) for path in paths]
-        self._batch_tokens, self._device = batch_tokens, device
+        self._models = [host.load(AskedValueModel, path=path, dtype=dtype, attention=attention) for path in paths]
+        self._batch_tokens, self._device = batch_tokens, host.device
         # A model that came without our file was trained to be read as its own forward does: before any padding, which for
         # some is the very token that ends an answer.
         has_file = (Path(folder) / NAME).is_file()
-        self._padding = None if has_file else self.models[0].inner.config.get_text_config().pad_token_id
+        self._padding = None if has_file else read_config(paths[0]).get_text_config().pad_token_id
 
     def score(self, answers: Answers) -> dict[str, list[float]]:
         """The combined reward, and with an ensemble its standard deviation as `NAME_disagreement`."""
@@ -55,12 +77,12 @@ class LearnedReward:
         chosen = [read_positions(row, self._file.scores) for row in rows]
         if self._padding is not None:
             chosen = [_before(self._padding, row, wanted) for row, wanted in zip(rows, chosen, strict=True)]
-        return np.concatenate([self._of(model, [row.tokens for row in rows], chosen) for model in self.models], axis=1)
+        return np.concatenate([self._of(model, [row.tokens for row in rows], chosen) for model in self._models], axis=1)
 
-    def _of(self, model: ValueModel, sequences: list[Any], selections: list[Any]) -> np.ndarray[Any, Any]:
+    def _of(self, model: AskedModel, sequences: list[Any], selections: list[Any]) -> np.ndarray[Any, Any]:
         found: dict[int, list[float]] = {}
         outputs = each_output(
-            lambda batch: model(batch, all_heads=True),
+            model,
             sequences,
             selections,
             batch_tokens=self._batch_tokens,

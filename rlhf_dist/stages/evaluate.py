@@ -100,7 +100,9 @@ def run(config: EvaluateConfig, prepared: PreparedEvaluation, folder: RunFolder)
     """Generate, score, compare, and leave the folder complete: `answers.jsonl`, `summary.json`, a section of the report."""
     config = resolved(config)
     folder.expect(len(config.policies))
-    needs = {key: max(need, 1) for key, need in engines_of(config.rollout).items()}  # then the scorers, one by one
+    parts = config.scoring.tensor_parallel
+    scorer = {"cpus": 1, "gpus": parts, "processes": 1 + parts * (parts > 1)}  # they come after the engines, one by one
+    needs = {key: max(need, scorer[key]) for key, need in engines_of(config.rollout).items()}
     with folder.told_of_failure(), session(config.cluster, **needs, namespace=namespace_of(folder.path)):
         generated = {}
         for name, path in config.policies.items():

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlhf_dist.config import Job, RLConfig
+from rlhf_dist.config import EvaluateConfig, Job, RLConfig, RLJob
 from rlhf_dist.config.job import ScoringJob
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.learner.deepspeed_settings import check_deepspeed
 from rlhf_dist.models import check_models, read_config
 from rlhf_dist.models.attention import attention_note
+from rlhf_dist.models.tensor_parallel import check_can_be_cut
 from rlhf_dist.planning.plan import here
 from rlhf_dist.rollout.engine_args import check_engine_args
 
@@ -32,6 +33,8 @@ def check_stage(
         ConfigError: DeepSpeed or vLLM does not know what it would be given.
         ModelError: names role and folder, what was found and what was expected.
     """
+    if isinstance(config, RLJob | EvaluateConfig):
+        _check_cut(config, models)
     check_deepspeed(config.learner)
     if isinstance(config, ScoringJob):
         check_engine_args(config.rollout)
@@ -39,6 +42,15 @@ def check_stage(
     for role, path in dict.fromkeys(models):
         if note := attention_note(role, path, read_config(path), config.learner.attention):
             encoder.tell(note)
+
+
+def _check_cut(config: RLJob | EvaluateConfig, models: Sequence[tuple[str, str]]) -> None:
+    """Refuse models of scoring workers that cannot be cut over as many devices as these have."""
+    processes = config.scoring.tensor_parallel
+    scored = set(config.scoring_workers) if isinstance(config, RLJob) else {"reward", "reference"}
+    for role, path in dict.fromkeys(models):
+        if processes > 1 and role in scored:
+            check_can_be_cut(path, read_config(path), processes)
 
 
 def check_room(config: RLConfig, sizes: Mapping[str, Any], tell: Callable[[str], None]) -> None:

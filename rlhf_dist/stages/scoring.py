@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from rlhf_dist.cluster.session import has_gpus
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import GOLD, EvaluateConfig, FunctionReward, Reward, RLConfig
+from rlhf_dist.config.rewards import devices_of_scorer
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.records import Prompt
 from rlhf_dist.scoring.functions import GuardedRule
@@ -50,16 +51,19 @@ def scorer_kinds(
         reference: folder of the reference policy; None: the learner asks the policy itself.
         teacher: folder of the teacher, if there is one.
     """
+    scoring = config.scoring
     shared = {
         "dtype": config.learner.dtype,
         "attention": config.learner.attention,
-        "batch_tokens": config.scoring.batch_tokens,
+        "batch_tokens": scoring.batch_tokens,
+        "processes": scoring.tensor_parallel,
     }
     reward = {
         "rewards": rewards_of(config),
         "safety": config.safety,
         "tokenizer": policy,
         **shared,
+        "processes": devices_of_scorer("reward", config.reward, scoring.tensor_parallel),
     }
     plain = isinstance(config, EvaluateConfig)
 
@@ -68,7 +72,7 @@ def scorer_kinds(
         return ScorerKind(ReferenceScorer, {**own, **shared})
 
     return {
-        "reward": ScorerKind(RewardScorer, reward, config.scoring.quarantine, secrets_of(config)),
+        "reward": ScorerKind(RewardScorer, reward, scoring.quarantine, secrets_of(config)),
         **({"reference": asks(reference, "reference")} if reference is not None else {}),
         **({"teacher": asks(teacher, "teacher")} if teacher is not None else {}),
     }
@@ -177,7 +181,7 @@ def scoring(name: str, kind: ScorerKind, config: EvaluateConfig, run_dir: Path) 
     """A started `ScoringWorker` inside the block."""
     import ray
 
-    made: Any = ray.remote(ScoringWorker).options(num_cpus=1, num_gpus=1 if has_gpus() else 0)
+    made: Any = ray.remote(ScoringWorker).options(num_cpus=1, num_gpus=kind.arguments["processes"] if has_gpus() else 0)
     worker = made.remote(name, *kind, threads=config.scoring.threads, log_dir=log_dir(run_dir))
     try:
         Watch().one(

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +59,18 @@ def test_no_bundle_is_asked_for_more_than_it_has(
 def test_an_engine_is_one_actor_with_all_its_gpus_so_it_never_leaves_its_node() -> None:
     (place,) = lay_out(config(rollout={"tensor_parallel": 4}), gpus=True).of("rollout")
     assert (place.gpus, place.bundle) == (4.0, None)
+
+
+def test_a_scorer_whose_models_are_cut_has_all_its_gpus_in_one_bundle_so_on_one_node() -> None:
+    rules: dict[str, Any] = {"reward": "pkg:function", "learner": {"critic": "value_head"}}
+    made = lay_out(config(**rules, scoring={"tensor_parallel": 4}), gpus=True)
+    (reference,), (reward,) = made.of("reference"), made.of("reward")
+    assert (reference.gpus, made.bundles[reference.bundle]) == (4.0, {"CPU": 1.0, "GPU": 4.0})
+    assert reward.gpus == 1.0, "no model, nothing to cut"
+    plain = lay_out(config(**rules), gpus=True)
+    rollout = config().rollout
+    assert made.needs(rollout)["processes"] == plain.needs(rollout)["processes"] + 4
+    assert made.totals()[1] == plain.totals()[1] + 3
 
 
 def test_the_store_goes_where_the_first_learner_is() -> None:

@@ -54,6 +54,15 @@ def test_who_is_asked_by_the_learner_has_no_worker(
         (f"{TEACHER} + scoring={{teacher_on: learner, teacher_workers: 2}}", "`scoring.teacher_on: workers`"),
         ("scoring.teacher_on=learner", "expected it beside `teacher`"),
         ("scoring.frozen_on_host=true", "expected `scoring.reference_on` or `scoring.teacher_on: learner` beside it"),
+        (
+            "scoring.tensor_parallel=2 + cluster.placement=hybrid",
+            "beside cluster.placement hybrid; expected 1, since a model",
+        ),
+        ("scoring.tensor_parallel=2 + cluster.gpu_share=0.5", "beside cluster.gpu_share 0.5; expected gpu_share 1"),
+        (
+            "scoring={tensor_parallel: 2, reference_on: learner} + reward=pkg:f + learner.critic=value_head",
+            "`scoring.tensor_parallel` .*beside a worker that holds a model",
+        ),
         ("learner.lora={} + scoring.reference_on=learner", "the policy with its adapters off needs no other"),
     ],
 )

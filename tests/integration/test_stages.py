@@ -22,6 +22,7 @@ from rlhf_dist.models import load_policy
 from rlhf_dist.run_folder.console import Console
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.scoring.answers import Answers
+from rlhf_dist.scoring.hosts import Here
 from rlhf_dist.scoring.reward_file import read_reward_file
 from rlhf_dist.scoring.reward_models import LearnedReward
 from rlhf_dist.stages import dpo, reward, sft
@@ -195,7 +196,7 @@ def test_one_reward_model_learns_from_every_kind_of_feedback(
         assert AutoModelForSequenceClassification.from_pretrained(member).config.num_labels == 2
     file = read_reward_file(str(model))
     assert file.members == (".", "member-1")
-    learnt = LearnedReward(ModelReward(path=str(model)), dtype="float32", batch_tokens=512, device="cpu")
+    learnt = LearnedReward(ModelReward(path=str(model)), Here("cpu"), dtype="float32", batch_tokens=512)
     tokenizer = build_tokenizer()
     good, bad = (
         np.mean(_scores(learnt, tokenizer, [(r["prompt"], r[side]) for r in pairs[:80]]))

@@ -43,6 +43,10 @@ def test_a_reference_on_the_learner_is_a_forward_pass_of_the_update_and_none_of_
     assert seconds(scoring={"reference_on": "learner", "reward_workers": 2})["score"] == plain["score"] / 2
 
 
+def test_a_model_over_several_gpus_scores_faster() -> None:
+    assert seconds(scoring={"tensor_parallel": 4})["score"] == seconds()["score"] / 4
+
+
 def test_devices_are_told_by_their_memory() -> None:
     assert device_of(80, gpus=True) is GPUS[80]
     assert device_of(143, gpus=True) is GPUS[141]

@@ -53,6 +53,13 @@ def test_models_that_learners_only_ask_are_cut_over_the_ranks_whatever_the_stage
     assert on_host == {**plain, "asked models (host)": 1_000_000 * 2 / 4}
 
 
+def test_a_scorer_over_several_gpus_holds_its_part_and_the_embeddings() -> None:
+    one = memory("reference", config(), SIZES, gpu_bytes=10**9)
+    two = memory("reference", config(scoring={"tensor_parallel": 2}), SIZES, gpu_bytes=10**9)
+    assert two == {**one, "parameters": 4 * (64 * 1000 + (1_000_000 - 64 * 1000) / 2)}
+    assert memory("reference", config(scoring={"tensor_parallel": 2}), SIZES) == one, "on CPUs all of it is on the node"
+
+
 def test_tensor_parallelism_splits_engines_and_the_kv_cache_has_its_closed_form() -> None:
     own = {"engine": "transformers"}
     one = memory("rollout", config(rollout=own), SIZES)

@@ -4,9 +4,10 @@ import pytest
 
 from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.config import DPOConfig, EvaluateConfig, Job, RewardConfig, RLConfig, SFTConfig
+from rlhf_dist.errors import ConfigError
 from rlhf_dist.planning.advice import advice
 from rlhf_dist.planning.cost import GPUS
-from rlhf_dist.planning.plan import Machines, Plan, Seat, make_plans
+from rlhf_dist.planning.plan import Machines, Plan, Seat, make_plan, make_plans
 from rlhf_dist.planning.processes import CONTEXT_BYTES
 from rlhf_dist.planning.roles import sizes_of
 from rlhf_dist.planning.scenes import Scene
@@ -112,3 +113,27 @@ def test_a_model_that_is_only_asked_has_no_gradients(folder: str) -> None:
     asking, training = make_plans(config, Machines(1, 1, 80), sizes_of(config))
     assert "gradients" in training.parts("learner", "update")
     assert "gradients" not in asking.parts("learner", "update")
+
+
+def test_a_scorer_over_several_gpus_sits_on_as_many_of_one_node() -> None:
+    tree = {
+        "policy": "a",
+        "reward": "pkg:function",
+        "prompts": {"path": "p"},
+        "scoring": {"tensor_parallel": 2},
+        "algorithm": {"method": "rloo"},
+        "rollout": {"samples_per_prompt": 2},
+    }
+    config = RLConfig.model_validate(tree)
+    sizes = dict.fromkeys(("policy", "reference", "reward", "critic"), SIZE)
+    made = make_plan(config, Machines(2, 3, 80), sizes)
+    seats = {(seat.node, seat.number): [actor.name for actor in seat.actors] for seat in made.seats}
+    assert seats == {
+        (0, 0): ["learner-0"],
+        (0, 1): ["reward-0"],
+        (0, 2): ["rollout-0"],
+        (1, 0): ["reference-0"],
+        (1, 1): ["reference-0"],
+    }
+    with pytest.raises(ConfigError, match="those of an engine or a scoring worker within one node"):
+        make_plan(config, Machines(9, 1, 80), sizes)

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 
 from rlhf_dist.config import ModelReward
 from rlhf_dist.scoring.answers import Answers
+from rlhf_dist.scoring.hosts import Here
 from rlhf_dist.scoring.reward_models import LearnedReward
 from rlhf_dist.scoring.safety import Classifier
 from rlhf_dist.store.row import single_turn
@@ -32,7 +33,7 @@ def test_a_reward_model_from_elsewhere_is_read_before_its_padding(pad: int, tmp_
     """Some pad with the token that ends answers, and were never trained to be read there."""
     folder = reward_of(tmp_path / "model", pad_token_id=pad, eos_token_id=2)
     own = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    found = LearnedReward(ModelReward(path=str(folder)), dtype="float32", batch_tokens=64, device="cpu")
+    found = LearnedReward(ModelReward(path=str(folder)), Here("cpu"), dtype="float32", batch_tokens=64)
     with torch.no_grad():
         expected = [own(torch.tensor([row.tokens.tolist()])).logits[0] for row in ROWS]
     said = torch.from_numpy(found.members(Answers(ROWS, None)))
@@ -41,9 +42,9 @@ def test_a_reward_model_from_elsewhere_is_read_before_its_padding(pad: int, tmp_
 
 def test_a_reward_model_of_ours_is_read_at_the_last_token(tmp_path: Path) -> None:
     folder = reward_of(tmp_path / "model", pad_token_id=2, eos_token_id=2)
-    elsewhere = LearnedReward(ModelReward(path=str(folder)), dtype="float32", batch_tokens=64, device="cpu")
+    elsewhere = LearnedReward(ModelReward(path=str(folder)), Here("cpu"), dtype="float32", batch_tokens=64)
     (folder / "reward.json").write_text("{}")
-    ours = LearnedReward(ModelReward(path=str(folder)), dtype="float32", batch_tokens=64, device="cpu")
+    ours = LearnedReward(ModelReward(path=str(folder)), Here("cpu"), dtype="float32", batch_tokens=64)
     differ = abs(ours.members(Answers(ROWS, None)) - elsewhere.members(Answers(ROWS, None))).max(1) > 1e-6
     assert differ.tolist() == [True, False, True], "where an answer ends with what the model pads with"
 

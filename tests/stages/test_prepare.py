@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rlhf_dist.config import DPOConfig, EvaluateConfig, RewardConfig, RLConfig, SFTConfig, load
-from rlhf_dist.errors import DataError, UserError
+from rlhf_dist.errors import DataError, ModelError, UserError
 from rlhf_dist.models import folders, load_tokenizer
 from rlhf_dist.stages import dpo, evaluate, reward, rl, sft
 from rlhf_dist.stages.hub import resolved
@@ -32,6 +32,21 @@ def policy(folder: Path, template: str = LLAMA3, *, scores: bool = False) -> str
     (LlamaForSequenceClassification if scores else LlamaForCausalLM)(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def test_scorers_that_cannot_be_cut_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Why?"}\n' * 64)
+    tree = {
+        "policy": policy(tmp_path / "policy"),
+        "reward": policy(tmp_path / "reward", scores=True),
+        "prompts": {"path": str(tmp_path / "p.jsonl")},
+        "scoring": {"tensor_parallel": 2},
+    }
+    with pytest.raises(ModelError, match=r"scoring.tensor_parallel is 2, which does not divide its 1 key heads"):
+        rl.prepare(RLConfig.model_validate(tree))
+    evaluation = {key: value for key, value in tree.items() if key != "policy"} | {"policies": {"a": tree["policy"]}}
+    with pytest.raises(ModelError, match=r"does not divide its 1 key heads"):
+        evaluate.prepare(EvaluateConfig.model_validate(evaluation))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The processes beside its own that an engine computes in: the death of one is the engine's, and none outlives it."""
+"""The processes beside its own that an actor computes in: the death of one is the actor's, and none outlives it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlhf_dist.cluster.shared_memory import Ledger
 from rlhf_dist.errors import WorkerLost
 
 STARTING_POLL_S, POLL_S = 0.1, 1.0
-"""How often new children and segments are looked for: segments are made while an engine starts."""
+"""How often new children and segments are looked for: segments are made while they start."""
 NEWS_S = 1.0
 """A call that fails of a child's death may fail before the death is known here."""
 REAPED_S = 0.1
@@ -44,7 +44,7 @@ class Children:
         """Since when, on the monotonic clock."""
         self._lost, self._ending, self._over = threading.Event(), threading.Event(), threading.Event()
         self._cause = ""
-        self._thread = threading.Thread(target=self._watch, name="engine-children", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="children", daemon=True)
         self._thread.start()
 
     def are_complete(self) -> None:
@@ -72,7 +72,9 @@ class Children:
         self._ending.set()
 
     def end(self) -> None:
-        """Kill who is left, and unlink what they shared."""
+        """Kill who is left, and unlink what they shared; a second time there is nothing to do."""
+        if self._over.is_set():
+            return
         self.expect_end()
         self._over.set()
         self.kill()
@@ -109,7 +111,7 @@ class Children:
         self._stopped = {pid: self._stopped.get(pid, now) for pid in stopped}
         for pid, since in self._stopped.items():
             if now - since > STOPPED_S and not self._ending.is_set():
-                self.give_up(f"the engine's process {self._living[pid].name} (pid {pid}) is stopped")
+                self.give_up(f"the process {self._living[pid].name} (pid {pid}) is stopped")
                 return
 
     def _is_gone(self, process: BaseProcess) -> None:
@@ -121,7 +123,7 @@ class Children:
             self.kill()
         if not self._ending.is_set():
             known = "" if code is None else f", exit code {code}"
-            self.give_up(f"the engine's process {process.name} (pid {process.pid}) died{known}")
+            self.give_up(f"the process {process.name} (pid {process.pid}) died{known}")
 
 
 def _is_stopped(pid: int) -> bool:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from rlhf_dist.cluster.children import Children
 from rlhf_dist.errors import WorkerLost
-from rlhf_dist.rollout.children import Children
 
 SPAWN = multiprocessing.get_context("spawn")
 WAIT_S = 30
@@ -67,7 +67,7 @@ def test_the_death_of_one_is_told_and_takes_the_others_along(children: Children)
 def test_one_that_stays_stopped_counts_as_dead_and_takes_the_others_along(
     children: Children, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlhf_dist.rollout.children.STOPPED_S", 0.5)
+    monkeypatch.setattr("rlhf_dist.cluster.children.STOPPED_S", 0.5)
     first, second = started(2)
     known(children, 2)
     children.are_complete()
