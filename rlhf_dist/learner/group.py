@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from rlhf_dist.cluster import head, pulse, rendezvous
-from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import RL, Learner, Timeouts
 from rlhf_dist.data.examples import ExampleSet
@@ -27,9 +25,10 @@ from rlhf_dist.learner.imitation import Imitation
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.policy_update import Updated
-from rlhf_dist.learner.rank import LearnerRank, Loaded, Loss
+from rlhf_dist.learner.rank import Loaded, Loss
 from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.learner.snapshot import Snapshot
+from rlhf_dist.learner.supervised_batch import SupervisedBatch
 from rlhf_dist.learner.version_notes import notes_on
 from rlhf_dist.learner.writing import GROUP as WRITING
 from rlhf_dist.models import read_config
@@ -44,29 +43,6 @@ log = logging.getLogger(__name__)
 NO_FROZEN: Mapping[str, FrozenSpec] = MappingProxyType({})
 MOST_LEFT_OUT = 5
 """Optimiser steps in a row that may be left out (`learner.on_bad_numbers: skip`) before the run ends."""
-
-
-@dataclass(frozen=True)
-class SupervisedBatch:
-    """What one supervised step learns from."""
-
-    examples: Any
-    """Handle of all examples of the stage (an `ExampleSet`'s table) in shared memory."""
-    units: Sequence[Sequence[int]]
-    """Example numbers of this step; those of one unit share a row, e.g. both answers of a comparison."""
-    lengths: Sequence[int]
-    """Tokens of each unit."""
-    count: float
-    """What the summed loss is divided by: the weight of all units, over all ranks."""
-    draws: int = 0
-    """Seed of what is drawn in this step, as dropout is."""
-    where: Sequence[str] = ()
-    """File and line of each unit, where they are known."""
-
-    def name_of(self, example: int) -> str:
-        """What to call an example in messages."""
-        places = [place for unit, place in zip(self.units, self.where, strict=False) if example in unit]
-        return f"example {example}" + "".join(f" ({place})" for place in places)
 
 
 class LearnerGroup:
@@ -379,6 +355,13 @@ class LearnerGroup:
         tables = [rank.snapshot.remote() for rank in self.ranks]
         return Snapshot(tables, [rank.snapshot_cost.remote() for rank in self.ranks], time.monotonic())
 
+    def state_bytes(self) -> int:
+        """Size of a snapshot."""
+        sizes: list[int] = self._call(
+            "state_bytes", timeout_s=self._timeouts.call, doing="telling how much it would keep"
+        )
+        return sum(sizes)
+
     def restore(self, snapshot: Snapshot) -> None:
         """Be as a snapshot of a group of the same layout says, which has the same models loaded."""
         pairs = zip(self.ranks, snapshot.tables, strict=True)
@@ -423,31 +406,3 @@ class LearnerGroup:
     def _call(self, method: str, *args: Any, timeout_s: float, doing: str) -> list[Any]:
         calls = {f"learner-{rank}": getattr(handle, method).remote(*args) for rank, handle in enumerate(self.ranks)}
         return list(self._watch.wait(calls, timeout_s=timeout_s, doing=doing).values())
-
-
-@dataclass(frozen=True)
-class GroupPlace:
-    """Where a learner group runs, and how it is waited for."""
-
-    settings: Learner
-    options: Sequence[dict[str, Any]]
-    """Ray options of each rank's actor."""
-    run_dir: Path
-    watch: Watch
-    timeouts: Timeouts
-    interface: str | None = None
-
-
-def start_group(place: GroupPlace) -> LearnerGroup:
-    """Start one actor per rank, and let them meet; they hold no model yet."""
-    settings = place.settings
-    env = {} if any(each["num_gpus"] for each in place.options) else environment_of(settings.threads)
-    kinds = [pulse.watched(LearnerRank).options(runtime_env={"env_vars": env}, **each) for each in place.options]
-    ranks: list[Any] = [kind.remote(rank, settings.ranks, settings) for rank, kind in enumerate(kinds)]
-    group = LearnerGroup(ranks, settings, watch=place.watch, timeouts=place.timeouts)
-    try:
-        group.meet(run_dir=place.run_dir, interface=place.interface)
-    except BaseException:
-        group.close()
-        raise
-    return group

@@ -52,7 +52,7 @@ class Memory(Generic[S]):
         """Remember this moment, if it is time; the ranks copy behind what they were asked before."""
         if self._every:
             self._kept = self._kept[1 - self._every :] if self._every > 1 else []
-        elif not self._is_time():
+        elif not self._is_time() or not self._has_room(learner.state_bytes()):
             return
         self._kept.append(Kept(state, learner.snapshot()))
 
@@ -60,17 +60,20 @@ class Memory(Generic[S]):
         """Whether the newest is whole and has been paid for; forgets those that it replaces."""
         if not self._kept:
             return time.monotonic() >= self._due
-        if not self._kept[-1].snapshot.is_whole():
-            return False
         newest = self._kept[-1].snapshot
-        cost = newest.cost()
-        del self._kept[:-1]
-        if 2 * cost.num_bytes > self._room:
-            log.warning("no snapshots of the learner: twice %d bytes are too many for the object store", cost.num_bytes)
-            self._kept.clear()
-            self._due = float("inf")
+        if not newest.is_whole():
             return False
-        return time.monotonic() >= newest.taken + cost.seconds / SHARE
+        del self._kept[:-1]
+        return time.monotonic() >= newest.taken + newest.cost().seconds / SHARE
+
+    def _has_room(self, num_bytes: int) -> bool:
+        """Whether the object store holds the newest and the next; if not, no more are made. The first steps add moments."""
+        if 2 * num_bytes <= self._room:
+            return True
+        log.warning("no snapshots of the learner: twice %d bytes are too many for the object store", num_bytes)
+        self._kept.clear()
+        self._due = float("inf")
+        return False
 
     def newest(self) -> Kept[S] | None:
         """The newest whole moment."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +20,7 @@ from rlhf_dist.cluster.threads import device_of_this_process
 from rlhf_dist.config import Learner, Timeouts
 from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.errors import RunError
-from rlhf_dist.imports import import_deepspeed, import_transformers
+from rlhf_dist.learner import joining
 from rlhf_dist.learner.adapters import is_adapter, save_adapter
 from rlhf_dist.learner.example_batch import ExampleBatch, read_examples
 from rlhf_dist.learner.finite import NotFinite, check_tensors, found_in
@@ -119,35 +117,8 @@ class LearnerRank:
 
     def join(self, host: str, port: int, timeouts: Timeouts, interface: str | None) -> None:
         """Meet the other ranks. Waits for all of them, as long as a start may take."""
-        cuda = torch.cuda.is_available()
         assert self._door is not None, "`open` comes first"
-        rendezvous.choose_interface(self._door.address[0], interface)
-        os.environ.update(
-            RANK=str(self.rank),
-            LOCAL_RANK="0",
-            WORLD_SIZE=str(self.ranks),
-            MASTER_ADDR=host,
-            MASTER_PORT=str(port),
-            LOCAL_SIZE="1",
-            DS_ACCELERATOR="cuda" if cuda else "cpu",
-        )
-        import_transformers()
-        import_deepspeed()
-        import deepspeed
-
-        # DeepSpeed's shared-memory collectives would be compiled here and now: they need g++ and ranks on one machine.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        backend, timeout = "nccl" if cuda else "gloo", timedelta(seconds=timeouts.collective)
-        store = rendezvous.key_store(self._door, host, port, rank=self.rank, ranks=self.ranks, timeout_s=timeouts.start)
-        torch.distributed.init_process_group(
-            backend,
-            store=store,
-            rank=self.rank,
-            world_size=self.ranks,
-            timeout=timeout,
-            device_id=torch.device("cuda", 0) if cuda and self.ranks > 1 else None,
-        )
-        deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
+        joining.join(self._door, host, port, rank=self.rank, ranks=self.ranks, timeouts=timeouts, interface=interface)
 
     def load(self, specs: dict[str, ModelSpec], frozen: dict[str, FrozenSpec], log_dir: str, seed: int) -> Loaded:
         """Load and shard models by name, to train or only to ask, in place of those that are here."""
@@ -370,6 +341,10 @@ class LearnerRank:
             )
         self._snapshot = self._snapshot._replace(num_bytes=table.nbytes)
         return table
+
+    def state_bytes(self) -> int:
+        """Size of a snapshot, made or not."""
+        return sum(value.nbytes for model in self.models.values() for value in model.state().values())
 
     def snapshot_cost(self) -> Cost:
         """What the last one has cost until now: asked right after it, most is Ray's copy into shared memory.

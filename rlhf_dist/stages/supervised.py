@@ -19,8 +19,10 @@ from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.example_view import view
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.errors import ConfigError
-from rlhf_dist.learner.group import GroupPlace, LearnerGroup, SupervisedBatch, start_group
+from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.rank import Loss
+from rlhf_dist.learner.starting import GroupPlace, start_group
+from rlhf_dist.learner.supervised_batch import SupervisedBatch
 from rlhf_dist.models import ends_of, load_tokenizer
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.stages.fitting import check_stage

@@ -18,9 +18,9 @@ from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import POLL_S, Watch, watch_of
 from rlhf_dist.config import RLConfig
 from rlhf_dist.learner.frozen_model import FrozenSpec
-from rlhf_dist.learner.group import GroupPlace, start_group
 from rlhf_dist.learner.memory import Memory
 from rlhf_dist.learner.model_spec import ModelSpec
+from rlhf_dist.learner.starting import GroupPlace, start_group
 from rlhf_dist.parts import NoTurns, Parts, Turns
 from rlhf_dist.planning.roles import model_folders, sizes_of
 from rlhf_dist.planning.sharing import OWN_CARD, SharedCard

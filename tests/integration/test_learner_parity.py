@@ -21,11 +21,12 @@ from rlhf_dist.errors import NumbersError
 from rlhf_dist.learner import saving
 from rlhf_dist.learner.example_batch import ExampleBatch
 from rlhf_dist.learner.frozen_model import FrozenSpec
-from rlhf_dist.learner.group import LearnerGroup, SupervisedBatch
+from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.optimizer_state import PIECES
 from rlhf_dist.learner.rank import LearnerRank
+from rlhf_dist.learner.supervised_batch import SupervisedBatch
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PolicyModel, load_policy, pack
 from rlhf_dist.records import RowKey, Sample

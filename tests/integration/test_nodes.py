@@ -93,7 +93,7 @@ from rlhf_dist.cluster.session import session
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Cluster, Learner, Optimizer, Timeouts
 from rlhf_dist.errors import EnvironmentProblem
-from rlhf_dist.learner.group import GroupPlace, start_group
+from rlhf_dist.learner.starting import GroupPlace, start_group
 from rlhf_dist.learner.model_spec import ModelSpec
 
 address, model, run_dir = sys.argv[1:]

@@ -9,8 +9,9 @@ from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Learner, Timeouts
 from rlhf_dist.errors import NumbersError
 from rlhf_dist.learner.finite import found_in
-from rlhf_dist.learner.group import MOST_LEFT_OUT, LearnerGroup, SupervisedBatch
+from rlhf_dist.learner.group import MOST_LEFT_OUT, LearnerGroup
 from rlhf_dist.learner.policy_update import Updated
+from rlhf_dist.learner.supervised_batch import SupervisedBatch
 from rlhf_dist.models.wrapped import RowLayout
 from rlhf_dist.records import RowKey
 

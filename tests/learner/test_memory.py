@@ -34,6 +34,9 @@ class World:
         self.made.append(Moment(len(self.made), self.now, self.cost, self.whole))
         return self.made[-1]
 
+    def state_bytes(self) -> int:
+        return self.cost.num_bytes
+
     def restore(self, moment: Moment) -> None:
         self.restored.append(moment.number)
 
@@ -74,9 +77,20 @@ def test_the_next_one_waits_until_the_last_is_whole_and_that_one_serves_meanwhil
     assert kept.state == "at 1010"
 
 
-def test_none_is_kept_that_would_fill_the_object_store(world: World) -> None:
+def test_none_is_made_that_would_fill_the_object_store(world: World) -> None:
     world.cost = Cost(0.001, 300)
     memory: Memory[str] = Memory(1000)
+    world.keep(memory, *[10.0] * 5)
+    assert not world.made
+    assert memory.newest() is None
+
+
+def test_one_that_grew_is_not_made_again(world: World) -> None:
+    """An optimiser has no moments before its first step."""
+    world.cost = Cost(0.001, 100)
+    memory: Memory[str] = Memory(1000)
+    world.keep(memory, 10.0)
+    world.cost = Cost(0.001, 300)
     world.keep(memory, *[10.0] * 5)
     assert len(world.made) == 1
     assert memory.newest() is None
