@@ -10,6 +10,8 @@ from rlhf_dist.errors import UserError
 from rlhf_dist.planning.plan import Machines, Plan, make_plan, make_plans
 from rlhf_dist.planning.sizes import ModelSize
 
+MOST_PARALLEL = 8
+"""Cards of a node, as most nodes have."""
 MORE_CARDS = "more GPUs (--nodes, --gpus-per-node), or a smaller model"
 
 
@@ -73,15 +75,15 @@ def _changes(config: Job, machines: Machines) -> Iterator[str]:
 
 
 def _of_scorers(config: RLJob) -> Iterator[str]:
-    """A reference in the learner's ranks is cut over them; a reward model has only its own device."""
+    """A reference in the learner's ranks is cut over them; scorers, and engines, over cards of their own."""
     if "reference" in config.scoring_workers:
         yield "scoring.reference_on=learner"
     if config.cluster.placement != "disaggregated":
         yield "cluster.placement=disaggregated"
-    parallel = config.rollout.tensor_parallel
-    while parallel < 8:
-        parallel *= 2
-        yield f"rollout.tensor_parallel={parallel}"
+    for section, parallel in (("scoring", config.scoring.tensor_parallel), ("rollout", config.rollout.tensor_parallel)):
+        while parallel < MOST_PARALLEL:
+            parallel *= 2
+            yield f"{section}.tensor_parallel={parallel}"
 
 
 def _longest(config: Any) -> int:

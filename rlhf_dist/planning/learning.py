@@ -109,7 +109,7 @@ def gradient_bytes(work: LearnerWork, learner: Learner) -> float:
 
 def update_parts(work: LearnerWork, learner: Learner) -> Parts:
     """A micro-batch of the most tokens through the model that needs most: one after the other they go forward and back."""
-    tokens, dtype = learner.micro_batch_tokens, learner.dtype
+    tokens, dtype = tokens_of_a_rank(learner), learner.dtype
     checkpointing = learner.gradient_checkpointing
 
     def needs(size: ModelSize) -> Parts:
@@ -128,8 +128,13 @@ def update_parts(work: LearnerWork, learner: Learner) -> Parts:
     return {name: value for name, value in {**most, "ZeRO's buffers": buffers}.items() if value}
 
 
+def tokens_of_a_rank(learner: Learner) -> int:
+    """Tokens of a micro-batch that one rank computes; with `sequence_parallel` ranks share its row."""
+    return -(-learner.micro_batch_tokens // learner.sequence_parallel)
+
+
 def _looking(size: ModelSize, learner: Learner) -> Parts:
-    tokens, dtype = learner.micro_batch_tokens, learner.dtype
+    tokens, dtype = tokens_of_a_rank(learner), learner.dtype
     return {
         "activations": looking_bytes(size, dtype, tokens),
         "head": head_bytes(size, dtype, tokens, learns=False),

@@ -44,6 +44,13 @@ def test_checkpointing_and_smaller_micro_batches_shrink_activations_only() -> No
         assert plain[part] == less[part] == half[part]
 
 
+def test_ranks_that_share_rows_have_a_part_of_the_activations_and_all_the_rest() -> None:
+    apart = learner_memory(config(learner={"ranks": 2, "attention": "varlen"}), SIZES)
+    shared = learner_memory(config(learner={"ranks": 2, "attention": "varlen", "sequence_parallel": 2}), SIZES)
+    assert shared["activations"] == apart["activations"] / 2
+    assert {**shared, "activations": 0, "head": 0} == {**apart, "activations": 0, "head": 0}
+
+
 def test_models_that_learners_only_ask_are_cut_over_the_ranks_whatever_the_stage() -> None:
     shared = {"zero_stage": 1, "ranks": 4, "precision": "bf16"}
     plain, held = learner_memory(config(learner=shared), SIZES), {"reference_on": "learner"}

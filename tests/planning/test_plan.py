@@ -69,6 +69,9 @@ def test_advice_is_what_makes_the_plan_fit() -> None:
     large = {**sizes, "reference": ModelSize(**{**vars(SIZE), "parameters": 45 * 10**9})}
     changes = advice(rl(learner={"ranks": 8}), machines, large)
     assert changes == ["scoring.reference_on=learner"]
+    # A reward model has no such way out: it is cut over cards.
+    large = {**sizes, "reward": ModelSize(**{**vars(SIZE), "parameters": 45 * 10**9})}
+    assert advice(rl(learner={"ranks": 8}), machines, large) == ["scoring.tensor_parallel=2"]
     for wrong in (rl(learner={"ranks": 1}), rl(learner={"ranks": 2, "zero_stage": 1})):
         helping = advice(wrong, machines, sizes)
         assert any("learner.ranks" in change or "cpu_offload" in change for change in helping), helping
