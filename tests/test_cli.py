@@ -117,7 +117,7 @@ def test_plan_fits_or_says_what_does_not(cli: Callable[..., Done], config_file: 
     plan = ("plan", config_file, "--nodes", "2", "--gpus-per-node", "2")
     done = cli(*plan)
     assert done.returncode == 0, done.stderr
-    for text in ("1 rollout workers", "learner-0", "activations", "update_weights", "Bottleneck:"):
+    for text in ("1 rollout workers", "learner-0", "activations", "update_weights", "object store", "Bottleneck:"):
         assert text in done.stdout
     small = cli(*plan, "--set", "learner.ranks=2")
     assert small.returncode == 2

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rlhf_dist.config import RLJob
 from rlhf_dist.planning.activations import BYTES
 from rlhf_dist.planning.sizes import ModelSize
-from rlhf_dist.planning.weight_seconds import Way, publish_and_pull, steps, way_of
+from rlhf_dist.planning.weight_seconds import Way, publish_and_pull, steps, way_of, wire_bytes
 
 GENERATED_SHARE = 0.6
 """Mean answer length over max_new_tokens, where nothing is measured yet."""
@@ -93,9 +93,8 @@ def phase_seconds(
     asked = 2 * sum(sizes[role].parameters for role in config.frozen)
     critic = sizes["critic"].parameters if learner.critic == "model" else 0
     update = (training + looking_back) * policy.parameters + (training + 2) * critic + asked
-    wire_bytes = (policy.adapted if learner.lora else policy.parameters) * BYTES[config.wire_dtype]
     way = way or way_of(config, device.network_gb, gpus=gpus)
-    publish, pull = publish_and_pull(steps(wire_bytes, way, "object store"), way)
+    publish, pull = publish_and_pull(steps(wire_bytes(config, policy), way, "object store"), gpus=gpus)
     return {
         "gen": _generation(config, policy, device, samples / rollout_workers, (prompt, answer), gpus=gpus),
         "score": scoring * tokens / rate("scoring"),

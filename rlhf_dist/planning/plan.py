@@ -16,7 +16,7 @@ from rlhf_dist.planning.machine import GIB, cores, memory_bytes
 from rlhf_dist.planning.processes import CONTEXT_BYTES, HOST_BYTES
 from rlhf_dist.planning.scenes import Scene, scenes
 from rlhf_dist.planning.sizes import ModelSize
-from rlhf_dist.planning.weight_seconds import way_of
+from rlhf_dist.planning.weight_seconds import Steps, steps, transports, way_of, wire_bytes
 from rlhf_dist.store.weights import KEPT_VERSIONS
 
 
@@ -59,6 +59,8 @@ class Plan:
     """Seconds; none for stages of which nothing is known."""
     device: Device
     rollout_workers: int
+    transports: dict[str, Steps] = field(default_factory=dict)
+    """Seconds of each step of a weight version, by transport."""
 
     @property
     def gpus(self) -> bool:
@@ -196,14 +198,17 @@ def _plan(scene: Scene, config: Job, machines: Machines, sizes: dict[str, ModelS
     workers = _seat_engines(scene, seats, gpus=gpus)
     device = device_of(machines.gpu_memory, gpus=gpus)
     seconds: dict[str, float] = {}
+    ways: dict[str, Steps] = {}
     if isinstance(config, RLJob) and "rollout" in scene.memory:
         nodes = {
             role: {seat.node for seat in seats for actor in seat.actors if actor.role == role} for role in scene.memory
         }
         way = way_of(config, device.network_gb, gpus=gpus, nodes=nodes)
         seconds = phase_seconds(config, sizes, device, rollout_workers=workers, gpus=gpus, way=way)
+        num_bytes = wire_bytes(config, sizes["policy"])
+        ways = {name: steps(num_bytes, way, name) for name in transports(way)}
     taken = [seat for seat in seats if seat.actors]
-    return Plan(machines, scene, taken, machines.gpu_memory * 1e9, seconds, device, workers)
+    return Plan(machines, scene, taken, machines.gpu_memory * 1e9, seconds, device, workers, ways)
 
 
 def _seat_bundles(layout: Layout, seats: list[Seat], *, gpus: bool) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf_dist.planning.machine import GIB, MIB
+from rlhf_dist.planning.weight_seconds import dominant, publish_and_pull
 
 if TYPE_CHECKING:
     from rlhf_dist.config import Job
@@ -40,6 +41,7 @@ def show_plan(console: Console, plan: Plan) -> None:
         console.print(f"Host memory of node {node}: {size(used)} of processes{beside}.", highlight=False)
     if plan.phases:
         console.print(_phases(plan))
+        console.print(_weights(plan))
         phase, advice = plan.bottleneck()
         console.print(f"Bottleneck: [bold]{phase}[/]; {advice} would help.", highlight=False)
     for problem in plan.problems():
@@ -85,6 +87,14 @@ def _phases(plan: Plan) -> Table:
     longest = max(plan.phases.values())
     for phase, seconds in plan.phases.items():
         table.add_row(phase, f"{seconds:.3g}", "█" * max(1, round(24 * seconds / longest)))
+    return table
+
+
+def _weights(plan: Plan) -> Table:
+    table = Table("transport", "seconds", "longest", "of which", title="A weight version on its way, expected")
+    for name, found in plan.transports.items():
+        told = ", ".join(f"{step} {seconds:.2g}" for step, seconds in found.items())
+        table.add_row(name, f"{sum(publish_and_pull(found, gpus=plan.gpus)):.2g}", dominant(found), told)
     return table
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from rlhf_dist.config import RLJob
+from rlhf_dist.planning.activations import BYTES
+from rlhf_dist.planning.sizes import ModelSize
 
 GB = 1e9
 NVLINK = 150 * GB
@@ -82,6 +84,11 @@ def way_of(config: RLJob, network_gb: float, *, gpus: bool, nodes: Mapping[str, 
     )
 
 
+def wire_bytes(config: RLJob, policy: ModelSize) -> float:
+    """Of a version after the first, which with adapters is only what these change."""
+    return float((policy.adapted if config.learner.lora else policy.parameters) * BYTES[config.wire_dtype])
+
+
 Steps = dict[str, float]
 """What is done, in order, to its seconds."""
 
@@ -124,17 +131,17 @@ def steps(num_bytes: float, way: Way, transport: str) -> Steps:
     return found
 
 
-def publish_and_pull(found: Steps, way: Way) -> tuple[float, float]:
+def publish_and_pull(found: Steps, *, gpus: bool) -> tuple[float, float]:
     """Seconds of publication, whose steps overlap where GPUs' hosts have the cores, and of an engine's pull.
 
     Args:
         found: the steps.
-        way: between whom.
+        gpus: whether they are between GPUs, whose hosts have cores for all of them.
     """
     sending = {name: found.get(name, 0.0) for name in ("GPU to host", "hash", "copy to the object store")}
     gather = found.get("gather", 0.0)
     pull = sum(seconds for name, seconds in found.items() if name not in sending and name != "gather")
-    return (gather + max(sending.values()) if way.gpus else gather + sum(sending.values())), pull
+    return (gather + max(sending.values()) if gpus else gather + sum(sending.values())), pull
 
 
 def dominant(found: Steps) -> str:
