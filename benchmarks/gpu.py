@@ -40,8 +40,18 @@ def qwen2(*, quick: bool) -> Any:
     """The shape of Qwen2.5 1.5 B, or of four layers of Qwen2 0.5 B."""
     from transformers import Qwen2Config
 
-    shape = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}
-    small = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 4, "num_attention_heads": 14}
+    shape: dict[str, Any] = {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+    }
+    small: dict[str, Any] = {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 14,
+    }
     return Qwen2Config(
         **(small if quick else shape),
         num_key_value_heads=2,
