@@ -22,10 +22,10 @@ from rlhf_dist.errors import EnvironmentProblem, NumbersError
 from rlhf_dist.learner.finite import check_metrics, found_in, told
 from rlhf_dist.learner.frozen_model import FrozenSpec
 from rlhf_dist.learner.imitation import Imitation
-from rlhf_dist.learner.model_spec import ModelSpec
+from rlhf_dist.learner.model_spec import Loaded, ModelSpec
 from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.policy_update import Updated
-from rlhf_dist.learner.rank import Loaded, Loss
+from rlhf_dist.learner.rank import Loss
 from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.learner.snapshot import Snapshot
 from rlhf_dist.learner.supervised_batch import SupervisedBatch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +13,16 @@ from rlhf_dist.errors import ConfigError, ModelError
 from rlhf_dist.learner.adapters import adapt
 from rlhf_dist.learner.saving import check_can_be_saved
 from rlhf_dist.models import PolicyModel, ValueModel, load_policy, load_value_model, read_config
+from rlhf_dist.models.wrapped import RowLayout
+
+
+class Loaded(NamedTuple):
+    """What a rank says of the models that it loaded."""
+
+    parameters: int
+    """Of the first one."""
+    layout: RowLayout
+    """How sequences must lie in rows for all of them."""
 
 
 @dataclass(frozen=True)

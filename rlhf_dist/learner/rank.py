@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from rlhf_dist.learner.finite import NotFinite, check_tensors, found_in
 from rlhf_dist.learner.frozen_model import FrozenModel, FrozenSpec
 from rlhf_dist.learner.holding import Holding
 from rlhf_dist.learner.imitation import Imitation, imitate
-from rlhf_dist.learner.model_spec import ModelSpec
+from rlhf_dist.learner.model_spec import Loaded, ModelSpec
 from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.policy_update import Models, Updated, update
 from rlhf_dist.learner.publication import Publication
@@ -51,15 +51,6 @@ log = logging.getLogger(__name__)
 
 Loss = Callable[[TrainedModel, ExampleBatch], tuple[torch.Tensor, dict[str, float]]]
 """A stage's loss on one micro-batch: a sum over its units, and sums of further metrics."""
-
-
-class Loaded(NamedTuple):
-    """What a rank says of the models that it loaded."""
-
-    parameters: int
-    """Of the first one."""
-    layout: RowLayout
-    """How sequences must lie in rows for all of them."""
 
 
 class LearnerRank:
