@@ -308,6 +308,12 @@ def chosen(group: LearnerGroup, **changes: Any) -> None:
     ray.get([rank.choose.remote(group.settings) for rank in group.ranks])
 
 
+def saved_weights(group: LearnerGroup, name: str, folder: Path) -> dict[str, torch.Tensor]:
+    group.save(name, folder)
+    group.written(folder)
+    return {key: tensor for file in folder.glob("*.safetensors") for key, tensor in load_file(file).items()}
+
+
 def compare(case: Any, found: dict[str, Any], ranks: int, *, within: float) -> None:
     if ranks == 1:
         SEEN[case] = found
@@ -340,8 +346,7 @@ def test_log_probs_entropies_values_losses_and_weights_are_those_of_whole_rows(
     for model in ("policy", "critic"):
         told = shared.predict(model, every[4])
         found[f"{model} says"] = [told[number] for number in sorted(told)]
-        shared.save(model, tmp_path / model)
-        found |= load_file(tmp_path / model / "model.safetensors")
+        found |= saved_weights(shared, model, tmp_path / model)
     (said,) = {tuple(each) for each in ray.get([rank.probe.remote(list(range(3, 40))) for rank in shared.ranks])}
     compare(stage, found | {"probe": said}, len(shared.ranks), within=1e-5)
 
@@ -391,8 +396,7 @@ def test_an_update_of_policy_and_values_is_that_of_whole_rows(
     )
     facts = shared.update(rows_of_experience(), objective, now)
     assert len(facts) > 20
-    shared.save("policy", tmp_path / "policy")
-    weights = load_file(tmp_path / "policy" / "model.safetensors")
+    weights = saved_weights(shared, "policy", tmp_path / "policy")
     compare("update", facts | weights, len(shared.ranks), within=1e-5)
 
 
