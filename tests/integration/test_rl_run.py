@@ -219,6 +219,14 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does(folders: Folders, 
         assert torch.equal(a, b)
 
 
+def uncompared(run: Path) -> list[dict[str, float]]:
+    """Metrics without the comparisons of engine and learner, which a resumed run makes anew."""
+    return [
+        {key: value for key, value in row.items() if not key.startswith(("weights/probe_", "weights/decode_"))}
+        for row in metrics(run)
+    ]
+
+
 def test_a_run_with_adapters_sends_what_they_change_and_goes_on_from_its_base_as_if_uninterrupted(
     folders: Folders, tmp_path: Path
 ) -> None:
@@ -235,7 +243,7 @@ def test_a_run_with_adapters_sends_what_they_change_and_goes_on_from_its_base_as
     broken = shutil.copytree(whole, tmp_path / "adapters-broken", ignore=shutil.ignore_patterns("step-000002"))
     shutil.rmtree(broken / "policy")
     train(config, broken, resume=True)
-    assert metrics(broken) == metrics(whole)
+    assert uncompared(broken) == uncompared(whole)
     for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
         assert (broken / "policy" / file).read_bytes() == (whole / "policy" / file).read_bytes()
 
