@@ -14,7 +14,7 @@ def zero_buffers(hidden: int, stage: int) -> dict[str, int]:
     """Settings of DeepSpeed's `zero_optimization`, in elements.
 
     Buckets are of the rule that Hugging Face's `auto` is, hidden size squared, or a projection; ZeRO-3 holds two layers at a
-    time, the one that computes and the one that is fetched.
+    time, the one that computes and the one that is fetched, also of models so small that a bucket has many of them.
 
     Args:
         hidden: the model's hidden size.
@@ -23,7 +23,7 @@ def zero_buffers(hidden: int, stage: int) -> dict[str, int]:
     bucket = max(hidden**2, LEAST_BUCKET)
     if stage < 3:
         return {"reduce_bucket_size": bucket}
-    live = 2 * LAYER * bucket
+    live = 2 * LAYER * hidden**2
     return {
         "reduce_bucket_size": bucket,
         "stage3_prefetch_bucket_size": int(0.9 * bucket),
