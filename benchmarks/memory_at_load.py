@@ -3,7 +3,7 @@
 Two gloo ranks on this machine, a random Llama in bf16 files, each ZeRO stage. `before`: every rank reads the whole model in fp32,
 as versions before did. What counts is a rank's own memory (RssAnon, sampled every few milliseconds): pages of files, which all
 processes of a node share and which the system takes back at will, are a column of their own. A plain Python with torch and
-DeepSpeed is taken off. glibc keeps freed blocks of up to 32 MiB, gathered weights among them, and would be counted as theirs: here
+DeepSpeed is taken off. glibc keeps freed blocks of up to 32 MiB, gathered weights among them: here
 blocks of a megabyte go back at once.
 """
 
@@ -20,7 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.update(OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="1000000", HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", PYTHONWARNINGS="ignore")
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    MALLOC_MMAP_THRESHOLD_="1000000",
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_VERBOSITY="error",
+    PYTHONWARNINGS="ignore",
+)
 
 import torch
 from contract import arguments, publish
