@@ -15,6 +15,7 @@ NAMES = (
     "iteration",
     "weight_sync",
     "memory",
+    "memory_at_load",
     "gpu",
     "feedback",
     "reward_models",
