@@ -20,7 +20,8 @@ from rlhf_dist.config.rewards import (
     Reward,
     Safety,
 )
-from rlhf_dist.config.rl import RL, Experience, RLConfig, RLJob, StopOn
+from rlhf_dist.config.rl import RLConfig, RLJob
+from rlhf_dist.config.rounds import RL, Experience, StopOn
 from rlhf_dist.config.sections import (
     Cluster,
     DataFile,

@@ -12,6 +12,7 @@ from rlhf_dist.algorithms.bounds import LEAST, MOST
 
 if TYPE_CHECKING:
     from rlhf_dist.config.algorithm import Algorithm, Correction
+    from rlhf_dist.config.rl import RLJob
 
 WITH_CRITIC = ("gae_lambda", "gae_lambda_policy", "gae_length_alpha", "clip_value", "critic_warmup")
 """Settings that only a critic gives a meaning."""
@@ -158,3 +159,59 @@ def _of_coefficients(a: Algorithm) -> list[tuple[bool, str]]:
             f"{MOST:g}, between which the adaptive coefficient stays",
         ),
     ]
+
+
+def idle_of_run(job: RLJob) -> dict[str, str]:
+    """Settings of a run that nothing reads, and what would; by their keys."""
+    critic, rl, algorithm = job.learner.critic, job.rl, job.algorithm
+    head = "expected `learner.policy`, by which a head is trained too"
+    none = "leave it out, since there is no critic"
+    one_step = rl.epochs * rl.mini_batches == 1
+    several = "expected it beside `rl.epochs` or `rl.mini_batches` above 1: the policy of an only step is the old one"
+    unscored = "expected it beside a `reward` with a weight"
+    idle = {
+        "algorithm.positive_nll_coef": (not job.has_reward, unscored),
+        "correction.proximal": (
+            job.ratio_is_one,
+            "expected it beside `rl.epochs` or `rl.mini_batches` above 1: an only step sees the policy that sampled",
+        ),
+        "learner.value": (critic != "model", head if critic == "value_head" else none),
+        "critic": (critic != "model", none if critic == "none" else head),
+        "algorithm.value_coef": (critic != "value_head", "expected it beside learner.critic value_head alone"),
+        "algorithm.teacher_coef": (job.teacher is None, "expected it beside `teacher`"),
+        "scoring.reference_workers": (
+            job.is_own_reference,
+            "expected it beside `reference`: the policy with its adapters off needs no worker",
+        ),
+        "scoring.reference_on": (
+            job.is_own_reference,
+            "expected it beside `reference`: the policy with its adapters off needs no other",
+        ),
+        "scoring.teacher_workers": (job.teacher is None, "expected it beside `teacher`"),
+        "scoring.teacher_on": (job.teacher is None, "expected it beside `teacher`"),
+        "scoring.tensor_parallel": (
+            max(map(job.devices_of_scorer, job.scoring_workers)) == 1,
+            "expected it above 1, beside a worker that holds a model",
+        ),
+        "scoring.frozen_on_host": (
+            not job.frozen,
+            "expected `scoring.reference_on` or `scoring.teacher_on: learner` beside it",
+        ),
+        **{f"scoring.{role}_workers": (True, f"expected `scoring.{role}_on: workers`") for role in job.frozen},
+        "rl.max_policy_kl": (rl.epochs == 1, "expected it beside `rl.epochs` above 1, which it ends"),
+        "rl.ptx_batch": (rl.ptx_coef == 0, "expected it beside `rl.ptx_coef` above 0"),
+        "demonstrations": (rl.ptx_coef == 0, "expected it beside `rl.ptx_coef` above 0"),
+        "checkpoints_kept": (job.checkpoint_every == 0, "expected it beside `checkpoint_every`"),
+        "checkpoints_kept.by": (
+            job.checkpoints_kept.best == 0,
+            "expected it beside `checkpoints_kept.best` above 0",
+        ),
+        "rl.stop_on.patience": (rl.stop_on.gold_drop is None, "expected it beside `rl.stop_on.gold_drop`"),
+        "rl.stop_on.ratio_above": (one_step, several),
+        "rl.stop_on.policy_kl_above": (one_step, several),
+        "rl.stop_on.then": (not rl.stop_on.bands, "expected it beside a band, e.g. `rl.stop_on.kl_above`"),
+        "rl.stop_on.roll_backs": (rl.stop_on.then == "stop", "expected it beside `rl.stop_on.then: roll_back`"),
+    }
+    found = {key: instead for key, (is_idle, instead) in idle.items() if is_idle}
+    found |= {f"algorithm.{name}": instead for name, instead in algorithm.idle().items()}
+    return found | {f"correction.{name}": instead for name, instead in job.correction.idle().items()}

@@ -2,94 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from rlhf_dist.config.algorithm import Algorithm, Correction
+from rlhf_dist.config.effects import idle_of_run
 from rlhf_dist.config.job import ScoringJob
 from rlhf_dist.config.methods import method_named
 from rlhf_dist.config.rewards import GOLD, ModelReward, Rewards, Safety, check_names, devices_of_scorer
-from rlhf_dist.config.sections import Prompts, Section, Weights
+from rlhf_dist.config.rounds import RL, CheckpointsKept, Experience
+from rlhf_dist.config.sections import Prompts, Weights
 from rlhf_dist.config.supervised import Demonstrations
 
 LEAST_SHARE = 0.005
 """Of a GPU for each scorer on it; Ray counts in ten thousandths, and scorers have a fifth of a device."""
-
-
-class StopOn(Section):
-    """Bands that end a run, or undo what led out of them, when an iteration leaves them."""
-
-    then: Literal["stop", "roll_back"] = Field(
-        "stop",
-        description="stop: the run ends, and the policy is saved as it then is; roll_back: the learner goes back to where it was "
-        "before the update that led there, and on with the next prompts",
-    )
-    roll_backs: int = Field(
-        3, ge=1, description="roll-backs in a row after which a run goes on; it stops with the next"
-    )
-    ratio_above: float | None = Field(
-        None, gt=1, description="largest ratio of a token's probabilities, new policy over old, in an update"
-    )
-    policy_kl_above: float | None = Field(
-        None, gt=0, description="KL of the old to the new policy over an update, nats per token"
-    )
-    kl_above: float | None = Field(None, gt=0, description="KL to the reference, nats per answer")
-    length_below: float | None = Field(None, gt=0, description="mean tokens per answer")
-    length_above: float | None = Field(None, gt=0, description="mean tokens per answer")
-    gold_drop: float | None = Field(
-        None, gt=0, description="the gold score's mean over `patience` iterations falls this far below its best"
-    )
-    patience: int = Field(5, ge=1, description="iterations over which the gold score is averaged")
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        """Names of the bands that are set."""
-        names = ("ratio_above", "policy_kl_above", "kl_above", "length_below", "length_above", "gold_drop")
-        return tuple(name for name in names if getattr(self, name) is not None)
-
-
-class RL(Section):
-    """Rounds of rollouts and updates; what an update minimises is `Algorithm`'s."""
-
-    iterations: int = Field(100, ge=1, description="rollout-and-update rounds")
-    prompts_per_iteration: int = Field(64, ge=1, description="prompts of one round")
-    epochs: int = Field(1, ge=1, le=100, description="passes over each round's samples")
-    mini_batches: int = Field(1, ge=1, description="optimiser steps per pass")
-    max_policy_kl: float | None = Field(
-        None,
-        gt=0,
-        description="no epoch follows one whose mean KL of the old to the new policy exceeds this, in nats per token",
-    )
-    ptx_coef: float = Field(
-        0.0, ge=0, description="weight of the loss on demonstrations beside RL's: PPO-ptx (arXiv:2203.02155, eq. 2)"
-    )
-    ptx_batch: int = Field(32, ge=1, description="demonstrations in each optimiser step, where ptx_coef is above 0")
-    stop_on: StopOn = StopOn()
-
-
-class Experience(Section):
-    """The experience store."""
-
-    max_staleness: Literal[0] = Field(0, description="weight versions that a sample may lag; 0: strictly on-policy")
-    keep: bool = Field(False, description="write every iteration's samples as Arrow files into the run folder")
-    capacity_rows: int | None = Field(
-        None, ge=1, description="most samples held at once; null: what the schedule needs"
-    )
-
-
-class CheckpointsKept(Section):
-    """Which checkpoints stay; older ones are deleted when a newer one is whole."""
-
-    last: int = Field(2, ge=1, description="newest checkpoints that stay with all that --resume needs")
-    best: int = Field(
-        1, ge=0, description="of older ones, the policies (and critics) that stay: those with the highest `by`"
-    )
-    by: str = Field(
-        "critic/rewards/mean",
-        description="metric of the iteration before the checkpoint: critic/rewards/mean (scores less the KL penalty), "
-        "critic/score/mean, or reward/NAME/mean of one of the rewards",
-    )
 
 
 class RLJob(ScoringJob):
@@ -204,60 +131,7 @@ class RLJob(ScoringJob):
 
     def idle(self) -> dict[str, str]:
         """What another setting would have to be there for."""
-        critic, rl, algorithm = self.learner.critic, self.rl, self.algorithm
-        head = "expected `learner.policy`, by which a head is trained too"
-        none = "leave it out, since there is no critic"
-        one_step = rl.epochs * rl.mini_batches == 1
-        several = (
-            "expected it beside `rl.epochs` or `rl.mini_batches` above 1: the policy of an only step is the old one"
-        )
-        unscored = "expected it beside a `reward` with a weight"
-        idle = {
-            "algorithm.positive_nll_coef": (not self.has_reward, unscored),
-            "correction.proximal": (
-                self.ratio_is_one,
-                "expected it beside `rl.epochs` or `rl.mini_batches` above 1: an only step sees the policy that sampled",
-            ),
-            "learner.value": (critic != "model", head if critic == "value_head" else none),
-            "critic": (critic != "model", none if critic == "none" else head),
-            "algorithm.value_coef": (critic != "value_head", "expected it beside learner.critic value_head alone"),
-            "algorithm.teacher_coef": (self.teacher is None, "expected it beside `teacher`"),
-            "scoring.reference_workers": (
-                self.is_own_reference,
-                "expected it beside `reference`: the policy with its adapters off needs no worker",
-            ),
-            "scoring.reference_on": (
-                self.is_own_reference,
-                "expected it beside `reference`: the policy with its adapters off needs no other",
-            ),
-            "scoring.teacher_workers": (self.teacher is None, "expected it beside `teacher`"),
-            "scoring.teacher_on": (self.teacher is None, "expected it beside `teacher`"),
-            "scoring.tensor_parallel": (
-                max(map(self.devices_of_scorer, self.scoring_workers)) == 1,
-                "expected it above 1, beside a worker that holds a model",
-            ),
-            "scoring.frozen_on_host": (
-                not self.frozen,
-                "expected `scoring.reference_on` or `scoring.teacher_on: learner` beside it",
-            ),
-            **{f"scoring.{role}_workers": (True, f"expected `scoring.{role}_on: workers`") for role in self.frozen},
-            "rl.max_policy_kl": (rl.epochs == 1, "expected it beside `rl.epochs` above 1, which it ends"),
-            "rl.ptx_batch": (rl.ptx_coef == 0, "expected it beside `rl.ptx_coef` above 0"),
-            "demonstrations": (rl.ptx_coef == 0, "expected it beside `rl.ptx_coef` above 0"),
-            "checkpoints_kept": (self.checkpoint_every == 0, "expected it beside `checkpoint_every`"),
-            "checkpoints_kept.by": (
-                self.checkpoints_kept.best == 0,
-                "expected it beside `checkpoints_kept.best` above 0",
-            ),
-            "rl.stop_on.patience": (rl.stop_on.gold_drop is None, "expected it beside `rl.stop_on.gold_drop`"),
-            "rl.stop_on.ratio_above": (one_step, several),
-            "rl.stop_on.policy_kl_above": (one_step, several),
-            "rl.stop_on.then": (not rl.stop_on.bands, "expected it beside a band, e.g. `rl.stop_on.kl_above`"),
-            "rl.stop_on.roll_backs": (rl.stop_on.then == "stop", "expected it beside `rl.stop_on.then: roll_back`"),
-        }
-        found = {key: instead for key, (is_idle, instead) in idle.items() if is_idle}
-        found |= {f"algorithm.{name}": instead for name, instead in algorithm.idle().items()}
-        return found | {f"correction.{name}": instead for name, instead in self.correction.idle().items()}
+        return idle_of_run(self)
 
     @model_validator(mode="after")
     def _settings_fit_each_other(self) -> Self:
