@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_dist.cluster.placement import Layout, Place, lay_out
+from rlhf_dist.cluster.placement import Layout, Place, lay_out, lay_out_ranks
 from rlhf_dist.config import DPOConfig, EvaluateConfig, Job, PipelineConfig, RewardConfig, RLJob, Rollout, SFTConfig
 from rlhf_dist.config.job import ScoringJob
 from rlhf_dist.config.rewards import devices_of_scorer
@@ -90,10 +90,7 @@ def _training(
     learner, gpus = config.learner, gpu_bytes is not None
     row = masked_row(learner.attention, learner.row_tokens or learner.micro_batch_tokens, gpus=gpus)
     found = learner_phases(LearnerWork((size,), lora=lora, masked_row=row), learner, learns=learns)
-    share = config.cluster.gpu_share if gpus else 0.0
-    places = tuple(Place("learner", rank, 1.0, share, rank) for rank in range(learner.ranks))
-    bundles = tuple({"CPU": 1.0, "GPU": share} if gpus else {"CPU": 1.0} for _ in places)
-    return Scene(title, Layout(places, bundles), {"learner": found})
+    return Scene(title, lay_out_ranks(learner, config.cluster, gpus=gpus), {"learner": found})
 
 
 def _sampling(
