@@ -114,12 +114,7 @@ class LearnerRank:
     def load(self, specs: dict[str, ModelSpec], frozen: dict[str, FrozenSpec], log_dir: str, seed: int) -> Loaded:
         """Load and shard models by name, to train or only to ask, in place of those that are here."""
         logs.to_file(log_dir, f"learner-{self.rank}")
-        held: list[TrainedModel | FrozenModel] = [*self.models.values(), *self.frozen.values()]
-        for old in held:
-            old.free()
-        del held
-        self.models.clear()
-        self.frozen.clear()
+        self._free()
         torch.manual_seed(seed)
         for name, spec in specs.items():
             self.models[name] = self._load(spec)
@@ -131,6 +126,17 @@ class LearnerRank:
         layouts = {model.module.layout for model in self.models.values()}
         layouts |= {model.layout for model in self.frozen.values()}
         return Loaded(sum(int(np.prod(shape)) for _, shape in first.shapes()), max(layouts, key=[*RowLayout].index))
+
+    def _free(self) -> None:
+        for old in self._held:
+            old.free()
+        self.models.clear()
+        self.frozen.clear()
+
+    @property
+    def _held(self) -> list[TrainedModel | FrozenModel]:
+        """All models."""
+        return [*self.models.values(), *self.frozen.values()]
 
     def renew(self, name: str, spec: FrozenSpec) -> None:
         """Load a model that is only asked, in place of one that has its name."""
@@ -359,13 +365,13 @@ class LearnerRank:
     def offload(self) -> None:
         """Move what only an update needs to the host: an engine that shares the device wakes next."""
         with tracing.span("states away"):
-            away = sum(model.states.leave() for model in self.models.values())
-        log.info("the optimisers' states are away", extra={"bytes": away})
+            away = sum(model.states.leave() for model in self._held)
+        log.info("what only an update needs is away", extra={"bytes": away})
 
     def reload(self) -> None:
         """Take it back."""
         with tracing.span("states back"):
-            for model in self.models.values():
+            for model in self._held:
                 model.states.come_back()
 
     def take_spans(self) -> list[tracing.Span]:
