@@ -80,7 +80,7 @@ class Sampler(threading.Thread):
 
 def stored_bytes() -> int:
     """Bytes of the object store that are taken; 0 while there is no Ray."""
-    import grpc
+    import grpc  # type: ignore[import-untyped]
     import ray
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
