@@ -1,9 +1,10 @@
 """The plan's memory, phase by phase, against measured peaks of the real processes of every stage, at two sizes of model.
 
-Each of Ray's processes is looked at every 20 ms: resident memory without what it shares through the object store. The plan's
-figure is that of its fullest phase, interpreter and libraries included (`planning.processes`). glibc is told to give back what is
-freed (`MALLOC_MMAP_THRESHOLD_`), as the plan counts what is needed; by default it holds on to freed blocks below 32 MiB, up to
-a third of the activations more.
+Each of Ray's processes, and the stage's own (driver), is looked at every 20 ms: resident memory without what it shares through
+the object store, whose filling is asked of Ray every 200 ms. The plan's figure is that of its fullest phase, interpreter and
+libraries included (`planning.processes`). Each stage has a process of its own. glibc is told to give back what is freed
+(`MALLOC_MMAP_THRESHOLD_`), as the plan counts what is needed; by default it holds on to freed blocks below 32 MiB, up to a third
+of the activations more. vLLM's cache is as large as the samples need, since pages that nothing was written to are not resident.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,8 @@ from contract import arguments, publish
 
 SHAPES = {"19M": (384, 1024, 8, 3), "110M": (768, 2048, 14, 6)}
 VOCABULARY = 8192
-TOKENS = 128
-ROLES = {"LearnerRank": "learner", "RolloutWorker": "rollout", "Store": "store"}
+TOKENS, SAMPLES = 128, 16
+ROLES = {"LearnerRank": "learner", "RolloutWorker": "rollout", "Store": "store", "Generator": "generator"}
 """Of actors by their class, which Ray gives their processes as a name; of scorers their log files say who is who."""
 
 
@@ -33,11 +36,18 @@ class Sampler(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.peaks: dict[int, int] = {}
+        self.stored = 0
+        """Most bytes of the object store that were taken."""
         self._names: dict[int, str] = {}
         self._over = threading.Event()
 
     def run(self) -> None:
+        looks = 0
         while not self._over.wait(0.02):
+            looks += 1
+            if looks % 10 == 0:
+                self.stored = max(self.stored, stored_bytes())
+            self._note(os.getpid(), Path("/proc/self/status").read_text())
             for process in Path("/proc").glob("[0-9]*"):
                 try:
                     name = (process / "cmdline").read_bytes().decode(errors="replace")
@@ -52,7 +62,7 @@ class Sampler(threading.Thread):
         """Peaks by role, of the fullest worker of each."""
         self._over.set()
         self.join()
-        found: dict[str, int] = {}
+        found = {"driver": self.peaks[os.getpid()]}
         for pid, name in self._names.items():
             if role := ROLES.get(name):
                 found[role] = max(found.get(role, 0), self.peaks[pid])
@@ -60,12 +70,27 @@ class Sampler(threading.Thread):
             log = run_dir / "logs" / f"{role}-0.jsonl"
             if log.exists() and (lines := log.read_text().splitlines()):
                 found[role] = self.peaks[json.loads(lines[-1])["pid"]]
-        return found
+        return found | ({"object store": self.stored} if "store" in found else {})
 
     def _note(self, pid: int, status: str) -> None:
         # Weights that were read but not yet written to are still pages of their file.
         own = sum(int(status.partition(f"{kind}:")[2].split()[0]) * 1024 for kind in ("RssAnon", "RssFile"))
         self.peaks[pid] = max(self.peaks.get(pid, 0), own)
+
+
+def stored_bytes() -> int:
+    """Bytes of the object store that are taken; 0 while there is no Ray."""
+    import grpc  # type: ignore[import-untyped]
+    import ray
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    if not ray.is_initialized():
+        return 0
+    try:
+        state = get_state_from_address(ray.get_runtime_context().gcs_address)
+        return int(get_memory_info_reply(state, timeout_seconds=5).store_stats.object_store_bytes_used)
+    except (AttributeError, AssertionError, OSError, ray.exceptions.RayError, grpc.RpcError):  # Ray is ending
+        return 0
 
 
 def is_ours(pid: int) -> bool:
@@ -95,15 +120,14 @@ def data_of(root: Path) -> dict[str, Path]:
     return files
 
 
-def stages(root: Path, models: tuple[Path, Path]) -> dict[str, dict[str, Any]]:
+def stages(root: Path, models: tuple[Path, Path], kv_elements: int) -> dict[str, dict[str, Any]]:
     """Settings by stage."""
     policy, reward = map(str, models)
     files = data_of(root)
     shared = {
         "learner": {"zero_stage": 2, "micro_batch_tokens": 1024, "row_tokens": TOKENS, "attention": "varlen"},
-        "cluster": {"object_store_mib": 3072},
     }
-    trained = {"model": policy, "batch_size": 16, **shared}
+    trained = {"model": policy, "batch_size": SAMPLES, **shared}
     comparisons = [{"path": str(files["comparisons"])}]
     return {
         "sft": {**trained, "data": {"path": str(files["demonstrations"])}},
@@ -114,8 +138,19 @@ def stages(root: Path, models: tuple[Path, Path]) -> dict[str, dict[str, Any]]:
             "policy": policy,
             "reward": reward,
             "prompts": {"path": str(files["prompts"]), "max_tokens": 32},
-            "rl": {"iterations": 2, "prompts_per_iteration": 16},
-            "rollout": {"max_new_tokens": TOKENS - 32, "max_concurrent": 32, "kv_cache_gib": 0.25},
+            "rl": {"iterations": 2, "prompts_per_iteration": SAMPLES},
+            "rollout": {
+                "max_new_tokens": TOKENS - 32,
+                "max_concurrent": SAMPLES,
+                "kv_cache_gib": 1.1 * SAMPLES * TOKENS * kv_elements * 4 / 2**30,
+            },
+            "scoring": {"batch_tokens": 1024},
+        },
+        "evaluate": {
+            "policies": {"own": policy},
+            "reward": reward,
+            "prompts": {"path": str(files["prompts"]), "max_tokens": 32},
+            "rollout": {"max_new_tokens": TOKENS - 32, "max_concurrent": SAMPLES},
             "scoring": {"batch_tokens": 1024},
         },
     }
@@ -140,12 +175,13 @@ def models_of(root: Path, shape: tuple[int, int, int, int]) -> tuple[Path, Path]
     return write(root, llama)
 
 
-def measure(name: str, tree: dict[str, Any], run_dir: Path) -> tuple[dict[str, int], dict[str, tuple[str, float]]]:
+def measure(name: str, tree: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
     """Measured peaks of a stage by role, and what the plan says: its fullest phase, and bytes."""
     from importlib import import_module
 
     from rlhf_dist.plan_cli import KINDS, PlannedStage
     from rlhf_dist.planning.plan import make_plans, this_machine
+    from rlhf_dist.planning.processes import HOST_BYTES
     from rlhf_dist.planning.roles import sizes_of
     from rlhf_dist.run_folder.console import Console
     from rlhf_dist.run_folder.folder import RunFolder
@@ -168,13 +204,27 @@ def measure(name: str, tree: dict[str, Any], run_dir: Path) -> tuple[dict[str, i
         )
     peaks = sampler.stop(run_dir)
     sizes = sizes_of(config)
-    found: dict[str, tuple[str, float]] = {}
+    planned: dict[str, tuple[str, float]] = {"driver": ("", HOST_BYTES["driver"])}
     for plan in make_plans(config, this_machine(config, sizes), sizes):
         for role, phases in plan.scene.memory.items():
             fullest = max(phases, key=lambda phase: plan.of_actor(role, phase))
-            if plan.of_actor(role, fullest) > found.get(role, ("", 0.0))[1]:
-                found[role] = fullest, plan.of_actor(role, fullest)
-    return peaks, found
+            if plan.of_actor(role, fullest) > planned.get(role, ("", 0.0))[1]:
+                planned[role] = fullest, plan.of_actor(role, fullest)
+    if "store" in planned:
+        whole = planned["store"][1]
+        planned["store"] = "", HOST_BYTES["store"]
+        planned["object store"] = "", whole - HOST_BYTES["store"]
+    return [
+        {
+            "stage": name,
+            "actor": role,
+            "fullest": planned[role][0],
+            "measured MiB": measured / 2**20,
+            "planned MiB": planned[role][1] / 2**20,
+            "planned_over_measured": planned[role][1] / measured,
+        }
+        for role, measured in peaks.items()
+    ]
 
 
 def main() -> None:
@@ -182,17 +232,16 @@ def main() -> None:
     options = arguments(__doc__ or "")
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(64 * 1024)
     rows: list[dict[str, Any]] = []
-    for label, shape in list(SHAPES.items())[: 1 if options.quick else None]:
+    for label, (hidden, intermediate, layers, heads) in list(SHAPES.items())[: 1 if options.quick else None]:
         with tempfile.TemporaryDirectory() as name:
             root = Path(name)
-            for stage, tree in stages(root, models_of(root, shape)).items():
-                peaks, planned = measure(stage, tree, root / f"run-{stage}")
-                for role, measured in peaks.items():
-                    phase, estimated = planned[role]
-                    row: dict[str, Any] = {"model": label, "stage": stage, "actor": role, "fullest": phase}
-                    row |= {"measured MiB": measured / 2**20, "planned MiB": estimated / 2**20}
-                    rows.append(row | {"planned_over_measured": estimated / measured})
-                    print(rows[-1], flush=True)
+            models = models_of(root, (hidden, intermediate, layers, heads))
+            for stage, tree in stages(root, models, kv_elements=layers * hidden).items():
+                # One process each, so that the driver's memory is one stage's.
+                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                    found = pool.submit(measure, stage, tree, root / f"run-{stage}").result()
+                rows += [{"model": label} | row for row in found]
+                print(*rows[-len(found) :], sep="\n", flush=True)
     ratios = [row["planned_over_measured"] for row in rows]
     figures = {"least_planned_over_measured": min(ratios), "most_planned_over_measured": max(ratios)}
     publish("memory", figures, rows, options.json)

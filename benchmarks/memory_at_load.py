@@ -1,10 +1,11 @@
 """Memory of learner ranks that load, begin to train and save a model of 1 to 2 GB, and what saving takes from training.
 
-Two gloo ranks on this machine, a random Llama in bf16 files, each ZeRO stage. `before`: every rank reads the whole model in fp32,
-as versions before did. What counts is a rank's own memory (RssAnon, sampled every few milliseconds): pages of files, which all
-processes of a node share and which the system takes back at will, are a column of their own. A plain Python with torch and
-DeepSpeed is taken off. glibc keeps freed blocks of up to 32 MiB, gathered weights among them: here
-blocks of a megabyte go back at once.
+Two gloo ranks on this machine, a random Llama in bf16 files, each ZeRO stage. `before`: every rank reads the whole model in
+fp32, as versions before did. `weights` is the peak until the rank has its part of the model, `load` that until it can train: with
+masters, gradients in fp32 and the pass by which a model proves itself. What counts is a rank's own memory (RssAnon, sampled every
+few milliseconds): pages of files, which all processes of a node share and which the system takes back at will, are a column of
+their own. A plain Python with torch and DeepSpeed is taken off. glibc keeps freed blocks of up to 32 MiB, gathered weights among
+them: here blocks of a megabyte go back at once.
 """
 
 from __future__ import annotations
@@ -36,8 +37,6 @@ RANKS = 2
 CASES = [(0, "fp32", "now"), (2, "bf16", "before"), (2, "bf16", "now"), (3, "bf16", "before"), (3, "bf16", "now")]
 SHAPE: dict[str, Any] = {"num_attention_heads": 16, "num_key_value_heads": 8, "max_position_embeddings": 512}
 FULL: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 8, "vocab_size": 32_000}
-SAVED: dict[str, Any] = FULL | {"num_hidden_layers": 3}
-"""What is trained and saved: with its optimiser state and copies of all, 24 GiB hold no more."""
 QUICK: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "vocab_size": 8_000}
 PAUSE_S = 0.004
 
@@ -64,8 +63,8 @@ def main() -> None:
             rows.append({"ZeRO": stage, "precision": precision, "when": when, "model MiB": size, **told})
             print(rows[-1], flush=True)
         figures = {f"zero_{row['ZeRO']}_{row['when']}_load": row["load MiB"] / size for row in rows}
-        saved = Path(root) / "saved"
-        size = write(saved, QUICK if args.quick else SAVED)
+        figures |= {f"zero_{row['ZeRO']}_{row['when']}_weights": row["weights MiB"] / size for row in rows}
+        saved = Path(root) / "model"
         told = worst(run_ranks(saved, Path(root) / "out", 3, "bf16", "saves"))
         rows.append({"ZeRO": 3, "precision": "bf16", "when": "saves", "model MiB": size, **told})
         resumed = run_ranks(saved, Path(root) / "out", 3, "bf16", "resumed", ranks=1)[0]
@@ -123,7 +122,8 @@ def measured(rank: int, case: Case) -> dict[str, float]:
     read_as = Learner() if when == "before" else settings
     optimizer = Optimizer(lr=1e-4, warmup=0.0)
     told: dict[str, float] = {}
-    with peak("load", told):
+    with peak("load", told) as most:
+        told_before_states(most, told)
         module = ModelSpec(model, "policy", optimizer, 10).build(read_as)
         trained = TrainedModel(module, optimizer, settings, total_steps=10)
     if when == "resumed":
@@ -205,8 +205,21 @@ def join(rank: int, ranks: int, port: int) -> None:
     deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
 
 
+def told_before_states(most: list[float], told: dict[str, float]) -> None:
+    """Note the peak as it is when DeepSpeed is asked for masters, gradients and an optimiser."""
+    import deepspeed
+
+    initialize = deepspeed.initialize
+
+    def noting(*args: Any, **options: Any) -> Any:
+        told.setdefault("weights MiB", most[0] - told["base MiB"])
+        return initialize(*args, **options)
+
+    deepspeed.initialize = noting
+
+
 @contextmanager
-def peak(name: str, told: dict[str, float]) -> Iterator[None]:
+def peak(name: str, told: dict[str, float]) -> Iterator[list[float]]:
     """Own memory at most inside the block, over what there was before anything was loaded; and pages of files."""
     told.setdefault("base MiB", resident()[0])
     most, over = [0.0, 0.0], threading.Event()
@@ -219,7 +232,7 @@ def peak(name: str, told: dict[str, float]) -> Iterator[None]:
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield
+        yield most
     finally:
         over.set()
         thread.join()

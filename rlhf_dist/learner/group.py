@@ -17,8 +17,8 @@ from rlhf_dist.cluster import head, pulse, rendezvous
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import RL, Learner, Timeouts
 from rlhf_dist.data.examples import ExampleSet
-from rlhf_dist.data.packing import Budget, MicroBatch, plan_micro_batches
 from rlhf_dist.errors import EnvironmentProblem, NumbersError
+from rlhf_dist.learner.dealing import Dealer
 from rlhf_dist.learner.finite import check_metrics, found_in, told
 from rlhf_dist.learner.frozen_model import FrozenSpec
 from rlhf_dist.learner.imitation import Imitation
@@ -26,14 +26,11 @@ from rlhf_dist.learner.model_spec import Loaded, ModelSpec
 from rlhf_dist.learner.objective import Now, RLObjective
 from rlhf_dist.learner.policy_update import Updated
 from rlhf_dist.learner.rank import Loss
-from rlhf_dist.learner.shards import cut_into_shards
 from rlhf_dist.learner.snapshot import Snapshot
 from rlhf_dist.learner.supervised_batch import SupervisedBatch
 from rlhf_dist.learner.version_notes import notes_on
 from rlhf_dist.learner.writing import GROUP as WRITING
 from rlhf_dist.models import read_config
-from rlhf_dist.models.fits import positions_of
-from rlhf_dist.models.wrapped import RowLayout
 from rlhf_dist.store.experience import RowView
 from rlhf_dist.store.weights import Probe
 from rlhf_dist.telemetry import logs
@@ -61,9 +58,8 @@ class LearnerGroup:
         self._watch, self._timeouts = watch, timeouts
         self.models: tuple[str, ...] = ()
         """Names of what is loaded."""
-        self._hidden = 1
-        self._positions: int | None = None
-        """Fewest of the models'."""
+        self._dealer: Dealer
+        """Who gets what; of the models that are loaded."""
         self._adapted = False
         """Whether there are versions of what adapters change, alone."""
         self._delta_every = 0
@@ -72,7 +68,7 @@ class LearnerGroup:
         self._warned: set[str] = set()
         """What people were warned of, once."""
         self._demonstrations: tuple[Any, ExampleSet] | None = None
-        self.num_parameters, self._layout = 0, RowLayout.PACKED
+        self.num_parameters = 0
         self._left_out = 0
         """Optimiser steps that were left out, one after the other, up to now."""
 
@@ -109,8 +105,6 @@ class LearnerGroup:
         self.models = tuple(specs)
         paths = [each.path for each in specs.values()] + [each.path for each in frozen.values()]
         configs = [read_config(path) for path in paths]
-        self._hidden = configs[0].get_text_config().hidden_size
-        self._positions = min((found for config in configs if (found := positions_of(config))), default=None)
         loaded: Loaded = self._call(
             "load",
             specs,
@@ -120,7 +114,8 @@ class LearnerGroup:
             timeout_s=self._timeouts.start,
             doing="loading models",
         )[0]
-        self.num_parameters, self._layout = loaded
+        self.num_parameters, layout = loaded
+        self._dealer = Dealer.of(self.settings, len(self.ranks), layout, configs)
         self._guard(loading=False)
 
     def renew(self, name: str, spec: FrozenSpec) -> None:
@@ -168,10 +163,12 @@ class LearnerGroup:
                 out; names the samples.
         """
         rl = objective.rl
-        shards = self._shared(cut_into_shards(views, self._budget, mini_batches=rl.mini_batches, seed=now.seed))
-        calls = {}
-        for rank, (shard, shown) in enumerate(zip(shards, self._shown(rl, now.seed), strict=True)):
-            calls[f"learner-{rank}"] = self.ranks[rank].update.remote(shard, objective, now, shown)
+        shards = self._dealer.rows(views, rl, now.seed)
+        shown = self._shown(rl, now.seed)
+        calls = {
+            f"learner-{rank}": handle.update.remote(shard, objective, now, demonstrations)
+            for rank, (handle, shard, demonstrations) in enumerate(zip(self.ranks, shards, shown, strict=True))
+        }
         results = self._watch.wait(calls, timeout_s=self._timeouts.update, doing="updating the models")
         measured = "objective/kl" in results["learner-0"].facts
         return self._judged(results, str, steps=rl.epochs * rl.mini_batches, may_skip=measured)
@@ -182,22 +179,10 @@ class LearnerGroup:
 
         self._demonstrations = ray.put(demonstrations.table), demonstrations
 
-    def _shown(self, rl: RL, seed: int) -> list[Imitation | None]:
-        """For each rank, the demonstrations of each optimiser step of an update."""
+    def _shown(self, rl: RL, seed: int) -> Sequence[Imitation | None]:
         if self._demonstrations is None:
             return [None] * len(self.ranks)
-        stored, everything = self._demonstrations
-        steps: list[list[list[MicroBatch]]] = [[] for _ in self.ranks]
-        tokens = []
-        draws = np.random.default_rng([seed, 1])
-        for _ in range(rl.epochs * rl.mini_batches):
-            size = min(rl.ptx_batch, len(everything.units))
-            chosen = everything.selected(draws.choice(len(everything.units), size, replace=False).tolist())
-            batch = SupervisedBatch(stored, chosen.units, chosen.lengths(), sum(chosen.weights))
-            tokens.append(batch.count)
-            for rank, micros in enumerate(self._example_plan(batch)):
-                steps[rank].append(micros)
-        return [Imitation([stored], own, tokens) for own in steps]
+        return self._dealer.demonstrations(*self._demonstrations, rl, seed)
 
     def train_step(self, name: str, batch: SupervisedBatch, loss: Loss, *, learn: bool = True) -> dict[str, float]:
         """One supervised optimiser step (or, without `learn`, an evaluation): mean loss, and the loss's other means.
@@ -211,7 +196,7 @@ class LearnerGroup:
             f"learner-{rank}": self.ranks[rank].train_step.remote(
                 name, batch.examples, micros, loss, batch.count, batch.draws if learn else None
             )
-            for rank, micros in enumerate(self._example_plan(batch))
+            for rank, micros in enumerate(self._dealer.examples(batch))
         }
         results = self._watch.wait(calls, timeout_s=self._timeouts.update, doing="a training step")
         if not learn:
@@ -256,7 +241,7 @@ class LearnerGroup:
         """
         calls = {
             f"learner-{rank}": self.ranks[rank].predict.remote(name, batch.examples, micros)
-            for rank, micros in enumerate(self._example_plan(batch))
+            for rank, micros in enumerate(self._dealer.examples(batch))
         }
         found = self._watch.wait(calls, timeout_s=self._timeouts.update, doing="a forward pass")
         said = {number: values for part in found.values() for number, values in part.items()}
@@ -380,28 +365,6 @@ class LearnerGroup:
         """Largest peak memory of a rank, in bytes."""
         peaks: list[int] = self._call("peak_memory", timeout_s=self._timeouts.call, doing="reading its memory")
         return max(peaks)
-
-    @property
-    def _budget(self) -> Budget:
-        settings = self.settings
-        # Some families' masks are as wide as their positions are many, and a wide row pays for flash attention alone.
-        wanted = min(settings.row_tokens, self._positions or settings.row_tokens)
-        row_tokens = self._layout.row_tokens(wanted, settings.micro_batch_tokens)
-        return Budget(
-            len(self.ranks) // settings.sequence_parallel, settings.micro_batch_tokens, row_tokens, self._hidden
-        )
-
-    def _example_plan(self, batch: SupervisedBatch) -> list[list[MicroBatch]]:
-        """Micro-batches of example numbers for each rank; the examples of a unit stay together and in order."""
-        plans = [
-            [[[example for unit in row for example in batch.units[unit]] for row in micro] for micro in micros]
-            for micros in plan_micro_batches(batch.lengths, self._budget)
-        ]
-        return self._shared(plans)
-
-    def _shared(self, parts: Sequence[Any]) -> list[Any]:
-        """For each rank its part of a batch: the same for ranks that share rows."""
-        return [part for part in parts for _ in range(self.settings.sequence_parallel)]
 
     def _call(self, method: str, *args: Any, timeout_s: float, doing: str) -> list[Any]:
         calls = {f"learner-{rank}": getattr(handle, method).remote(*args) for rank, handle in enumerate(self.ranks)}

@@ -45,7 +45,8 @@ def phases(role: str, config: RLJob, sizes: dict[str, ModelSize], *, gpu_bytes: 
         # Asleep, too, while learners and scorers are loaded; a version that it pulls comes after these gave way.
         return {GENERATE: full, KEPT: {"asleep": ASLEEP_BYTES} if sleeps else full}
     devices = config.devices_of_scorer(role) if gpu_bytes is not None else 1
-    scoring = scorer_parts(sizes[role], role, config.learner.dtype, config.scoring.batch_tokens, devices=devices)
+    tokens = min(config.scoring.batch_tokens, config.scored_together * config.max_sequence)
+    scoring = scorer_parts(sizes[role], role, config.learner.dtype, tokens, devices=devices)
     rests = gpu_bytes is not None and config.cluster.placement != "disaggregated"
     if not rests:
         return {KEPT: {"parameters": scoring["parameters"]}, LOAD: scoring, GENERATE: scoring}

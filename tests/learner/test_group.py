@@ -12,25 +12,7 @@ from rlhf_dist.learner.finite import found_in
 from rlhf_dist.learner.group import MOST_LEFT_OUT, LearnerGroup
 from rlhf_dist.learner.policy_update import Updated
 from rlhf_dist.learner.supervised_batch import SupervisedBatch
-from rlhf_dist.models.wrapped import RowLayout
 from rlhf_dist.records import RowKey
-
-
-@pytest.mark.parametrize(
-    ("layout", "positions", "planned"),
-    [
-        (RowLayout.PACKED, None, 400),
-        (RowLayout.PACKED, 1024, 400),
-        (RowLayout.PACKED, 256, 256),
-        (RowLayout.ONE_PER_ROW, 1024, 1),
-        (RowLayout.ONE_ROW, 256, 2048),
-    ],
-)
-def test_rows_are_as_long_as_the_models_can_take_them(layout: RowLayout, positions: int | None, planned: int) -> None:
-    group = LearnerGroup([], Learner(row_tokens=400, micro_batch_tokens=2048), watch=Watch(), timeouts=Timeouts())
-    group._layout, group._positions = layout, positions
-    assert group._budget.row_tokens == planned
-
 
 KEYS = [RowKey(4, prompt, 1) for prompt in range(9)]
 VAGUE = found_in(7, "the norm of the critic's gradient is not finite", KEYS, vague=True)
