@@ -158,16 +158,12 @@ def environment(rollout: Rollout, *, on_gpu: bool, threads: int) -> dict[str, st
             "fp32 on a CPU samples come out token for token alike in any company)"
         )
     loopback = {name: os.environ.get(name, "lo") for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
-    found = ENVIRONMENT | loopback | environment_of(threads)
+    # Binding would pin the engines of several workers to the same cores.
+    found = ENVIRONMENT | loopback | environment_of(threads) | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     if on_gpu:
         return found | ({"VLLM_BATCH_INVARIANT": "1"} if rollout.batch_invariant else {})
-    return {
-        **found,
-        # Binding would pin the engines of several workers to the same cores.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        # vLLM compiles two small functions of its sampler even where its model runs eagerly: 2 to 5 s before the first sample.
-        **({} if compiles(rollout, on_gpu=on_gpu) else {"TORCH_COMPILE_DISABLE": "1"}),
-    }
+    # vLLM compiles two small functions of its sampler even where its model runs eagerly: 2 to 5 s before the first sample.
+    return found | ({} if compiles(rollout, on_gpu=on_gpu) else {"TORCH_COMPILE_DISABLE": "1"})
 
 
 def sampling_of(rollout: Rollout, ends: tuple[int, ...], model: str = "") -> Sampling:
