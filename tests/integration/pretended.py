@@ -1,6 +1,7 @@
 """Nodes that pretend to have GPUs: they join the tests' Ray for a while. Ray hands their numbers out; torch finds no card."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -35,4 +36,7 @@ def pretended_gpus(*counts: int, cpus: int) -> Iterator[None]:
         yield
     finally:
         for node in nodes:
-            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+            node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
+        gone = {node.node_id for node in nodes}
+        while any(node["Alive"] and node["NodeID"] in gone for node in ray.nodes()):
+            time.sleep(0.1)  # Ray would go on handing out their GPUs
