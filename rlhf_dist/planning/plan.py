@@ -275,14 +275,9 @@ def _too_small(layout: Layout, seats: list[Seat], *, gpus: bool) -> ConfigError:
     nodes = len({seat.node for seat in seats})
     return ConfigError(
         f"the plan's cluster has {len(seats)} {kind} on {nodes} nodes; the run needs {needed:g} to start, those of an engine or "
-        "a scoring worker within one node. Give more --nodes or --gpus-per-node, lower learner.ranks, rollout.workers or "
-        "scoring.*_workers, or let actors share devices: cluster.placement colocated or hybrid, cluster.gpu_share"
+        "a scoring worker within one node. Have more nodes or GPUs (--nodes, --gpus-per-node), lower learner.ranks, "
+        "rollout.workers or scoring.*_workers, or let actors share devices (cluster.placement, cluster.gpu_share)"
     )
-
-
-def here(config: Job, sizes: dict[str, ModelSize]) -> Plan:
-    """The plan for this machine alone, of the scene of a stage that fills it most."""
-    return make_plan(config, this_machine(config, sizes), sizes)
 
 
 def this_machine(config: Job, sizes: dict[str, ModelSize]) -> Machines:

@@ -42,7 +42,7 @@ from rlhf_dist.run_folder.quarantine import Quarantine, warning
 from rlhf_dist.run_folder.rl_folder import RLFolder
 from rlhf_dist.scoring.functions import GuardedRule
 from rlhf_dist.stages.behind import Behind
-from rlhf_dist.stages.fitting import check_room, check_stage
+from rlhf_dist.stages.fitting import check_room, check_room_there, check_stage
 from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.inputs import changed, keep_inputs, kept_inputs
 from rlhf_dist.stages.places import Where, placed
@@ -184,6 +184,7 @@ def run(config: RLConfig, prepared: PreparedRL, folder: RLFolder) -> None:
         logs.to_file(logs.log_dir(folder.path), "controller")
         keep_inputs(config, folder.path)
         folder.tell("starting")
+        check_room_there(config, prepared.sizes, lambda told: folder.console.say(escape(told)))
         with ExitStack() as ends:
             going = _Going(config, prepared, folder, memory_of(config), ends)
             first = _Start(prepared.state.copy(), prepared.begin)

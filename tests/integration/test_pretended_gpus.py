@@ -12,8 +12,10 @@ import pytest
 from rlhf_dist.cluster.placement import lay_out
 from rlhf_dist.cluster.session import cores_per_gpu
 from rlhf_dist.config import RLConfig
-from rlhf_dist.errors import EnvironmentProblem
+from rlhf_dist.errors import ConfigError, EnvironmentProblem
+from rlhf_dist.planning import attached
 from rlhf_dist.planning.plan import Machines, make_plan
+from rlhf_dist.stages.fitting import check_room_there
 from rlhf_dist.stages.places import placed
 from tests.integration.pretended import pretended_gpus
 from tests.planning.test_memory import SIZES, config
@@ -67,6 +69,21 @@ def planned(config: RLConfig) -> Seen:
         for actor in seat.actors:
             found.setdefault(actor.name, []).append((str(seat.node), str(seat.number)))
     return found
+
+
+def test_nodes_that_are_attached_to_are_planned_for_as_those_here(
+    two_nodes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, told = config(cluster={"address": "auto"}), list[str]()
+    check_room_there(made, SIZES, told.append)
+    assert told == ["Ray counts GPUs on this cluster, but torch finds none of them: everything is computed on CPUs"]
+    monkeypatch.setattr(attached, "_own_memory", lambda: 80 * 10**9)
+    assert attached.machines_there(timeout_s=60) == Machines(NODES, GPUS, 80, CPUS)
+    check_room_there(made, SIZES, told.append)
+    monkeypatch.setattr(attached, "_own_memory", lambda: 5 * 10**8)
+    with pytest.raises(ConfigError, match=r"this run does not fit: node 0 device 0 \(learner-0\) needs"):
+        check_room_there(made, SIZES, told.append)
+    assert len(told) == 1
 
 
 COLOCATED = {"cluster": {"placement": "colocated"}, "learner": {"ranks": 4}}
