@@ -1,6 +1,8 @@
 """Nodes that pretend to have GPUs: they join the tests' Ray for a while. Ray hands their numbers out; torch finds no card."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,3 +42,15 @@ def pretended_gpus(*counts: int, cpus: int) -> Iterator[None]:
         gone = {node.node_id for node in nodes}
         while any(node["Alive"] and node["NodeID"] in gone for node in ray.nodes()):
             time.sleep(0.1)  # Ray would go on handing out their GPUs
+
+
+class Actor:
+    """In the place of any of a run's; here, where it imports next to nothing."""
+
+    def sees(self) -> tuple[str, str, dict[str, str]]:
+        """Its node, the GPUs that a process which it starts sees, and its variables."""
+        import ray
+
+        code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+        told = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout
+        return ray.get_runtime_context().get_node_id(), told.strip(), dict(os.environ)

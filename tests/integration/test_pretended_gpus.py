@@ -1,8 +1,5 @@
 """Which GPUs each actor sees, on a real Ray whose nodes pretend to have some; whole runs on such: test_rl_run.py."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from rlhf_dist.planning import attached
 from rlhf_dist.planning.plan import Machines, make_plan
 from rlhf_dist.stages.fitting import check_room_there
 from rlhf_dist.stages.places import placed
-from tests.integration.pretended import pretended_gpus
+from tests.integration.pretended import Actor, pretended_gpus
 from tests.planning.test_memory import SIZES, config
 
 NODES, GPUS, CPUS = 2, 2, 5
@@ -29,18 +26,6 @@ Seen = dict[str, list[tuple[str, str]]]
 def two_nodes(ray_session: None) -> Iterator[None]:
     with pretended_gpus(*[GPUS] * NODES, cpus=CPUS):
         yield
-
-
-class Actor:
-    """In the place of any of a run's."""
-
-    def sees(self) -> tuple[str, str, dict[str, str]]:
-        """Its node, the GPUs that a process which it starts sees, and its variables."""
-        import ray
-
-        code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
-        told = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout
-        return ray.get_runtime_context().get_node_id(), told.strip(), dict(os.environ)
 
 
 def seen(config: RLConfig, run_dir: Path) -> tuple[Seen, dict[str, dict[str, str]]]:
