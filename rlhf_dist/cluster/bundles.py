@@ -42,10 +42,10 @@ class Bundles:
         self._order: dict[int, int] = {}
         """Our numbers to Ray's."""
 
-    def settle(self, *, timeout_s: float) -> None:
+    def settle(self, *, timeout_s: float) -> bool:
         """Wait until all bundles are there, and see where; Ray looks for other nodes for those of a node that is gone.
 
-        Those that stayed keep their numbers, and so those who are in them.
+        Those that stayed keep their numbers, and so those who are in them. Returns whether any is elsewhere than before.
 
         Raises:
             EnvironmentProblem: the cluster has no room in time, or an engine would be cut over nodes; says what is where.
@@ -65,6 +65,7 @@ class Bundles:
             self._found[number] = Spot(nodes[number], addresses[nodes[number]], gpus)
         self._order |= ordered(self.layout, self._found, self._order, moved)
         check_engines(self.layout, {number: self._found[own] for number, own in self._order.items()})
+        return bool(moved)
 
     def options(self, place: Place) -> dict[str, Any]:
         """Arguments of Ray's `options` that put an actor into its place."""

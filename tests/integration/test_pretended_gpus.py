@@ -87,7 +87,7 @@ def test_every_actor_sees_the_gpus_of_the_plan(sections: dict[str, Any], two_nod
     made = config(**sections)
     devices, variables = seen(made, tmp_path)
     assert devices == planned(made)
-    assert {each["OMP_NUM_THREADS"] for each in variables.values()} == {str(CPUS // GPUS)}
+    assert {each["OMP_NUM_THREADS"] for each in variables.values()} == {str((CPUS - 1) // GPUS)}
     assert {each["PYTORCH_CUDA_ALLOC_CONF"] for each in variables.values()} == {"expandable_segments:True"}
 
 
