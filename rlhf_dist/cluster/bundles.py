@@ -64,7 +64,7 @@ class Bundles:
         for number, gpus in zip(moved, self._gpus_of(moved, timeout_s), strict=True):
             self._found[number] = Spot(nodes[number], addresses[nodes[number]], gpus)
         self._order |= ordered(self.layout, self._found, self._order, moved)
-        check_engines(self.layout, {number: self._found[own] for number, own in self._order.items()})
+        check_engines(self.layout, {number: self.spot(number) for number in self._order})
         return bool(moved)
 
     def options(self, place: Place) -> dict[str, Any]:
@@ -76,11 +76,15 @@ class Bundles:
             strategy = PlacementGroupSchedulingStrategy(self._group, self._order[place.bundle])
         return {"num_cpus": place.cpus, "num_gpus": place.gpus, "scheduling_strategy": strategy}
 
+    def spot(self, number: int) -> Spot:
+        """Where a bundle of the layout is."""
+        return self._found[self._order[number]]
+
     def sight(self, place: Place) -> dict[str, str]:
         """Variables by which an actor that shares ranks' GPUs sees these; to others Ray shows what they asked for."""
         if not (place.shares and self.layout.on_gpus):
             return {}
-        gpus = [name for number in place.shares for name in self._found[self._order[number]].gpus]
+        gpus = [name for number in place.shares for name in self.spot(number).gpus]
         return {VISIBLE: ",".join(gpus), **AS_TOLD}
 
     def remove(self) -> None:
