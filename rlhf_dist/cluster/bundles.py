@@ -55,7 +55,6 @@ class Bundles:
         from ray.util.placement_group import placement_group_table
 
         self._wait(timeout_s)
-
         nodes = placement_group_table(self._group)["bundles_to_node_id"]
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
         moved = {
