@@ -88,7 +88,7 @@ def test_every_actor_sees_the_gpus_of_the_plan(sections: dict[str, Any], two_nod
     devices, variables = seen(made, tmp_path)
     assert devices == planned(made)
     assert {each["OMP_NUM_THREADS"] for each in variables.values()} == {str((CPUS - 1) // GPUS)}
-    assert {each["PYTORCH_CUDA_ALLOC_CONF"] for each in variables.values()} == {"expandable_segments:True"}
+    assert {each["PYTORCH_ALLOC_CONF"] for each in variables.values()} == {"expandable_segments:True"}
 
 
 def test_an_engine_that_would_be_cut_over_nodes_is_refused_before_anything_starts(
