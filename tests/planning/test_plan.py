@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,20 @@ def test_advice_is_what_makes_the_plan_fit() -> None:
         helping = advice(wrong, machines, sizes)
         assert any("learner.ranks" in change or "cpu_offload" in change for change in helping), helping
     assert advice(rl(), Machines(1, 4, 16), sizes) == ["more GPUs (--nodes, --gpus-per-node), or a smaller model"]
+
+
+def test_an_engine_too_large_for_the_ranks_cards_is_advised_to_lie_over_several() -> None:
+    large = replace(SIZE, parameters=45 * 10**9)
+    sizes = {"policy": large, "critic": SIZE, "reference": large, "reward": SIZE}
+    tree = {
+        "algorithm": {"method": "rloo"},
+        "learner": {"ranks": 8, "cpu_offload": True, "micro_batch_tokens": 1024},
+        "rollout": {"workers": 8, "samples_per_prompt": 2},
+        "scoring": {"reference_on": "learner", "batch_tokens": 1024},
+        "cluster": {"placement": "colocated"},
+    }
+    changes = advice(rl(**tree), Machines(1, 8, 80), sizes)
+    assert changes == ["rollout.tensor_parallel=2", "rollout.workers=4"]
 
 
 @pytest.fixture
