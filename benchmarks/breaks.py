@@ -495,7 +495,7 @@ BREAKS = (
     Break(
         "all scorers beside the first rank",
         "cluster/placement.py",
-        "guests % ranks, shares=(guests % ranks,)",
+        "number % ranks, shares=(number % ranks,)",
         "0, shares=(0,)",
         "cluster/test_placement.py",
     ),
@@ -516,8 +516,8 @@ BREAKS = (
     Break(
         "cores of one GPU for an engine over several",
         "cluster/placement.py",
-        "cpus = slots_of(cores, share * parallel) if gpus else 1.0",
-        "cpus = slots_of(cores, share) if gpus else 1.0",
+        "    share = devices * cluster.gpu_share\n    return {",
+        "    share = devices * cluster.gpu_share\n    cores = cores / devices\n    return {",
         "cluster/test_placement.py",
     ),
     Break(
