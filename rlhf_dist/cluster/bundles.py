@@ -93,10 +93,7 @@ class Bundles:
         remove_placement_group(self._group)
 
     def _nodes(self, timeout_s: float) -> dict[int, tuple[str, str]]:
-        """Id and address of each bundle's node, by Ray's numbers, once all are on nodes that live.
-
-        After the loss of a node Ray goes on for a moment saying that its bundles are there.
-        """
+        """Id and address of each bundle's node, by Ray's numbers, once all are on nodes that live: one may be lost meanwhile."""
         import ray
         from ray.util.placement_group import placement_group_table
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlhf_dist.cluster.placement import lay_out
-from rlhf_dist.cluster.session import cores_per_gpu
+from rlhf_dist.cluster.session import cores_per_gpu, has_gpus
 from rlhf_dist.config import RLConfig
 from rlhf_dist.errors import ConfigError, EnvironmentProblem
 from rlhf_dist.planning import attached
@@ -20,6 +20,31 @@ from tests.planning.test_memory import SIZES, config
 NODES, GPUS, CPUS = 2, 2, 5
 Seen = dict[str, list[tuple[str, str]]]
 """Of each actor its devices: node and number."""
+
+
+def test_after_the_loss_of_a_node_its_ranks_are_elsewhere_and_the_others_where_they_were(
+    ray_session: None, tmp_path: Path
+) -> None:
+    """Before the others, whose nodes would do as well."""
+    made = config(cluster={"placement": "colocated"}, learner={"ranks": 3}, rollout={"workers": 3})
+    layout = lay_out(made, gpus=True)
+    assert not has_gpus()
+    engines = layout.of("rollout")
+    with (
+        pretended_gpus(2, cpus=2),
+        pretended_gpus(1, cpus=2) as lost,
+        placed(layout, tmp_path, made.timeouts) as where,
+    ):
+        before = [where.bundles.spot(number) for number in range(3)]
+        assert [spot.gpus for spot in before] == [("0",), ("1",), ("0",)], "the fullest node first"
+        assert not where.bundles.settle(timeout_s=60), "nothing has moved"
+        end(lost)
+        with pretended_gpus(4, cpus=2):
+            assert where.bundles.settle(timeout_s=60)
+            after = [where.bundles.spot(number) for number in range(3)]
+            assert after[:2] == before[:2]
+            assert after[2].node not in {spot.node for spot in before}
+            assert where.bundles.sight(engines[2])["CUDA_VISIBLE_DEVICES"] == after[2].gpus[0]
 
 
 @pytest.fixture(scope="module")
@@ -101,26 +126,3 @@ def test_an_engine_that_would_be_cut_over_nodes_is_refused_before_anything_start
         placed(layout, tmp_path, made.timeouts),
     ):
         pass
-
-
-def test_after_the_loss_of_a_node_its_ranks_are_elsewhere_and_the_others_where_they_were(
-    ray_session: None, tmp_path: Path
-) -> None:
-    made = config(cluster={"placement": "colocated"}, learner={"ranks": 3}, rollout={"workers": 3})
-    layout = lay_out(made, gpus=True, cores=cores_per_gpu())
-    engines = layout.of("rollout")
-    with (
-        pretended_gpus(2, cpus=2),
-        pretended_gpus(1, cpus=2) as lost,
-        placed(layout, tmp_path, made.timeouts) as where,
-    ):
-        before = [where.bundles.spot(number) for number in range(3)]
-        assert [spot.gpus for spot in before] == [("0",), ("1",), ("0",)], "the fullest node first"
-        assert not where.bundles.settle(timeout_s=60), "nothing has moved"
-        end(lost)
-        with pretended_gpus(4, cpus=2):
-            assert where.bundles.settle(timeout_s=60)
-            after = [where.bundles.spot(number) for number in range(3)]
-            assert after[:2] == before[:2]
-            assert after[2].node not in {spot.node for spot in before}
-            assert where.bundles.sight(engines[2])["CUDA_VISIBLE_DEVICES"] == after[2].gpus[0]
