@@ -10,21 +10,22 @@ from typing import Any
 def run_system(tree: dict[str, Any], run_dir: Path, report: Callable[[int, Any, Any], None]) -> tuple[int, int]:
     """Train with the config; returns the policy's parameters, and a learner rank's peak memory in bytes."""
     from rlhf_dist.cluster.placement import lay_out
-    from rlhf_dist.cluster.session import has_gpus, session
+    from rlhf_dist.cluster.session import cores_per_gpu, has_gpus, session
     from rlhf_dist.config import RLConfig
     from rlhf_dist.controller import train
     from rlhf_dist.data.prompts import PromptSampler
+    from rlhf_dist.stages.places import placed
     from rlhf_dist.stages.rl import memory_of, prepare, probing_of
-    from rlhf_dist.stages.wiring import engines, placed, wired
+    from rlhf_dist.stages.wiring import engines, wired
 
     config = RLConfig.model_validate(tree)
     prepared = prepare(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     cpus, gpus = lay_out(config, gpus=has_gpus()).totals()
     with session(config.cluster, cpus=cpus, gpus=gpus, namespace="benchmark"):
-        layout = lay_out(config, gpus=has_gpus())
+        layout = lay_out(config, gpus=has_gpus(), cores=cores_per_gpu())
         with (
-            placed(config, layout, run_dir) as where,
+            placed(layout, run_dir, config.timeouts) as where,
             engines(config, where, prepared.eos_token_ids) as rollouts,
             wired(config, where, rollouts, prepared.begin, memory_of(config)) as parts,
         ):

@@ -151,6 +151,19 @@ def has_gpus() -> bool:
     return torch.cuda.is_available()
 
 
+def cores_per_gpu() -> float:
+    """CPU slots of a node for each of its GPUs, on that node of our cluster, or this machine, that has fewest; 0: no GPUs."""
+    import ray
+
+    if ray.is_initialized():
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+        return float(min((node.get("CPU", 0.0) / node["GPU"] for node in nodes), default=0.0))
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return (os.cpu_count() or 1) / gpus if gpus else 0.0
+
+
 def _start_local(settings: Cluster, cpus: float, namespace: str, store_bytes: float) -> None:
     import ray
 

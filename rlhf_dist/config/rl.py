@@ -15,9 +15,6 @@ from rlhf_dist.config.rounds import RL, CheckpointsKept, Experience
 from rlhf_dist.config.sections import Prompts, Weights
 from rlhf_dist.config.supervised import Demonstrations
 
-LEAST_SHARE = 0.005
-"""Of a GPU for each scorer on it; Ray counts in ten thousandths, and scorers have a fifth of a device."""
-
 
 class RLJob(ScoringJob):
     """What an RL run has, by itself or at the end of a pipeline."""
@@ -331,21 +328,11 @@ class RLJob(ScoringJob):
                 f"rollout.tensor_parallel is {parallel} beside cluster.gpu_share {share:g}; expected gpu_share 1: Ray gives "
                 "nobody parts of several GPUs"
             )
-        scorers = -(-sum(self.scoring_workers.values()) // ranks)
-        if placement != "disaggregated" and share / scorers < LEAST_SHARE:
+        if placement == "colocated" and (workers.min != workers.max or workers.max * parallel > ranks):
+            over = f" x rollout.tensor_parallel {parallel}" if parallel > 1 else ""
             raise ValueError(
-                f"scoring.*_workers put {scorers} scorers on each learner rank's device, whose cluster.gpu_share is {share:g}; "
-                f"expected at most {int(share / LEAST_SHARE)} with cluster.placement {placement}"
-            )
-        if placement == "colocated" and (workers.min != workers.max or workers.max > ranks):
-            raise ValueError(
-                f"cluster.placement colocated puts one engine beside one learner rank; rollout.workers is {workers.min} to "
-                f"{workers.max}, expected a number of at most learner.ranks = {ranks}"
-            )
-        if placement == "colocated" and parallel > 1:
-            raise ValueError(
-                f"cluster.placement colocated with rollout.tensor_parallel {parallel}; expected 1, since Ray gives no engine "
-                "parts of several GPUs with a rank on each. Take disaggregated or hybrid"
+                f"cluster.placement colocated puts engines on the learner ranks' devices, one on each; rollout.workers is "
+                f"{workers.min} to {workers.max}{over}, expected a number whose devices are at most learner.ranks = {ranks}"
             )
         return self
 

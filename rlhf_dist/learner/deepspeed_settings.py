@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from rlhf_dist.config import Learner
 from rlhf_dist.errors import ConfigError
 from rlhf_dist.imports import import_deepspeed
@@ -58,6 +60,29 @@ def settings_of(learner: Learner, *, clip: float, hidden: int) -> dict[str, Any]
         "steps_per_print": 10**9,
         **given,
         "zero_optimization": {**zero, **given.get("zero_optimization", {})},
+    }
+
+
+def frozen_settings(learner: Learner, *, hidden: int, on_host: bool) -> dict[str, Any]:
+    """The same for a model that is only asked: ZeRO-3 without an optimiser, whatever the stage of what is trained.
+
+    Args:
+        learner: its settings.
+        hidden: the model's hidden size.
+        on_host: its weights are in host memory.
+    """
+    given = learner.deepspeed.get("zero_optimization", {})
+    zero: dict[str, Any] = {**zero_buffers(hidden, 3), **given, "stage": 3}
+    # Of weights that DeepSpeed keeps whole, small ones by default, nothing could be given back between two passes.
+    zero["stage3_param_persistence_threshold"] = 0
+    if on_host:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": learner.precision == "bf16"},
+        "steps_per_print": 10**9,
+        **learner.deepspeed,
+        "zero_optimization": zero,
     }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from rlhf_dist.config import Learner, RLJob
+from rlhf_dist.learner.deepspeed_settings import frozen_settings
 from rlhf_dist.learner.filling import fill, sharing
 from rlhf_dist.learner.freeing import unhook
+from rlhf_dist.learner.host_states import HostWeights
 from rlhf_dist.models import PackedBatch, PolicyModel, load_policy
 from rlhf_dist.models.wrapped import RowLayout
 
@@ -48,13 +49,17 @@ class FrozenModel:
         """
         import deepspeed
 
-        zero, dtype = _settings(spec, settings.dtype), getattr(torch, settings.dtype)
+        dtype = getattr(torch, settings.dtype)
         base = load_policy(spec.path, dtype=dtype, attention=settings.kernels, hollow=True)
+        hidden = base.config.get_text_config().hidden_size
+        zero = frozen_settings(settings, hidden=hidden, on_host=spec.on_host)
         module = PolicyModel(base, temperature=spec.temperature)
         fill(module, dtype, share=sharing(zero))
         self.engine, _, _, _ = deepspeed.initialize(model=module, config=zero, dist_init_required=False)
         module.prove()
         self.engine.eval()
+        self.states = HostWeights(self.engine)
+        """Its weights, which may leave the device between two updates."""
         self.layout: RowLayout = module.layout
 
     @torch.no_grad()
@@ -66,16 +71,3 @@ class FrozenModel:
     def free(self) -> None:
         """Take DeepSpeed's hooks off the module; see `unhook`."""
         unhook(self.engine)
-
-
-def _settings(spec: FrozenSpec, dtype: str) -> dict[str, Any]:
-    # Of weights that DeepSpeed keeps whole, small ones by default, nothing could be given back between two passes.
-    zero: dict[str, Any] = {"stage": 3, "stage3_param_persistence_threshold": 0}
-    if spec.on_host:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": zero,
-        "bf16": {"enabled": dtype == "bfloat16"},
-        "steps_per_print": 10**9,
-    }

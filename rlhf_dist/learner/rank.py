@@ -130,6 +130,11 @@ class LearnerRank:
         layouts |= {model.layout for model in self.frozen.values()}
         return Loaded(sum(int(np.prod(shape)) for _, shape in first.shapes()), max(layouts, key=[*RowLayout].index))
 
+    @property
+    def _held(self) -> list[TrainedModel | FrozenModel]:
+        """All models."""
+        return [*self.models.values(), *self.frozen.values()]
+
     def renew(self, name: str, spec: FrozenSpec) -> None:
         """Load a model that is only asked, in place of one that has its name."""
         old = {name: self.frozen.pop(name)} if name in self.frozen else {}
@@ -357,13 +362,13 @@ class LearnerRank:
     def offload(self) -> None:
         """Move what only an update needs to the host: an engine that shares the device wakes next."""
         with tracing.span("states away"):
-            away = sum(model.states.leave() for model in self.models.values())
-        log.info("the optimisers' states are away", extra={"bytes": away})
+            away = sum(model.states.leave() for model in self._held)
+        log.info("what only an update needs is away", extra={"bytes": away})
 
     def reload(self) -> None:
         """Take it back."""
         with tracing.span("states back"):
-            for model in self.models.values():
+            for model in self._held:
                 model.states.come_back()
 
     def take_spans(self) -> list[tracing.Span]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_dist.cluster import pulse
-from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import Learner, Timeouts
 from rlhf_dist.learner.group import LearnerGroup
@@ -31,8 +30,7 @@ class GroupPlace:
 def start_group(place: GroupPlace) -> LearnerGroup:
     """Start one actor per rank, and let them meet; they hold no model yet."""
     settings = place.settings
-    env = {} if any(each["num_gpus"] for each in place.options) else environment_of(settings.threads)
-    kinds = [pulse.watched(LearnerRank).options(runtime_env={"env_vars": env}, **each) for each in place.options]
+    kinds = [pulse.watched(LearnerRank).options(**each) for each in place.options]
     ranks: list[Any] = [kind.remote(rank, settings.ranks, settings) for rank, kind in enumerate(kinds)]
     group = LearnerGroup(ranks, settings, watch=place.watch, timeouts=place.timeouts)
     try:

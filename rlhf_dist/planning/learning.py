@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rlhf_dist.config import Learner
 from rlhf_dist.planning.activations import BYTES, head_bytes, looking_bytes, training_bytes
 from rlhf_dist.planning.sizes import ModelSize
-from rlhf_dist.planning.zero_buffers import zero_buffer_bytes
+from rlhf_dist.planning.zero_buffers import gathered_bytes, zero_buffer_bytes
 
 LOAD, GENERATE, UPDATE, STEP, PUBLISH, SAVE = "load", "generate", "update", "step", "publish", "save"
 KEPT = "kept"
@@ -77,7 +77,9 @@ def learner_phases(work: LearnerWork, learner: Learner, *, learns: bool = True) 
         stays = {
             name: value for name, value in kept.items() if name in ("parameters", "held version") or "(host)" in name
         }
-        phases[GENERATE] = stays | {f"{name} (host)": value for name, value in kept.items() if name not in stays}
+        # The pinned memory that the others go to is kept for the next time.
+        pinned = {"pinned for others' turns (host)": sum(kept.values()) - sum(stays.values())}
+        phases = {name: parts | pinned for name, parts in (phases | {GENERATE: stays}).items()}
     if work.bucket_bytes:
         whole = min(work.bucket_bytes, work.trained[0].parameters * width / shards)
         phases[PUBLISH] = kept | {"buckets": whole, "buckets (host)": 2 * whole}
@@ -126,8 +128,9 @@ def update_parts(work: LearnerWork, learner: Learner) -> Parts:
     looked = [_looking(size, learner) for size in work.asked]
     most = max([*map(needs, work.trained), *looked], key=lambda parts: sum(parts.values()))
     width, stage = BYTES[dtype], learner.zero_stage
-    buffers = max(zero_buffer_bytes(size.hidden, stage, size.parameters, width=width) for size in work.trained)
-    return {name: value for name, value in {**most, "ZeRO's buffers": buffers}.items() if value}
+    buffers = [zero_buffer_bytes(size.hidden, stage, size.parameters, width=width) for size in work.trained]
+    buffers += [gathered_bytes(size.hidden, size.parameters, width=width) for size in work.asked]
+    return {name: value for name, value in {**most, "ZeRO's buffers": max(buffers)}.items() if value}
 
 
 def tokens_of_a_rank(learner: Learner) -> int:

@@ -48,8 +48,10 @@ def phases(role: str, config: RLJob, sizes: dict[str, ModelSize], *, gpu_bytes: 
     tokens = min(config.scoring.batch_tokens, config.scored_together * config.max_sequence)
     scoring = scorer_parts(sizes[role], role, config.learner.dtype, tokens, devices=devices)
     rests = gpu_bytes is not None and config.cluster.placement != "disaggregated"
-    kept = {"parameters (host)" if rests else "parameters": scoring["parameters"]}
-    return {KEPT: kept, LOAD: scoring, GENERATE: scoring}
+    if not rests:
+        return {KEPT: {"parameters": scoring["parameters"]}, LOAD: scoring, GENERATE: scoring}
+    kept = {"parameters (host)": scoring["parameters"]}  # the copy to which they come and go
+    return {KEPT: kept, LOAD: scoring, GENERATE: scoring | kept}
 
 
 def work_of(config: RLJob, sizes: dict[str, ModelSize], *, gpus: bool) -> LearnerWork:

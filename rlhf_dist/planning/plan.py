@@ -220,7 +220,23 @@ def _seat_bundles(layout: Layout, seats: list[Seat], *, gpus: bool) -> None:
             raise _too_small(layout, seats, gpus=gpus)
         for seat in taken:
             seat.free -= min(1.0, bundle[kind])
-            seat.actors += [place for place in layout.places if place.bundle == number and place.role != "store"]
+            seat.actors += [
+                place
+                for place in layout.places
+                if number in (place.shares or (place.bundle,)) and place.role != "store"
+            ]
+    _check_engines(layout, seats)
+
+
+def _check_engines(layout: Layout, seats: list[Seat]) -> None:
+    """Refuse engines over the cards of ranks on several nodes, as a run would (`cluster.bundles`)."""
+    for place in layout.places:
+        nodes = {seat.node for seat in seats if place in seat.actors}
+        if len(nodes) > 1:
+            raise ConfigError(
+                f"{place.name} would be cut over the GPUs of learner ranks on {len(nodes)} nodes; expected those of one: each "
+                f"node's number of ranks must be a multiple of rollout.tensor_parallel {len(place.shares)}"
+            )
 
 
 def _seat_engines(scene: Scene, seats: list[Seat], *, gpus: bool) -> int:
@@ -259,14 +275,9 @@ def _too_small(layout: Layout, seats: list[Seat], *, gpus: bool) -> ConfigError:
     nodes = len({seat.node for seat in seats})
     return ConfigError(
         f"the plan's cluster has {len(seats)} {kind} on {nodes} nodes; the run needs {needed:g} to start, those of an engine or "
-        "a scoring worker within one node. Give more --nodes or --gpus-per-node, lower learner.ranks, rollout.workers or "
-        "scoring.*_workers, or let actors share devices: cluster.placement colocated or hybrid, cluster.gpu_share"
+        "a scoring worker within one node. Have more nodes or GPUs (--nodes, --gpus-per-node), lower learner.ranks, "
+        "rollout.workers or scoring.*_workers, or let actors share devices (cluster.placement, cluster.gpu_share)"
     )
-
-
-def here(config: Job, sizes: dict[str, ModelSize]) -> Plan:
-    """The plan for this machine alone, of the scene of a stage that fills it most."""
-    return make_plan(config, this_machine(config, sizes), sizes)
 
 
 def this_machine(config: Job, sizes: dict[str, ModelSize]) -> Machines:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_dist.cluster.placement import Layout, Place, lay_out
+from rlhf_dist.cluster.placement import Layout, Place, lay_out, lay_out_ranks
 from rlhf_dist.config import DPOConfig, EvaluateConfig, Job, PipelineConfig, RewardConfig, RLJob, Rollout, SFTConfig
 from rlhf_dist.config.job import ScoringJob
 from rlhf_dist.config.rewards import devices_of_scorer
@@ -95,10 +95,7 @@ def _training(title: str, config: Job, size: ModelSize, gpu_bytes: float | None,
         masked_row=row,
     )
     found = learner_phases(work, learner, learns=training is not None)
-    share = config.cluster.gpu_share if gpus else 0.0
-    places = tuple(Place("learner", rank, 1.0, share, rank) for rank in range(learner.ranks))
-    bundles = tuple({"CPU": 1.0, "GPU": share} if gpus else {"CPU": 1.0} for _ in places)
-    return Scene(title, Layout(places, bundles), {"learner": found})
+    return Scene(title, lay_out_ranks(learner, config.cluster, gpus=gpus), {"learner": found})
 
 
 def _sampling(

@@ -32,7 +32,7 @@ class SharedCard:
 
     config: RLJob
     weights: float
-    """The engine's own."""
+    """The engine's own, of which it has a part on each of its cards."""
     beside: float
     """Of the others, while engines generate."""
 
@@ -50,7 +50,8 @@ class SharedCard:
         )
         weights = sizes["policy"].parameters * width[config.wire_dtype]
         version = weights if config.weights.transport == "cuda_ipc" else 0  # which the rank holds for the engine
-        return cls(config, weights, (held + scored) * width[learner.dtype] + version)
+        beside = (held + scored) * width[learner.dtype] + version
+        return cls(config, weights / config.rollout.tensor_parallel, beside)
 
     def engine_options(self, gpu_bytes: float) -> dict[str, Any]:
         """vLLM's: with its cache told, what others take or give back while it starts changes nothing."""

@@ -46,4 +46,9 @@ def zero_buffer_bytes(hidden: int, stage: int, parameters: int, *, width: int) -
         return 0.0
     sizes = zero_buffers(hidden, stage)
     reduced = 4.0 * min(sizes["reduce_bucket_size"], parameters)  # gradients travel in fp32
-    return reduced + width * min(sizes.get("stage3_max_live_parameters", 0), parameters)
+    return reduced + (gathered_bytes(hidden, parameters, width=width) if stage == 3 else 0)
+
+
+def gathered_bytes(hidden: int, parameters: int, *, width: int) -> float:
+    """What ZeRO-3 has whole on a rank at once of a model's layers; arguments as for `zero_buffer_bytes`."""
+    return float(width * min(zero_buffers(hidden, 3)["stage3_max_live_parameters"], parameters))

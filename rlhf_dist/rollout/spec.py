@@ -37,6 +37,10 @@ class EngineSpec:
     threads: int
     options: dict[str, Any]
     """Further arguments of vLLM."""
+    on_cuda: dict[str, Any]
+    """The same, of an engine that has GPUs; they go before."""
+    on_cpu: dict[str, Any]
+    """The same, of one that has none."""
     log_dir: str
     """Where the worker's log file goes."""
     attention: str = "sdpa"
@@ -54,9 +58,6 @@ class EngineSpec:
             from rlhf_dist.rollout.vllm_engine import VLLMEngine
 
             expected = self._expected(model, device)
-            room = {}
-            if self.shared is not None and device == "cuda":
-                room = self.shared.engine_options(torch.cuda.get_device_properties(0).total_memory)
             engine = VLLMEngine(
                 model,
                 sampling,
@@ -64,7 +65,7 @@ class EngineSpec:
                 max_sequence=self.max_sequence,
                 max_concurrent=self.max_concurrent,
                 tensor_parallel=self.tensor_parallel,
-                engine_options=self.options | room | ({"load_format": "auto"} if self.fixed else {}),
+                engine_options=self._options_on(device) | ({"load_format": "auto"} if self.fixed else {}),
             )
             if expected is not None:
                 expected.check(engine)
@@ -79,6 +80,14 @@ class EngineSpec:
             device=device,
             attention=with_cache(self.attention),
         )
+
+    def _options_on(self, device: str) -> dict[str, Any]:
+        if device != "cuda":
+            return self.on_cpu | self.options
+        room = {}
+        if self.shared is not None:
+            room = self.shared.engine_options(torch.cuda.get_device_properties(0).total_memory)
+        return self.on_cuda | self.options | room
 
     def _expected(self, model: str, device: str) -> Expected | None:
         """What to compare the engine with; None where a learner will be, or where no single device has room for the model."""
@@ -98,21 +107,9 @@ def engine_spec(
     dtype: str,
     max_sequence: int,
     seed: int,
-    on_gpu: bool,
     log_dir: str,
 ) -> EngineSpec:
     """The engine that the settings ask for, on a model's folder; lengths in tokens."""
-    engine: dict[str, Any] = {
-        "enforce_eager": not compiles(rollout, on_gpu=on_gpu),
-        "enable_prefix_caching": rollout.prefix_caching,
-        "seed": seed,
-    }
-    if on_gpu:
-        engine["gpu_memory_utilization"] = rollout.gpu_memory_fraction or OWN_CARD
-    else:
-        engine["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * 2**30)
-        # Where a seeded prompt is read in two steps, vLLM turns its generator back, which one on a CPU cannot be.
-        engine |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(BATCHED_TOKENS, max_sequence)}
     return EngineSpec(
         kind=rollout.engine,
         model=model,
@@ -121,7 +118,18 @@ def engine_spec(
         max_concurrent=rollout.max_concurrent,
         tensor_parallel=rollout.tensor_parallel,
         threads=rollout.threads,
-        options=engine | rollout.engine_args,
+        options={"enable_prefix_caching": rollout.prefix_caching, "seed": seed, **rollout.engine_args},
+        on_cuda={
+            "enforce_eager": not compiles(rollout, on_gpu=True),
+            "gpu_memory_utilization": rollout.gpu_memory_fraction or OWN_CARD,
+        },
+        on_cpu={
+            "enforce_eager": not compiles(rollout, on_gpu=False),
+            "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
+            # Where a seeded prompt is read in two steps, vLLM turns its generator back, which one on a CPU cannot be.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(BATCHED_TOKENS, max_sequence),
+        },
         log_dir=log_dir,
     )
 
@@ -131,10 +139,16 @@ def compiles(rollout: Rollout, *, on_gpu: bool) -> bool:
     return on_gpu if rollout.compile is None else rollout.compile
 
 
-def environment(rollout: Rollout, *, on_gpu: bool) -> dict[str, str]:
-    """Variables of an engine's process."""
+def environment(rollout: Rollout, *, on_gpu: bool, threads: int) -> dict[str, str]:
+    """Variables of an engine's process.
+
+    Args:
+        rollout: its settings.
+        on_gpu: it has GPUs, as far as Ray knows.
+        threads: CPU threads that it, or each of its processes, may use.
+    """
     if rollout.engine == "transformers":
-        return environment_of(rollout.threads)
+        return environment_of(threads)
     from rlhf_dist.rollout.vllm_engine import ENVIRONMENT
 
     # An engine is one actor, so its processes are on one machine: their collectives listen there only, unless the user says.
@@ -144,17 +158,12 @@ def environment(rollout: Rollout, *, on_gpu: bool) -> dict[str, str]:
             "fp32 on a CPU samples come out token for token alike in any company)"
         )
     loopback = {name: os.environ.get(name, "lo") for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
+    # Binding would pin the engines of several workers to the same cores.
+    found = ENVIRONMENT | loopback | environment_of(threads) | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     if on_gpu:
-        return ENVIRONMENT | loopback | ({"VLLM_BATCH_INVARIANT": "1"} if rollout.batch_invariant else {})
-    return {
-        **ENVIRONMENT,
-        **loopback,
-        **environment_of(rollout.threads),
-        # Binding would pin the engines of several workers to the same cores.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        # vLLM compiles two small functions of its sampler even where its model runs eagerly: 2 to 5 s before the first sample.
-        **({} if compiles(rollout, on_gpu=on_gpu) else {"TORCH_COMPILE_DISABLE": "1"}),
-    }
+        return found | ({"VLLM_BATCH_INVARIANT": "1"} if rollout.batch_invariant else {})
+    # vLLM compiles two small functions of its sampler even where its model runs eagerly: 2 to 5 s before the first sample.
+    return found | ({} if compiles(rollout, on_gpu=on_gpu) else {"TORCH_COMPILE_DISABLE": "1"})
 
 
 def sampling_of(rollout: Rollout, ends: tuple[int, ...], model: str = "") -> Sampling:

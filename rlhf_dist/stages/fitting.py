@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from rlhf_dist.cluster.session import has_gpus
 from rlhf_dist.config import EvaluateConfig, Job, RLConfig, RLJob
 from rlhf_dist.config.job import ScoringJob
 from rlhf_dist.data.encoder import Encoder
@@ -13,7 +13,10 @@ from rlhf_dist.learner.deepspeed_settings import check_deepspeed
 from rlhf_dist.models import check_models, read_config
 from rlhf_dist.models.attention import attention_note
 from rlhf_dist.models.tensor_parallel import check_can_be_cut
-from rlhf_dist.planning.plan import here
+from rlhf_dist.planning.advice import MORE_CARDS, advice
+from rlhf_dist.planning.attached import machines_there
+from rlhf_dist.planning.plan import Machines, make_plan, this_machine
+from rlhf_dist.planning.scenes import Sizes
 from rlhf_dist.rollout.engine_args import check_engine_args
 
 
@@ -53,22 +56,45 @@ def _check_cut(config: RLJob | EvaluateConfig, models: Sequence[tuple[str, str]]
             check_can_be_cut(path, read_config(path), processes)
 
 
-def check_room(config: RLConfig, sizes: Mapping[str, Any], tell: Callable[[str], None]) -> None:
+def check_room(config: RLConfig, sizes: Sizes, tell: Callable[[str], None]) -> None:
     """Refuse a run on this machine's GPUs that its plan has no room for; of CPUs' memory, which gives way, it is only told.
 
     Args:
-        config: the run's; one on another cluster, whose nodes are not known before it answers, is not planned here.
+        config: the run's; one on another cluster, whose nodes are not known before it answers, is for `check_room_there`.
         sizes: of its models (`planning.roles.sizes_of`).
         tell: takes a sentence for people.
 
     Raises:
         ConfigError: names the devices, and what would help.
     """
-    if config.cluster.address is not None:
+    if config.cluster.address is None:
+        _check_plan(config, this_machine(config, sizes), sizes, tell)
+
+
+def check_room_there(config: RLConfig, sizes: Sizes, tell: Callable[[str], None]) -> None:
+    """The same for GPUs of the cluster that a run has attached to; other arguments and errors as for `check_room`.
+
+    Raises:
+        WaitTimeout: a node does not say in time how large its GPUs are.
+    """
+    if config.cluster.address is None or not has_gpus():
         return
-    plan = here(config, dict(sizes))
-    problems = plan.problems()
-    if problems and plan.machines.gpus_per_node:
-        raise ConfigError(f"this run does not fit: {'; '.join(problems)}. `rlhf-dist plan` says what takes how much")
+    machines = machines_there(timeout_s=config.timeouts.start)
+    if machines is None:
+        tell("Ray counts GPUs on this cluster, but torch finds none of them: everything is computed on CPUs")
+        return
+    _check_plan(config, machines, sizes, tell)
+
+
+def _check_plan(config: RLConfig, machines: Machines, sizes: Sizes, tell: Callable[[str], None]) -> None:
+    problems = make_plan(config, machines, sizes).problems()
+    if problems and machines.gpus_per_node:
+        changes = advice(config, machines, sizes)
+        helping = f"it would fit with `--set {' --set '.join(changes)}`"
+        if changes == [MORE_CARDS]:
+            helping = "nothing that was tried helps but more GPUs, or a smaller model"
+        raise ConfigError(
+            f"this run does not fit: {'; '.join(problems)}. By its plan {helping}; `rlhf-dist plan` says more"
+        )
     for problem in problems:
         tell(f"this machine's memory may not be enough: {problem}")

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from rlhf_dist.cluster import pulse
 from rlhf_dist.cluster.fleet import Fleet, FleetSize, WorkerKind
-from rlhf_dist.cluster.session import has_gpus
+from rlhf_dist.cluster.placement import slots_of, threads_of
+from rlhf_dist.cluster.session import cores_per_gpu, has_gpus
 from rlhf_dist.cluster.watch import watch_of
 from rlhf_dist.config import Learner, Rollout, Timeouts
 from rlhf_dist.models import eos_token_ids
@@ -59,21 +60,21 @@ def generating(
         max_sequence: longest prompt and answer, in tokens.
         seed: of the samples.
     """
-    on_gpu = has_gpus()
+    on_gpu, cores, parallel = has_gpus(), cores_per_gpu(), rollout.tensor_parallel
+    threads = threads_of(cores, 1) if on_gpu else rollout.threads
     spec = engine_spec(
         rollout,
         model,
         dtype=learner.dtype,
         max_sequence=max_sequence,
         seed=seed,
-        on_gpu=on_gpu,
         log_dir=log_dir(run_dir),
     )
     kind = pulse.watched(Generator).options(
-        num_cpus=1,
-        num_gpus=rollout.tensor_parallel if on_gpu else 0,
+        num_cpus=slots_of(cores, parallel) if on_gpu else 1,
+        num_gpus=parallel if on_gpu else 0,
         max_concurrency=2,
-        runtime_env={"env_vars": environment(rollout, on_gpu=on_gpu)},
+        runtime_env={"env_vars": environment(rollout, on_gpu=on_gpu, threads=threads)},
     )
     sampling = sampling_of(rollout, eos_token_ids(model), model)
     fixed = dataclasses.replace(spec, fixed=True, attention=learner.attention)

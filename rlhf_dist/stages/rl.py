@@ -14,7 +14,7 @@ from rlhf_dist.checkpoint import complete_or_absent
 from rlhf_dist.cluster.dealing import everyone
 from rlhf_dist.cluster.fleet import Fleet
 from rlhf_dist.cluster.placement import lay_out
-from rlhf_dist.cluster.session import check_size, has_gpus, namespace_of, session
+from rlhf_dist.cluster.session import check_size, cores_per_gpu, has_gpus, namespace_of, session
 from rlhf_dist.config import RLConfig
 from rlhf_dist.controller import Probing, train
 from rlhf_dist.data.demonstrations import demonstration_set, read_demonstrations
@@ -42,15 +42,16 @@ from rlhf_dist.run_folder.quarantine import Quarantine, warning
 from rlhf_dist.run_folder.rl_folder import RLFolder
 from rlhf_dist.scoring.functions import GuardedRule
 from rlhf_dist.stages.behind import Behind
-from rlhf_dist.stages.fitting import check_room, check_stage
+from rlhf_dist.stages.fitting import check_room, check_room_there, check_stage
 from rlhf_dist.stages.hub import resolved
 from rlhf_dist.stages.inputs import changed, keep_inputs, kept_inputs
+from rlhf_dist.stages.places import Where, placed
 from rlhf_dist.stages.reference_values import reference_values
 from rlhf_dist.stages.restarting import restarting
 from rlhf_dist.stages.resume import newest, save_checkpoint
 from rlhf_dist.stages.scoring import check_columns, check_functions
 from rlhf_dist.stages.supervised import encoder_of
-from rlhf_dist.stages.wiring import Begin, Where, engines, model_specs, placed, wired
+from rlhf_dist.stages.wiring import Begin, engines, model_specs, wired
 from rlhf_dist.steering import State
 from rlhf_dist.telemetry import logs
 from rlhf_dist.telemetry.tracing import Span, Trace
@@ -183,6 +184,7 @@ def run(config: RLConfig, prepared: PreparedRL, folder: RLFolder) -> None:
         logs.to_file(logs.log_dir(folder.path), "controller")
         keep_inputs(config, folder.path)
         folder.tell("starting")
+        check_room_there(config, prepared.sizes, lambda told: folder.console.say(escape(told)))
         with ExitStack() as ends:
             going = _Going(config, prepared, folder, memory_of(config), ends)
             first = _Start(prepared.state.copy(), prepared.begin)
@@ -262,9 +264,9 @@ class _Going:
 
     def _placed(self) -> tuple[Where, Fleet]:
         config, folder = self.config, self.folder
-        layout = lay_out(config, gpus=has_gpus())
+        layout = lay_out(config, gpus=has_gpus(), cores=cores_per_gpu())
         check_size(*layout.totals())
-        where = self.ends.enter_context(placed(config, layout, folder.path))
+        where = self.ends.enter_context(placed(layout, folder.path, config.timeouts))
         where.watch.say = lambda told: folder.console.say(escape(told))
         return where, self.ends.enter_context(engines(config, where, self.prepared.eos_token_ids))
 

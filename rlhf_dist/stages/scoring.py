@@ -10,7 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_dist.cluster.session import has_gpus
+from rlhf_dist.cluster.placement import slots_of, threads_of
+from rlhf_dist.cluster.session import cores_per_gpu, has_gpus
+from rlhf_dist.cluster.threads import environment_of
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import GOLD, EvaluateConfig, FunctionReward, Reward, RLConfig
 from rlhf_dist.config.rewards import devices_of_scorer
@@ -181,7 +183,12 @@ def scoring(name: str, kind: ScorerKind, config: EvaluateConfig, run_dir: Path) 
     """A started `ScoringWorker` inside the block."""
     import ray
 
-    made: Any = ray.remote(ScoringWorker).options(num_cpus=1, num_gpus=kind.arguments["processes"] if has_gpus() else 0)
+    devices, cores, on_gpus = kind.arguments["processes"], cores_per_gpu(), has_gpus()
+    made: Any = ray.remote(ScoringWorker).options(
+        num_cpus=slots_of(cores, devices) if on_gpus else 1,
+        num_gpus=devices if on_gpus else 0,
+        runtime_env={"env_vars": environment_of(threads_of(cores, 1) if on_gpus else config.scoring.threads)},
+    )
     worker = made.remote(name, *kind, threads=config.scoring.threads, log_dir=log_dir(run_dir))
     try:
         Watch().one(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlhf_dist.cluster.session import has_gpus, namespace_of
-from rlhf_dist.cluster.watch import watch_of
+from rlhf_dist.cluster.placement import lay_out_ranks
+from rlhf_dist.cluster.session import cores_per_gpu, has_gpus
 from rlhf_dist.config import Job, Training
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.example_view import view
@@ -26,6 +26,7 @@ from rlhf_dist.learner.supervised_batch import SupervisedBatch
 from rlhf_dist.models import ends_of, load_tokenizer
 from rlhf_dist.run_folder.folder import RunFolder
 from rlhf_dist.stages.fitting import check_stage
+from rlhf_dist.stages.places import placed
 from rlhf_dist.stages.stage_checkpoints import Reached
 
 UNITS = "units"
@@ -107,13 +108,14 @@ class SharedLearner:
     def __init__(self) -> None:
         """Nothing is started yet."""
         self._group: LearnerGroup | None = None
+        self._ends = ExitStack()
 
     @contextmanager
     def lent(self, config: Job, run_dir: Path) -> Iterator[LearnerGroup]:
         """The group inside the block; see `learner_of`."""
         try:
             if self._group is None:
-                self._group = _started(config, run_dir)
+                self._group = self._ends.enter_context(_started(config, run_dir))
             yield self._group
         except BaseException:
             self.close()  # whoever failed, ranks may wait for each other
@@ -121,9 +123,8 @@ class SharedLearner:
 
     def close(self) -> None:
         """Stop the group, if there is one."""
-        group, self._group = self._group, None
-        if group is not None:
-            group.close()
+        self._group = None
+        self._ends.close()
 
 
 @contextmanager
@@ -150,16 +151,15 @@ def ranks_of(config: Job) -> dict[str, float]:
     return {"cpus": ranks, "gpus": ranks * config.cluster.gpu_share, "processes": ranks}
 
 
-def _started(config: Job, run_dir: Path) -> LearnerGroup:
-    share = config.cluster.gpu_share if has_gpus() else 0.0
-    options = [
-        {"num_cpus": 1, "num_gpus": share, "name": f"learner-{rank}", "namespace": namespace_of(run_dir)}
-        for rank in range(config.learner.ranks)
-    ]
-    timeouts = config.timeouts
-    return start_group(
-        GroupPlace(config.learner, options, run_dir, watch_of(timeouts), timeouts, config.cluster.interface)
-    )
+@contextmanager
+def _started(config: Job, run_dir: Path) -> Iterator[LearnerGroup]:
+    layout = lay_out_ranks(config.learner, config.cluster, gpus=has_gpus(), cores=cores_per_gpu())
+    with placed(layout, run_dir, config.timeouts) as where:
+        environment = where.torch(config.learner.threads)
+        ranks = [where.options(place, environment) for place in layout.places]
+        place = GroupPlace(config.learner, ranks, run_dir, where.watch, config.timeouts, config.cluster.interface)
+        with closing(start_group(place)) as group:
+            yield group
 
 
 def train(

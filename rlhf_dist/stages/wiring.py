@@ -7,15 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rlhf_dist.cluster import head, pulse
 from rlhf_dist.cluster.fleet import Fleet, FleetSize, Service, WorkerKind
-from rlhf_dist.cluster.placement import Layout, Place, options, ready, reserve, room, shares_cores
-from rlhf_dist.cluster.session import namespace_of
-from rlhf_dist.cluster.threads import environment_of
-from rlhf_dist.cluster.watch import POLL_S, Watch, watch_of
+from rlhf_dist.cluster.placement import room, shares_cores
+from rlhf_dist.cluster.watch import POLL_S
 from rlhf_dist.config import RLConfig
 from rlhf_dist.learner.frozen_model import FrozenSpec
 from rlhf_dist.learner.memory import Memory
@@ -31,12 +28,12 @@ from rlhf_dist.rollout.worker import PullSettings, RolloutWorker
 from rlhf_dist.scoring.reward_file import read_reward_file
 from rlhf_dist.scoring.worker import ScoringWorker
 from rlhf_dist.stages.moving_reference import HeldByLearner, HeldByWorkers, Holder, move, reference_at
+from rlhf_dist.stages.places import Where
 from rlhf_dist.stages.scoring import ScorerKind, scorer_kinds, told_of_rows
 from rlhf_dist.stages.turns import SharedDevices, put_to_sleep
 from rlhf_dist.steering import State
 from rlhf_dist.store.actor import Store
 from rlhf_dist.store.experience import ExperienceIndex
-from rlhf_dist.telemetry.logs import log_dir
 
 RENEW_S = 0.2
 """How often scorers look up where the reference moves, or a learner waits for their device."""
@@ -53,49 +50,6 @@ class Begin:
     """Folder of the optimisers' states; empty: they start anew."""
     passed_over: tuple[str, ...] = ()
     """What is wrong with newer checkpoints."""
-
-
-@dataclass(frozen=True)
-class Where:
-    """Where the run's actors go, and where they write; it stays when the run is wired anew."""
-
-    layout: Layout
-    group: Any
-    run_dir: Path
-    watch: Watch
-
-    @property
-    def on_gpus(self) -> bool:
-        """Whether devices are GPUs, as far as Ray knows."""
-        return any("GPU" in bundle for bundle in self.layout.bundles)
-
-    @property
-    def log_dir(self) -> str:
-        """Folder of the actors' log files."""
-        return log_dir(self.run_dir)
-
-    def options(self, place: Place) -> dict[str, Any]:
-        """Ray options of an actor in its place; its name is the run's own, also within a session that other runs share."""
-        return {"name": place.name, "namespace": namespace_of(self.run_dir), **options(place, self.group)}
-
-
-@contextmanager
-def placed(config: RLConfig, layout: Layout, run_dir: Path) -> Iterator[Where]:
-    """Room for a run's actors inside the block; with it everybody in it goes.
-
-    Args:
-        config: the run's settings.
-        layout: where the actors go.
-        run_dir: the run's folder, which every learner rank must see.
-    """
-    from ray.util.placement_group import remove_placement_group
-
-    group = reserve(layout, timeout_s=config.timeouts.start)
-    try:
-        yield Where(layout, group, run_dir, watch_of(config.timeouts))
-    finally:
-        if head.fallen() is None:
-            remove_placement_group(group)
 
 
 @contextmanager
@@ -135,7 +89,7 @@ def wired(
         prompts: to train on, of whose rows rewards may be told.
     """
     watch, start_s, ends = where.watch, config.timeouts.start, ExitStack()
-    ready(where.group, where.layout, timeout_s=start_s)
+    where.bundles.settle(timeout_s=start_s)
     folders = model_folders(config)
     if folders["reference"]:
         folders["reference"] = (reference_at(where.run_dir, begin.iteration, folders["reference"][0]),)
@@ -158,7 +112,8 @@ def wired(
         for fleet in scorers.values():
             ends.callback(fleet.close)
             fleet.open(timeout_s=start_s)
-        ranks = [where.options(place) for place in where.layout.of("learner")]
+        environment = where.torch(config.learner.threads, lends=config.weights.transport == "cuda_ipc")
+        ranks = [where.options(place, environment) for place in where.layout.of("learner")]
         place = GroupPlace(config.learner, ranks, where.run_dir, watch, config.timeouts, config.cluster.interface)
         learner = start_group(place)
         ends.callback(learner.close)
@@ -209,40 +164,33 @@ def _store(config: RLConfig, where: Where, begin: Begin, *, scorers: dict[str, i
 
 
 def _rollouts(config: RLConfig, eos_token_ids: tuple[int, ...], where: Where) -> Fleet:
-    places = where.layout.of("rollout")
-    on_gpu = places[0].gpus > 0
+    places, rollout = where.layout.of("rollout"), config.rollout
     spec = engine_spec(
-        config.rollout,
+        rollout,
         config.policy,
         dtype=config.wire_dtype,
         max_sequence=config.max_sequence,
         seed=config.seed,
-        on_gpu=on_gpu,
         log_dir=where.log_dir,
     )
     spec = replace(spec, attention=config.learner.attention)
-    if on_gpu:
-        spec.options["enable_sleep_mode"] = config.cluster.placement == "colocated"
-        spec.options["gpu_memory_utilization"] = (
-            config.rollout.gpu_memory_fraction or OWN_CARD * config.cluster.gpu_share
-        )
-    if on_gpu and config.cluster.placement == "colocated":
+    spec.on_cuda["gpu_memory_utilization"] = rollout.gpu_memory_fraction or OWN_CARD * config.cluster.gpu_share
+    if config.cluster.placement == "colocated":
+        spec.on_cuda["enable_sleep_mode"] = True
         spec = replace(spec, shared=SharedCard.of(config, sizes_of(config)))
     sampling = sampling_of(config.rollout, eos_token_ids, config.policy)
     pulls = PullSettings(probe_tolerance(config), config.timeouts.publish)
-    shared = {
-        "max_concurrency": 3,
-        "runtime_env": {"env_vars": environment(config.rollout, on_gpu=on_gpu)},
-    }
+    variables = environment(rollout, on_gpu=where.on_gpus, threads=where.threads(rollout.threads))
 
     def spawn(name: str, slot: int) -> Any:
         place = places[slot] if slot < len(places) else places[0]
-        kind = pulse.watched(RolloutWorker).options(**shared, **{**where.options(place), "name": name})
+        kind = pulse.watched(RolloutWorker).options(
+            max_concurrency=3, **{**where.options(place, variables), "name": name}
+        )
         return kind.remote(name, spec, sampling, seed=config.seed, pulls=pulls)
 
     kind = WorkerKind("rollout", spawn, room=lambda: 0 if places[0].bundle is not None else room(places[0]))
-    workers = config.rollout.workers
-    size = FleetSize(workers.min, workers.max, config.rollout.max_restarts, "rollout.max_restarts")
+    size = FleetSize(rollout.workers.min, rollout.workers.max, rollout.max_restarts, "rollout.max_restarts")
     return Fleet(kind, size, where.watch)
 
 
@@ -254,10 +202,8 @@ def _scorers(config: RLConfig, role: str, kind: ScorerKind, where: Where, store:
 
     def spawn(name: str, slot: int) -> Any:
         place = places[slot]
-        env = {} if place.gpus else environment_of(scoring.threads)
-        made = pulse.watched(ScoringWorker).options(
-            max_concurrency=2, runtime_env={"env_vars": env}, **{**where.options(place), "name": name}
-        )
+        options = {**where.options(place, where.torch(scoring.threads)), "name": name}
+        made = pulse.watched(ScoringWorker).options(max_concurrency=2, **options)
         return made.remote(name, *kind, threads=scoring.threads, log_dir=where.log_dir)
 
     def run(worker: Any) -> Any:

@@ -23,12 +23,14 @@ _FOREIGN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object: time (UTC), level, actor, node, process, iteration, version, message, extras; no secrets."""
+    """A record as one JSON object: time (UTC), level, who and where, iteration, version, message, extras; no secrets."""
 
     def __init__(self, actor: str) -> None:
         """Write lines of an actor."""
         super().__init__()
         self._who = {"actor": actor, "node": _node(), "pid": os.getpid()}
+        if gpus := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            self._who["gpus"] = gpus
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""

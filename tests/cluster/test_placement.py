@@ -16,7 +16,29 @@ def config(placement: str = "disaggregated", **sections: dict[str, object]) -> R
 
 def test_actors_ask_for_gpus_only_where_there_are_some() -> None:
     assert lay_out(config(learner={"ranks": 2}), gpus=False).totals() == (5.0, 0.0)
-    assert lay_out(config(learner={"ranks": 2}), gpus=True).totals() == (5.0, 5.0)
+    assert lay_out(config(learner={"ranks": 2}), gpus=True).totals() == (0.0, 5.0)
+
+
+@pytest.mark.parametrize(("cores", "slots", "threads"), [(8.0, 8.0, 8), (2.75, 2.0, 2), (0.5, 0.5, 1)])
+def test_a_gpu_brings_its_part_of_the_nodes_cores(cores: float, slots: float, threads: int) -> None:
+    made = lay_out(config(learner={"ranks": 2}, rollout={"tensor_parallel": 4}), gpus=True, cores=cores)
+    assert [bundle["CPU"] for bundle in made.bundles] == [slots] * 4
+    assert made.threads == threads
+    (engine,) = made.of("rollout")
+    assert engine.cpus == int(4 * cores), "of four GPUs"
+    assert sum(made.totals()) <= 8 * (cores + 1), "eight GPUs have no more"
+    assert lay_out(config(), gpus=False, cores=cores).threads is None
+
+
+def test_who_shares_a_ranks_gpu_asks_ray_for_nothing() -> None:
+    made = lay_out(
+        config("colocated", learner={"ranks": 4}, rollout={"workers": 2, "tensor_parallel": 2}), gpus=True, cores=8
+    )
+    engines = [(place.bundle, place.shares) for place in made.of("rollout")]
+    assert engines == [(0, (0, 1)), (2, (2, 3))]
+    guests = [place for place in made.places if place.role not in ("learner", "store")]
+    assert {(place.cpus, place.gpus) for place in guests} == {(0.0, 0.0)}
+    assert made.totals() == (32.0, 4.0)
 
 
 @pytest.mark.parametrize(("placement", "devices"), [("disaggregated", 6), ("hybrid", 4), ("colocated", 2)])
@@ -63,11 +85,11 @@ def test_an_engine_is_one_actor_with_all_its_gpus_so_it_never_leaves_its_node() 
 
 def test_a_scorer_whose_models_are_cut_has_all_its_gpus_in_one_bundle_so_on_one_node() -> None:
     rules: dict[str, Any] = {"reward": "pkg:function", "learner": {"critic": "value_head"}}
-    made = lay_out(config(**rules, scoring={"tensor_parallel": 4}), gpus=True)
+    made = lay_out(config(**rules, scoring={"tensor_parallel": 4}), gpus=True, cores=2)
     (reference,), (reward,) = made.of("reference"), made.of("reward")
-    assert (reference.gpus, made.bundles[reference.bundle]) == (4.0, {"CPU": 1.0, "GPU": 4.0})
+    assert (reference.gpus, made.bundles[reference.bundle]) == (4.0, {"CPU": 8.0, "GPU": 4.0})
     assert reward.gpus == 1.0, "no model, nothing to cut"
-    plain = lay_out(config(**rules), gpus=True)
+    plain = lay_out(config(**rules), gpus=True, cores=2)
     rollout = config().rollout
     assert made.needs(rollout)["processes"] == plain.needs(rollout)["processes"] + 4
     assert made.totals()[1] == plain.totals()[1] + 3
@@ -86,8 +108,8 @@ def test_only_the_fewest_workers_are_needed_to_start() -> None:
 def test_a_session_is_asked_for_every_process_and_for_the_gpus_of_every_engine() -> None:
     made = config(learner={"ranks": 3}, rollout={"workers": {"min": 2, "max": 9}, "tensor_parallel": 4})
     assert engines_of(made.rollout) == {"cpus": 2, "gpus": 8, "processes": 10}
-    needs = lay_out(made, gpus=True).needs(made.rollout)
-    assert needs == {"cpus": 7.0, "gpus": 13.0, "processes": 1 + 3 + 2 + 10}
+    needs = lay_out(made, gpus=True, cores=1).needs(made.rollout)
+    assert needs == {"cpus": 13.0, "gpus": 13.0, "processes": 1 + 3 + 2 + 10}
     assert engines_of(config().rollout) == {"cpus": 1, "gpus": 1, "processes": 1}
 
 

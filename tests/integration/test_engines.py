@@ -336,10 +336,10 @@ def test_no_room_for_the_kv_cache_names_the_settings(ray_session: None, folders:
     import ray
 
     settings = Rollout(kv_cache_gib=1e-6, max_concurrent=4, max_new_tokens=12)
-    shared = {"dtype": "float32", "max_sequence": 64, "seed": 0, "on_gpu": False, "log_dir": str(tmp_path)}
+    shared = {"dtype": "float32", "max_sequence": 64, "seed": 0, "log_dir": str(tmp_path)}
     spec = engine_spec(settings, str(folders.policy), **shared)
     # vLLM would take this variable's for its cache, whatever the settings say.
-    env = {"env_vars": {**environment(settings, on_gpu=False), "VLLM_CPU_KVCACHE_SPACE": "1"}}
+    env = {"env_vars": {**environment(settings, on_gpu=False, threads=1), "VLLM_CPU_KVCACHE_SPACE": "1"}}
     worker = (
         ray.remote(RolloutWorker)
         .options(runtime_env=env)

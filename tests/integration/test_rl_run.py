@@ -17,6 +17,7 @@ from rlhf_dist.checkpoint import verify
 from rlhf_dist.errors import StorageError
 from rlhf_dist.run_folder.status import read_status
 from rlhf_dist.store.schema import EXPERIENCE
+from tests.integration.pretended import pretended_gpus
 from tests.runs import Folders, log_lines, metrics, small_disk, train
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -115,17 +116,27 @@ def test_reference_log_probs_equal_the_policys_at_the_start(plain: Path) -> None
     torch.testing.assert_close(rollout, reference, atol=1e-4, rtol=0)
 
 
-def test_same_seed_gives_the_same_metrics_in_a_placement_that_shares_devices_and_a_trace_covers_every_actor(
+def gpus_of(run: Path) -> dict[str, set[str]]:
+    """GPUs that each actor saw, by its log."""
+    actors = [file.stem for file in (run / "logs").glob("*.jsonl")]
+    return {actor: {line.get("gpus", "") for line in log_lines(run, actor)} for actor in actors}
+
+
+def test_same_seed_gives_the_same_metrics_on_a_shared_gpu_and_a_trace_covers_every_actor(
     plain: Path, folders: Folders, tmp_path: Path
 ) -> None:
+    """Ray says that there is a GPU, and torch that there is none: all is as on one, but where tensors are."""
     held_out = {"held_out": str(folders.prompts), "held_out_limit": 4}
     changes = {
         "cluster": {"placement": "colocated"},
         "weights": {"transport": "cuda_ipc"},  # on a CPU: from the rank's memory
         "telemetry": {"trace_iterations": [1]},
     }
-    again = train(folders.config(prompts=held_out, checkpoint_every=1, **changes), tmp_path / "colocated")
+    with pretended_gpus(1, cpus=2):
+        again = train(folders.config(prompts=held_out, checkpoint_every=1, **changes), tmp_path / "colocated")
     assert metrics(again) == metrics(plain)
+    seen = gpus_of(again)
+    assert [seen[actor] for actor in ("learner-0", "rollout-0", "reward-0", "reference-0")] == [{"0"}] * 4
 
     events = json.loads((again / "trace.json").read_text())["traceEvents"]
     tracks = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M" and e["pid"] == "rlhf_dist"}
@@ -138,6 +149,8 @@ def test_same_seed_gives_the_same_metrics_in_a_placement_that_shares_devices_and
         ("reward-0", "score"),
         ("reference-0", "score"),
         ("learner-0", "update"),
+        ("learner-0", "states away"),
+        ("reward-0", "rest"),
         ("store", "publish weights"),
     ):
         assert wanted in ours
@@ -155,7 +168,11 @@ def test_two_zero_3_ranks_that_host_the_scorers_learn_what_one_does(
         "cluster": {"placement": "hybrid"},
         "weights": {"delta_every": 3, "probe_every": 1, "bucket_mib": 1},
     }
-    run = train(folders.config(**changes), tmp_path / "hybrid")
+    with pretended_gpus(3, cpus=3):
+        run = train(folders.config(**changes), tmp_path / "hybrid")
+    seen = gpus_of(run)
+    assert (seen["learner-0"], seen["learner-1"], seen["reward-0"]) == ({"0"}, {"1"}, {"0"})
+    assert seen["rollout-0"] == {"2"}
     assert "ref_log_probs" not in experience(run)[0].schema.names
     assert [row["weights/version"] for row in metrics(run)] == [1, 2]
     for one, two in zip(metrics(plain), metrics(run), strict=True):

@@ -19,12 +19,13 @@ from rlhf_dist.learner import optimizer_state
 from rlhf_dist.learner.adapters import adapt
 from rlhf_dist.learner.example_batch import ExampleBatch
 from rlhf_dist.learner.freeing import let_go
-from rlhf_dist.learner.frozen_model import FrozenSpec
-from rlhf_dist.learner.host_states import LEAST
+from rlhf_dist.learner.frozen_model import FrozenModel, FrozenSpec
+from rlhf_dist.learner.host_states import LEAST, HostStates
 from rlhf_dist.learner.optimizer_state import PIECES
 from rlhf_dist.learner.rank import LearnerRank
 from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models import PackedBatch, PolicyModel, pack
+from rlhf_dist.planning.zero_buffers import zero_buffers
 from tests.learner.test_policy_update import SHAPE
 
 STAGES = [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32")]
@@ -356,3 +357,39 @@ def test_states_that_were_away_between_steps_are_the_same_to_the_bit(stage: tupl
         assert torch.equal(leaving.state()[name], value), name
     staying.free()
     leaving.free()
+
+
+def test_pinned_memory_is_made_once_whatever_comes_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HostStates, "_on_card", True)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
+    model, made = trained((2, "float32")), list[int]()
+    monkeypatch.setattr("rlhf_dist.learner.host_states.pinned", lambda own: made.append(own.nbytes) or own.clone())
+    storages = model.states._storages
+    for number in range(3):
+        extra = [torch.ones(LEAST + 8).untyped_storage()] if number else []  # before all others: gradients, say
+        monkeypatch.setattr(model.states, "_storages", lambda extra=extra: [*extra, *storages()])
+        model.states.leave()
+        model.states.come_back()
+        if number < 2:
+            assert made.count((LEAST + 8) * 4) == number
+            before = len(made)
+    assert len(made) == before
+    model.free()
+
+
+def test_a_frozen_model_that_was_away_says_the_same(tmp_path: Path) -> None:
+    policy().get_submodule(policy().prefix.rstrip(".")).save_pretrained(tmp_path)
+    given = {"zero_optimization": {"stage3_prefetch_bucket_size": 77}}
+    model = FrozenModel(FrozenSpec(str(tmp_path), temperature=1.0), Learner(zero_stage=2, deepspeed=given))
+    assert model.engine._config.zero_config.prefetch_bucket_size == 77
+    assert (
+        model.engine._config.zero_config.max_live_parameters
+        == zero_buffers(SHAPE["hidden_size"], 3)["stage3_max_live_parameters"]
+    )
+    before, parameters = model(batch()), sum(each.ds_numel for each in model.engine.module.parameters())
+    for _ in range(2):
+        assert model.states.leave() == model.states.leave() > 4 * 0.95 * parameters
+        assert sum(each.ds_tensor.untyped_storage().nbytes() for each in model.engine.module.parameters()) < LEAST * 99
+        model.states.come_back()
+        assert torch.equal(model(batch()), before)
+    model.free()

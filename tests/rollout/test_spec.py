@@ -32,16 +32,17 @@ def test_an_engines_processes_meet_on_loopback_unless_the_user_says_where(
     pytest.importorskip("vllm")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
-    made = environment(Rollout(engine="vllm"), on_gpu=on_gpu)
+    made = environment(Rollout(engine="vllm"), on_gpu=on_gpu, threads=3)
     assert (made["GLOO_SOCKET_IFNAME"], made["NCCL_SOCKET_IFNAME"]) == ("lo", "ib0")
+    assert made["OMP_NUM_THREADS"] == "3"
 
 
 def test_batch_invariance_is_asked_of_vllm_on_gpus_and_refused_where_it_would_do_nothing() -> None:
     pytest.importorskip("vllm")
-    assert environment(Rollout(batch_invariant=True), on_gpu=True)["VLLM_BATCH_INVARIANT"] == "1"
-    assert "VLLM_BATCH_INVARIANT" not in environment(Rollout(), on_gpu=True)
+    assert environment(Rollout(batch_invariant=True), on_gpu=True, threads=1)["VLLM_BATCH_INVARIANT"] == "1"
+    assert "VLLM_BATCH_INVARIANT" not in environment(Rollout(), on_gpu=True, threads=1)
     with pytest.raises(ConfigError, match=r"batch_invariant is true, but the engines are on CPUs.*expected false"):
-        environment(Rollout(batch_invariant=True), on_gpu=False)
+        environment(Rollout(batch_invariant=True), on_gpu=False, threads=1)
     with pytest.raises(ValueError, match=r"batch_invariant is true beside engine transformers; expected vllm"):
         Rollout(batch_invariant=True, engine="transformers")
 
@@ -49,9 +50,10 @@ def test_batch_invariance_is_asked_of_vllm_on_gpus_and_refused_where_it_would_do
 def test_on_cpus_prompts_are_read_whole_however_many_begin_together() -> None:
     """In two steps vLLM would turn a seeded request's generator back, which one on a CPU refuses: the worker died of it."""
     for longest in (64, 10_000):
-        spec = engine_spec(Rollout(), "m", dtype="float32", max_sequence=longest, seed=0, on_gpu=False, log_dir="logs")
-        assert spec.options["enable_chunked_prefill"] is False
-        assert spec.options["max_num_batched_tokens"] >= longest
+        spec = engine_spec(Rollout(), "m", dtype="float32", max_sequence=longest, seed=0, log_dir="logs")
+        options = spec._options_on("cpu")
+        assert options["enable_chunked_prefill"] is False
+        assert options["max_num_batched_tokens"] >= longest
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,9 @@ def test_graphs_are_captured_on_gpus_unless_the_config_says_otherwise(
     compile: bool | None, on_gpu: bool, eager: bool
 ) -> None:
     rollout = Rollout(compile=compile, engine_args={"kv_cache_dtype": "fp8"})
-    spec = engine_spec(rollout, "m", dtype="bfloat16", max_sequence=64, seed=0, on_gpu=on_gpu, log_dir="logs")
-    assert spec.options["enforce_eager"] is eager
-    assert spec.options["kv_cache_dtype"] == "fp8"
-    assert ("TORCH_COMPILE_DISABLE" in environment(rollout, on_gpu=on_gpu)) is (eager and not on_gpu)
+    spec = engine_spec(rollout, "m", dtype="bfloat16", max_sequence=64, seed=0, log_dir="logs")
+    options = spec._options_on("cuda" if on_gpu else "cpu")
+    assert options["enforce_eager"] is eager
+    assert options["kv_cache_dtype"] == "fp8"
+    assert ("kv_cache_memory_bytes" in options) is not on_gpu
+    assert ("TORCH_COMPILE_DISABLE" in environment(rollout, on_gpu=on_gpu, threads=1)) is (eager and not on_gpu)

@@ -57,7 +57,7 @@ def worker(folders: Folders, tmp_path: Path, lm: Any, probe: Probe | None) -> Ro
     weights = [(name, parameter.detach().clone()) for name, parameter in lm.named_parameters()]
     manifest = Manifest(5, tuple(name for name, _ in weights), 1, (encode_bucket(weights),), probe)
     settings = Rollout(engine="transformers", max_new_tokens=4)
-    shared = {"dtype": "float32", "max_sequence": 32, "seed": 0, "on_gpu": False, "log_dir": str(tmp_path)}
+    shared = {"dtype": "float32", "max_sequence": 32, "seed": 0, "log_dir": str(tmp_path)}
     sampling = Sampling(4, 1.0, 1.0, 0, (), (2,))
     spec = engine_spec(settings, str(folders.policy), **shared)
     made = RolloutWorker("rollout-0", spec, sampling, seed=0, pulls=PullSettings(probe_tolerance=1e-3, timeout_s=5))

@@ -19,8 +19,9 @@ from rlhf_dist.records import RowKey, Sample, SampleRequest
 from rlhf_dist.rollout.spec import sampling_of
 from rlhf_dist.rollout.transformers_engine import TransformersEngine
 from rlhf_dist.scoring.reward_file import RewardFile
+from rlhf_dist.stages.places import Where
 from rlhf_dist.stages.scoring import scorer_kinds
-from rlhf_dist.stages.wiring import Begin, Where, _store, critic_units, model_specs
+from rlhf_dist.stages.wiring import Begin, _store, critic_units, model_specs
 from rlhf_dist.store.row import rollout_batch, rows_of
 from rlhf_dist.store.weights import encode_bucket
 from tests.runs import Folders
@@ -114,11 +115,11 @@ def test_a_store_may_take_its_time_to_start_before_its_silence_counts(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = folders.config()
-    where = Where(lay_out(config, gpus=False), None, tmp_path, watch_of(config.timeouts))
+    where = Where(lay_out(config, gpus=False), MagicMock(), tmp_path, watch_of(config.timeouts))
     kind = MagicMock()
     monkeypatch.setattr("ray.remote", lambda _: kind)
-    monkeypatch.setattr("rlhf_dist.stages.wiring.options", lambda place, group: {})
     monkeypatch.setattr("rlhf_dist.cluster.head.fallen", lambda: None)
+    where.bundles.sight.return_value, where.bundles.options.return_value = {}, {}  # type: ignore[attr-defined]
     monkeypatch.setattr("ray.wait", lambda refs, **_: ([], refs))
     _store(config, where, Begin(), scorers={})
     where.watch.vigil.asked()
