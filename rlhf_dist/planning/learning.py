@@ -73,6 +73,9 @@ def learner_phases(work: LearnerWork, learner: Learner, *, learns: bool = True) 
         STEP: kept | beside | {"gradients as they are stepped": _stepped(work, learner)},
         SAVE: kept | {"copy to be written (host)": _written(work, learner)},
     }
+    if work.bucket_bytes:
+        whole = min(work.bucket_bytes, work.trained[0].parameters * width / shards)
+        phases[PUBLISH] = kept | {"buckets": whole, "buckets (host)": 2 * whole}
     if work.lends:
         stays = {
             name: value for name, value in kept.items() if name in ("parameters", "held version") or "(host)" in name
@@ -80,9 +83,6 @@ def learner_phases(work: LearnerWork, learner: Learner, *, learns: bool = True) 
         # The pinned memory that the others go to is kept for the next time.
         pinned = {"pinned for others' turns (host)": sum(kept.values()) - sum(stays.values())}
         phases = {name: parts | pinned for name, parts in (phases | {GENERATE: stays}).items()}
-    if work.bucket_bytes:
-        whole = min(work.bucket_bytes, work.trained[0].parameters * width / shards)
-        phases[PUBLISH] = kept | {"buckets": whole, "buckets (host)": 2 * whole}
     return phases
 
 
