@@ -16,7 +16,7 @@ from rlhf_dist.planning.sharing import OWN_CARD, SharedCard, engine_share
 from rlhf_dist.planning.sizes import ModelSize
 from rlhf_dist.store.weights import KEPT_VERSIONS
 
-CPU_ENGINE_COPIES = 1.1
+CPU_ENGINE_COPIES = 1.15
 """vLLM on a CPU packs its linear layers for the processor in the place of what arrived, one layer after the other (measured)."""
 
 
