@@ -35,6 +35,8 @@ class LearnerWork:
     """Bytes of a whole version that each rank holds for the engine on its device."""
     masked_row: int = 0
     """Tokens of a row under an attention mask; 0: there is none."""
+    checkpoints: bool = True
+    """States are written, too, not only the model at the end."""
     lends: bool = False
     """All but the weights goes to the host while engines generate on the same device."""
 
@@ -161,5 +163,7 @@ def _stepped(work: LearnerWork, learner: Learner) -> float:
 
 
 def _written(work: LearnerWork, learner: Learner) -> float:
-    """A rank's share of the weights and of the optimiser's state, copied so that it can be written while training goes on."""
-    return work.num_trained * (BYTES[learner.dtype] + 12.0) / learner.ranks
+    """A rank's share of what is copied so that it can be written while training goes on: weights, and the optimisers' states."""
+    if work.checkpoints:
+        return work.num_trained * (BYTES[learner.dtype] + 12.0) / learner.ranks
+    return float(work.trained[0].parameters * BYTES[learner.dtype]) / learner.ranks
