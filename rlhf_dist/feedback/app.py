@@ -112,7 +112,7 @@ def leave(request: Request, form: Sent) -> Response:
     """Sign out; what was before their eyes goes back to the others."""
     with visiting(request, csrf=form.values.get("csrf", "")) as (session, visit):
         assignment.let_go(session, visit.annotator_id)
-        session.delete(visit)
+        people.leave(session, visit)
     told = "You are signed out. Everything that you sent is stored. Your link brings you back."
     response = message(request, "Goodbye", told, 200)
     response.delete_cookie(site_of(request).cookie, path=f"{site_of(request).base}/")
@@ -124,7 +124,7 @@ def next_page(request: Request, view: str = "") -> HTMLResponse:
     """The next task, or that all is done."""
     mode = next((each for each in (view, request.cookies.get(VIEW)) if each in MODES), MODES[0])
     site = site_of(request)
-    with visiting(request, lasting=False) as (session, visit):
+    with visiting(request, choosing=True) as (session, visit):
         me = visit.annotator_id
         there = site.glance("there", lambda: assignment.what_is_there(session))
         pace = site.glance(f"pace of {me}", lambda: assignment.pace(session, me))

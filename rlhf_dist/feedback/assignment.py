@@ -6,20 +6,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import BindParameter, bindparam, case, delete, exists, func, insert, or_, select, update
+from sqlalchemy import BindParameter, Executable, bindparam, case, delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, joinedload
+from sqlalchemy.orm import Session
 
-from rlhf_dist.feedback.database import Judgement, Shown, Task, now
+from rlhf_dist.feedback.database import Judgement, Shown, Task, TaskText, now
 from rlhf_dist.feedback.orders import chance, probe
 from rlhf_dist.feedback.verdicts import SKIP
 
 SHOWN_FOR = timedelta(minutes=15)
 """How long a task that was shown is kept for who saw it."""
-CHOOSING = 0x72_6C_68_66
-"""Number of the lock under which tasks are chosen; any will do."""
 ROUND = 7919
 """Gold questions come in the order of their places round this circle, from another point for each."""
 RECENT = 50
@@ -30,13 +28,26 @@ ME: BindParameter[Any] = bindparam("me")
 SINCE: BindParameter[Any] = bindparam("since")
 START: BindParameter[Any] = bindparam("start")
 TASK: BindParameter[Any] = bindparam("task")
-_TASK_AND_TEXT = select(Task).options(joinedload(Task.text))
+_ASKED = (
+    select(
+        Task.id,
+        Task.digest,
+        Task.kind,
+        Task.sources,
+        TaskText.prompt,
+        TaskText.answers,
+        TaskText.columns,
+        TaskText.criteria,
+    )
+    .select_from(Task)
+    .outerjoin(TaskText)
+)
 _JUDGED_BY_ME = exists().where(
     Judgement.task_id == Task.id, Judgement.annotator_id == ME, Judgement.withdrawn.is_(None)
 )
-_BY_NUMBER = _TASK_AND_TEXT.where(Task.id == TASK)
+_BY_NUMBER = _ASKED.where(Task.id == TASK)
 _SHOWN_TO_ME = (
-    _TASK_AND_TEXT.join(Shown, Shown.task_id == Task.id)
+    _ASKED.join(Shown, Shown.task_id == Task.id)
     .where(
         Shown.annotator_id == ME,
         ~_JUDGED_BY_ME,
@@ -47,7 +58,7 @@ _SHOWN_TO_ME = (
 )
 _SHOW = insert(Shown)
 _GOLD = (
-    _TASK_AND_TEXT.where(Task.gold.is_not(None), ~_JUDGED_BY_ME)
+    _ASKED.where(Task.gold.is_not(None), ~_JUDGED_BY_ME)
     .order_by((Task.place % ROUND + START) % ROUND, Task.id)
     .limit(1)
 )
@@ -58,7 +69,7 @@ _BEFORE_OTHERS = (
     .scalar_subquery()
 )
 _FROM_START, _UP_TO_START = (
-    _TASK_AND_TEXT.where(
+    _ASKED.where(
         Task.gold.is_(None),
         Task.done < Task.needed,
         Task.done + _BEFORE_OTHERS < Task.needed,
@@ -84,6 +95,19 @@ _COUNTS = (
     .where(_MINE)
 )
 _RECENT = select(Judgement.active).where(_MINE, Judgement.verdict != SKIP).order_by(Judgement.id.desc()).limit(RECENT)
+
+
+class Asked(NamedTuple):
+    """Of a `Task` and its `TaskText`, what it takes to show it and to take a judgement of it."""
+
+    id: int
+    digest: str
+    kind: str
+    sources: str
+    prompt: str
+    answers: str
+    columns: str
+    criteria: str
 
 
 @dataclass(frozen=True)
@@ -118,27 +142,31 @@ class Progress:
         return self.judged + self.waiting
 
 
-def task_of(session: Session, number: int) -> Task | None:
+def task_of(session: Session, number: int) -> Asked | None:
     """A task with what people read of it."""
-    return session.scalar(_BY_NUMBER, {"task": number})
+    return _one(session, _BY_NUMBER, {"task": number})
 
 
-def next_task(session: Session, annotator_id: int, there: There) -> tuple[Task | None, Progress]:
+def _one(session: Session, wanted: Executable, told: dict[str, Any]) -> Asked | None:
+    found = session.connection().execute(wanted, told).first()
+    return Asked(*found) if found else None
+
+
+def next_task(session: Session, annotator_id: int, there: There) -> tuple[Asked | None, Progress]:
     """A task that this annotator has not judged and that needs judgements, and how far they are; it is marked as shown.
 
     What was shown to them and not judged comes back first. A gold question goes to everybody, spread over their work.
 
     Args:
-        session: an open transaction; the caller commits it.
+        session: an open transaction that is `choosing`; the caller commits it.
         annotator_id: who asks.
         there: what the store has.
 
     Returns:
         The task, None if there is none now; and their progress.
     """
-    _one_at_a_time(session)
     mine = progress(session, annotator_id, there)
-    task = session.scalar(_SHOWN_TO_ME, {"me": annotator_id}) if mine.shown else None
+    task = _one(session, _SHOWN_TO_ME, {"me": annotator_id}) if mine.shown else None
     if task is None:
         task = _chosen(session, annotator_id, mine, there)
         if task is not None:  # it was not shown before, and nobody else chooses now
@@ -146,13 +174,7 @@ def next_task(session: Session, annotator_id: int, there: There) -> tuple[Task |
     return task, mine
 
 
-def _one_at_a_time(session: Session) -> None:
-    """Let nobody else choose until this transaction ends, lest two take a task's last place; SQLite's queue anyhow."""
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(select(func.pg_advisory_xact_lock(CHOOSING)))
-
-
-def _chosen(session: Session, annotator_id: int, mine: Progress, there: There) -> Task | None:
+def _chosen(session: Session, annotator_id: int, mine: Progress, there: There) -> Asked | None:
     gold = _next_gold(session, annotator_id, mine, there) if _is_due(annotator_id, mine, there) else None
     others = _next_open(session, annotator_id, mine.judged + mine.skipped) if gold is None else None
     return gold or others or _next_gold(session, annotator_id, mine, there)
@@ -165,19 +187,19 @@ def _is_due(annotator_id: int, mine: Progress, there: There) -> bool:
     return others * there.gold >= place * (others + there.open)
 
 
-def _next_gold(session: Session, annotator_id: int, mine: Progress, there: There) -> Task | None:
+def _next_gold(session: Session, annotator_id: int, mine: Progress, there: There) -> Asked | None:
     if mine.golden >= there.gold:
         return None
-    return session.scalar(_GOLD, {"me": annotator_id, "start": probe(annotator_id, 0) % ROUND})
+    return _one(session, _GOLD, {"me": annotator_id, "start": probe(annotator_id, 0) % ROUND})
 
 
-def _next_open(session: Session, annotator_id: int, judged: int) -> Task | None:
+def _next_open(session: Session, annotator_id: int, judged: int) -> Asked | None:
     """A task that lacks judgements which nobody is about to give: the first from a place by chance on, round and round.
 
     It reads the index of open places in order and stops at the first hit, however many tasks are finished.
     """
     told = {"me": annotator_id, "since": now() - SHOWN_FOR, "start": probe(annotator_id, judged)}
-    return session.scalar(_FROM_START, told) or session.scalar(_UP_TO_START, told)
+    return _one(session, _FROM_START, told) or _one(session, _UP_TO_START, told)
 
 
 def what_is_there(session: Session) -> There:

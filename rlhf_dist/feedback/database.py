@@ -30,6 +30,8 @@ STORE = "store"
 BUSY_S = 30
 """How long a writer waits for another on SQLite."""
 
+BEGIN_CHOOSING = "BEGIN; SET LOCAL synchronous_commit = off; SELECT pg_advisory_xact_lock(1919707238)"
+"""PostgreSQL's, in one message; any number will do for the lock."""
 IDLE_S = 5.0
 """A connection to PostgreSQL that nobody used for so long may be gone, and is tried first."""
 
@@ -231,11 +233,12 @@ def open_database(url: str) -> Engine:
 
 
 @contextmanager
-def transaction(engine: Engine, *, reads: bool = False, lasting: bool = True) -> Iterator[Session]:
+def transaction(engine: Engine, *, reads: bool = False, choosing: bool = False) -> Iterator[Session]:
     """A session whose work is committed at the block's end, and undone if it raises.
 
-    With `reads` nothing is written: on SQLite it then waits for no writer, and none for it. What is not `lasting`, as who has
-    what before their eyes, may be lost when the power is, but not when the server dies; it waits for no disk.
+    With `reads` nothing is written: on SQLite it then waits for no writer, and none for it. With `choosing` nobody else chooses
+    a task until the block's end, lest two take its last place; and as who has what before their eyes may be lost when the power
+    is, but not when the server dies, it waits for no disk.
 
     Within a route it is opened and closed in one call, so on one thread: were it a dependency, a request that holds the database
     could wait for a thread while all threads wait for the database.
@@ -244,7 +247,7 @@ def transaction(engine: Engine, *, reads: bool = False, lasting: bool = True) ->
         StorageError: the database does not take or give anything: its disk is full, it is damaged, or it is gone.
     """
     try:
-        bound = engine.execution_options(reads=reads, lasting=lasting)
+        bound = engine.execution_options(reads=reads, choosing=choosing)
         with Session(bound, expire_on_commit=False) as session, session.begin():
             yield session
     except (DatabaseError, PoolTimeout) as error:
@@ -285,7 +288,7 @@ def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "begin")
     def _begun(connection: Any) -> None:
         options = connection.get_execution_options()
-        connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if options.get('lasting', True) else 'NORMAL'}")
+        connection.exec_driver_sql(f"PRAGMA synchronous={'NORMAL' if options.get('choosing') else 'FULL'}")
         # A transaction that reads first and writes later may find that somebody wrote between; this one waits its turn.
         connection.exec_driver_sql("BEGIN" if options.get("reads") else "BEGIN IMMEDIATE")
 
@@ -299,8 +302,8 @@ def _prepare_postgres(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Any) -> None:
-        lasting = connection.get_execution_options().get("lasting", True)
-        connection.exec_driver_sql("BEGIN" if lasting else "BEGIN; SET LOCAL synchronous_commit = off")
+        choosing = connection.get_execution_options().get("choosing")
+        connection.exec_driver_sql(BEGIN_CHOOSING if choosing else "BEGIN")
 
     @event.listens_for(engine, "checkin")
     def _given_back(_: Any, record: Any) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback import marks
+from rlhf_dist.feedback.assignment import Asked, task_of
 from rlhf_dist.feedback.database import Annotator, Judgement, Task
 from rlhf_dist.feedback.marks import Mark
 from rlhf_dist.feedback.verdicts import LETTERS, SKIP, is_right, ranked
@@ -174,14 +175,14 @@ def _conditions(which: str) -> list[Any]:
     return conditions[which]
 
 
-def one_task(session: Session, task_id: int) -> tuple[Task, Sequence[Opinion]]:
-    """A task and all that was said to it, also what was withdrawn.
+def one_task(session: Session, task_id: int) -> tuple[Task, Asked, Sequence[Opinion]]:
+    """A task, what people read of it, and all that was said to it, also what was withdrawn.
 
     Raises:
         DataError: there is none.
     """
-    task = session.get(Task, task_id)
-    if task is None:
+    task, asked = session.get(Task, task_id), task_of(session, task_id)
+    if task is None or asked is None:
         raise DataError(f"there is no task {task_id}; expected one of the list")
     found = session.scalars(_whole(select(Judgement).where(Judgement.task_id == task_id).order_by(Judgement.id)))
-    return task, [said(one) for one in found]
+    return task, asked, [said(one) for one in found]

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback import criteria, marks
-from rlhf_dist.feedback.assignment import show
+from rlhf_dist.feedback.assignment import Asked, show
 from rlhf_dist.feedback.criteria import Criterion
 from rlhf_dist.feedback.database import Judgement, Rating, Shown, Task, now
 from rlhf_dist.feedback.orders import as_text, order_of
@@ -55,7 +55,7 @@ def cleaned(text: str) -> str:
     return whole.encode("utf-8", "replace").decode()
 
 
-def record(session: Session, task: Task, annotator_id: int, form: Form, asked: Sequence[Criterion]) -> None:
+def record(session: Session, task: Asked, annotator_id: int, form: Form, asked: Sequence[Criterion]) -> None:
     """Take a judgement.
 
     Args:
@@ -69,7 +69,7 @@ def record(session: Session, task: Task, annotator_id: int, form: Form, asked: S
         DataError: the verdict is none of the task's kind, something that is required is missing, or too long.
         IntegrityError: this annotator's judgement of the task stands already.
     """
-    answers = json.loads(task.text.answers)
+    answers = json.loads(task.answers)
     order = order_of(task.id, annotator_id, len(answers))
     verdict, comment = _verdict(task.kind, form, order), _comment(task.kind, form)
     given = [] if verdict == SKIP else criteria.taken(asked, form.values, order)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import unicodedata
-from datetime import timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
+from typing import NamedTuple
 
 from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.orm import Session
@@ -22,7 +23,32 @@ LONGEST_ABSENCE = timedelta(days=14)
 """A browser that has not come for so long must bring its invitation again."""
 NOTED = timedelta(hours=1)
 """How exactly it is noted when a browser last came."""
-_VISIT = select(Visit).where(Visit.key_hash == bindparam("key"))  # built once: each request asks it
+# Built once and without objects, as in `assignment`: each request asks it.
+_VISIT = (
+    select(
+        Visit.key_hash,
+        Visit.annotator_id,
+        Visit.csrf,
+        Visit.created,
+        Visit.used,
+        Annotator.name,
+        Annotator.supervisor,
+    )
+    .join(Annotator)
+    .where(Visit.key_hash == bindparam("key"))
+)
+
+
+class Visitor(NamedTuple):
+    """A `Visit`, and whose it is."""
+
+    key_hash: str
+    annotator_id: int
+    csrf: str
+    created: datetime
+    used: datetime | None
+    name: str
+    supervisor: bool
 
 
 def new_token() -> str:
@@ -112,21 +138,27 @@ def enter(session: Session, annotator: Annotator, key: str | None) -> str:
     return key
 
 
-def visit_of(session: Session, key: str | None) -> Visit | None:
+def visit_of(session: Session, key: str | None) -> Visitor | None:
     """Whose browser has this cookie; None too where the visit has ended by itself."""
-    visit = session.scalar(_VISIT, {"key": digest(key)}) if key else None
-    if visit is None:
+    found = session.connection().execute(_VISIT, {"key": digest(key)}).one_or_none() if key else None
+    if found is None:
         return None
+    visit = Visitor(*found)
     ended = now() - visit.created > LONGEST_VISIT or now() - (visit.used or visit.created) > LONGEST_ABSENCE
     return None if ended else visit
 
 
-def note_use(visit: Visit) -> None:
+def note_use(session: Session, visit: Visitor) -> None:
     """Note that a browser came; rarely, as each note is a write."""
     if visit.used is None or now() - visit.used > NOTED:
-        visit.used = now()
+        session.execute(update(Visit).where(Visit.key_hash == visit.key_hash).values(used=now()))
 
 
-def may_post(visit: Visit, csrf: str) -> bool:
+def leave(session: Session, visit: Visitor) -> None:
+    """End a visit."""
+    session.execute(delete(Visit).where(Visit.key_hash == visit.key_hash))
+
+
+def may_post(visit: Visitor, csrf: str) -> bool:
     """Whether a form is one that we gave to this browser."""
     return secrets.compare_digest(visit.csrf.encode(), csrf.encode())

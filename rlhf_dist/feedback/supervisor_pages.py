@@ -118,9 +118,9 @@ def tasks(request: Request, which: str = "all", after: Number | None = None) -> 
 def task(request: Request, number: Number, mode: str = "formatted") -> HTMLResponse:
     """One task, and all that was said to it."""
     with visiting(request, supervises=True, reads=True) as (session, visit):
-        found, said = inspection.one_task(session, number)
+        found, asked, said = inspection.one_task(session, number)
         told = {"visit": visit, "task": found, "said": said, "sources": json.loads(found.sources), "mode": mode}
-        return page(request, "one_task", {**told, "parts": parts(found, mode), "sides": sides_of(found, mode)})
+        return page(request, "one_task", {**told, "parts": parts(asked, mode), "sides": sides_of(asked, mode)})
 
 
 @routes.post("/withdraw")

@@ -10,8 +10,8 @@ from typing import Any
 from markupsafe import Markup
 
 from rlhf_dist.data.conversations import turns
+from rlhf_dist.feedback.assignment import Asked
 from rlhf_dist.feedback.criteria import Criterion, field_name, from_text
-from rlhf_dist.feedback.database import Task
 from rlhf_dist.feedback.differences import differences, why_unmarked
 from rlhf_dist.feedback.guide import Guide
 from rlhf_dist.feedback.orders import order_of
@@ -60,16 +60,16 @@ class Question:
     fields: list[Field]
 
 
-def asked_of(task: Task, guide: Guide) -> list[Criterion]:
+def asked_of(task: Asked, guide: Guide) -> list[Criterion]:
     """Further questions of a task: its own, else the guide's; which of two is more so only where there are two."""
-    asked = from_text(task.text.criteria) if task.text.criteria else guide.criteria
+    asked = from_text(task.criteria) if task.criteria else guide.criteria
     two = len(json.loads(task.sources)) == 2
     return [each for each in asked if two or each.kind != "comparison"]
 
 
-def view_of(task: Task, annotator_id: int, guide: Guide, mode: str) -> dict[str, Any]:
+def view_of(task: Asked, annotator_id: int, guide: Guide, mode: str) -> dict[str, Any]:
     """What the page's template takes."""
-    answers: list[str] = json.loads(task.text.answers)
+    answers: list[str] = json.loads(task.answers)
     order = order_of(task.id, annotator_id, len(answers))
     shown = [answers[place].strip() for place in order]
     letters = [LETTERS[number].upper() for number in range(len(shown))] if len(shown) > 1 else [""]
@@ -90,19 +90,19 @@ def view_of(task: Task, annotator_id: int, guide: Guide, mode: str) -> dict[str,
     }
 
 
-def parts(task: Task, mode: str) -> list[Part]:
+def parts(task: Asked, mode: str) -> list[Part]:
     """The prompt, a chat's by turns."""
-    columns = json.loads(task.text.columns) if task.text.columns else {}
+    columns = json.loads(task.columns) if task.columns else {}
     said = turns(columns) if columns.get("prompt_messages") else []
     show = rendered if mode == "formatted" else plain
     if not said:
-        return [Part("", "", show(json.loads(task.text.prompt)))]
+        return [Part("", "", show(json.loads(task.prompt)))]
     return [Part(each.role, each.speaker, show(each.text)) for each in said]
 
 
-def sides_of(task: Task, mode: str) -> list[Side]:
+def sides_of(task: Asked, mode: str) -> list[Side]:
     """A task's answers in its own order, as supervisors see them."""
-    answers = [each.strip() for each in json.loads(task.text.answers)]
+    answers = [each.strip() for each in json.loads(task.answers)]
     return [Side(LETTERS[place].upper(), html) for place, html in enumerate(_sides(answers, mode))]
 
 

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlhf_dist.feedback import people
-from rlhf_dist.feedback.database import Visit, transaction
+from rlhf_dist.feedback.database import transaction
 
 log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent / "page"
@@ -89,8 +89,8 @@ def site_of(request: Request) -> Site:
 
 @contextmanager
 def visiting(
-    request: Request, *, csrf: str | None = None, supervises: bool = False, reads: bool = False, lasting: bool = True
-) -> Iterator[tuple[Session, Visit]]:
+    request: Request, *, csrf: str | None = None, supervises: bool = False, reads: bool = False, choosing: bool = False
+) -> Iterator[tuple[Session, people.Visitor]]:
     """A transaction, and whose browser asks.
 
     Args:
@@ -98,22 +98,22 @@ def visiting(
         csrf: what a form brought; None: the request changes nothing.
         supervises: only for supervisors.
         reads: nothing is written, so that nobody waits for it.
-        lasting: what is written must outlive a power cut.
+        choosing: a task is chosen, see `database.transaction`.
 
     Raises:
         NotInvited: a stranger, a form that we did not give to this browser, or no supervisor.
     """
     site = site_of(request)
-    with transaction(site.engine, reads=reads, lasting=lasting) as session:
+    with transaction(site.engine, reads=reads, choosing=choosing) as session:
         visit = people.visit_of(session, request.cookies.get(site.cookie))
         if visit is None:
             raise NotInvited("This page is by invitation. Please open the link that you were sent.")
         if csrf is not None and not people.may_post(visit, csrf):
             raise NotInvited("This form is out of date. Please go back to the page and try again.")
-        if supervises and not visit.annotator.supervisor:
+        if supervises and not visit.supervisor:
             raise NotInvited("This page is for supervisors.")
         if not reads:
-            people.note_use(visit)
+            people.note_use(session, visit)
         yield session, visit
 
 

@@ -21,11 +21,11 @@ TASKS = [TaskRow("comparison", f"p{n}", f"x{n}", f"y{n}", "ppo", "sft") for n in
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.mark.parametrize(("lasting", "level"), [(True, 2), (False, 1)])
-def test_a_judgement_reaches_the_disk_and_what_is_shown_need_not(tmp_path: Path, lasting: bool, level: int) -> None:
+@pytest.mark.parametrize(("choosing", "level"), [(False, 2), (True, 1)])
+def test_a_judgement_reaches_the_disk_and_what_is_shown_need_not(tmp_path: Path, choosing: bool, level: int) -> None:
     engine = open_database(sqlite_url(tmp_path / "f.db"))
-    for kind in (not lasting, lasting):  # on the same connection
-        with transaction(engine, lasting=kind) as session:
+    for kind in (not choosing, choosing):  # on the same connection
+        with transaction(engine, choosing=kind) as session:
             found = session.execute(sql("PRAGMA synchronous")).scalar_one()
     assert found == level, "2: FULL, 1: NORMAL"
 
