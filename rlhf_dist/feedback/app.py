@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
@@ -119,9 +120,9 @@ def leave(request: Request, form: Sent) -> Response:
     return response
 
 
-@routes.get("/")
-def next_page(request: Request, view: str = "") -> HTMLResponse:
+def next_page(request: Request) -> HTMLResponse:
     """The next task, or that all is done."""
+    view = request.query_params.get("view", "")
     mode = next((each for each in (view, request.cookies.get(VIEW)) if each in MODES), MODES[0])
     site = site_of(request)
     with visiting(request, choosing=True) as (session, visit):
@@ -141,9 +142,12 @@ def next_page(request: Request, view: str = "") -> HTMLResponse:
     return response
 
 
-@routes.post("/judge")
-def take(request: Request, form: Sent) -> Response:
+async def take(request: Request) -> Response:
     """Take a judgement; one that stands already is left as it is."""
+    return await run_in_threadpool(_taken, request, await form_of(request))
+
+
+def _taken(request: Request, form: Form) -> Response:
     site = site_of(request)
     stands_already = suppress(IntegrityError)
     with stands_already, visiting(request, csrf=form.values.get("csrf", "")) as (session, visit):
@@ -155,6 +159,11 @@ def take(request: Request, form: Sent) -> Response:
         asked = asked_of(task, site.glance("guide", lambda: kept_guide(session)))
         judging.record(session, task, visit.annotator_id, form, asked)
     return RedirectResponse(f"{site.base}/", status_code=303)
+
+
+# Asked for with each judgement, so plain routes: FastAPI would look for parameters each time, which costs as much as a query.
+routes.add_route("/", next_page)
+routes.add_route("/judge", take, methods=["POST"])
 
 
 @routes.post("/undo")

@@ -54,8 +54,11 @@ def test_postgresql_takes_what_sqlite_takes_and_outlives_lost_connections(
             invite(session, name)
     for who in (1, 2):
         for _ in TASKS:
-            with transaction(engine, lasting=False) as session:
+            with transaction(engine, choosing=True) as session:
                 assert session.execute(sql("SHOW synchronous_commit")).scalar_one() == "off"
+                assert (
+                    session.execute(sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")).scalar_one() == 1
+                )
                 there = assignment.what_is_there(session)
                 task, _ = assignment.next_task(session, who, there)
             assert task is not None
