@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from rlhf_dist.cluster.threads import helpers
-from rlhf_dist.learner.finite import odd_tensors
+from rlhf_dist.learner.finite import OddPieces, odd_tensors
 from rlhf_dist.learner.holding import Holding
 from rlhf_dist.learner.published import PublishedWeights, published
 from rlhf_dist.learner.staging import Staged, Staging
@@ -130,14 +130,14 @@ class Publication:
         staged, moved = kept
         with tracing.span("weight bucket", number=len(sent.names)):
             tensors = staged()
-            odd = self.threads.map(odd_tensors, ([each] for each in tensors.items()))
+            odd = OddPieces(tensors)
             if base is None:
-                table = encode_bucket(tensors.items(), threads=self.threads)
+                table = encode_bucket(tensors.items(), threads=self.threads, look=odd.look)
             else:
-                table = encode_delta(next(base), tensors.items(), threads=self.threads)
+                table = encode_delta(next(base), tensors.items(), threads=self.threads, look=odd.look)
             sent.names.append([*tensors])
             sent.num_bytes += sum(row.num_bytes for row in cells_of(table))
-            sent.odd += [name for names in odd for name in names]
+            sent.odd += odd.names()
             sent.moved = reduce(Moved.plus, moved, sent.moved)
         return table
 
