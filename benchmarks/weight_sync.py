@@ -34,12 +34,13 @@ from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.rank import LearnerRank
 from rlhf_dist.records import Sampling
+from rlhf_dist.rollout.checked import check_once
 from rlhf_dist.rollout.vllm_engine import ENVIRONMENT, VLLMEngine
 from rlhf_dist.store.actor import Store
 from rlhf_dist.store.checksums import checksums
 from rlhf_dist.store.deltas import whole_tables
 from rlhf_dist.store.experience import ExperienceIndex
-from rlhf_dist.store.weights import cells_of, check_buckets, reading_threads
+from rlhf_dist.store.weights import cells_of, reading_threads
 
 SHAPES = {"28M": (512, 1408, 8, 4096), "125M": (768, 2048, 12, 32_000), "350M": (1024, 2816, 24, 32_000)}
 QUICK = {"28M": (256, 704, 4, 4096), "125M": (512, 1408, 8, 4096), "350M": (768, 2048, 8, 8192)}
@@ -91,12 +92,12 @@ class Reader:
     def map(self, store: Any) -> None:
         """Have the newest version's bytes within reach, all of them checked."""
         (manifest,) = ray.get(store.newest_weights.remote(False))
-        check_buckets(ray.get(list(manifest.buckets)))
+        check_once(ray.get(list(manifest.buckets)), manifest.version)
 
     def pull(self, store: Any) -> None:
         (manifest,) = ray.get(store.newest_weights.remote(False))
         tables = whole_tables(manifest, lambda refs: ray.get(list(refs)))
-        check_buckets(tables)
+        check_once(tables, manifest.version)
         self._take((cell.name, cell.tensor()) for table in tables for cell in cells_of(table))
         assert self.own.keys() == set(manifest.names)
 

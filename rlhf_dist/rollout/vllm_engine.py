@@ -18,12 +18,13 @@ from rlhf_dist.errors import EnvironmentProblem, RlhfDistError, WeightError, Wor
 from rlhf_dist.imports import import_vllm
 from rlhf_dist.records import GREEDY, Sample, SampleRequest, Sampling
 from rlhf_dist.rollout import vllm_weight_plugin
+from rlhf_dist.rollout.checked import check_once
 from rlhf_dist.rollout.device_memory import wait_for_memory
 from rlhf_dist.rollout.engine import LoadedWeights, check_finite
 from rlhf_dist.rollout.places import places_of
 from rlhf_dist.store.arrived import Bucket, sorted_out
 from rlhf_dist.store.lent import borrow
-from rlhf_dist.store.weights import Cell, cells_of, check_buckets, encode_bucket
+from rlhf_dist.store.weights import Cell, cells_of, encode_bucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -195,7 +196,7 @@ class VLLMEngine:
         arrived += [each.name for bucket in lent for each in bucket.tensors]
         if sorted(arrived) != sorted(names):
             raise WeightError(f"weight version {version} has {len(arrived)} tensors; its manifest names {len(names)}")
-        check_buckets(sent)  # once, before the old weights are touched, and not in each process
+        check_once(sent, version)  # before the old weights are touched, and not in each process
         if self._children is not None:  # they are no actors, and have no references
             cells += [cell for each in lent for cell in cells_of(encode_bucket(borrow([each], on_host=True)))]
             lent = []
