@@ -140,3 +140,11 @@ def test_a_rank_that_holds_versions_for_its_engine_has_one_whole() -> None:
     plain, beside = learner_memory(config(learner=shared), SIZES), {"cluster": {"placement": "colocated"}}
     held = learner_memory(config(learner=shared, weights={"transport": "cuda_ipc"}, **beside), SIZES)
     assert held == {**plain, "held version": SIZES["policy"].parameters * 2}
+
+
+def test_weights_that_ranks_hold_are_not_in_the_object_store_but_with_the_ranks() -> None:
+    shared, transport = {"ranks": 2, "precision": "bf16"}, {"transport": "sharded_rdt"}
+    lent, sent = config(learner=shared, weights=transport), config(learner=shared)
+    three = 3 * SIZES["policy"].parameters * 2
+    assert learner_memory(lent, SIZES) == {**learner_memory(sent, SIZES), "held version": three / 2}
+    assert [memory("store", each, SIZES)["weight versions"] for each in (lent, sent)] == [0, three]
