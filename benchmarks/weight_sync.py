@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -282,15 +283,17 @@ def against_others(group: LearnerGroup, model: str, name: str, repeats: int) -> 
 
 
 def by_readers(group: LearnerGroup, model: str, repeats: int) -> dict[str, float]:
-    """Seconds of publication, and until so many readers of the node have mapped the version and checked it each; medians."""
+    """Seconds of publication, and until so many readers of the node have mapped the version, which is checked; and have copied it."""
     store = loaded(group, model, stage=0, wire_dtype="float32")
     readers = [READER.remote() for _ in range(max(READERS))]
     clock = Clock()
-    for version in range(repeats + 1):
-        clock("publish", sent, group, store, version)
-        for count in READERS:
-            clock(str(count), mapped, readers[:count], store)
-            clock(f"{count} copy", pulled, readers[:count], store)
+    versions = count()
+    for _ in range(repeats + 1):
+        for number in READERS:  # each has a version of its own, which nobody has checked
+            clock("publish", sent, group, store, next(versions))
+            clock(str(number), mapped, readers[:number], store)
+            clock("publish", sent, group, store, next(versions))
+            clock(f"{number} copy", pulled, readers[:number], store)
         every = ray.get([reader.memcpy.remote(3) for reader in readers])
         clock.seconds.setdefault("memcpy at once", []).append(max(every))
     for actor in (store, *readers):
@@ -353,7 +356,7 @@ def by_form(group: LearnerGroup, model: str, repeats: int) -> dict[str, tuple[fl
 def main() -> None:
     """Measure every size, and at 125 M parameters what changes with readers, stages and deltas."""
     options = arguments(__doc__ or "")
-    shapes, repeats = (QUICK, 3) if options.quick else (SHAPES, 7)
+    shapes, repeats = (QUICK, 3) if options.quick else (SHAPES, 5)
     mib = 2048 if options.quick else 6144
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -379,10 +382,12 @@ def main() -> None:
         "delta_over_full_publish_s": forms["delta"][1] / forms["full"][1],
         "delta_over_full_pull_s": forms["delta"][2] / forms["full"][2],
     }
-    rows += [{"what": f"125M, {count} map it", "pull s": readers[str(count)]} for count in READERS]
-    rows += [{"what": f"125M, {count} copy it", "pull s": readers[f"{count} copy"]} for count in READERS]
+    rows += [{"what": f"125M, {number} map it", "pull s": readers[str(number)]} for number in READERS]
+    rows += [{"what": f"125M, {number} copy it", "pull s": readers[f"{number} copy"]} for number in READERS]
     rows += [{"what": "125M, 8 memcpy at once", "memcpy s": readers["memcpy at once"]}]
-    rows += [{"what": f"125M, vLLM, tensor parallel {count}", "pull s": seconds} for count, seconds in engines.items()]
+    rows += [
+        {"what": f"125M, vLLM, tensor parallel {number}", "pull s": seconds} for number, seconds in engines.items()
+    ]
     rows += [{"what": f"125M, 2 ranks, {stage}", "publish s": seconds} for stage, seconds in stages.items()]
     rows += [
         {"what": f"125M bf16, {form}", "MB": size / 1e6, "publish s": out, "pull s": back}
