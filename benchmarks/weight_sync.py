@@ -283,7 +283,7 @@ def against_others(group: LearnerGroup, model: str, name: str, repeats: int) -> 
 
 
 def by_readers(group: LearnerGroup, model: str, repeats: int) -> dict[str, float]:
-    """Seconds of publication, and until so many readers of the node have mapped the version, which is checked; and have copied it."""
+    """Seconds of publication, and until so many readers of a node have mapped a version, checked, or copied one; medians."""
     store = loaded(group, model, stage=0, wire_dtype="float32")
     readers = [READER.remote() for _ in range(max(READERS))]
     clock = Clock()
@@ -294,8 +294,7 @@ def by_readers(group: LearnerGroup, model: str, repeats: int) -> dict[str, float
             clock(str(number), mapped, readers[:number], store)
             clock("publish", sent, group, store, next(versions))
             clock(f"{number} copy", pulled, readers[:number], store)
-        every = ray.get([reader.memcpy.remote(3) for reader in readers])
-        clock.seconds.setdefault("memcpy at once", []).append(max(every))
+        clock.seconds.setdefault("memcpy at once", []).append(max(ray.get([each.memcpy.remote(3) for each in readers])))
     for actor in (store, *readers):
         ray.kill(actor)
     return clock.medians()
