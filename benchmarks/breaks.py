@@ -334,8 +334,8 @@ BREAKS = (
     Break(
         "a bucket counts as checked before it was read",
         "rollout/checked.py",
-        "            check_buckets([table])\n            os.pwrite(number, key, place)",
-        "            os.pwrite(number, key, place)\n            check_buckets([table])",
+        "            check_bucket(table)\n            os.pwrite(number, key, place)",
+        "            os.pwrite(number, key, place)\n            check_bucket(table)",
         "rollout/test_checked.py",
     ),
     Break(

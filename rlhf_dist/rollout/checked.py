@@ -11,14 +11,16 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import xxhash
 
 from rlhf_dist.rollout.places import SharedMemory
-from rlhf_dist.store.weights import cells_of, check_buckets
+from rlhf_dist.store.weights import cells_of, check_bucket, check_buckets, reading_threads
 
 PLACES = 2**16
 WIDTH = 16
@@ -43,16 +45,18 @@ def check_once(tables: Sequence[pa.Table], version: int, *, file: Path | None = 
     keys = [_key(table, version, shared) for table in tables]
     check_buckets([table for table, key in zip(tables, keys, strict=True) if key is None])
     left = {key: table for key, table in zip(keys, tables, strict=True) if key is not None}
-    with _opened(file or Path(tempfile.gettempdir()) / f"rlhf_dist-checked-{os.getuid()}") as number:
+    path = file or Path(tempfile.gettempdir()) / f"rlhf_dist-checked-{os.getuid()}"
+    with _opened(path) as number, ThreadPoolExecutor(reading_threads()) as threads:
         deadline = time.monotonic() + 1 + sum(table.nbytes for table in left.values()) / SLOWEST
         while left:
-            done = [key for key, table in left.items() if _is_checked(number, key, table)]
-            left = {key: table for key, table in left.items() if key not in done}
-            if left and not done:
+            found = threads.map(partial(_is_checked, number), left, left.values())
+            still = {key: left[key] for key, done in zip(left, found, strict=True) if not done}
+            if still.keys() == left.keys():
                 if time.monotonic() > deadline:
                     check_buckets([*left.values()])
                     return
                 time.sleep(LOOK_S)
+            left = still
 
 
 def _is_checked(number: int, key: bytes, table: pa.Table) -> bool:
@@ -66,7 +70,7 @@ def _is_checked(number: int, key: bytes, table: pa.Table) -> bool:
         return False
     try:
         if os.pread(number, WIDTH, place) != key:
-            check_buckets([table])
+            check_bucket(table)
             os.pwrite(number, key, place)
     finally:
         fcntl.lockf(number, fcntl.LOCK_UN, WIDTH, place)

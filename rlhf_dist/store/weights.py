@@ -201,6 +201,11 @@ def check_buckets(tables: Iterable[pa.Table]) -> None:
         _check([cell for table in tables for cell in cells_of(table)], threads)
 
 
+def check_bucket(table: pa.Table) -> None:
+    """The same of one, on the caller's thread."""
+    _check([*cells_of(table)])
+
+
 def decode_bucket(table: pa.Table) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a bucket as read-only views of its memory, each checked first.
 

@@ -35,6 +35,7 @@ class Node:
             self.memory[number * SIZE : (number + 1) * SIZE] = cell.data.to_pybytes()
             self.tables.append(table_of(BUCKET, [cell._replace(data=whole.slice(number * SIZE, SIZE))]))
         monkeypatch.setattr(checked, "check_buckets", self._check)
+        monkeypatch.setattr(checked, "check_bucket", lambda table: self._check([table]))
 
     def _check(self, tables: list[pa.Table]) -> None:
         self.read += [cell.name for table in tables for cell in cells_of(table)]
@@ -63,7 +64,8 @@ def test_a_bucket_that_is_wrong_is_refused_by_everybody(node: Node) -> None:
         with pytest.raises(WeightError, match="weight b: checksum"):
             node.check(1)
     node.memory[SIZE + 5] = np.float32(1).tobytes()[1]
-    assert node.check(1) == ["b", "c"]
+    assert "b" in node.check(1)
+    assert node.check(1) == []
 
 
 def test_private_memory_is_read_by_each(node: Node) -> None:
