@@ -164,8 +164,8 @@ class Engine:
         self.engine.close()
 
 
-ENGINE: Any = ray.remote(num_cpus=0)(Engine)
-ENGINE_VARIABLES = {**ENVIRONMENT, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+VARIABLES = {**ENVIRONMENT, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+ENGINE: Any = ray.remote(num_cpus=0, runtime_env={"env_vars": VARIABLES})(Engine)
 
 
 class Clock:
@@ -305,7 +305,7 @@ def by_processes(group: LearnerGroup, model: str, repeats: int) -> dict[str, flo
     store = loaded(group, model, stage=0, wire_dtype="float32")
     found = {}
     for processes in (1, 2):
-        engine = ENGINE.options(runtime_env={"env_vars": ENGINE_VARIABLES}).remote(model, processes)
+        engine = ENGINE.remote(model, processes)
         clock = Clock()
         for version in range((processes - 1) * (repeats + 1), processes * (repeats + 1)):
             sent(group, store, version)
@@ -356,14 +356,14 @@ def main() -> None:
     """Measure every size, and at 125 M parameters what changes with readers, stages and deltas."""
     options = arguments(__doc__ or "")
     shapes, repeats = (QUICK, 3) if options.quick else (SHAPES, 5)
-    mib = 2048 if options.quick else 6144
+    mib, times = 2048 if options.quick else 6144, {"125M": repeats}
     with (
         tempfile.TemporaryDirectory() as folder,
         session(Cluster(object_store_mib=mib), cpus=4, gpus=0, namespace="benchmark"),
     ):
         models = {name: write_model(shape, Path(folder) / name) for name, shape in shapes.items()}
         with group_of(1) as group:
-            rows = [against_others(group, model, name, repeats if name == "125M" else 2) for name, model in models.items()]
+            rows = [against_others(group, model, name, times.get(name, 2)) for name, model in models.items()]
             readers = by_readers(group, models["125M"], repeats)
             forms = by_form(group, models["125M"], repeats)
             engines = by_processes(group, models["125M"], repeats)
