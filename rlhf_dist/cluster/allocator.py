@@ -15,4 +15,4 @@ def growing() -> dict[str, str]:
     that hand memory to others, for whom a segment is slow to open, and where containers forbid it cannot be.
     """
     own = {name: os.environ[name] for name in NAMES if name in os.environ}
-    return own or {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    return own or {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}

@@ -6,6 +6,7 @@ over several ranks' GPUs is on one node.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -16,6 +17,10 @@ from rlhf_dist.errors import EnvironmentProblem, WaitTimeout
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 AS_TOLD = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 """Else Ray hides all GPUs from an actor that asks for none, whatever it was told to see."""
+
+
+AGAIN_S = 0.2
+"""Between two looks at where bundles are."""
 
 
 class Spot(NamedTuple):
@@ -42,29 +47,24 @@ class Bundles:
         self._order: dict[int, int] = {}
         """Our numbers to Ray's."""
 
-    def settle(self, *, timeout_s: float) -> None:
+    def settle(self, *, timeout_s: float) -> bool:
         """Wait until all bundles are there, and see where; Ray looks for other nodes for those of a node that is gone.
 
-        Those that stayed keep their numbers, and so those who are in them.
+        Those that stayed keep their numbers, and so those who are in them. Returns whether any is elsewhere than before.
 
         Raises:
             EnvironmentProblem: the cluster has no room in time, or an engine would be cut over nodes; says what is where.
             WaitTimeout: a node does not say which GPUs it gave.
         """
-        import ray
-        from ray.util.placement_group import placement_group_table
-
-        self._wait(timeout_s)
-
-        nodes = placement_group_table(self._group)["bundles_to_node_id"]
-        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-        moved = {
-            number for number, node in nodes.items() if number not in self._found or self._found[number].node != node
-        }
+        nodes = self._nodes(timeout_s)
+        moved = [
+            number for number, node in nodes.items() if number not in self._found or self._found[number][:2] != node
+        ]
         for number, gpus in zip(moved, self._gpus_of(moved, timeout_s), strict=True):
-            self._found[number] = Spot(nodes[number], addresses[nodes[number]], gpus)
+            self._found[number] = Spot(*nodes[number], gpus)
         self._order |= ordered(self.layout, self._found, self._order, moved)
-        check_engines(self.layout, {number: self._found[own] for number, own in self._order.items()})
+        check_engines(self.layout, {number: self.spot(number) for number in self._order})
+        return bool(moved)
 
     def options(self, place: Place) -> dict[str, Any]:
         """Arguments of Ray's `options` that put an actor into its place."""
@@ -75,11 +75,15 @@ class Bundles:
             strategy = PlacementGroupSchedulingStrategy(self._group, self._order[place.bundle])
         return {"num_cpus": place.cpus, "num_gpus": place.gpus, "scheduling_strategy": strategy}
 
+    def spot(self, number: int) -> Spot:
+        """Where a bundle of the layout is."""
+        return self._found[self._order[number]]
+
     def sight(self, place: Place) -> dict[str, str]:
         """Variables by which an actor that shares ranks' GPUs sees these; to others Ray shows what they asked for."""
         if not (place.shares and self.layout.on_gpus):
             return {}
-        gpus = [name for number in place.shares for name in self._found[self._order[number]].gpus]
+        gpus = [name for number in place.shares for name in self.spot(number).gpus]
         return {VISIBLE: ",".join(gpus), **AS_TOLD}
 
     def remove(self) -> None:
@@ -88,11 +92,18 @@ class Bundles:
 
         remove_placement_group(self._group)
 
-    def _wait(self, timeout_s: float) -> None:
+    def _nodes(self, timeout_s: float) -> dict[int, tuple[str, str]]:
+        """Id and address of each bundle's node, by Ray's numbers, once all are on nodes that live: one may be lost meanwhile."""
         import ray
+        from ray.util.placement_group import placement_group_table
 
-        if self._group.wait(timeout_s):
-            return
+        deadline = time.monotonic() + timeout_s
+        while self._group.wait(max(0.0, deadline - time.monotonic())):
+            living = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+            places: dict[int, str] = placement_group_table(self._group)["bundles_to_node_id"]
+            if living.keys() >= {*places.values()}:
+                return {number: (node, living[node]) for number, node in places.items()}
+            time.sleep(AGAIN_S)
         nodes = "; ".join(
             f"{node['NodeManagerAddress']} {_told(node['Resources'])}" for node in ray.nodes() if node["Alive"]
         )

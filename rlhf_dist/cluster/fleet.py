@@ -131,6 +131,11 @@ class Fleet:
         self._paused = False
         self._fill()
 
+    def start_over(self) -> None:
+        """Stop who is starting: what it was told of its place holds no more. `open` asks for others."""
+        for name in [*self.starting]:
+            self._forget(name)
+
     def states(self) -> dict[str, str]:
         """Worker to `ready`, `starting` or `leaving`."""
         groups = {"ready": self.ready, "starting": self.starting, "leaving": self._leaving}

@@ -94,11 +94,10 @@ def threads_of(cores: float, share: float) -> int:
 
 def lay_out_ranks(learner: Learner, cluster: Cluster, *, gpus: bool, cores: float = 0.0) -> Layout:
     """The ranks of a learner, a bundle for each, all alike; arguments as for `lay_out`."""
-    share = cluster.gpu_share if gpus else 0.0
-    cpus = slots_of(cores, share) if gpus else 1.0
-    places = tuple(Place("learner", rank, cpus, share, rank) for rank in range(learner.ranks))
-    bundles = tuple({"CPU": cpus, "GPU": share} if gpus else {"CPU": cpus} for _ in places)
-    return Layout(places, bundles, threads_of(cores, share) if gpus else None)
+    asked = _asked(1, cluster, gpus=gpus, cores=cores)
+    places = tuple(Place("learner", rank, asked["CPU"], asked.get("GPU", 0.0), rank) for rank in range(learner.ranks))
+    threads = threads_of(cores, cluster.gpu_share) if gpus else None
+    return Layout(places, tuple(dict(asked) for _ in places), threads)
 
 
 def lay_out(config: RLJob, *, gpus: bool, cores: float = 0.0) -> Layout:
@@ -109,30 +108,32 @@ def lay_out(config: RLJob, *, gpus: bool, cores: float = 0.0) -> Layout:
         gpus: whether the cluster has GPUs; without, a device is a CPU slot.
         cores: CPU slots of a node for each of its GPUs, which go with them; 0: not known yet, none is asked for.
     """
-    scoring, ranks = config.scoring_workers, config.learner.ranks
+    placement, ranks, parallel = config.cluster.placement, config.learner.ranks, config.rollout.tensor_parallel
     learners = lay_out_ranks(config.learner, config.cluster, gpus=gpus, cores=cores)
-    share, parallel = config.cluster.gpu_share, config.rollout.tensor_parallel
-    scorers_share, engines_share = config.cluster.placement != "disaggregated", config.cluster.placement == "colocated"
     places, bundles = [Place("store", 0, 0.0, 0.0, 0), *learners.places], [*learners.bundles]
-    guests = 0
-    for role, count in scoring.items():
+    scorers = [(role, index) for role, count in config.scoring_workers.items() for index in range(count)]
+    for number, (role, index) in enumerate(scorers):
+        if placement != "disaggregated":  # all scorers, whatever their roles, go round the ranks
+            places.append(Place(role, index, 0.0, 0.0, number % ranks, shares=(number % ranks,)))
+            continue
         parts = config.devices_of_scorer(role)
-        cpus = slots_of(cores, share * parts) if gpus else 1.0
-        for index in range(count):
-            if scorers_share:  # all scorers, whatever their roles, go round the ranks
-                places.append(Place(role, index, 0.0, 0.0, guests % ranks, shares=(guests % ranks,)))
-                guests += 1
-                continue
-            places.append(Place(role, index, cpus, share * parts if gpus else 0.0, len(bundles), parts))
-            bundles.append({"CPU": cpus, "GPU": share * parts} if gpus else {"CPU": cpus})
+        asked = _asked(parts, config.cluster, gpus=gpus, cores=cores)
+        places.append(Place(role, index, asked["CPU"], asked.get("GPU", 0.0), len(bundles), parts))
+        bundles.append(asked)
+    asked = _asked(parallel, config.cluster, gpus=gpus, cores=cores)
     for index in range(config.rollout.workers.min):
-        if engines_share:
-            own = tuple(range(index * parallel, (index + 1) * parallel))
+        own = tuple(range(index * parallel, (index + 1) * parallel)) if placement == "colocated" else ()
+        if own:
             places.append(Place("rollout", index, 0.0, 0.0, own[0], shares=own))
         else:
-            cpus = slots_of(cores, share * parallel) if gpus else 1.0
-            places.append(Place("rollout", index, cpus, share * parallel if gpus else 0.0, None))
+            places.append(Place("rollout", index, asked["CPU"], asked.get("GPU", 0.0), None))
     return Layout(tuple(places), tuple(bundles), learners.threads)
+
+
+def _asked(devices: int, cluster: Cluster, *, gpus: bool, cores: float) -> dict[str, float]:
+    """What an actor with so many devices of its own asks for."""
+    share = devices * cluster.gpu_share
+    return {"CPU": slots_of(cores, share), "GPU": share} if gpus else {"CPU": 1.0}
 
 
 def shares_cores(layout: Layout) -> bool:

@@ -152,16 +152,14 @@ def has_gpus() -> bool:
 
 
 def cores_per_gpu() -> float:
-    """CPU slots of a node for each of its GPUs, on that node of our cluster, or this machine, that has fewest; 0: no GPUs."""
+    """CPU slots for each GPU, on that node of our cluster that has fewest; without GPUs 0.
+
+    One slot of each node is nobody's: Ray's own processes, store, drivers and other jobs need some.
+    """
     import ray
 
-    if ray.is_initialized():
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-        return float(min((node.get("CPU", 0.0) / node["GPU"] for node in nodes), default=0.0))
-    import torch
-
-    gpus = torch.cuda.device_count()
-    return (os.cpu_count() or 1) / gpus if gpus else 0.0
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    return float(min((max(0.0, node.get("CPU", 0.0) - 1) / node["GPU"] for node in nodes), default=0.0))
 
 
 def _start_local(settings: Cluster, cpus: float, namespace: str, store_bytes: float) -> None:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_dist.config import Feedback
+from rlhf_dist.data.characters import alike
 from rlhf_dist.data.columns import meant
 from rlhf_dist.data.demonstrations import completion, completion_text
 from rlhf_dist.data.encoder import Encoder
@@ -143,8 +144,10 @@ def _comparison(where: str, row: dict[str, Any], source: str, _: Feedback) -> Ju
     if not is_number(margin) or margin < 0:
         raise DataError(f"{where}: margin is {margin!r}; expected a number of at least 0")
     given = _answers(where, prompt, first, second)
-    if given[0][0].split() == given[0][1].split():
-        raise DataError(f"{where}: both answers are the same, but for white space at most; expected two different ones")
+    if alike(*given[0]):
+        raise DataError(
+            f"{where}: both answers look the same, but for white space at most; expected two different ones"
+        )
     return _judged("comparisons", where, row, source, prompt, given, float(label), margin=float(margin))
 
 

@@ -103,6 +103,6 @@ def _judged(
     try:
         said = float(judge(prompt, answer))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - other people's code may fail in any way
-        failures.append(f"{type(error).__name__}: {error}, on prompt {shown(prompt.text)} and answer {shown(answer)}")
+        failures.append(f"{type(error).__name__}: {error}, on prompt {shown(prompt.shown)} and answer {shown(answer)}")
         return None
     return said if math.isfinite(said) else None

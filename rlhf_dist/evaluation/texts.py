@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import regex
 
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_UNSPACED = (
+    r"\p{Han}\p{Hiragana}\p{Katakana}ーｰ\p{Bopomofo}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+    r"\p{Javanese}\p{Balinese}\p{Tai_Tham}\p{Tai_Viet}\p{Tai_Le}\p{New_Tai_Lue}"
+)
 """Scripts without spaces between words, which are therefore taken by character, each with its marks."""
 _CHARACTER = regex.compile(rf"[{_UNSPACED}]\p{{M}}*")
 _WORD = regex.compile(rf"{_CHARACTER.pattern}|[\w--[{_UNSPACED}]]+", regex.VERSION1)

@@ -128,8 +128,7 @@ def next_page(request: Request, view: str = "") -> HTMLResponse:
         me = visit.annotator_id
         there = site.glance("there", lambda: assignment.what_is_there(session))
         pace = site.glance(f"pace of {me}", lambda: assignment.pace(session, me))
-        mine = assignment.progress(session, me, there)
-        task = assignment.next_task(session, me, mine, there)
+        task, mine = assignment.next_task(session, me, there)
         guide = site.glance("guide", lambda: kept_guide(session))
         if task is None:
             mine = assignment.progress(session, me, assignment.what_is_there(session))

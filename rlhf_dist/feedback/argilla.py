@@ -20,8 +20,8 @@ from rlhf_dist.feedback.retold import tasks_of
 from rlhf_dist.feedback.told import REMARKS, Statement, Told, rows_of
 from rlhf_dist.files import shown
 
-UNSAID = ("discarded", "draft")
-"""States of a response that its annotator does not stand by."""
+SAID = (None, "submitted")
+"""States of a response that its annotator stands by: not a draft, or what was discarded or is pending."""
 FLAT = ".responses"
 OURS = ("id", "status", "inserted_at", "updated_at", "_server_id")
 """Columns of a flattened record that are no fields."""
@@ -95,7 +95,7 @@ def _record(where: str, record: Any, left_out: Counter[str]) -> tuple[dict[str, 
     for question, given in responses.items():
         for response in mappings(where, question, given):
             value, status = response.get("value"), response.get("status")
-            if status in UNSAID:
+            if status not in SAID:
                 left_out[f"{status} responses"] += 1
             elif value not in (None, "", []):
                 user = response.get("user_id")

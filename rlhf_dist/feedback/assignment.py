@@ -77,6 +77,7 @@ _COUNTS = (
         func.count().filter(Task.gold.is_not(None)),
         func.count().filter(or_(Task.gold.is_not(None), Task.done < Task.needed)),
         func.max(Judgement.id),
+        select(func.count()).select_from(Shown).where(Shown.annotator_id == ME).scalar_subquery(),
     )
     .select_from(Judgement)
     .join(Task)
@@ -108,6 +109,8 @@ class Progress:
     """Tasks that lack judgements and that they have not judged or skipped; others may have some before their eyes."""
     newest: int | None
     """Their newest judgement that stands: what undo would take back."""
+    shown: int
+    """Tasks that are noted as being before their eyes."""
 
     @property
     def whole(self) -> int:
@@ -120,24 +123,27 @@ def task_of(session: Session, number: int) -> Task | None:
     return session.scalar(_BY_NUMBER, {"task": number})
 
 
-def next_task(session: Session, annotator_id: int, mine: Progress, there: There) -> Task | None:
-    """A task that this annotator has not judged and that needs judgements; it is marked as shown. None: there is none now.
+def next_task(session: Session, annotator_id: int, there: There) -> tuple[Task | None, Progress]:
+    """A task that this annotator has not judged and that needs judgements, and how far they are; it is marked as shown.
 
     What was shown to them and not judged comes back first. A gold question goes to everybody, spread over their work.
 
     Args:
         session: an open transaction; the caller commits it.
         annotator_id: who asks.
-        mine: how far they are.
         there: what the store has.
+
+    Returns:
+        The task, None if there is none now; and their progress.
     """
     _one_at_a_time(session)
-    task = session.scalar(_SHOWN_TO_ME, {"me": annotator_id})
+    mine = progress(session, annotator_id, there)
+    task = session.scalar(_SHOWN_TO_ME, {"me": annotator_id}) if mine.shown else None
     if task is None:
         task = _chosen(session, annotator_id, mine, there)
         if task is not None:  # it was not shown before, and nobody else chooses now
             session.connection().execute(_SHOW, {"task_id": task.id, "annotator_id": annotator_id})
-    return task
+    return task, mine
 
 
 def _one_at_a_time(session: Session) -> None:
@@ -194,8 +200,10 @@ def show(session: Session, task_id: int, annotator_id: int, *, undone: bool = Fa
 
 def progress(session: Session, annotator_id: int, there: There) -> Progress:
     """How many judgements of an annotator stand, and how many tasks wait for them."""
-    judged, skipped, asked, still_open, newest = session.connection().execute(_COUNTS, {"me": annotator_id}).one()
-    return Progress(judged, skipped, asked, max(0, there.open + there.gold - still_open), newest)
+    judged, skipped, asked, still_open, newest, shown = (
+        session.connection().execute(_COUNTS, {"me": annotator_id}).one()
+    )
+    return Progress(judged, skipped, asked, max(0, there.open + there.gold - still_open), newest, shown)
 
 
 def pace(session: Session, annotator_id: int) -> float | None:

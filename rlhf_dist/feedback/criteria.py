@@ -8,12 +8,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from rlhf_dist.data.characters import unseen
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.verdicts import by_own_sides
 from rlhf_dist.files import as_json
@@ -21,6 +23,8 @@ from rlhf_dist.files import as_json
 CHOICES = ("a", "tie", "b")
 """What a further comparison can say."""
 LARGEST_SCALE = 11
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+"""NUL and halves of characters, which not every database keeps."""
 
 
 class Criterion(BaseModel):
@@ -43,6 +47,13 @@ class Criterion(BaseModel):
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Criterion:
+        for text in (self.name, *self.choices):
+            if (odd := unseen(text)) or not text.strip():
+                raise ValueError(
+                    f"{text!r} has {odd or 'nothing'!r}; expected names and choices with only what is seen"
+                )
+        if found := UNSTORABLE.search(" ".join([self.ask, *self.words.values()])):
+            raise ValueError(f"it is asked with {found[0]!r}; expected whole characters")
         low, high = self.scale
         if self.kind == "score" and not 1 <= high - low < LARGEST_SCALE:
             raise ValueError(f"scale is [{low}, {high}]; expected [worst, best] with 2 to {LARGEST_SCALE} numbers")

@@ -101,11 +101,6 @@ def fields_of(where: str, found: Mapping[str, Any]) -> Fields:
     return Fields(prompt, answers, {name: found[name] for name in found if name != asked and name not in answers})
 
 
-def same(first: str, second: str) -> bool:
-    """Whether two answers differ by nothing but white space."""
-    return first.split() == second.split()
-
-
 def _plain(name: str) -> str:
     return re.sub(r"[-_\s.]+", "", name.lower())
 

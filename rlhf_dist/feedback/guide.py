@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from rlhf_dist.config import read_yaml
 from rlhf_dist.errors import DataError
-from rlhf_dist.feedback.criteria import Criterion, as_text, checked_criteria, from_text
+from rlhf_dist.feedback.criteria import UNSTORABLE, Criterion, as_text, checked_criteria, from_text
 from rlhf_dist.feedback.database import Setting
 from rlhf_dist.files import shown
 
@@ -56,9 +56,9 @@ def read_guide(path: Path) -> Guide:
         raise DataError(f"{path}: {min(unknown)} is not known; expected question, guidelines, criteria")
     for name in ("question", "guidelines"):
         text = tree.get(name) or ""
-        if not isinstance(text, str) or len(text) > LONGEST_GUIDELINES:
+        if not isinstance(text, str) or len(text) > LONGEST_GUIDELINES or UNSTORABLE.search(text):
             raise DataError(
-                f"{path}: {name} is {shown(text)}; expected text of at most {LONGEST_GUIDELINES} characters"
+                f"{path}: {name} is {shown(text)}; expected text of at most {LONGEST_GUIDELINES} whole characters"
             )
     criteria = checked_criteria(f"{path}: criteria", tree.get("criteria") or [])
     return Guide((tree.get("question") or "").strip(), (tree.get("guidelines") or "").strip(), tuple(criteria))

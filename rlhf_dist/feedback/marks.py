@@ -12,11 +12,8 @@ from rlhf_dist.files import as_json
 
 MOST = 20
 LONGEST = 2000
-_BETWEEN = r"\s*`~#>|-"
-"""What formatting puts between words; `_` is left out, as it belongs to words."""
-_WORDS = re.compile(
-    rf"\w+|[^\w{_BETWEEN}]"
-)  # none begins as what stands between them, so that matching never goes back
+_SAID = re.compile(r"[^\s*`~#>|-]")
+"""What is no white space, and nothing that formatting puts between words; `_` belongs to words."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +66,12 @@ def located(answer: str, passage: str) -> tuple[int, int] | tuple[None, None]:
     start = answer.find(passage)
     if start >= 0:
         return start, start + len(passage)
-    words = [re.escape(word) for word in _WORDS.findall(passage)]
-    found = re.search(f"[{_BETWEEN}]*".join(words), answer) if words else None
-    return found.span() if found else (None, None)
+    places = [found.start() for found in _SAID.finditer(answer)]
+    words = "".join(_SAID.findall(passage))
+    first = "".join(answer[place] for place in places).find(words)
+    if not words or first < 0:
+        return None, None
+    return places[first], places[first + len(words) - 1] + 1
 
 
 def as_text(marks: Sequence[Mark]) -> str:

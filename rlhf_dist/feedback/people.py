@@ -7,17 +7,13 @@ import unicodedata
 from datetime import timedelta
 from hashlib import sha256
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.orm import Session
 
+from rlhf_dist.data.characters import unseen
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback.database import Annotator, Shown, Visit, now
 from rlhf_dist.files import shown
-
-UNSEEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
-"""Unicode's categories of what is not seen: controls, directions, private and half characters, line ends."""
-JOINERS = "\u200c\u200d"
-"""Which names in Persian and Indian scripts are spelt with."""
 
 TOKEN_BYTES = 32
 LONGEST_NAME = 80
@@ -73,7 +69,7 @@ def invite(
 
 
 def checked_name(name: str) -> str:
-    """A name without white space around it.
+    """A name with one space between its words, and none around them.
 
     Raises:
         DataError: it is empty or too long, or has characters that are not seen and can make it look like another.
@@ -81,17 +77,17 @@ def checked_name(name: str) -> str:
     bare = name.strip()
     if not 0 < len(bare) <= LONGEST_NAME:
         raise DataError(f"annotator {shown(bare)}: expected a name of 1 to {LONGEST_NAME} characters")
-    odd = next((each for each in bare if unicodedata.category(each) in UNSEEN and each not in JOINERS), None)
+    odd = unseen(bare)
     if odd is not None:
         raise DataError(f"annotator {bare!r}: the name has the character {odd!r}; expected only ones that are seen")
-    return unicodedata.normalize("NFC", bare)
+    return unicodedata.normalize("NFC", " ".join(bare.split()))
 
 
 def sign_out(session: Session, annotator_id: int) -> None:
     """End somebody's visits and their invitation; what they said stands."""
     _end_visits(session, annotator_id)
     session.execute(delete(Shown).where(Shown.annotator_id == annotator_id))
-    session.get_one(Annotator, annotator_id).token_hash = digest(new_token())
+    session.execute(update(Annotator).where(Annotator.id == annotator_id).values(token_hash=digest(new_token())))
 
 
 def _end_visits(session: Session, annotator_id: int) -> None:

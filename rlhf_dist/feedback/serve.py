@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import gc
+import re
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine, func, select
 
-from rlhf_dist.errors import ConfigError, DataError, EnvironmentProblem
+from rlhf_dist.errors import ConfigError, DataError, EnvironmentProblem, StorageError
 from rlhf_dist.feedback.database import Annotator, Task, open_database, sqlite_url, transaction
 from rlhf_dist.feedback.guide import Guide, keep_guide
 from rlhf_dist.feedback.people import checked_name, invite
 from rlhf_dist.feedback.task_files import LoadedTasks, load_tasks, read_tasks
 from rlhf_dist.secrets import masked
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 TASKS = Path("feedback") / "tasks.jsonl"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -24,6 +30,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 WILDCARDS = ("0.0.0.0", "::", "")
 """Addresses that mean all of the machine's own, and are none that people could open."""
+BASE_URL = re.compile(r"https?://([\w.-]+|\[[\da-f:.]+\])(:[1-9]\d{0,4})?(/[\w.~-]+)*/?", re.IGNORECASE | re.ASCII)
+"""What it has is the same in a link, a cookie, and what a browser asks for: other characters are spelt differently in each."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ def _notes(loaded: LoadedTasks, guided: bool) -> list[str]:
     told = {
         f"{loaded.needed_changed} tasks now want another number of judgements": loaded.needed_changed,
         f"{loaded.gold_changed} tasks have another gold answer": loaded.gold_changed,
+        f"{loaded.questions_changed} tasks ask other questions of their own": loaded.questions_changed,
         f"{loaded.absent} earlier tasks are not in the file, and stay": loaded.absent,
         "the guide is new; what was said before keeps its scales": guided,
     }
@@ -114,9 +123,10 @@ def check_address(host: str, base_url: str | None) -> None:
                 "page, for instance http://192.168.0.7:8000"
             )
         return
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConfigError(f"--base-url is {base_url!r}; expected http://HOST[:PORT][/PATH], or https")
+    if not BASE_URL.fullmatch(base_url):
+        raise ConfigError(
+            f"--base-url is {base_url!r}; expected http://HOST[:PORT][/PATH], or https, of letters, digits and . _ ~ -"
+        )
 
 
 def name_of(host: str) -> str:
@@ -152,6 +162,16 @@ def serve(engine: Engine, *, host: str, port: int, base_url: str | None) -> None
         ) from error
     hosts = None if base_url else [name_of(host), *LOOPBACK]
     app = make_app(engine, hosts=hosts, base_url=base_url)
-    # What the supervisor's page counts with takes most of a second to load: it is there before somebody asks.
-    Thread(target=import_module, args=("scipy.stats",), daemon=True).start()
+    Thread(target=_warm, args=(app, engine), daemon=True).start()
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+
+
+def _warm(app: FastAPI, engine: Engine) -> None:
+    """Load what the supervisor's page counts with, and what it counts, which takes a second or two, before somebody asks.
+
+    What is loaded stays: the collector need not look through it again and again, while everybody waits.
+    """
+    import_module("scipy.stats")
+    with suppress(StorageError), transaction(engine, reads=True) as session:  # who asks is told of it
+        app.state.seen.overview(session, "all")
+    gc.freeze()

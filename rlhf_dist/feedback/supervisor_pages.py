@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
+from pydantic import Field
 from sqlalchemy.orm import Session
 
 from rlhf_dist.errors import DataError
@@ -25,6 +26,8 @@ from rlhf_dist.feedback.web import page, site_of, visiting
 KINDS = {"jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet"}
 routes = APIRouter(prefix="/supervise")
 Csrf = Annotated[str, Form()]
+Number = Annotated[int, Field(ge=0, lt=2**31)]
+"""Of a row: what any database can be asked for."""
 T = TypeVar("T")
 _slow = anyio.CapacityLimiter(1)
 """Heavy work has a thread of its own, so that those who judge do not queue behind it."""
@@ -79,11 +82,11 @@ def judgements(
     verdict: str = "",
     remarks: bool = False,
     state: str = "standing",
-    before: int | None = None,
+    before: Number | None = None,
 ) -> HTMLResponse:
     """Single judgements, filtered."""
-    number = int(person) if person.isdecimal() else None
-    wanted = Filter(number, None, verdict, remarks, state, before)
+    number = int(person) if person.isdecimal() and len(person) < 10 else None
+    wanted = Filter(number, None, judging.cleaned(verdict), remarks, state, before)
     with visiting(request, supervises=True, reads=True) as (session, visit):
         names = session.query(Annotator.id, Annotator.name).order_by(Annotator.name).all()
         found = inspection.judgements(session, wanted)
@@ -102,7 +105,7 @@ def judgements(
 
 
 @routes.get("/tasks")
-def tasks(request: Request, which: str = "all", after: int | None = None) -> HTMLResponse:
+def tasks(request: Request, which: str = "all", after: Number | None = None) -> HTMLResponse:
     """Tasks, with who said what."""
     with visiting(request, supervises=True, reads=True) as (session, visit):
         found = inspection.tasks(session, which, after)
@@ -112,7 +115,7 @@ def tasks(request: Request, which: str = "all", after: int | None = None) -> HTM
 
 
 @routes.get("/tasks/{number}")
-def task(request: Request, number: int, mode: str = "formatted") -> HTMLResponse:
+def task(request: Request, number: Number, mode: str = "formatted") -> HTMLResponse:
     """One task, and all that was said to it."""
     with visiting(request, supervises=True, reads=True) as (session, visit):
         found, said = inspection.one_task(session, number)
@@ -122,7 +125,7 @@ def task(request: Request, number: int, mode: str = "formatted") -> HTMLResponse
 
 @routes.post("/withdraw")
 def withdraw(
-    request: Request, csrf: Csrf, judgement: Annotated[int, Form()], back: Annotated[str, Form()] = ""
+    request: Request, csrf: Csrf, judgement: Annotated[Number, Form()], back: Annotated[str, Form()] = ""
 ) -> Response:
     """Let one judgement stand no more."""
     with visiting(request, csrf=csrf, supervises=True) as (session, visit):
@@ -132,7 +135,7 @@ def withdraw(
 
 
 @routes.post("/withdraw-all")
-def withdraw_all(request: Request, csrf: Csrf, person: Annotated[int, Form()]) -> Response:
+def withdraw_all(request: Request, csrf: Csrf, person: Annotated[Number, Form()]) -> Response:
     """Let nothing that somebody said stand any more."""
     with visiting(request, csrf=csrf, supervises=True) as (session, visit):
         judging.withdraw_all(session, person, by=visit.annotator_id)
@@ -143,7 +146,7 @@ def withdraw_all(request: Request, csrf: Csrf, person: Annotated[int, Form()]) -
 
 
 @routes.post("/sign-out")
-def sign_out(request: Request, csrf: Csrf, person: Annotated[int, Form()]) -> Response:
+def sign_out(request: Request, csrf: Csrf, person: Annotated[Number, Form()]) -> Response:
     """End somebody's visits and their link; what they said stands."""
     with visiting(request, csrf=csrf, supervises=True) as (session, _):
         people.sign_out(session, person)

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy import text as sql
 from sqlalchemy.orm import Session
 
+from rlhf_dist.data.characters import alike
 from rlhf_dist.data.conversations import spoken_text, turns
 from rlhf_dist.data.demonstrations import completion_text
 from rlhf_dist.data.tables import read_rows
@@ -120,6 +122,8 @@ class LoadedTasks:
     new: int
     gold_changed: int
     needed_changed: int
+    questions_changed: int
+    """Tasks that have other further questions of their own."""
     absent: int
     """Tasks that the store has and the file has not; they stay."""
 
@@ -142,12 +146,15 @@ def load_tasks(session: Session, rows: Sequence[TaskRow], *, overlap: int | None
     gold = [_update(task, "gold", row.gold) for task, row in both]
     for task, row in both:
         task.sources = as_json(row.origins)
+    questions = _update_texts(session, {task.id: row for task, row in both})
     needed = [_update(task, "needed", wanted) for task in known.values()]
     if given.keys() - known.keys() and session.get_bind().dialect.name == "postgresql":
         session.flush()
         # Else it plans for an empty table until it looks by itself, a minute later.
         session.execute(sql("ANALYZE tasks"))
-    return LoadedTasks(len(given.keys() - known.keys()), sum(gold), sum(needed), len(known.keys() - given.keys()))
+    return LoadedTasks(
+        len(given.keys() - known.keys()), sum(gold), sum(needed), questions, len(known.keys() - given.keys())
+    )
 
 
 def _update(task: Task, name: str, value: Any) -> bool:
@@ -155,6 +162,19 @@ def _update(task: Task, name: str, value: Any) -> bool:
         return False
     setattr(task, name, value)
     return True
+
+
+def _update_texts(session: Session, rows: Mapping[int, TaskRow]) -> int:
+    """Bring what known tasks ask beside their question, and what their prompts are made of, up to date; texts are not read."""
+    kept = session.execute(select(TaskText.task_id, TaskText.criteria, TaskText.columns)).all()
+    asked = 0
+    for number, criteria, columns in kept:
+        row = rows.get(number)
+        if row is not None and (criteria, columns) != (row.criteria, row.prompt_source):
+            asked += criteria != row.criteria
+            told = {"criteria": row.criteria, "columns": row.prompt_source}
+            session.execute(update(TaskText).where(TaskText.task_id == number).values(told))
+    return asked
 
 
 def _made(row: TaskRow, needed: int) -> Task:
@@ -223,10 +243,8 @@ def _several(where: str, row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _check_differ(where: str, answers: Sequence[str]) -> None:
-    """What differs by white space alone looks the same to people."""
-    seen = [" ".join(each.split()) for each in answers]
-    if len(set(seen)) < len(seen):
-        raise DataError(f"{where}: two answers are the same, but for white space; expected different ones")
+    if any(alike(*pair) for pair in combinations(answers, 2)):
+        raise DataError(f"{where}: two answers look the same, but for white space at most; expected different ones")
 
 
 def _source(where: str, value: Any) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rlhf_dist.data.characters import alike
 from rlhf_dist.data.feedback import is_number
 from rlhf_dist.errors import DataError
-from rlhf_dist.feedback.fields import TIES, Fields, same
+from rlhf_dist.feedback.fields import TIES, Fields
 
 MARGINS = ("margin", "strength", "preference_margin", "preference_strength")
 """Questions about a pair whose number is by how much the better answer is better."""
@@ -176,7 +177,7 @@ class _Sorted:
 
     def _pair(self, first: str, second: str, gain: int) -> dict[str, Any]:
         a, b = self._fields.answers[first], self._fields.answers[second]
-        if same(a, b):
+        if alike(a, b):
             raise DataError(
                 f"{self._told.where}: the answers {first} and {second} are the same; expected different ones"
             )

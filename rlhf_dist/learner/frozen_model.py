@@ -9,6 +9,7 @@ import torch
 from rlhf_dist.config import Learner, RLJob
 from rlhf_dist.learner.deepspeed_settings import frozen_settings
 from rlhf_dist.learner.filling import fill, sharing
+from rlhf_dist.learner.freeing import unhook
 from rlhf_dist.learner.host_states import HostWeights
 from rlhf_dist.models import PackedBatch, PolicyModel, load_policy
 from rlhf_dist.models.wrapped import RowLayout
@@ -68,5 +69,5 @@ class FrozenModel:
         return log_probs
 
     def free(self) -> None:
-        """Take DeepSpeed's hooks off the module, whose memory is then given back with the last reference."""
-        self.engine.destroy()
+        """Take DeepSpeed's hooks off the module; see `unhook`."""
+        unhook(self.engine)

@@ -25,6 +25,7 @@ from rlhf_dist.learner import joining
 from rlhf_dist.learner.adapters import is_adapter, save_adapter
 from rlhf_dist.learner.example_batch import ExampleBatch, read_examples
 from rlhf_dist.learner.finite import NotFinite, check_tensors, found_in
+from rlhf_dist.learner.freeing import let_go
 from rlhf_dist.learner.frozen_model import FrozenModel, FrozenSpec
 from rlhf_dist.learner.holding import Holding
 from rlhf_dist.learner.imitation import Imitation, imitate
@@ -117,7 +118,9 @@ class LearnerRank:
     def load(self, specs: dict[str, ModelSpec], frozen: dict[str, FrozenSpec], log_dir: str, seed: int) -> Loaded:
         """Load and shard models by name, to train or only to ask, in place of those that are here."""
         logs.to_file(log_dir, f"learner-{self.rank}")
-        self._free()
+        self._publication = self._holding = None
+        let_go(self.models)
+        let_go(self.frozen)
         torch.manual_seed(seed)
         for name, spec in specs.items():
             self.models[name] = self._load(spec)
@@ -130,12 +133,6 @@ class LearnerRank:
         layouts |= {model.layout for model in self.frozen.values()}
         return Loaded(sum(int(np.prod(shape)) for _, shape in first.shapes()), max(layouts, key=[*RowLayout].index))
 
-    def _free(self) -> None:
-        for old in self._held:
-            old.free()
-        self.models.clear()
-        self.frozen.clear()
-
     @property
     def _held(self) -> list[TrainedModel | FrozenModel]:
         """All models."""
@@ -143,8 +140,8 @@ class LearnerRank:
 
     def renew(self, name: str, spec: FrozenSpec) -> None:
         """Load a model that is only asked, in place of one that has its name."""
-        if name in self.frozen:
-            self.frozen.pop(name).free()
+        old = {name: self.frozen.pop(name)} if name in self.frozen else {}
+        let_go(old)
         model = FrozenModel(spec, self.settings)
         self._share_rows(model.engine.module, model.engine)
         self.frozen[name] = model

@@ -16,6 +16,7 @@ from rlhf_dist.learner import optimizer_state
 from rlhf_dist.learner.adapters import is_adapter, without_adapters
 from rlhf_dist.learner.deepspeed_settings import settings_of
 from rlhf_dist.learner.filling import fill, sharing
+from rlhf_dist.learner.freeing import unhook
 from rlhf_dist.learner.host_states import HostStates
 from rlhf_dist.learner.schedule import move_to, schedule_of
 from rlhf_dist.learner.writing import Write, write_tensors
@@ -133,8 +134,8 @@ class TrainedModel:
             self.engine.zero_grad()  # AdamW leaves alone what has no gradient
 
     def free(self) -> None:
-        """Take DeepSpeed's hooks off the module, whose memory is then given back with the last reference."""
-        self.engine.destroy()
+        """Take DeepSpeed's hooks off the module; see `unhook`."""
+        unhook(self.engine)
 
     def shapes(self) -> list[tuple[str, torch.Size]]:
         """Name within the Hugging Face model, and full shape, of each parameter, in a fixed order; tied parameters once."""

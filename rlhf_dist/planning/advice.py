@@ -28,7 +28,7 @@ def advice(config: Job, machines: Machines, sizes: dict[str, ModelSize]) -> list
     best: tuple[float, list[str]] = (_excess(make_plan(config, machines, sizes)), [])
     changes: list[str] = []
     for change in _changes(config, machines):
-        for together in ([change], [*changes, change]):
+        for together in ([*change], [*changes, *change]):
             excess = _excess_with(config, together, machines, sizes)
             if excess <= 0:
                 return together
@@ -50,40 +50,45 @@ def _excess(plan: Plan) -> float:
     return max(plan.peak(actors)[1] for actors in plan.devices().values()) - plan.capacity
 
 
-def _changes(config: Job, machines: Machines) -> Iterator[str]:
-    """What might help, from what costs least: time, then devices, then host memory."""
+def _changes(config: Job, machines: Machines) -> Iterator[tuple[str, ...]]:
+    """What might help, from what costs least: time, then devices, then host memory; each the settings that go together."""
     learner = config.learner
     if not learner.gradient_checkpointing:
-        yield "learner.gradient_checkpointing=true"
+        yield ("learner.gradient_checkpointing=true",)
     least = _longest(config)
     tokens = learner.micro_batch_tokens
     while tokens // 2 >= least:
         tokens //= 2
-        yield f"learner.micro_batch_tokens={tokens}"
+        yield (f"learner.micro_batch_tokens={tokens}",)
     if learner.precision == "fp32" and machines.gpus_per_node:
-        yield "learner.precision=bf16"
+        yield ("learner.precision=bf16",)
     if isinstance(config, RLJob):
         yield from _of_scorers(config)
     if learner.zero_stage < 3:
-        yield "learner.zero_stage=3"
+        yield ("learner.zero_stage=3",)
     ranks = learner.ranks
     while ranks * 2 <= machines.nodes * (machines.gpus_per_node or machines.cpus_per_node):
         ranks *= 2
-        yield f"learner.ranks={ranks}"
+        yield (f"learner.ranks={ranks}",)
     if machines.gpus_per_node and not learner.cpu_offload:
-        yield "learner.cpu_offload=true"
+        yield ("learner.cpu_offload=true",)
 
 
-def _of_scorers(config: RLJob) -> Iterator[str]:
-    """A reference in the learner's ranks is cut over them; scorers, and engines, over cards of their own."""
+def _of_scorers(config: RLJob) -> Iterator[tuple[str, ...]]:
+    """A reference in the learner's ranks is cut over them, engines that share their cards too; others over cards of their own."""
     if "reference" in config.scoring_workers:
-        yield "scoring.reference_on=learner"
+        yield ("scoring.reference_on=learner",)
+    if config.cluster.placement == "colocated":
+        parallel, ranks = 2 * config.rollout.tensor_parallel, config.learner.ranks
+        while parallel <= min(MOST_PARALLEL, ranks):
+            yield f"rollout.tensor_parallel={parallel}", f"rollout.workers={ranks // parallel}"
+            parallel *= 2
     if config.cluster.placement != "disaggregated":
-        yield "cluster.placement=disaggregated"
+        yield ("cluster.placement=disaggregated",)
     for section, parallel in (("scoring", config.scoring.tensor_parallel), ("rollout", config.rollout.tensor_parallel)):
         while parallel < MOST_PARALLEL:
             parallel *= 2
-            yield f"{section}.tensor_parallel={parallel}"
+            yield (f"{section}.tensor_parallel={parallel}",)
 
 
 def _longest(config: Any) -> int:

@@ -35,6 +35,8 @@ class LearnerWork:
     """Bytes of versions that each rank holds on its device for engines to take there."""
     masked_row: int = 0
     """Tokens of a row under an attention mask; 0: there is none."""
+    checkpoints: bool = True
+    """States are written, too, not only the model at the end."""
     lends: bool = False
     """All but the weights goes to the host while engines generate on the same device."""
 
@@ -71,6 +73,9 @@ def learner_phases(work: LearnerWork, learner: Learner, *, learns: bool = True) 
         STEP: kept | beside | {"gradients as they are stepped": _stepped(work, learner)},
         SAVE: kept | {"copy to be written (host)": _written(work, learner)},
     }
+    if work.bucket_bytes:
+        whole = min(work.bucket_bytes, work.trained[0].parameters * width / shards)
+        phases[PUBLISH] = kept | {"buckets": whole, "buckets (host)": 2 * whole}
     if work.lends:
         stays = {
             name: value for name, value in kept.items() if name in ("parameters", "held version") or "(host)" in name
@@ -78,9 +83,6 @@ def learner_phases(work: LearnerWork, learner: Learner, *, learns: bool = True) 
         # The pinned memory that the others go to is kept for the next time.
         pinned = {"pinned for others' turns (host)": sum(kept.values()) - sum(stays.values())}
         phases = {name: parts | pinned for name, parts in (phases | {GENERATE: stays}).items()}
-    if work.bucket_bytes:
-        whole = min(work.bucket_bytes, work.trained[0].parameters * width / shards)
-        phases[PUBLISH] = kept | {"buckets": whole, "buckets (host)": 2 * whole}
     return phases
 
 
@@ -161,5 +163,7 @@ def _stepped(work: LearnerWork, learner: Learner) -> float:
 
 
 def _written(work: LearnerWork, learner: Learner) -> float:
-    """A rank's share of the weights and of the optimiser's state, copied so that it can be written while training goes on."""
-    return work.num_trained * (BYTES[learner.dtype] + 12.0) / learner.ranks
+    """A rank's share of what is copied so that it can be written while training goes on: weights, and the optimisers' states."""
+    if work.checkpoints:
+        return work.num_trained * (BYTES[learner.dtype] + 12.0) / learner.ranks
+    return float(work.trained[0].parameters * BYTES[learner.dtype]) / learner.ranks

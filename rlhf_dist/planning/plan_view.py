@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -71,13 +72,17 @@ def _seats(plan: Plan) -> Table:
 
 
 def _memory(plan: Plan) -> Table:
-    """One line for each actor: the phase in which it is fullest, and what fills it then."""
+    """One line for each actor: the phase in which it fills its device most, and what fills it then, and its host's memory."""
+
+    def on_device(parts: Mapping[str, float]) -> float:
+        return sum(value for part, value in parts.items() if not (plan.gpus and "(host)" in part))
+
     table = Table("actor", "fullest", "memory each", "of which", title=f"Memory, estimated ({plan.scene.title})")
     for role, phases in plan.scene.memory.items():
-        phase = max(phases, key=lambda name: sum(phases[name].values()))
+        phase = max(phases, key=lambda name: on_device(phases[name]))
         parts = {part: value for part, value in phases[phase].items() if value >= MIB}
         told = ", ".join(f"{part} {size(value)}" for part, value in parts.items())
-        table.add_row(role, phase, size(sum(parts.values())), told)
+        table.add_row(role, phase, size(on_device(phases[phase])), told)
     return table
 
 

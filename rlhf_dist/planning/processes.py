@@ -13,14 +13,14 @@ ASLEEP_BYTES = 2.5 * GIB
 
 HOST_BYTES = {
     "learner": 690 * MIB,
-    "rollout": 1060 * MIB,
-    "generator": 1060 * MIB,
+    "rollout": 810 * MIB,
+    "generator": 810 * MIB,
     "transformers": 620 * MIB,
     "reward": 570 * MIB,
     "reference": 590 * MIB,
     "teacher": 590 * MIB,
     "store": 390 * MIB,
-    "driver": 600 * MIB,
+    "driver": 630 * MIB,
 }
 """Resident memory of a process by role with a model of 0.2 M parameters: Python, torch, transformers, Ray's client, and what the
 role adds, DeepSpeed or vLLM (`benchmarks/memory.py`, 2026-11-28, Python 3.11, torch 2.13 for CPUs). `transformers`: an engine of

@@ -8,7 +8,7 @@ from rlhf_dist.cluster.placement import Layout, Place, lay_out, lay_out_ranks
 from rlhf_dist.config import DPOConfig, EvaluateConfig, Job, PipelineConfig, RewardConfig, RLJob, Rollout, SFTConfig
 from rlhf_dist.config.job import ScoringJob
 from rlhf_dist.config.rewards import devices_of_scorer
-from rlhf_dist.config.supervised import SupervisedJob
+from rlhf_dist.config.supervised import SupervisedJob, Training
 from rlhf_dist.planning.learning import GENERATE, KEPT, LearnerWork, Phases, learner_phases
 from rlhf_dist.planning.memory import Engine, engine_parts, masked_row, phases, scorer_parts
 from rlhf_dist.planning.sizes import ModelSize
@@ -56,7 +56,6 @@ def _reinforcement(config: RLJob, sizes: Sizes, gpu_bytes: float | None) -> Scen
 def _supervised(config: SupervisedJob, sizes: Sizes, gpu_bytes: float | None) -> list[Scene]:
     """SFT, a reward model, or a policy from judgements; what is sampled before has the devices to itself."""
     trained = sizes["value"] if isinstance(config, RewardConfig) else sizes["policy"]
-    lora = isinstance(config, (SFTConfig, DPOConfig, RewardConfig)) and config.lora is not None
     found = []
     if isinstance(config, RewardConfig):
         length = config.prompts.max_tokens + config.rollout.max_new_tokens if config.prompts else 0
@@ -67,29 +66,35 @@ def _supervised(config: SupervisedJob, sizes: Sizes, gpu_bytes: float | None) ->
             if size is not None
         ]
     if "reference" in sizes:
-        found.append(_training("asking the reference", config, sizes["reference"], gpu_bytes, lora=False, learns=False))
-    return [*found, _training("training", config, trained, gpu_bytes, lora=lora)]
+        found.append(_training("asking the reference", config, sizes["reference"], gpu_bytes, None))
+    assert isinstance(config, (SFTConfig, DPOConfig, RewardConfig))
+    return [*found, _training("training", config, trained, gpu_bytes, config)]
 
 
 def _before(config: PipelineConfig, sizes: Sizes, gpu_bytes: float | None) -> list[Scene]:
     """A pipeline's stages before the last."""
-    found = [_training("fine-tuning", config, sizes["policy"], gpu_bytes, lora=config.sft.lora is not None)]
+    found = [_training("fine-tuning", config, sizes["policy"], gpu_bytes, config.sft)]
     if not config.trains_reward_model:
         return found
     length = config.max_sequence
     return [
         *found,
         _sampling("sampling", config, config.rollout, sizes["policy"], length, gpu_bytes),
-        _training("reward model", config, sizes["value"], gpu_bytes, lora=config.reward_model.lora is not None),
+        _training("reward model", config, sizes["value"], gpu_bytes, config.reward_model),
     ]
 
 
-def _training(
-    title: str, config: Job, size: ModelSize, gpu_bytes: float | None, *, lora: bool, learns: bool = True
-) -> Scene:
+def _training(title: str, config: Job, size: ModelSize, gpu_bytes: float | None, training: Training | None) -> Scene:
+    """Ranks that train a model; without settings of a training they only ask it."""
     learner, gpus = config.learner, gpu_bytes is not None
     row = masked_row(learner.attention, learner.row_tokens or learner.micro_batch_tokens, gpus=gpus)
-    found = learner_phases(LearnerWork((size,), lora=lora, masked_row=row), learner, learns=learns)
+    work = LearnerWork(
+        (size,),
+        lora=training is not None and training.lora is not None,
+        checkpoints=training is not None and training.checkpoint_every > 0,
+        masked_row=row,
+    )
+    found = learner_phases(work, learner, learns=training is not None)
     return Scene(title, lay_out_ranks(learner, config.cluster, gpus=gpus), {"learner": found})
 
 

@@ -18,6 +18,7 @@ from rlhf_dist.models.attention import with_cache
 from rlhf_dist.planning.sharing import OWN_CARD, SharedCard
 from rlhf_dist.records import Sampling
 from rlhf_dist.rollout.agreement import Expected
+from rlhf_dist.rollout.device_memory import memory_of_visible
 from rlhf_dist.rollout.engine import RolloutEngine
 
 BATCHED_TOKENS = 4096
@@ -86,7 +87,8 @@ class EngineSpec:
             return self.on_cpu | self.options
         room = {}
         if self.shared is not None:
-            room = self.shared.engine_options(torch.cuda.get_device_properties(0).total_memory)
+            # Not asked of CUDA: of an engine over several GPUs this process computes nothing, and would take memory for that.
+            room = self.shared.engine_options(min(each.total for each in memory_of_visible()))
         return self.on_cuda | self.options | room
 
     def _expected(self, model: str, device: str) -> Expected | None:

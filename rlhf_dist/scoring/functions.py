@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -70,12 +71,14 @@ class GuardedRule:
         """What it is to be given."""
 
     def __call__(self, prompt: str, answer: str, told: RowTold = NOTHING) -> float:
-        """The score of one answer; NaN where it has none for such an answer.
+        """The score of one answer; NaN where it has none for such an answer, and says None.
 
         Raises:
-            RewardError: names function, prompt and answer, and what happened.
+            RewardError: names function, prompt and answer, and what happened, if only that it said no finite number.
         """
         (said,) = self.scores([(prompt, answer, *told)])
+        if isinstance(said, float) and not math.isfinite(said):
+            said = f"{self._path} says {said:g}; expected a finite number, or None"
         if isinstance(said, str):
             raise RewardError(f"{said}, on prompt {passage(prompt)!r} and answer {passage(answer)!r}")
         return float("nan") if said is None else said

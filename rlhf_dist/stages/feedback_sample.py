@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ from typing import Any
 from rlhf_dist.cluster.placement import engines_of
 from rlhf_dist.cluster.session import namespace_of, session
 from rlhf_dist.config import Prompts, RLConfig, load
+from rlhf_dist.data.characters import alike
 from rlhf_dist.data.encoder import Encoder
 from rlhf_dist.data.prompts import read_prompts
 from rlhf_dist.errors import DataError
+from rlhf_dist.feedback.criteria import UNSTORABLE
 from rlhf_dist.feedback.task_files import TaskRow
 from rlhf_dist.models import check_same_tokenizer, resolve
 from rlhf_dist.records import Prompt
@@ -27,13 +28,12 @@ from rlhf_dist.stages.rounds import policy_name, policy_number, run_before
 from rlhf_dist.stages.supervised import encoder_of
 from rlhf_dist.store.row import rows_of
 
-EMPTY, EQUAL, UNSTORABLE = (
+EMPTY, EQUAL, NO_TEXT = (
     "an answer says nothing",
-    "both answers are equal but for white space",
+    "both answers look the same, but for white space at most",
     "a text has NUL or half of a character, which is no text",
 )
 """Why a prompt becomes no task."""
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ def _why_not(prompt: Prompt, a: str, b: str | None) -> str | None:
     answers = [a] if b is None else [a, b]
     if not all(answer.strip() for answer in answers):
         return EMPTY
-    if b is not None and a.split() == b.split():
+    if b is not None and alike(a, b):
         return EQUAL
-    return UNSTORABLE if any(map(_UNSTORABLE.search, [prompt.shown, prompt.source, *answers])) else None
+    return NO_TEXT if any(map(UNSTORABLE.search, [prompt.shown, prompt.source, *answers])) else None
 
 
 def _rival(config: RLConfig, wanted: Wanted, own: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhf_dist.cluster.allocator import growing
 from rlhf_dist.cluster.placement import slots_of, threads_of
 from rlhf_dist.cluster.session import cores_per_gpu, has_gpus
 from rlhf_dist.cluster.threads import environment_of
@@ -184,10 +185,11 @@ def scoring(name: str, kind: ScorerKind, config: EvaluateConfig, run_dir: Path) 
     import ray
 
     devices, cores, on_gpus = kind.arguments["processes"], cores_per_gpu(), has_gpus()
+    threads = threads_of(cores, 1) if on_gpus else config.scoring.threads
     made: Any = ray.remote(ScoringWorker).options(
         num_cpus=slots_of(cores, devices) if on_gpus else 1,
         num_gpus=devices if on_gpus else 0,
-        runtime_env={"env_vars": environment_of(threads_of(cores, 1) if on_gpus else config.scoring.threads)},
+        runtime_env={"env_vars": environment_of(threads) | (growing() if on_gpus else {})},
     )
     worker = made.remote(name, *kind, threads=config.scoring.threads, log_dir=log_dir(run_dir))
     try:

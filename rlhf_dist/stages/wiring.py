@@ -90,7 +90,9 @@ def wired(
         prompts: to train on, of whose rows rewards may be told.
     """
     watch, start_s, ends = where.watch, config.timeouts.start, ExitStack()
-    where.bundles.settle(timeout_s=start_s)
+    shares = config.cluster.placement == "colocated"
+    if where.bundles.settle(timeout_s=start_s) and shares:
+        rollouts.start_over()
     folders = model_folders(config)
     if folders["reference"]:
         folders["reference"] = (reference_at(where.run_dir, begin.iteration, folders["reference"][0]),)
@@ -106,7 +108,6 @@ def wired(
         rollouts.serve(service)
         ends.callback(rollouts.serve, None)
         rollouts.open(timeout_s=start_s)
-        shares = config.cluster.placement == "colocated"
         if shares and where.on_gpus:  # what others take while an engine measures its room, it would count as its own
             put_to_sleep(rollouts, timeout_s=config.timeouts.call, start_s=start_s)
         scorers = {role: _scorers(config, role, kind, where, store) for role, kind in kinds.items()}

@@ -187,6 +187,16 @@ def test_workers_that_are_kept_serve_the_next_store_and_those_that_are_missing_a
     assert [worker.calls[-1] for worker in world.fleet.ready.values()] == [("run", ("another",))] * 2
 
 
+def test_who_is_starting_elsewhere_than_it_was_told_is_stopped_and_asked_for_anew(killed: list[str]) -> None:
+    world = World(2, 2)
+    world.start(1)
+    world.fleet.start_over()
+    assert (killed, world.fleet.states()) == (["rollout-1"], {"rollout-0": "ready"})
+    world.fleet.open(timeout_s=60)
+    assert world.fleet.states() == {"rollout-0": "ready", "rollout-2": "starting"}
+    assert world.spawned["rollout-2"] == world.spawned["rollout-1"], "in its slot"
+
+
 def test_at_the_end_everybody_may_end_in_order_before_he_is_killed(killed: list[str]) -> None:
     world = World(1, 3)
     world.start(1)

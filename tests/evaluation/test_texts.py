@@ -70,6 +70,8 @@ def test_chinese_is_compared_by_character_as_sacrebleu_does() -> None:
 def test_scripts_without_spaces_are_taken_by_character_with_its_marks() -> None:
     assert texts.distinct(["猫猫 猫", "cat猫"], 1) == pytest.approx(2 / 5)
     assert texts.distinct(["กี่กี่"], 1) == 1 / 2, "a consonant and its vowel sign are one"
+    for other in ("བོད", "ꦗꦮ", "ꆈꌠ", "ㄋㄧ", "ᬩᬮ", "ᨠᨡ", "ｱｰ"):
+        assert texts.distinct([other * 2], 1) == 1 / 2, other
     assert texts.self_bleu(["今天天气很好", "今天天气不好"]) > 20
     assert texts.rouge(["สวัสดี"], ["สวัส"])["rouge-1"] == pytest.approx(2 * 3 / (4 + 3))
     assert texts.rouge(["नमस्ते दोस्त"], ["नमस्ते मित्र"])["rouge-1"] == pytest.approx(1 / 2)

@@ -179,6 +179,28 @@ def test_only_who_is_invited_comes_in_and_only_supervisors_supervise(opened) -> 
     assert eve.client.get("/").status_code == 403
 
 
+def test_whatever_a_supervisors_address_says_is_a_page_or_a_sentence(opened) -> None:
+    engine, tokens = opened
+    boss = Page(engine, tokens["supervisor"])
+    large = "9" * 20
+    for query in (
+        "verdict=%00",
+        f"person={large}",
+        "person=99",
+        "state=%00",
+        "remarks=%00",
+        f"before={large}",
+        "before=-1",
+    ):
+        assert boss.client.get(f"/supervise/judgements?{query}").status_code in (200, 422), query
+    for path in (f"tasks/{large}", "tasks/99", f"tasks?after={large}", "tasks?which=%00", "export.jsonl?form=%00"):
+        assert boss.client.get(f"/supervise/{path}").status_code == 422, path
+    for name in ("withdraw", "withdraw-all", "sign-out"):
+        for number, status in ((large, 422), ("99", 200)):
+            form = {"csrf": boss.field("csrf"), "judgement": number, "person": number}
+            assert boss.client.post(f"/supervise/{name}", data=form).status_code == status, (name, number)
+
+
 def test_a_form_of_another_page_is_refused(opened) -> None:
     engine, tokens = opened
     page, other = Page(engine, tokens["ann"]), Page(engine, tokens["bob"])

@@ -119,7 +119,7 @@ def test_spans_are_marks_where_they_are_on_an_answer() -> None:
 def test_what_people_do_not_stand_by_and_what_is_empty_is_no_judgement() -> None:
     said = [
         {"value": 3, "user_id": user, "status": status}
-        for user, status in (("u", "draft"), (None, "submitted"), ("None", None))
+        for user, status in (("u", "draft"), ("w", "pending"), (None, "submitted"), ("None", None))
     ]
     rows = read(
         {
@@ -127,6 +127,7 @@ def test_what_people_do_not_stand_by_and_what_is_empty_is_no_judgement() -> None
             "responses": {"stars": [*said, {"value": 0, "user_id": "v"}, {"value": None}, None], "why": None},
         },
         draft_responses=1,
+        pending_responses=1,
     )
     assert [(row["annotator"], row["score"]) for row in rows] == [("", 3), ("", 3), ("v", 0)]
 

@@ -157,7 +157,7 @@ def progress(session: Session, who: int) -> assignment.Progress:
 
 
 def ask(session: Session, who: int) -> Task | None:
-    return assignment.next_task(session, who, progress(session, who), assignment.what_is_there(session))
+    return assignment.next_task(session, who, assignment.what_is_there(session))[0]
 
 
 def say(session: Session, task: Task, who: int, verdict: str = "a", **more: str) -> None:
@@ -242,6 +242,20 @@ def test_settings_changed_on_a_store_hold_from_then_on_and_are_told(tmp_path: Pa
         assert [task.needed for task in session.scalars(select(Task))] == [3, 3], "as it was"
 
 
+def test_a_known_tasks_own_questions_and_prompt_are_what_its_file_says_now(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{n}", "a": "x", "b": "y"} for n in range(2)]
+    for own, notes in (([], 0), ([{"name": "polite"}], 1), ([{"name": "polite"}], 0), ([], 1)):
+        source = {"prompt_messages": [{"role": "user", "content": "p0"}]} if own else None
+        rows[0] |= {"criteria": own, "prompt_source": source}
+        (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        opened = open_feedback(tmp_path / "t.jsonl", None, overlap=None, annotators=[])
+        assert sum("other questions of their own" in note for note in opened.notes) == notes
+        with Session(opened.engine) as session:
+            first, second = (task.text for task in session.scalars(select(Task).order_by(Task.id)))
+            assert [each["name"] for each in json.loads(first.criteria or "[]")] == [each["name"] for each in own]
+            assert (bool(first.columns), second.criteria, second.columns) == (bool(own), "", "")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -249,6 +263,11 @@ def test_settings_changed_on_a_store_hold_from_then_on_and_are_told(tmp_path: Pa
         ("question: [1]", "question is"),
         ("criteria: [{name: a, kind: odd}]", "criteria: 0.kind"),
         ("- 1", "mapping"),
+        ('question: "a\\0b"', "whole characters"),
+        ('guidelines: "a\\ud800"', "whole characters"),
+        ('criteria: [{name: "he\\elp"}]', "only what is seen"),
+        ('criteria: [{name: a, kind: choice, choices: ["g\\0", b]}]', "only what is seen"),
+        ('criteria: [{name: a, ask: "a\\0"}]', "whole characters"),
     ],
 )
 def test_a_guide_that_cannot_be_is_named(tmp_path: Path, text: str, told: str) -> None:
@@ -257,13 +276,17 @@ def test_a_guide_that_cannot_be_is_named(tmp_path: Path, text: str, told: str) -
         read_guide(tmp_path / "g.yaml")
 
 
-@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\u202eb", "x" * 81, "a\0"])
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\u202eb", "x" * 81, "a\0", "\u3164"])
 def test_names_that_cannot_be_told_apart_are_refused(tmp_path: Path, name: str) -> None:
     with (
         store(tmp_path, [TaskRow("comparison", "p", "x", "y")]) as session,
         pytest.raises(DataError, match="annotator"),
     ):
         people.invite(session, name)
+
+
+def test_blanks_do_not_make_another_name() -> None:
+    assert people.checked_name(" ann\u00a0  b ") == "ann b"
 
 
 def test_visits_end_after_absence_and_by_sign_out(tmp_path: Path) -> None:
@@ -283,11 +306,27 @@ def test_visits_end_after_absence_and_by_sign_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "base"), [("0.0.0.0", None), ("::", None), ("127.0.0.1", "nonsense"), ("127.0.0.1", "ftp://x")]
+    ("host", "base"),
+    [
+        ("0.0.0.0", None),
+        ("::", None),
+        *(
+            ("127.0.0.1", base)
+            for base in ("nonsense", "ftp://x", "http://h:port", "https://who:word@h/x", "http://h?q")
+        ),
+        *(("127.0.0.1", f"https://h{path}") for path in ("/a b", "/a%20b", "/\u00e4", "//a", "/a;b")),
+    ],
 )
 def test_links_that_nobody_can_open_are_refused_before_they_are_printed(host: str, base: str | None) -> None:
     with pytest.raises(Exception, match="base-url"):
         check_address(host, base)
+
+
+@pytest.mark.parametrize(
+    "base", ["http://h", "https://h:8443/a/b_c.d~e-f/", "http://[::1]:80/", "HTTP://10.0.0.7:8000"]
+)
+def test_links_that_people_can_open_are_taken(base: str) -> None:
+    check_address("0.0.0.0", base)
 
 
 def test_texts_of_any_characters_are_kept(tmp_path: Path) -> None:

@@ -42,8 +42,9 @@ def test_gold_questions_are_spread_evenly_and_nothing_is_lost(gold: int, tasks: 
 def test_tasks_that_cannot_be_are_named_and_null_sources_are_none(tmp_path: Path) -> None:
     file = tmp_path / "t.jsonl"
     for row, told in (
-        ({"prompt": "q", "a": "x", "b": "x"}, "two answers are the same, but for white space"),
-        ({"prompt": "q", "a": "x", "b": "x\n"}, "two answers are the same, but for white space"),
+        ({"prompt": "q", "a": "x", "b": "x"}, "two answers look the same, but for white space"),
+        ({"prompt": "q", "a": "x", "b": "x\n"}, "two answers look the same, but for white space"),
+        ({"prompt": "q", "a": "caf\u00e9", "b": "cafe\u0301\u200b"}, "two answers look the same, but for white space"),
         ({"prompt": "q", "a": "x", "b": "y", "prompt_source": "[" * 100_000}, "prompt_source is "),
     ):
         file.write_text(json.dumps(row) + "\n")

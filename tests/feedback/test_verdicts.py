@@ -128,6 +128,13 @@ def test_a_marked_passage_is_found_word_for_word_or_as_it_is_read() -> None:
         marks.taken(["0"] * 21, ["x"] * 21, [""] * 21, (0, 1), ["a", "b"])
 
 
+def test_a_passage_of_many_words_is_looked_for_once() -> None:
+    """By going back at each word it took a quarter of a minute."""
+    answer = "a " * 500_000
+    assert marks.located(answer, "a " * 900 + "b") == (None, None)
+    assert marks.located(answer + "**b**", "a " * 900 + "b") == (len(answer) - 1800, len(answer) + 3)
+
+
 @given(st.text("ab *_`\n", max_size=300), st.text("ab *_`\n", max_size=300))
 def test_a_passage_is_found_where_it_is(before: str, passage: str) -> None:
     start, end = marks.located(before + passage, passage.strip())

@@ -1,9 +1,12 @@
 """Nodes that pretend to have GPUs: they join the tests' Ray for a while. Ray hands their numbers out; torch finds no card."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 QUICK = {"RAY_prestart_worker_first_driver": "0"}
@@ -11,8 +14,8 @@ QUICK = {"RAY_prestart_worker_first_driver": "0"}
 
 
 @contextmanager
-def pretended_gpus(*counts: int, cpus: int) -> Iterator[None]:
-    """One more node for each count of GPUs, with so many CPU slots, inside the block."""
+def pretended_gpus(*counts: int, cpus: int) -> Iterator[list[Any]]:
+    """One more node for each count of GPUs, with so many CPU slots, inside the block; they may be ended before (`end`)."""
     import ray
     from ray._private.node import Node
     from ray._private.parameter import RayParams
@@ -33,10 +36,29 @@ def pretended_gpus(*counts: int, cpus: int) -> Iterator[None]:
             asked.dashboard_agent_listen_port = None
             with patch.dict(os.environ, QUICK):
                 nodes.append(Node(asked, head=False, shutdown_at_exit=False, spawn_reaper=False))
-        yield
+        yield nodes
     finally:
-        for node in nodes:
-            node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
-        gone = {node.node_id for node in nodes}
-        while any(node["Alive"] and node["NodeID"] in gone for node in ray.nodes()):
-            time.sleep(0.1)  # Ray would go on handing out their GPUs
+        end(nodes)
+
+
+def end(nodes: list[Any]) -> None:
+    """The end of some nodes, of which Ray has taken note: until then it would go on handing out their GPUs."""
+    import ray
+
+    gone = {node.node_id for node in nodes}
+    while nodes:
+        nodes.pop().kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
+    while any(node["Alive"] and node["NodeID"] in gone for node in ray.nodes()):
+        time.sleep(0.1)
+
+
+class Actor:
+    """In the place of any of a run's; here, where it imports next to nothing."""
+
+    def sees(self) -> tuple[str, str, dict[str, str]]:
+        """Its node, the GPUs that a process which it starts sees, and its variables."""
+        import ray
+
+        code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+        told = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout
+        return ray.get_runtime_context().get_node_id(), told.strip(), dict(os.environ)

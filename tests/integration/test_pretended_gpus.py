@@ -1,8 +1,5 @@
 """Which GPUs each actor sees, on a real Ray whose nodes pretend to have some; whole runs on such: test_rl_run.py."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,14 +7,14 @@ from typing import Any
 import pytest
 
 from rlhf_dist.cluster.placement import lay_out
-from rlhf_dist.cluster.session import cores_per_gpu
+from rlhf_dist.cluster.session import cores_per_gpu, has_gpus
 from rlhf_dist.config import RLConfig
 from rlhf_dist.errors import ConfigError, EnvironmentProblem
 from rlhf_dist.planning import attached
 from rlhf_dist.planning.plan import Machines, make_plan
 from rlhf_dist.stages.fitting import check_room_there
 from rlhf_dist.stages.places import placed
-from tests.integration.pretended import pretended_gpus
+from tests.integration.pretended import Actor, end, pretended_gpus
 from tests.planning.test_memory import SIZES, config
 
 NODES, GPUS, CPUS = 2, 2, 5
@@ -25,22 +22,35 @@ Seen = dict[str, list[tuple[str, str]]]
 """Of each actor its devices: node and number."""
 
 
+def test_after_the_loss_of_a_node_its_ranks_are_elsewhere_and_the_others_where_they_were(
+    ray_session: None, tmp_path: Path
+) -> None:
+    """Before the others, whose nodes would do as well."""
+    made = config(cluster={"placement": "colocated"}, learner={"ranks": 3}, rollout={"workers": 3})
+    layout = lay_out(made, gpus=True)
+    assert not has_gpus()
+    engines = layout.of("rollout")
+    with (
+        pretended_gpus(2, cpus=2),
+        pretended_gpus(1, cpus=2) as lost,
+        placed(layout, tmp_path, made.timeouts) as where,
+    ):
+        before = [where.bundles.spot(number) for number in range(3)]
+        assert [spot.gpus for spot in before] == [("0",), ("1",), ("0",)], "the fullest node first"
+        assert not where.bundles.settle(timeout_s=60), "nothing has moved"
+        end(lost)
+        with pretended_gpus(4, cpus=2):
+            assert where.bundles.settle(timeout_s=60)
+            after = [where.bundles.spot(number) for number in range(3)]
+            assert after[:2] == before[:2]
+            assert after[2].node not in {spot.node for spot in before}
+            assert where.bundles.sight(engines[2])["CUDA_VISIBLE_DEVICES"] == after[2].gpus[0]
+
+
 @pytest.fixture(scope="module")
 def two_nodes(ray_session: None) -> Iterator[None]:
     with pretended_gpus(*[GPUS] * NODES, cpus=CPUS):
         yield
-
-
-class Actor:
-    """In the place of any of a run's."""
-
-    def sees(self) -> tuple[str, str, dict[str, str]]:
-        """Its node, the GPUs that a process which it starts sees, and its variables."""
-        import ray
-
-        code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
-        told = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout
-        return ray.get_runtime_context().get_node_id(), told.strip(), dict(os.environ)
 
 
 def seen(config: RLConfig, run_dir: Path) -> tuple[Seen, dict[str, dict[str, str]]]:
@@ -102,8 +112,8 @@ def test_every_actor_sees_the_gpus_of_the_plan(sections: dict[str, Any], two_nod
     made = config(**sections)
     devices, variables = seen(made, tmp_path)
     assert devices == planned(made)
-    assert {each["OMP_NUM_THREADS"] for each in variables.values()} == {str(CPUS // GPUS)}
-    assert {each["PYTORCH_CUDA_ALLOC_CONF"] for each in variables.values()} == {"expandable_segments:True"}
+    assert {each["OMP_NUM_THREADS"] for each in variables.values()} == {str((CPUS - 1) // GPUS)}
+    assert {each["PYTORCH_ALLOC_CONF"] for each in variables.values()} == {"expandable_segments:True"}
 
 
 def test_an_engine_that_would_be_cut_over_nodes_is_refused_before_anything_starts(

@@ -1,6 +1,7 @@
 """DeepSpeed itself, every ZeRO stage, as the only rank; several ranks: tests/integration/test_learner_parity.py."""
 
 import math
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rlhf_dist.imports import import_deepspeed
 from rlhf_dist.learner import optimizer_state
 from rlhf_dist.learner.adapters import adapt
 from rlhf_dist.learner.example_batch import ExampleBatch
+from rlhf_dist.learner.freeing import let_go
 from rlhf_dist.learner.frozen_model import FrozenModel, FrozenSpec
 from rlhf_dist.learner.host_states import LEAST, HostStates
 from rlhf_dist.learner.optimizer_state import PIECES
@@ -283,6 +285,32 @@ def test_a_supervised_step_names_the_examples_that_are_not_finite(stage: tuple[i
     assert math.isfinite(facts["loss"])
     assert not torch.equal(weights(model)["value_head.weight"], before["value_head.weight"]) or facts["grad_norm"] > 0
     model.free()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_model_that_makes_room_for_another_is_gone_with_its_states(stage: tuple[int, str]) -> None:
+    model = trained(stage)
+    rank = Several(model)
+    for _ in range(2):
+        go(model)
+    left = [weakref.ref(each) for each in (model.engine, model.module, model.engine.optimizer)]
+    left += [weakref.ref(parameter) for parameter in model.module.parameters()]
+    del model
+    let_go(rank.models)
+    assert not rank.models
+    assert not [each() for each in left if each() is not None]
+
+
+def test_a_model_that_is_only_asked_is_gone_once_another_takes_its_name(tmp_path: Path) -> None:
+    LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(tmp_path)
+    rank = LearnerRank(0, 1, Learner(ranks=1, zero_stage=2))
+    spec = FrozenSpec(str(tmp_path), 1.0)
+    rank.renew("reference", spec)
+    rank.frozen["reference"](batch())
+    left = [weakref.ref(each) for each in (rank.frozen["reference"], rank.frozen["reference"].engine.module)]
+    rank.renew("reference", spec)
+    assert not [each() for each in left if each() is not None]
+    let_go(rank.frozen)
 
 
 @pytest.mark.parametrize(

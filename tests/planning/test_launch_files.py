@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray._private import ray_constants
 
 from rlhf_dist.config import RLConfig, load
 from rlhf_dist.planning.advice import advice
@@ -63,6 +64,17 @@ def needs(plan: Plan, node: int) -> tuple[int, int]:
     store, processes = plan.store_bytes().get(node, 0.0), plan.host_bytes()[node]
     memory, shm = max(processes + store / RAYS_SHM, store / RAYS_SHARE), store / RAYS_SHM
     return int(STEP * -(-memory // (STEP * GIB))), int(STEP * -(-shm // (STEP * GIB)))
+
+
+def test_rays_own_object_store_is_large_enough_for_every_config(plans: dict[str, Plan]) -> None:
+    """No launcher says how large it is to be: Ray takes a share of the memory, and so much at most."""
+    assert ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION == RAYS_SHARE
+    for name, plan in plans.items():
+        assert max(plan.store_bytes().values()) <= ray_constants.DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES, name
+    scripts = "".join(
+        file.read_text() for file in (ROOT / "launch").iterdir() if file.suffix in (".sh", ".sbatch", ".yaml")
+    )
+    assert "object-store-memory" not in scripts
 
 
 def planned(file: Path, folder: Path) -> Plan:

@@ -77,6 +77,13 @@ def test_models_that_learners_only_ask_are_cut_over_the_ranks_whatever_the_stage
     assert on_host == {**plain, "asked models (host)": 1_000_000 * 2 / 4}
 
 
+def test_layers_of_a_model_that_is_only_asked_are_gathered_in_a_buffer_of_their_own() -> None:
+    wide = replace(SIZE, parameters=10**9, hidden=4096)
+    shared = {"zero_stage": 1, "ranks": 4, "precision": "bf16"}
+    asked = learner_memory(config(learner=shared, scoring={"reference_on": "learner"}), {**SIZES, "reference": wide})
+    assert asked["ZeRO's buffers"] == 2 * 2 * 12 * 4096**2, "two layers"
+
+
 def test_a_scorer_over_several_gpus_holds_its_part_and_the_embeddings() -> None:
     one = memory("reference", config(), SIZES, gpu_bytes=10**9)
     two = memory("reference", config(scoring={"tensor_parallel": 2}), SIZES, gpu_bytes=10**9)

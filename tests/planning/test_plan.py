@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,20 @@ def test_advice_is_what_makes_the_plan_fit() -> None:
     assert advice(rl(), Machines(1, 4, 16), sizes) == ["more GPUs (--nodes, --gpus-per-node), or a smaller model"]
 
 
+def test_an_engine_too_large_for_the_ranks_cards_is_advised_to_lie_over_several() -> None:
+    large = replace(SIZE, parameters=45 * 10**9)
+    sizes = {"policy": large, "critic": SIZE, "reference": large, "reward": SIZE}
+    tree = {
+        "algorithm": {"method": "rloo"},
+        "learner": {"ranks": 8, "cpu_offload": True, "micro_batch_tokens": 1024},
+        "rollout": {"workers": 8, "samples_per_prompt": 2},
+        "scoring": {"reference_on": "learner", "batch_tokens": 1024},
+        "cluster": {"placement": "colocated"},
+    }
+    changes = advice(rl(**tree), Machines(1, 8, 80), sizes)
+    assert changes == ["rollout.tensor_parallel=2", "rollout.workers=4"]
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
     from transformers import LlamaConfig
@@ -140,3 +155,29 @@ def test_a_scorer_over_several_gpus_sits_on_as_many_of_one_node() -> None:
     }
     with pytest.raises(ConfigError, match="those of an engine or a scoring worker within one node"):
         make_plan(config, Machines(9, 1, 80), sizes)
+
+
+def test_an_engine_over_the_ranks_gpus_sits_on_those_of_one_node() -> None:
+    sizes = dict.fromkeys(("policy", "reference", "reward", "critic"), SIZE)
+    made = rl(cluster={"placement": "colocated"}, learner={"ranks": 4}, rollout={"workers": 2, "tensor_parallel": 2})
+    plan = make_plan(made, Machines(2, 2, 80), sizes)
+    engines = [[actor.name for actor in seat.actors if actor.role == "rollout"] for seat in plan.seats if seat.actors]
+    assert engines == [["rollout-0"], ["rollout-0"], ["rollout-1"], ["rollout-1"]]
+    with pytest.raises(ConfigError, match=r"rollout-1 would be cut over the GPUs .*on 2 nodes; expected .* multiple"):
+        make_plan(made, Machines(2, 3, 80), sizes)
+
+
+def test_what_gives_way_to_engines_is_in_pinned_memory_from_then_on() -> None:
+    sizes = dict.fromkeys(("policy", "reference", "reward", "critic"), SIZE)
+    held = {"learner": {"ranks": 8}, "scoring": {"reference_on": "learner"}, "cluster": {"placement": "colocated"}}
+    plan = make_plan(rl(**held), Machines(1, 8, 80), sizes)
+    learner = plan.scene.memory["learner"]
+    pinned = "pinned for others' turns (host)"
+    gone = {name: size for name, size in learner["kept"].items() if name in ("optimiser", "gradients", "asked models")}
+    assert len(gone) == 3
+    assert {parts[pinned] for parts in learner.values()} == {sum(gone.values())}
+    assert not gone.keys() & learner["generate"].keys()
+    reward = plan.scene.memory["reward"]
+    assert reward["generate"]["parameters (host)"] == reward["generate"]["parameters"]
+    written = learner["save"]["copy to be written (host)"]
+    assert plan.host_bytes()[0] > 8 * (sum(gone.values()) + written), "while it saves, they are both there"

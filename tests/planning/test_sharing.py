@@ -34,3 +34,9 @@ def test_the_cache_is_what_is_left_of_the_engines_part() -> None:
     handed_over = SharedCard.of(colocated(learner={"precision": "bf16"}, weights={"transport": "cuda_ipc"}), SIZES)
     assert handed_over.beside == shared.beside + 2e6, "the version stays on the card"
     assert shared.engine_options(1e6)["kv_cache_memory_bytes"] == 1, "which vLLM refuses"
+
+
+def test_an_engine_over_several_cards_has_a_part_of_its_weights_on_each() -> None:
+    over = {"learner": {"precision": "bf16", "ranks": 2}, "rollout": {"tensor_parallel": 2}}
+    one, two = (SharedCard.of(colocated(**made), SIZES) for made in ({**over, "rollout": {}}, over))
+    assert (two.weights, two.beside) == (one.weights / 2, one.beside)

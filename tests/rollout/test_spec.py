@@ -1,11 +1,16 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rlhf_dist.config import Rollout
 from rlhf_dist.errors import ConfigError
+from rlhf_dist.planning.sharing import SharedCard
+from rlhf_dist.rollout import spec
+from rlhf_dist.rollout.device_memory import DeviceMemory
 from rlhf_dist.rollout.spec import engine_spec, environment, sampling_of
 from tests.models.test_ends import model
+from tests.planning.test_memory import SIZES, config
 
 
 @pytest.mark.parametrize(
@@ -50,8 +55,8 @@ def test_batch_invariance_is_asked_of_vllm_on_gpus_and_refused_where_it_would_do
 def test_on_cpus_prompts_are_read_whole_however_many_begin_together() -> None:
     """In two steps vLLM would turn a seeded request's generator back, which one on a CPU refuses: the worker died of it."""
     for longest in (64, 10_000):
-        spec = engine_spec(Rollout(), "m", dtype="float32", max_sequence=longest, seed=0, log_dir="logs")
-        options = spec._options_on("cpu")
+        made = engine_spec(Rollout(), "m", dtype="float32", max_sequence=longest, seed=0, log_dir="logs")
+        options = made._options_on("cpu")
         assert options["enable_chunked_prefill"] is False
         assert options["max_num_batched_tokens"] >= longest
 
@@ -63,9 +68,22 @@ def test_graphs_are_captured_on_gpus_unless_the_config_says_otherwise(
     compile: bool | None, on_gpu: bool, eager: bool
 ) -> None:
     rollout = Rollout(compile=compile, engine_args={"kv_cache_dtype": "fp8"})
-    spec = engine_spec(rollout, "m", dtype="bfloat16", max_sequence=64, seed=0, log_dir="logs")
-    options = spec._options_on("cuda" if on_gpu else "cpu")
+    made = engine_spec(rollout, "m", dtype="bfloat16", max_sequence=64, seed=0, log_dir="logs")
+    options = made._options_on("cuda" if on_gpu else "cpu")
     assert options["enforce_eager"] is eager
     assert options["kv_cache_dtype"] == "fp8"
     assert ("kv_cache_memory_bytes" in options) is not on_gpu
     assert ("TORCH_COMPILE_DISABLE" in environment(rollout, on_gpu=on_gpu, threads=1)) is (eager and not on_gpu)
+
+
+def test_on_a_shared_gpu_the_smallest_of_an_engines_gpus_says_how_large_its_cache_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = config(cluster={"placement": "colocated"}, learner={"ranks": 2}, rollout={"tensor_parallel": 2})
+    plain = engine_spec(made.rollout, "m", dtype="float32", max_sequence=64, seed=0, log_dir="logs")
+    shared = replace(plain, shared=SharedCard.of(made, SIZES))
+    cards = [DeviceMemory(1, 80 * 10**9), DeviceMemory(1, 40 * 10**9)]
+    monkeypatch.setattr(spec, "memory_of_visible", lambda: cards)
+    assert shared.shared is not None
+    assert shared._options_on("cuda").items() >= shared.shared.engine_options(40 * 10**9).items()
+    assert "kv_cache_memory_bytes" not in plain._options_on("cuda"), "vLLM measures what its own card has"

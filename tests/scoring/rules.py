@@ -15,6 +15,8 @@ SAID: dict[str, Any] = {
     "text": "1.5",
     "truth": True,
     "nothing": None,
+    "not a number": float("nan"),
+    "infinite": float("-inf"),
     "complex": 1j,
     "vector": np.ones(2),
     "one in a list": [1.0],

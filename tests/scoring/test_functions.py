@@ -1,5 +1,6 @@
 """Users' functions in processes of their own: whatever they do, the scorer learns which answer they did it to."""
 
+import math
 import os
 import signal
 import subprocess
@@ -88,6 +89,12 @@ def test_scores_are_real_numbers_and_nothing_that_looks_like_one() -> None:
         assert all(isinstance(said, str) for said in asked(rule, *wrong))
         assert "says returned str '1.5'; expected a number" in str(asked(rule, "text"))
         assert asked(rule, "int", "float32", "int64", "no axes") == [3.0, 1.5, 3.0, 2.5]
+        assert math.isnan(rule("Hi", "nothing")), "no opinion"
+        for odd, told in (("not a number", "nan"), ("infinite", "-inf")):
+            with pytest.raises(
+                RewardError, match=f"says {told}; expected a finite number, or None, on prompt 'Hi' and answer"
+            ):
+                rule("Hi", odd)
     assert number(torch.tensor(2.5, requires_grad=True)) == 2.5
     with pytest.raises(NoNumber, match="returned Tensor"):
         number(torch.ones(1))

@@ -12,7 +12,7 @@ from rlhf_dist.data.judgements import JudgedTokens
 from rlhf_dist.data.prompts import read_prompts
 from rlhf_dist.feedback.task_files import read_tasks, write_tasks
 from rlhf_dist.records import Prompt
-from rlhf_dist.stages.feedback_sample import EMPTY, EQUAL, UNSTORABLE, Wanted, tasks
+from rlhf_dist.stages.feedback_sample import EMPTY, EQUAL, NO_TEXT, Wanted, tasks
 from tests.chats import CHATML, GEMMA, INST, LLAMA3, chat_tokenizer
 
 WANTED = Wanted(Path("run"), against="sft", kind="comparison", prompts=9, seed=0)
@@ -27,9 +27,9 @@ def test_pairs_that_ask_nothing_or_cannot_be_kept_are_left_out_and_counted() -> 
     ours = ["a", "a b", " ", "a\0", "a\ud800", "a"]
     sampled = tasks(WANTED, asked, ("policy", ours), ("sft", ["b", " a\nb", "b", "b", "b", "b"]))
     assert [row.prompt for row in sampled.rows] == ["p"]
-    assert sampled.left_out == {EQUAL: 1, EMPTY: 1, UNSTORABLE: 3}
+    assert sampled.left_out == {EQUAL: 1, EMPTY: 1, NO_TEXT: 3}
     assert sampled.told().startswith(
-        "left out 5 prompts: 1, since both answers are equal but for white space; 1, since"
+        "left out 5 prompts: 1, since both answers look the same, but for white space at most; 1, since"
     )
     nothing = tasks(WANTED, prompts("p"), ("policy", ["a"]), ("sft", ["b"]))
     assert (len(nothing.rows), nothing.left_out, nothing.told()) == (1, {}, "")
