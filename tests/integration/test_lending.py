@@ -154,19 +154,12 @@ def test_a_killed_owner_is_an_error_of_those_that_read_and_what_comes_after_it_a
     assert plane.values(plane.readers[0].pull.remote(plane.store)) == {2.0}
 
 
-@pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_whose_weights_stay_with_the_ranks_gives_the_metrics_of_one_that_sends_them(
-    processes: int, plain: Path, folders: Folders, tmp_path: Path
+    plain: Path, folders: Folders, tmp_path: Path
 ) -> None:
     lent = folders.config(
         prompts={"held_out": str(folders.prompts), "held_out_limit": 4},
         checkpoint_every=1,
         weights={"transport": "sharded_rdt"},
-        rollout={"tensor_parallel": processes},
     )
-    found, expected = (metrics(path) for path in (train(lent, tmp_path / "lent"), plain))
-    if processes == 1:
-        assert found == expected
-    else:  # sums of two processes are rounded otherwise
-        assert [row["weights/bytes"] for row in found] == [row["weights/bytes"] for row in expected]
-        assert all(row["training/rollout_probs_diff_mean"] < 1e-4 for row in found)
+    assert metrics(train(lent, tmp_path / "lent")) == metrics(plain)
