@@ -157,3 +157,11 @@ def test_a_save_copies_states_only_where_there_are_checkpoints() -> None:
 
     assert copied() == 1_000_000 * 2 / 2, "the policy alone"
     assert copied(checkpoint_every=5) == 2_000_000 * (2 + 12) / 2, "policy and critic, masters and moments"
+
+
+def test_weights_that_ranks_hold_are_not_in_the_object_store_but_with_the_ranks() -> None:
+    shared, transport = {"ranks": 2, "precision": "bf16"}, {"transport": "sharded_rdt"}
+    lent, sent = config(learner=shared, weights=transport), config(learner=shared)
+    three = 3 * SIZES["policy"].parameters * 2
+    assert learner_memory(lent, SIZES) == {**learner_memory(sent, SIZES), "held version": three / 2}
+    assert [memory("store", each, SIZES)["weight versions"] for each in (lent, sent)] == [0, three]
