@@ -67,9 +67,9 @@ class Sampler(threading.Thread):
             if role := ROLES.get(name):
                 found[role] = max(found.get(role, 0), self.peaks[pid])
         for role in ("reward", "reference"):
-            log = run_dir / "logs" / f"{role}-0.jsonl"
-            if log.exists() and (lines := log.read_text().splitlines()):
-                found[role] = self.peaks[json.loads(lines[-1])["pid"]]
+            for log in (run_dir / "logs").glob(f"{role}*.jsonl"):
+                for line in log.read_text().splitlines()[-1:]:
+                    found[role] = max(found.get(role, 0), self.peaks.get(json.loads(line)["pid"], 0))
         return found | ({"object store": self.stored} if "store" in found else {})
 
     def _note(self, pid: int, status: str) -> None:

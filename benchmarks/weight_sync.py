@@ -1,4 +1,13 @@
-"""Publishing and pulling weights through learner ranks, store and readers, against memcpy, a state dict and files, in one run."""
+"""Publishing and pulling weights through learner ranks, store and readers, against memcpy, a state dict and files, in one run.
+
+memcpy is the least that bytes cost on this machine: one thread's `numpy.copyto` of a whole version, between two blocks of private
+memory that were touched before, in the reader's process; a median of three beside each version. Ours has two such copies in it,
+into shared memory and out of it, and two passes of hashing: `parts_over_memcpy` is these four, bare, by as many threads as the
+process may run on. Medians leave out the first version; ways take turns within each.
+
+Several readers begin together, and their time is that until the last one has the version: with fewer cores than readers they take
+turns on them. So eight that each copy are measured against eight that do nothing but memcpy at once (`readers_8_over_memcpy_8`).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +15,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +34,14 @@ from rlhf_dist.config import Cluster, Learner, Optimizer, Timeouts
 from rlhf_dist.learner.group import LearnerGroup
 from rlhf_dist.learner.model_spec import ModelSpec
 from rlhf_dist.learner.rank import LearnerRank
+from rlhf_dist.records import Sampling
+from rlhf_dist.rollout.checked import check_once
+from rlhf_dist.rollout.vllm_engine import ENVIRONMENT, VLLMEngine
 from rlhf_dist.store.actor import Store
+from rlhf_dist.store.checksums import checksums
 from rlhf_dist.store.deltas import whole_tables
 from rlhf_dist.store.experience import ExperienceIndex
-from rlhf_dist.store.weights import cells_of, check_buckets
+from rlhf_dist.store.weights import cells_of, reading_threads
 
 SHAPES = {"28M": (512, 1408, 8, 4096), "125M": (768, 2048, 12, 32_000), "350M": (1024, 2816, 24, 32_000)}
 QUICK = {"28M": (256, 704, 4, 4096), "125M": (512, 1408, 8, 4096), "350M": (768, 2048, 8, 8192)}
@@ -78,12 +93,12 @@ class Reader:
     def map(self, store: Any) -> None:
         """Have the newest version's bytes within reach, all of them checked."""
         (manifest,) = ray.get(store.newest_weights.remote(False))
-        check_buckets(ray.get(list(manifest.buckets)))
+        check_once(ray.get(list(manifest.buckets)), manifest.version)
 
     def pull(self, store: Any) -> None:
         (manifest,) = ray.get(store.newest_weights.remote(False))
         tables = whole_tables(manifest, lambda refs: ray.get(list(refs)))
-        check_buckets(tables)
+        check_once(tables, manifest.version)
         self._take((cell.name, cell.tensor()) for table in tables for cell in cells_of(table))
         assert self.own.keys() == set(manifest.names)
 
@@ -111,8 +126,46 @@ class Reader:
             seconds.append(time.perf_counter() - started)
         return statistics.median(seconds)
 
+    def parts(self) -> float:
+        """Seconds of what publication and pull must do, bare: hash, copy, hash, copy."""
+        flat = torch.cat([tensor.view(-1) for tensor in self.own.values()]).view(torch.uint8).numpy()
+        targets = [np.ones_like(flat) for _ in range(2)]
+        with ThreadPoolExecutor(reading_threads()) as threads:
+            started = time.perf_counter()
+            for source, target in zip((flat, targets[0]), targets, strict=True):
+                checksums([source], threads=threads)
+                torch.from_numpy(target).copy_(torch.from_numpy(source))
+            return time.perf_counter() - started
+
 
 READER: Any = ray.remote(num_cpus=0)(Reader)
+
+
+class Engine:
+    """A real engine, as a rollout worker has it."""
+
+    def __init__(self, model: str, processes: int) -> None:
+        self.engine = VLLMEngine(
+            model,
+            Sampling(8, temperature=1.0, top_p=1.0, top_k=0, stop=(), eos_token_ids=(2,)),
+            dtype="float32",
+            max_sequence=64,
+            max_concurrent=4,
+            tensor_parallel=processes,
+            engine_options={"enforce_eager": True, "kv_cache_memory_bytes": 2**28},
+        )
+
+    def pull(self, store: Any) -> None:
+        (manifest,) = ray.get(store.newest_weights.remote(False))
+        tables = whole_tables(manifest, lambda refs: ray.get(list(refs)))
+        self.engine.load_weights(tables, manifest.names, version=manifest.version)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+VARIABLES = {**ENVIRONMENT, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+ENGINE: Any = ray.remote(num_cpus=0, runtime_env={"env_vars": VARIABLES})(Engine)
 
 
 class Clock:
@@ -212,7 +265,8 @@ def against_others(group: LearnerGroup, model: str, name: str, repeats: int) -> 
             clock("pull", pulled, [reader], store)
             clock("state_dict", through_ray)
             clock("safetensors", through_files)
-            clock.seconds.setdefault("memcpy", []).append(ray.get(reader.memcpy.remote(3)))
+            for bare, seconds in (("memcpy", reader.memcpy.remote(3)), ("parts", reader.parts.remote())):
+                clock.seconds.setdefault(bare, []).append(ray.get(seconds))
     for actor in (store, reader):
         ray.kill(actor)
     median = clock.medians()
@@ -222,23 +276,45 @@ def against_others(group: LearnerGroup, model: str, name: str, repeats: int) -> 
         "MB": num_bytes / 1e6,
         **{f"{key} s": value for key, value in median.items()},
         "over_memcpy": ours / median["memcpy"],
+        "parts_over_memcpy": median["parts"] / median["memcpy"],
         "state_dict_over_ours": median["state_dict"] / ours,
         "safetensors_over_ours": median["safetensors"] / ours,
     }
 
 
 def by_readers(group: LearnerGroup, model: str, repeats: int) -> dict[str, float]:
-    """Seconds of publication, and until so many readers of the node have mapped the version and checked it each; medians."""
+    """Seconds of publication, and until so many readers of a node have mapped a version, checked, or copied one; medians."""
     store = loaded(group, model, stage=0, wire_dtype="float32")
     readers = [READER.remote() for _ in range(max(READERS))]
     clock = Clock()
-    for version in range(repeats + 1):
-        clock("publish", sent, group, store, version)
-        for count in READERS:
-            clock(str(count), mapped, readers[:count], store)
+    versions = count()
+    for _ in range(repeats + 1):
+        for number in READERS:  # each has a version of its own, which nobody has checked
+            clock("publish", sent, group, store, next(versions))
+            clock(str(number), mapped, readers[:number], store)
+            clock("publish", sent, group, store, next(versions))
+            clock(f"{number} copy", pulled, readers[:number], store)
+        clock.seconds.setdefault("memcpy at once", []).append(max(ray.get([each.memcpy.remote(3) for each in readers])))
     for actor in (store, *readers):
         ray.kill(actor)
     return clock.medians()
+
+
+def by_processes(group: LearnerGroup, model: str, repeats: int) -> dict[str, float]:
+    """Seconds in which a vLLM engine has a version, from the store to its layers, by the processes that share it; medians."""
+    store = loaded(group, model, stage=0, wire_dtype="float32")
+    found = {}
+    for processes in (1, 2):
+        engine = ENGINE.remote(model, processes)
+        clock = Clock()
+        for version in range((processes - 1) * (repeats + 1), processes * (repeats + 1)):
+            sent(group, store, version)
+            clock("pull", ray.get, engine.pull.remote(store))
+        ray.get(engine.close.remote())
+        ray.kill(engine)
+        found[str(processes)] = clock.medians()["pull"]
+    ray.kill(store)
+    return found
 
 
 def by_stage(group: LearnerGroup, model: str, repeats: int) -> dict[str, float]:
@@ -279,30 +355,38 @@ def by_form(group: LearnerGroup, model: str, repeats: int) -> dict[str, tuple[fl
 def main() -> None:
     """Measure every size, and at 125 M parameters what changes with readers, stages and deltas."""
     options = arguments(__doc__ or "")
-    shapes, repeats = (QUICK, 3) if options.quick else (SHAPES, 7)
-    mib = 2048 if options.quick else 6144
+    shapes, repeats = (QUICK, 3) if options.quick else (SHAPES, 5)
+    mib, times = 2048 if options.quick else 6144, {"125M": repeats}
     with (
         tempfile.TemporaryDirectory() as folder,
         session(Cluster(object_store_mib=mib), cpus=4, gpus=0, namespace="benchmark"),
     ):
         models = {name: write_model(shape, Path(folder) / name) for name, shape in shapes.items()}
         with group_of(1) as group:
-            rows = [against_others(group, model, name, repeats) for name, model in models.items()]
+            rows = [against_others(group, model, name, times.get(name, 2)) for name, model in models.items()]
             readers = by_readers(group, models["125M"], repeats)
             forms = by_form(group, models["125M"], repeats)
+            engines = by_processes(group, models["125M"], repeats)
         with group_of(2) as group:
             stages = by_stage(group, models["125M"], repeats)
-    keys = ("over_memcpy", "state_dict_over_ours", "safetensors_over_ours")
+    keys = ("over_memcpy", "parts_over_memcpy", "state_dict_over_ours", "safetensors_over_ours")
     one, most = str(READERS[0]), str(READERS[-1])
     figures = {
         **{key: rows[1][key] for key in keys},
         "readers_8_over_1": (readers["publish"] + readers[most]) / (readers["publish"] + readers[one]),
+        "readers_8_over_memcpy_8": readers[f"{most} copy"] / readers["memcpy at once"],
+        "tensor_parallel_2_over_1": engines["2"] / engines["1"],
         "zero_3_over_zero_0": stages["ZeRO-3"] / stages["ZeRO-0"],
         "delta_over_full_bytes": forms["delta"][0] / forms["full"][0],
         "delta_over_full_publish_s": forms["delta"][1] / forms["full"][1],
         "delta_over_full_pull_s": forms["delta"][2] / forms["full"][2],
     }
-    rows += [{"what": f"125M, {count} map it", "pull s": readers[str(count)]} for count in READERS]
+    rows += [{"what": f"125M, {number} map it", "pull s": readers[str(number)]} for number in READERS]
+    rows += [{"what": f"125M, {number} copy it", "pull s": readers[f"{number} copy"]} for number in READERS]
+    rows += [{"what": "125M, 8 memcpy at once", "memcpy s": readers["memcpy at once"]}]
+    rows += [
+        {"what": f"125M, vLLM, tensor parallel {number}", "pull s": seconds} for number, seconds in engines.items()
+    ]
     rows += [{"what": f"125M, 2 ranks, {stage}", "publish s": seconds} for stage, seconds in stages.items()]
     rows += [
         {"what": f"125M bf16, {form}", "MB": size / 1e6, "publish s": out, "pull s": back}

@@ -307,15 +307,15 @@ class RLJob(ScoringJob):
     def _weights_can_stay_on_their_cards(self) -> Self:
         if self.weights.transport == "store":
             return self
-        if self.cluster.placement != "colocated":
+        if self.weights.transport == "cuda_ipc" and self.cluster.placement != "colocated":
             raise ValueError(
                 f"weights.transport cuda_ipc with cluster.placement {self.cluster.placement}; expected colocated, since engines "
                 "read what ranks hold on the same cards. Take transport store"
             )
         if self.weights.delta_every:
             raise ValueError(
-                f"weights.transport cuda_ipc with weights.delta_every {self.weights.delta_every}; expected 0, since nothing is "
-                "sent. Take transport store"
+                f"weights.transport {self.weights.transport} with weights.delta_every {self.weights.delta_every}; expected 0, "
+                "since nothing is sent. Take transport store"
             )
         return self
 

@@ -291,14 +291,18 @@ class Learner(Section):
         return {"fp32": "float32", "bf16": "bfloat16"}[self.precision]
 
 
+Transport = Literal["store", "cuda_ipc", "sharded_rdt"]
+
+
 class Weights(Section):
     """Weights on their way from learner to rollout workers."""
 
     wire_dtype: Literal["float32", "bfloat16", "auto"] = Field("auto", description="auto: the learner's precision")
-    transport: Literal["store", "cuda_ipc"] = Field(
+    transport: Transport = Field(
         "store",
         description="store: through the nodes' shared memory, to engines anywhere; cuda_ipc: each rank holds a whole version on "
-        "its card, and the engine beside it (cluster.placement colocated) takes it there; on CPUs from the rank's memory",
+        "its card, and the engine beside it (cluster.placement colocated) takes it there; on CPUs from the rank's memory; "
+        "sharded_rdt: each rank keeps its buckets on its card, and engines anywhere read them there through NIXL",
     )
     bucket_mib: int = Field(256, ge=1, le=4096, description="size of one Arrow bucket, in MiB")
     delta_every: int = Field(

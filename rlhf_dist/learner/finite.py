@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
+import numpy as np
 import torch
 
 from rlhf_dist.errors import NumbersError
@@ -77,6 +79,30 @@ def odd_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
     if not floats or bool(torch.stack([tensor.sum().float() for _, tensor in floats]).isfinite().all()):
         return []
     return [name for name, tensor in floats if not bool(tensor.isfinite().all())]
+
+
+class OddPieces:
+    """Finds NaN and infinity in tensors whose pieces somebody else reads anyway, as `store.checksums` does."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Nothing was seen yet.
+
+        Args:
+            tensors: by name.
+        """
+        self._tensors = [*tensors.items()]
+        self._suspects: set[int] = set()
+        """Numbers of those with a piece whose sum is not finite."""
+
+    def look(self, number: int, piece: np.ndarray[Any, Any]) -> None:
+        """See some bytes of a tensor; from any thread."""
+        dtype = self._tensors[number][1].dtype
+        if dtype.is_floating_point and not isfinite(torch.from_numpy(piece).view(dtype).sum()):
+            self._suspects.add(number)
+
+    def names(self) -> list[str]:
+        """Of the tensors that are not finite."""
+        return odd_tensors(self._tensors[number] for number in sorted(self._suspects))
 
 
 def check_tensors(tensors: Iterable[tuple[str, torch.Tensor]], what: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from rlhf_dist.cluster import head, pulse, rendezvous
 from rlhf_dist.cluster.watch import Watch
 from rlhf_dist.config import RL, Learner, Timeouts
+from rlhf_dist.config.sections import Transport
 from rlhf_dist.data.examples import ExampleSet
 from rlhf_dist.errors import EnvironmentProblem, NumbersError
 from rlhf_dist.learner.dealing import Dealer
@@ -250,11 +251,13 @@ class LearnerGroup:
             raise NumbersError(told([found_in(1, f"what {name} says is not finite", odd)], batch.name_of))
         return said
 
-    def plan_weights(self, *, bucket_bytes: int, wire_dtype: str, delta_every: int, holds: bool = False) -> None:
-        """Fix the buckets in which the policy is published, how often whole (0: always), and whether the ranks hold them."""
+    def plan_weights(
+        self, *, bucket_bytes: int, wire_dtype: str, delta_every: int, transport: Transport = "store"
+    ) -> None:
+        """Fix the buckets in which the policy is published, how often whole (0: always), and by which transport."""
         call = self._timeouts.call
         adapted: list[bool] = self._call(
-            "plan_weights", "policy", bucket_bytes, wire_dtype, holds, timeout_s=call, doing="planning buckets"
+            "plan_weights", "policy", bucket_bytes, wire_dtype, transport, timeout_s=call, doing="planning buckets"
         )
         self._adapted, self._published, self._delta_every = adapted[0], False, delta_every
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from rlhf_dist.cluster.threads import helpers
-from rlhf_dist.learner.finite import odd_tensors
+from rlhf_dist.learner.finite import OddPieces, odd_tensors
 from rlhf_dist.learner.holding import Holding
 from rlhf_dist.learner.published import PublishedWeights, published
 from rlhf_dist.learner.staging import Staged, Staging
@@ -24,6 +24,7 @@ from rlhf_dist.learner.trained_model import TrainedModel
 from rlhf_dist.models.file_names import Unit, in_file, units_of
 from rlhf_dist.store.deltas import encode_delta
 from rlhf_dist.store.held import held_table, open_held
+from rlhf_dist.store.lent import Lent, lend
 from rlhf_dist.store.weights import Moved, Sent, cells_of, encode_bucket, plan_buckets
 from rlhf_dist.telemetry import tracing
 
@@ -115,6 +116,24 @@ class Publication:
             yield held_table(rows)
         yield sent
 
+    def lent(self, rank: int, ranks: int, *, partial: bool = False) -> Iterator[Lent | Sent]:
+        """The buckets of one rank, dealt as in `tables`, which stay on its device; all ranks must iterate to the end."""
+        sent = Sent()
+        for number, bucket in enumerate(self.adapted if partial else self.buckets):
+            moved: list[Moved] = []
+            names = [name for unit in bucket for name in unit.own]
+            with self.weights.bucket(names, self.dtype, moved=moved) as tensors:
+                if number % ranks != rank:
+                    continue
+                own = in_file(self.model, dict(tensors))
+                sent.odd += odd_tensors(own.items())
+                found = lend(own)
+            sent.names.append([each.name for each in found.tensors])
+            sent.num_bytes += sum(each.size for each in found.tensors)
+            sent.moved = reduce(Moved.plus, moved, sent.moved)
+            yield found
+        yield sent
+
     def _round(self, buckets: Sequence[list[Unit]], own: int) -> tuple[Staged, list[Moved]] | None:
         """Gather some buckets, one after the other; one of them begins to come into this rank's host memory."""
         found = None
@@ -130,14 +149,14 @@ class Publication:
         staged, moved = kept
         with tracing.span("weight bucket", number=len(sent.names)):
             tensors = staged()
-            odd = self.threads.map(odd_tensors, ([each] for each in tensors.items()))
+            odd = OddPieces(tensors)
             if base is None:
-                table = encode_bucket(tensors.items(), threads=self.threads)
+                table = encode_bucket(tensors.items(), threads=self.threads, look=odd.look)
             else:
-                table = encode_delta(next(base), tensors.items(), threads=self.threads)
+                table = encode_delta(next(base), tensors.items(), threads=self.threads, look=odd.look)
             sent.names.append([*tensors])
             sent.num_bytes += sum(row.num_bytes for row in cells_of(table))
-            sent.odd += [name for names in odd for name in names]
+            sent.odd += odd.names()
             sent.moved = reduce(Moved.plus, moved, sent.moved)
         return table
 

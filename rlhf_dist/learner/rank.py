@@ -18,6 +18,7 @@ from rlhf_dist.cluster import rendezvous
 from rlhf_dist.cluster.pulse import Beat
 from rlhf_dist.cluster.threads import device_of_this_process
 from rlhf_dist.config import Learner, Timeouts
+from rlhf_dist.config.sections import Transport
 from rlhf_dist.data.packing import MicroBatch
 from rlhf_dist.errors import RunError
 from rlhf_dist.learner import joining
@@ -44,6 +45,7 @@ from rlhf_dist.models import PolicyModel, ValueModel, at_temperature, pack
 from rlhf_dist.models.cut import Cut
 from rlhf_dist.models.proof import prove_cut
 from rlhf_dist.models.wrapped import RowLayout
+from rlhf_dist.store.lent import Lent
 from rlhf_dist.store.reader import blocks_of
 from rlhf_dist.store.weights import Sent, decode_bucket, encode_bucket
 from rlhf_dist.telemetry import logs, tracing
@@ -72,6 +74,7 @@ class LearnerRank:
         self._sharing: Cut | None = None
         """With which ranks it shares rows."""
         self._holding: Holding | None = None
+        self._lends = False
         self._snapshot = Cost(0.0, 0)
         """When it began, and its size."""
         device_of_this_process(settings.threads)
@@ -262,17 +265,20 @@ class LearnerRank:
             found |= dict(zip(order, batch.means(outputs).tolist(), strict=True))
         return found
 
-    def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str, holds: bool = False) -> bool:
+    def plan_weights(self, name: str, bucket_bytes: int, wire_dtype: str, transport: Transport = "store") -> bool:
         """Cut a model into buckets for publication; returns whether there are versions of what adapters change, alone.
 
-        With `holds` they stay on this rank's device, and the engine beside it takes them there.
+        By other transports than `store` they stay on this rank's device, where engines take them.
         """
         dtype = getattr(torch, wire_dtype)
         self._publication = Publication.plan(self.models[name], dtype=dtype, bucket_bytes=bucket_bytes)
-        self._holding = Holding(self.models[name].device) if holds else None
+        self._holding = Holding(self.models[name].device) if transport == "cuda_ipc" else None
+        self._lends = transport == "sharded_rdt"
         return bool(self._publication.adapted)
 
-    def weight_buckets(self, partial: bool = False, base: Sequence[Any] | None = None) -> Iterator[pa.Table | Sent]:
+    def weight_buckets(
+        self, partial: bool = False, base: Sequence[Any] | None = None
+    ) -> Iterator[pa.Table | Lent | Sent]:
         """This rank's buckets of the published model, and a report of what was in them; see `Publication.tables`.
 
         Args:
@@ -284,6 +290,9 @@ class LearnerRank:
         assert self._publication is not None, "`plan_weights` comes first"
         if self._holding is not None:
             yield from self._publication.held(self._holding, tells=self.rank == 0, partial=partial)
+            return
+        if self._lends:
+            yield from self._publication.lent(self.rank, self.ranks, partial=partial)
             return
         older = None if base is None else map(ray.get, base)
         yield from self._publication.tables(self.rank, self.ranks, partial=partial, base=older)

@@ -32,7 +32,7 @@ class LearnerWork:
     bucket_bytes: float = 0.0
     """Of a published bucket; 0: nothing is published."""
     held_version: float = 0.0
-    """Bytes of a whole version that each rank holds for the engine on its device."""
+    """Bytes of versions that each rank holds on its device for engines to take there."""
     masked_row: int = 0
     """Tokens of a row under an attention mask; 0: there is none."""
     checkpoints: bool = True

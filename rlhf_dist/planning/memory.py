@@ -72,9 +72,11 @@ def work_of(config: RLJob, sizes: dict[str, ModelSize], *, gpus: bool) -> Learne
 
 
 def _held_version(config: RLJob, policy: ModelSize) -> float:
-    """Bytes of the version that a rank holds whole for the engine on its device."""
+    """Bytes of versions that a rank holds for engines: a whole one beside it, or its buckets of those that the store names."""
     if config.weights.transport == "store":
         return 0.0
+    if config.weights.transport == "sharded_rdt":
+        return _kept_versions(config, policy) / config.learner.ranks
     adapted = policy.adapted if config.learner.lora else 0
     return float((policy.parameters + adapted) * BYTES[config.wire_dtype])
 
@@ -145,16 +147,20 @@ def scorer_parts(size: ModelSize, role: str, dtype: str, tokens: int, *, devices
     return found | ({"head": head_bytes(size, dtype, tokens, learns=False)} if role != "reward" else {})
 
 
+def _kept_versions(config: RLJob, policy: ModelSize) -> float:
+    """Bytes of the weight versions that somebody may ask for, and of one on its way."""
+    versions = KEPT_VERSIONS + 1
+    kept = policy.parameters + versions * policy.adapted if config.learner.lora else versions * policy.parameters
+    return float(kept) * BYTES[config.wire_dtype]
+
+
 def store_memory(config: RLJob, policy: ModelSize) -> Parts:
     """Bytes of shared memory that are held at once: weight versions, one of them on its way, and rows of experience.
 
-    Versions that are deltas on an older one stay below that.
+    Versions that are deltas on an older one stay below that; those that ranks hold are not in it.
     """
-    width = BYTES[config.wire_dtype]
     rows = config.experience.max_staleness * config.batch_rows + config.most_rows
-    versions = KEPT_VERSIONS + 1
-    kept = policy.parameters + versions * policy.adapted if config.learner.lora else versions * policy.parameters
     return {
-        "weight versions": float(kept) * width,
+        "weight versions": _kept_versions(config, policy) if config.weights.transport == "store" else 0.0,
         "experience": 12.0 * rows * config.max_sequence,
     }

@@ -114,9 +114,12 @@ def steps(num_bytes: float, way: Way, transport: str) -> Steps:
     if transport == "cuda_ipc":
         return {**gather, "copy on the GPU": num_bytes / way.tensor_parallel / DEVICE_COPY}
     if transport == "sharded_rdt":
+        cut = way.tensor_parallel > 1  # then one process reads for all, into the host's memory
+        near = {"GPU to host": num_bytes / PCIE} if cut else {"NVLink": num_bytes / NVLINK}
+        wire = {"network (RDMA)": num_bytes / way.network} if way.engine_nodes else near
         arriving = num_bytes / way.tensor_parallel
-        wire = {"network (RDMA)": num_bytes / way.network} if way.engine_nodes else {"NVLink": arriving / NVLINK}
-        return {**gather, **wire, "copy on the GPU": arriving / DEVICE_COPY}
+        last = {"host to GPU": arriving / PAGEABLE} if cut else {"copy on the GPU": arriving / DEVICE_COPY}
+        return {**gather, **wire, **last}
     own, node = num_bytes / way.ranks, num_bytes / way.learner_nodes
     found = dict(gather)
     if way.gpus:

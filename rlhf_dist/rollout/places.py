@@ -91,24 +91,47 @@ class _Mapping(NamedTuple):
     """Device and inode."""
 
 
+class InFile(NamedTuple):
+    """Of bytes in a file that processes share memory by."""
+
+    file: tuple[int, int]
+    """Device and inode."""
+    offset: int
+
+
+class SharedMemory:
+    """What this process shares with others, now."""
+
+    def __init__(self) -> None:
+        """Look."""
+        self._mappings = sorted(_shared_mappings())
+
+    def place(self, address: int, size: int) -> InFile | None:
+        """Where bytes at an address lie; None where no other process could map them."""
+        found = bisect_right(self._mappings, address, key=lambda each: each.start) - 1
+        if found < 0 or address + size > self._mappings[found].end:
+            return None
+        mapping = self._mappings[found]
+        return InFile(mapping.file, address - mapping.start + mapping.offset)
+
+
 class _SharedFiles:
     """The files that this process shares memory by, opened anew."""
 
     def __init__(self, files: ExitStack) -> None:
         self._files = files
-        self._mappings = sorted(_shared_mappings())
+        self._shared = SharedMemory()
         self._opened: dict[tuple[int, int], str | None] = {}
 
     def holding(self, address: int, size: int) -> tuple[str, int] | None:
         """Path and offset of what lies at an address; None where no other process could map it."""
-        found = bisect_right(self._mappings, address, key=lambda each: each.start) - 1
-        if found < 0 or address + size > self._mappings[found].end:
+        place = self._shared.place(address, size)
+        if place is None:
             return None
-        mapping = self._mappings[found]
-        if mapping.file not in self._opened:
-            self._opened[mapping.file] = self._open(mapping.file)
-        path = self._opened[mapping.file]
-        return None if path is None else (path, address - mapping.start + mapping.offset)
+        if place.file not in self._opened:
+            self._opened[place.file] = self._open(place.file)
+        path = self._opened[place.file]
+        return None if path is None else (path, place.offset)
 
     def _open(self, file: tuple[int, int]) -> str | None:
         """From one who holds it open: this process, or one above it, as the raylet is of all its workers."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from rlhf_dist.errors import ModelError, NumbersError, WeightError
@@ -26,7 +25,7 @@ from rlhf_dist.models.heads import FAMILY_ERRORS, with_exact_logits
 from rlhf_dist.models.proof import TOLERANCE, apart
 from rlhf_dist.records import GREEDY, Sample, SampleRequest, Sampling
 from rlhf_dist.rollout.engine import LoadedWeights, check_finite
-from rlhf_dist.store.held import tensors_of
+from rlhf_dist.store.arrived import Bucket, tensors_of
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +229,7 @@ class TransformersEngine:
         return Sample(request.key, request.prompt_tokens, tokens, log_probs, reason, ((self.version, len(tokens)),))
 
     def load_weights(
-        self, tables: Sequence[pa.Table], names: Sequence[str], *, version: int, partial: bool = False
+        self, tables: Sequence[Bucket], names: Sequence[str], *, version: int, partial: bool = False
     ) -> None:
         """Replace weights; see `RolloutEngine`."""
         self._weights.replaced(partial=partial)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import torch
 
 from rlhf_dist.cluster import shared_memory
@@ -19,11 +18,13 @@ from rlhf_dist.errors import EnvironmentProblem, RlhfDistError, WeightError, Wor
 from rlhf_dist.imports import import_vllm
 from rlhf_dist.records import GREEDY, Sample, SampleRequest, Sampling
 from rlhf_dist.rollout import vllm_weight_plugin
+from rlhf_dist.rollout.checked import check_once
 from rlhf_dist.rollout.device_memory import wait_for_memory
 from rlhf_dist.rollout.engine import LoadedWeights, check_finite
 from rlhf_dist.rollout.places import places_of
-from rlhf_dist.store.held import held_rows, is_held
-from rlhf_dist.store.weights import Cell, cells_of, check_buckets
+from rlhf_dist.store.arrived import Bucket, sorted_out
+from rlhf_dist.store.lent import borrow
+from rlhf_dist.store.weights import Cell, cells_of, encode_bucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -185,22 +186,25 @@ class VLLMEngine:
             self._llm.reset_prefix_cache()
 
     def load_weights(
-        self, tables: Sequence[pa.Table], names: Sequence[str], *, version: int, partial: bool = False
+        self, tables: Sequence[Bucket], names: Sequence[str], *, version: int, partial: bool = False
     ) -> None:
         """Replace weights; see `RolloutEngine`. An error in the middle is the end of the engine."""
         self._weights.replaced(partial=partial)
-        held = held_rows(table for table in tables if is_held(table))
-        sent = [table for table in tables if not is_held(table)]
+        sent, held, lent = sorted_out(tables)
         cells = [cell for table in sent for cell in cells_of(table)]
         arrived = [*(cell.name for cell in cells), *dict.fromkeys(row.name for row in held)]
+        arrived += [each.name for bucket in lent for each in bucket.tensors]
         if sorted(arrived) != sorted(names):
             raise WeightError(f"weight version {version} has {len(arrived)} tensors; its manifest names {len(names)}")
-        check_buckets(sent)  # once, before the old weights are touched, and not in each process
+        check_once(sent, version)  # before the old weights are touched, and not in each process
+        if self._children is not None:  # they are no actors, and have no references
+            cells += [cell for each in lent for cell in cells_of(encode_bucket(borrow([each], on_host=True)))]
+            lent = []
         # After an error tensors are new, old or gone, and of several processes each has answered or not.
         with self._closed_after_errors(), self._losses_told():
             try:
                 with self._announced(cells) as announced:
-                    self._update({**announced, "held": held, "partial": partial}, version)
+                    self._update({**announced, "held": held, "lent": lent, "partial": partial}, version)
             except RuntimeError as error:  # of vLLM's processes nothing else arrives, whatever they raise
                 self._check_news()
                 raise WeightError(f"weight version {version} did not arrive whole: {error}") from error

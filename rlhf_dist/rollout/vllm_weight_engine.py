@@ -19,6 +19,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from rlhf_dist.errors import WeightError
 from rlhf_dist.rollout.places import MappedTensor, opened
 from rlhf_dist.store.held import HeldTensor, open_held
+from rlhf_dist.store.lent import Lent, borrow
 
 
 @dataclass
@@ -28,11 +29,12 @@ class ArrowInit(WeightTransferInitInfo):
 
 @dataclass
 class ArrowUpdate(WeightTransferUpdateInfo):
-    """What of one version arrived, checked by who sent it: tensors of this process, or where others lie; or who holds it."""
+    """What of one version arrived, checked by who sent it: tensors of this process, or where others lie; or who has it."""
 
     tensors: list[tuple[str, torch.Tensor]] = field(default_factory=list)
     places: list[MappedTensor] = field(default_factory=list)
     held: list[HeldTensor] = field(default_factory=list)
+    lent: list[Lent] = field(default_factory=list)
     partial: bool = False
     """Whether some layers stay as they are."""
 
@@ -66,7 +68,9 @@ class ArrowEngine(WeightTransferEngine[ArrowInit, ArrowUpdate]):
             WeightError: a weight of the engine did not come, or is not held on this process's card.
         """
         model: Any = self.model
-        arrived = chain(update_info.tensors, opened(update_info.places), open_held(update_info.held))
+        arrived = chain(
+            update_info.tensors, opened(update_info.places), open_held(update_info.held), borrow(update_info.lent)
+        )
         self._arrived = frozenset(model.load_weights(arrived))
         self._partial = update_info.partial
         layers = {_layer(name) for name in self._arrived}

@@ -18,6 +18,7 @@ from rlhf_dist.planning.attached import machines_there
 from rlhf_dist.planning.plan import Machines, make_plan, this_machine
 from rlhf_dist.planning.scenes import Sizes
 from rlhf_dist.rollout.engine_args import check_engine_args
+from rlhf_dist.store.lent import check_lending
 
 
 def check_stage(
@@ -34,10 +35,13 @@ def check_stage(
 
     Raises:
         ConfigError: DeepSpeed or vLLM does not know what it would be given.
+        EnvironmentProblem: what `weights.transport` takes is not installed.
         ModelError: names role and folder, what was found and what was expected.
     """
     if isinstance(config, RLJob | EvaluateConfig):
         _check_cut(config, models)
+    if isinstance(config, RLJob) and config.weights.transport == "sharded_rdt":
+        check_lending()
     check_deepspeed(config.learner)
     if isinstance(config, ScoringJob):
         check_engine_args(config.rollout)

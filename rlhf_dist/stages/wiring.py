@@ -34,6 +34,7 @@ from rlhf_dist.stages.turns import SharedDevices, put_to_sleep
 from rlhf_dist.steering import State
 from rlhf_dist.store.actor import Store
 from rlhf_dist.store.experience import ExperienceIndex
+from rlhf_dist.store.lent import OF_OWNERS
 
 RENEW_S = 0.2
 """How often scorers look up where the reference moves, or a learner waits for their device."""
@@ -114,7 +115,8 @@ def wired(
             ends.callback(fleet.close)
             fleet.open(timeout_s=start_s)
         environment = where.torch(config.learner.threads, lends=config.weights.transport == "cuda_ipc")
-        ranks = [where.options(place, environment) for place in where.layout.of("learner")]
+        lends = OF_OWNERS if config.weights.transport == "sharded_rdt" else {}
+        ranks = [{**where.options(place, environment), **lends} for place in where.layout.of("learner")]
         place = GroupPlace(config.learner, ranks, where.run_dir, watch, config.timeouts, config.cluster.interface)
         learner = start_group(place)
         ends.callback(learner.close)
@@ -125,7 +127,7 @@ def wired(
             bucket_bytes=config.weights.bucket_mib * 2**20,
             wire_dtype=config.wire_dtype,
             delta_every=config.weights.delta_every,
-            holds=config.weights.transport == "cuda_ipc",
+            transport=config.weights.transport,
         )
         watch.vigil.guard("store", store.pulse.remote)
         turns: Turns = NoTurns()

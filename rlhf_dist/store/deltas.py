@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from rlhf_dist.errors import WeightError
+from rlhf_dist.store.checksums import Look
 from rlhf_dist.store.weights import BUCKET, Cell, Manifest, cells_of, encode_bucket, reading_threads, table_of
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 DELTA = pa.schema(
     [
         *(BUCKET.field(name) for name in ("name", "dtype", "shape")),
-        pa.field("checksum", pa.uint64(), nullable=False, metadata={"meaning": "XXH3-64 of the tensor that results"}),
+        pa.field("checksum", pa.uint64(), nullable=False, metadata={"meaning": "of the tensor that results"}),
         pa.field(
             "changed",
             pa.large_binary(),
@@ -38,14 +39,18 @@ DELTA = pa.schema(
             metadata={"meaning": "exclusive or of old and new of the changed elements in their order, Zstandard"},
         ),
     ],
-    metadata={"schema": "rlhf_dist.weight_deltas", "version": "1"},
+    metadata={"schema": "rlhf_dist.weight_deltas", "version": "2"},
 )
 _CODEC = pa.Codec("zstd", 1)
 """Higher levels take longer and save nothing here."""
 
 
 def encode_delta(
-    base: pa.Table, tensors: Iterable[tuple[str, torch.Tensor]], *, threads: Executor | None = None
+    base: pa.Table,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    *,
+    threads: Executor | None = None,
+    look: Look | None = None,
 ) -> pa.Table:
     """A bucket as its difference to an older one of the same tensors; what would be larger so is whole.
 
@@ -53,11 +58,12 @@ def encode_delta(
         base: the older bucket, `BUCKET`.
         tensors: the new ones, in the same order.
         threads: compare several of them at once.
+        look: as in `encode_bucket`.
 
     Raises:
         WeightError: they are not the same tensors.
     """
-    return table_of(DELTA, _together(_difference, base, encode_bucket(tensors, threads=threads), threads))
+    return table_of(DELTA, _together(_difference, base, encode_bucket(tensors, threads=threads, look=look), threads))
 
 
 def apply_delta(base: pa.Table, delta: pa.Table, *, threads: Executor | None = None) -> pa.Table:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from rlhf_dist.errors import WeightError
-from rlhf_dist.store.weights import BUCKET, decode_bucket, tensor_of
+from rlhf_dist.store.weights import BUCKET, tensor_of
 
 if TYPE_CHECKING:
     import torch
@@ -129,19 +129,6 @@ def open_held(rows: Iterable[HeldTensor]) -> Iterator[tuple[str, torch.Tensor]]:
                 f"weight {name}: digest {found:016x}; expected {row.checksum:016x}: the learner no longer holds this version"
             )
         yield name, tensor
-
-
-def tensors_of(tables: Iterable[pa.Table]) -> Iterator[tuple[str, torch.Tensor]]:
-    """What tables of either kind have, or tell of, checked.
-
-    Raises:
-        WeightError: see `decode_bucket` and `open_held`.
-    """
-    tables = [*tables]
-    yield from open_held(held_rows(table for table in tables if is_held(table)))
-    for table in tables:
-        if not is_held(table):
-            yield from decode_bucket(table)
 
 
 def _viewed(memory: torch.Tensor, row: HeldTensor) -> torch.Tensor:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from rlhf_dist.errors import StoreError, WeightError
+from rlhf_dist.store.checksums import Bytes, Look, checksums
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +29,12 @@ BUCKET = pa.schema(
         ),
         pa.field("dtype", pa.string(), nullable=False, metadata={"meaning": "torch's name of the element type"}),
         pa.field("shape", pa.list_(pa.int64()), nullable=False, metadata={"unit": "elements"}),
-        pa.field("checksum", pa.uint64(), nullable=False, metadata={"meaning": "XXH3-64 of the bytes"}),
+        pa.field("checksum", pa.uint64(), nullable=False, metadata={"meaning": "see `store.checksums`"}),
         pa.field(
             "data", pa.large_binary(), nullable=False, metadata={"unit": "bytes", "meaning": "row-major elements"}
         ),
     ],
-    metadata={"schema": "rlhf_dist.weights", "version": "1"},
+    metadata={"schema": "rlhf_dist.weights", "version": "2"},
 )
 
 KEPT_VERSIONS = 2
@@ -122,23 +122,29 @@ def plan_buckets(sizes: Sequence[tuple[str, int]], *, bucket_bytes: int) -> list
     return buckets
 
 
-def encode_bucket(tensors: Iterable[tuple[str, torch.Tensor]], *, threads: Executor | None = None) -> pa.Table:
+def encode_bucket(
+    tensors: Iterable[tuple[str, torch.Tensor]], *, threads: Executor | None = None, look: Look | None = None
+) -> pa.Table:
     """Tensors as one bucket that refers to their memory (CPU tensors) or to a CPU copy of it.
 
     Args:
         tensors: with their names.
-        threads: hash several of them at once.
+        threads: hash on several of them at once.
+        look: is shown the bytes as they are hashed; see `checksums`.
     """
-    return table_of(BUCKET, (map if threads is None else threads.map)(_encode, tensors))
-
-
-def _encode(named: tuple[str, torch.Tensor]) -> Cell:
     import torch
 
-    name, tensor = named
-    flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return Cell(name, dtype, tuple(tensor.shape), xxhash.xxh3_64_intdigest(flat.data), pa.py_buffer(flat))
+    named = [(name, tensor.detach()) for name, tensor in tensors]
+    data = [tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy() for _, tensor in named]
+    return table_of(
+        BUCKET,
+        (
+            Cell(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), checksum, pa.py_buffer(own))
+            for (name, tensor), own, checksum in zip(
+                named, data, checksums(data, threads=threads, look=look), strict=True
+            )
+        ),
+    )
 
 
 class Cell(NamedTuple):
@@ -159,21 +165,14 @@ class Cell(NamedTuple):
         sent = self.data.size + (self.changed.size if self.changed is not None else 0)
         return int(sent)
 
-    def check(self) -> None:
-        """Read all bytes once.
-
-        Raises:
-            WeightError: they do not have the checksum that was taken when they were published.
-        """
-        found = xxhash.xxh3_64_intdigest(self.data)
-        if found != self.checksum:
-            raise WeightError(
-                f"weight {self.name}: checksum {found:016x}; expected {self.checksum:016x}: its bytes changed on the way"
-            )
+    @property
+    def bytes(self) -> Bytes:
+        """Of the tensor, in place."""
+        return np.frombuffer(self.data, dtype=np.uint8)
 
     def tensor(self) -> torch.Tensor:
         """A read-only view."""
-        return tensor_of(np.frombuffer(self.data, dtype=np.uint8), self.dtype, self.shape)
+        return tensor_of(self.bytes, self.dtype, self.shape)
 
 
 def cells_of(table: pa.Table) -> Iterator[Cell]:
@@ -196,22 +195,34 @@ def check_buckets(tables: Iterable[pa.Table]) -> None:
     """Read all bytes of some buckets once, on several threads.
 
     Raises:
-        WeightError: see `Cell.check`.
+        WeightError: a tensor does not have the checksum that was taken when it was published.
     """
     with ThreadPoolExecutor(reading_threads()) as threads:
-        for _ in threads.map(Cell.check, (cell for table in tables for cell in cells_of(table))):
-            pass
+        _check([cell for table in tables for cell in cells_of(table)], threads)
+
+
+def check_bucket(table: pa.Table) -> None:
+    """The same of one, on the caller's thread."""
+    _check([*cells_of(table)])
 
 
 def decode_bucket(table: pa.Table) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a bucket as read-only views of its memory, each checked first.
 
     Raises:
-        WeightError: see `Cell.check`.
+        WeightError: see `check_buckets`.
     """
     for cell in cells_of(table):
-        cell.check()
+        _check([cell])
         yield cell.name, cell.tensor()
+
+
+def _check(cells: Sequence[Cell], threads: Executor | None = None) -> None:
+    for cell, found in zip(cells, checksums([cell.bytes for cell in cells], threads=threads), strict=True):
+        if found != cell.checksum:
+            raise WeightError(
+                f"weight {cell.name}: checksum {found:016x}; expected {cell.checksum:016x}: its bytes changed on the way"
+            )
 
 
 def table_of(schema: pa.Schema, rows: Iterable[Cell]) -> pa.Table:

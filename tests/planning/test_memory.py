@@ -4,7 +4,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_dist.config import Lora, RLConfig
-from rlhf_dist.planning.learning import UPDATE, Parts, learner_phases
+from rlhf_dist.planning.learning import SAVE, UPDATE, Parts, learner_phases
 from rlhf_dist.planning.memory import memory, work_of
 from rlhf_dist.planning.sizes import ModelSize, model_size
 
@@ -147,3 +147,21 @@ def test_a_rank_that_holds_versions_for_its_engine_has_one_whole() -> None:
     plain, beside = learner_memory(config(learner=shared), SIZES), {"cluster": {"placement": "colocated"}}
     held = learner_memory(config(learner=shared, weights={"transport": "cuda_ipc"}, **beside), SIZES)
     assert held == {**plain, "held version": SIZES["policy"].parameters * 2}
+
+
+def test_a_save_copies_states_only_where_there_are_checkpoints() -> None:
+    def copied(**sections: object) -> float:
+        settings = config(learner={"ranks": 2, "precision": "bf16"}, **sections)
+        phases = learner_phases(work_of(settings, SIZES, gpus=True), settings.learner)
+        return phases[SAVE]["copy to be written (host)"]
+
+    assert copied() == 1_000_000 * 2 / 2, "the policy alone"
+    assert copied(checkpoint_every=5) == 2_000_000 * (2 + 12) / 2, "policy and critic, masters and moments"
+
+
+def test_weights_that_ranks_hold_are_not_in_the_object_store_but_with_the_ranks() -> None:
+    shared, transport = {"ranks": 2, "precision": "bf16"}, {"transport": "sharded_rdt"}
+    lent, sent = config(learner=shared, weights=transport), config(learner=shared)
+    three = 3 * SIZES["policy"].parameters * 2
+    assert learner_memory(lent, SIZES) == {**learner_memory(sent, SIZES), "held version": three / 2}
+    assert [memory("store", each, SIZES)["weight versions"] for each in (lent, sent)] == [0, three]

@@ -41,7 +41,10 @@ def test_every_transport_takes_less_where_it_can_be_taken_at_all() -> None:
     shared = replace(SPLIT, engine_nodes=0, shared_devices=True)
     assert transports(shared) == ["object store", "cuda_ipc", "sharded_rdt"]
     assert transports(replace(SPLIT, gpus=False)) == ["object store"]
-    assert total(SPLIT, "sharded_rdt") < total(SPLIT) / 5
+    assert total(SPLIT, "sharded_rdt") < total(SPLIT) / 4
+    whole = steps(BYTES_70B, replace(SPLIT, tensor_parallel=1), "sharded_rdt")
+    assert "host to GPU" not in whole
+    assert "host to GPU" in steps(BYTES_70B, SPLIT, "sharded_rdt"), "one process reads for all"
     assert total(shared, "cuda_ipc") < total(shared) / 5
 
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_dist.errors import WeightError
-from rlhf_dist.store.deltas import apply_delta, encode_delta
-from rlhf_dist.store.weights import BUCKET, cells_of, decode_bucket, encode_bucket
+from rlhf_dist.store.deltas import apply_delta, encode_delta, whole_tables
+from rlhf_dist.store.weights import BUCKET, Manifest, WeightIndex, cells_of, decode_bucket, encode_bucket
 
-DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool)
 
 
 def sent(table: pa.Table) -> pa.Table:
@@ -98,3 +98,45 @@ def test_a_delta_on_another_bucket_is_refused(other: dict[str, torch.Tensor]) ->
     delta = encode_delta(encode_bucket(own.items()), own.items())
     with pytest.raises(WeightError, match=r"a delta on another bucket: w float32 \(2, 3\); its base has"):
         apply_delta(base, delta)
+
+
+class Published:
+    """A model in fp16 whose layer `merged` is sent alone, as what adapters change is, after the first version."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(1)
+        self.master = {name: torch.randn(40, 50) * 0.02 for name in ("merged", "frozen")}
+        self.restart()
+
+    def restart(self) -> None:
+        """The store is new; the learner goes on."""
+        self.index = WeightIndex()
+
+    def publish(self, version: int) -> None:
+        partial, every = self.index.newest is not None, 3
+        self.master["merged"] += torch.randn(40, 50).sign() * 1e-5
+        names = ("merged",) if partial else tuple(self.master)
+        tensors = {name: self.master[name].half() for name in names}
+        base = self.index.base_of(version, partial=partial, every=every)
+        table = encode_bucket(tensors.items()) if base is None else encode_delta(base.buckets[0], tensors.items())
+        self.index.add(Manifest(version, names, 0, (sent(table),), partial=partial, base=base))
+
+
+@pytest.mark.parametrize("lag", [1, 2, 3, 5])
+@pytest.mark.parametrize("restarts_at", [None, 4, 5, 8])
+def test_a_reader_that_missed_versions_has_the_newest_also_from_a_store_that_began_anew(
+    lag: int, restarts_at: int | None
+) -> None:
+    model, own = Published(), dict[str, torch.Tensor]()
+    for version in range(12):
+        if version == restarts_at:
+            model.restart()
+            own.clear()  # as a worker forgets what it had from another store
+        model.publish(version)
+        if version % lag == 0:
+            for manifest in model.index.to_load(has_one=bool(own)):
+                for table in whole_tables(manifest, list):
+                    own |= dict(decode_bucket(table))
+            assert {name: bits(tensor) for name, tensor in own.items()} == {
+                name: bits(tensor.half()) for name, tensor in model.master.items()
+            }, version

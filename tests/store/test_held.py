@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_dist.store import held
-from rlhf_dist.store.held import HeldTensor, digest, held_rows, held_table, is_held, tensors_of
+from rlhf_dist.store.arrived import tensors_of
+from rlhf_dist.store.held import HeldTensor, digest, held_rows, held_table, is_held
 from rlhf_dist.store.weights import encode_bucket
 
 HANDLE = {
