@@ -97,7 +97,7 @@ _COUNTS = (
 _RECENT = select(Judgement.active).where(_MINE, Judgement.verdict != SKIP).order_by(Judgement.id.desc()).limit(RECENT)
 
 
-class Asked(NamedTuple):
+class Posed(NamedTuple):
     """Of a `Task` and its `TaskText`, what it takes to show it and to take a judgement of it."""
 
     id: int
@@ -142,17 +142,17 @@ class Progress:
         return self.judged + self.waiting
 
 
-def task_of(session: Session, number: int) -> Asked | None:
+def task_of(session: Session, number: int) -> Posed | None:
     """A task with what people read of it."""
     return _one(session, _BY_NUMBER, {"task": number})
 
 
-def _one(session: Session, wanted: Executable, told: dict[str, Any]) -> Asked | None:
+def _one(session: Session, wanted: Executable, told: dict[str, Any]) -> Posed | None:
     found = session.connection().execute(wanted, told).first()
-    return Asked(*found) if found else None
+    return Posed(*found) if found else None
 
 
-def next_task(session: Session, annotator_id: int, there: There) -> tuple[Asked | None, Progress]:
+def next_task(session: Session, annotator_id: int, there: There) -> tuple[Posed | None, Progress]:
     """A task that this annotator has not judged and that needs judgements, and how far they are; it is marked as shown.
 
     What was shown to them and not judged comes back first. A gold question goes to everybody, spread over their work.
@@ -174,7 +174,7 @@ def next_task(session: Session, annotator_id: int, there: There) -> tuple[Asked 
     return task, mine
 
 
-def _chosen(session: Session, annotator_id: int, mine: Progress, there: There) -> Asked | None:
+def _chosen(session: Session, annotator_id: int, mine: Progress, there: There) -> Posed | None:
     gold = _next_gold(session, annotator_id, mine, there) if _is_due(annotator_id, mine, there) else None
     others = _next_open(session, annotator_id, mine.judged + mine.skipped) if gold is None else None
     return gold or others or _next_gold(session, annotator_id, mine, there)
@@ -187,13 +187,13 @@ def _is_due(annotator_id: int, mine: Progress, there: There) -> bool:
     return others * there.gold >= place * (others + there.open)
 
 
-def _next_gold(session: Session, annotator_id: int, mine: Progress, there: There) -> Asked | None:
+def _next_gold(session: Session, annotator_id: int, mine: Progress, there: There) -> Posed | None:
     if mine.golden >= there.gold:
         return None
     return _one(session, _GOLD, {"me": annotator_id, "start": probe(annotator_id, 0) % ROUND})
 
 
-def _next_open(session: Session, annotator_id: int, judged: int) -> Asked | None:
+def _next_open(session: Session, annotator_id: int, judged: int) -> Posed | None:
     """A task that lacks judgements which nobody is about to give: the first from a place by chance on, round and round.
 
     It reads the index of open places in order and stops at the first hit, however many tasks are finished.

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback import marks
-from rlhf_dist.feedback.assignment import Asked, task_of
+from rlhf_dist.feedback.assignment import Posed, task_of
 from rlhf_dist.feedback.database import Annotator, Judgement, Task
 from rlhf_dist.feedback.marks import Mark
 from rlhf_dist.feedback.verdicts import LETTERS, SKIP, is_right, ranked
@@ -175,7 +175,7 @@ def _conditions(which: str) -> list[Any]:
     return conditions[which]
 
 
-def one_task(session: Session, task_id: int) -> tuple[Task, Asked, Sequence[Opinion]]:
+def one_task(session: Session, task_id: int) -> tuple[Task, Posed, Sequence[Opinion]]:
     """A task, what people read of it, and all that was said to it, also what was withdrawn.
 
     Raises:

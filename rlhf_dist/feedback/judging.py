@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from rlhf_dist.errors import DataError
 from rlhf_dist.feedback import criteria, marks
-from rlhf_dist.feedback.assignment import Asked, show
+from rlhf_dist.feedback.assignment import Posed, show
 from rlhf_dist.feedback.criteria import Criterion
 from rlhf_dist.feedback.database import Judgement, Rating, Shown, Task, now
 from rlhf_dist.feedback.orders import as_text, order_of
@@ -55,7 +55,7 @@ def cleaned(text: str) -> str:
     return whole.encode("utf-8", "replace").decode()
 
 
-def record(session: Session, task: Asked, annotator_id: int, form: Form, asked: Sequence[Criterion]) -> None:
+def record(session: Session, task: Posed, annotator_id: int, form: Form, asked: Sequence[Criterion]) -> None:
     """Take a judgement.
 
     Args:
@@ -134,7 +134,7 @@ def _active(told: str, seconds: float) -> float | None:
 
 
 def undo(session: Session, annotator_id: int, judgement_id: int) -> int | None:
-    """Withdraw a judgement of one's own, if it stands; returns its task, to be shown again. Asked twice, it happens once."""
+    """Withdraw a judgement of one's own, if it stands; returns its task, to be shown again. Posed twice, it happens once."""
     found = withdraw(session, judgement_id, by=annotator_id, of=annotator_id)
     if found is not None:
         show(session, found, annotator_id, undone=True)

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rlhf_dist.data.conversations import turns
-from rlhf_dist.feedback.assignment import Asked
+from rlhf_dist.feedback.assignment import Posed
 from rlhf_dist.feedback.criteria import Criterion, field_name, from_text
 from rlhf_dist.feedback.differences import differences, why_unmarked
 from rlhf_dist.feedback.guide import Guide
@@ -60,14 +60,14 @@ class Question:
     fields: list[Field]
 
 
-def asked_of(task: Asked, guide: Guide) -> list[Criterion]:
+def asked_of(task: Posed, guide: Guide) -> list[Criterion]:
     """Further questions of a task: its own, else the guide's; which of two is more so only where there are two."""
     asked = from_text(task.criteria) if task.criteria else guide.criteria
     two = len(json.loads(task.sources)) == 2
     return [each for each in asked if two or each.kind != "comparison"]
 
 
-def view_of(task: Asked, annotator_id: int, guide: Guide, mode: str) -> dict[str, Any]:
+def view_of(task: Posed, annotator_id: int, guide: Guide, mode: str) -> dict[str, Any]:
     """What the page's template takes."""
     answers: list[str] = json.loads(task.answers)
     order = order_of(task.id, annotator_id, len(answers))
@@ -90,7 +90,7 @@ def view_of(task: Asked, annotator_id: int, guide: Guide, mode: str) -> dict[str
     }
 
 
-def parts(task: Asked, mode: str) -> list[Part]:
+def parts(task: Posed, mode: str) -> list[Part]:
     """The prompt, a chat's by turns."""
     columns = json.loads(task.columns) if task.columns else {}
     said = turns(columns) if columns.get("prompt_messages") else []
@@ -100,7 +100,7 @@ def parts(task: Asked, mode: str) -> list[Part]:
     return [Part(each.role, each.speaker, show(each.text)) for each in said]
 
 
-def sides_of(task: Asked, mode: str) -> list[Side]:
+def sides_of(task: Posed, mode: str) -> list[Side]:
     """A task's answers in its own order, as supervisors see them."""
     answers = [each.strip() for each in json.loads(task.answers)]
     return [Side(LETTERS[place].upper(), html) for place, html in enumerate(_sides(answers, mode))]

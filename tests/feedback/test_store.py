@@ -156,11 +156,11 @@ def progress(session: Session, who: int) -> assignment.Progress:
     return assignment.progress(session, who, assignment.what_is_there(session))
 
 
-def ask(session: Session, who: int) -> assignment.Asked | None:
+def ask(session: Session, who: int) -> assignment.Posed | None:
     return assignment.next_task(session, who, assignment.what_is_there(session))[0]
 
 
-def say(session: Session, task: assignment.Asked, who: int, verdict: str = "a", **more: str) -> None:
+def say(session: Session, task: assignment.Posed, who: int, verdict: str = "a", **more: str) -> None:
     judging.record(session, task, who, Form({"verdict": verdict, **more}, {}), ())
     session.flush()
 
