@@ -903,8 +903,8 @@ BREAKS = (
     Break(
         "a judgement that waits for no disk",
         "feedback/database.py",
-        "'FULL' if options.get('lasting', True) else 'NORMAL'",
-        "'NORMAL' if options.get('lasting', True) else 'NORMAL'",
+        "'NORMAL' if options.get('choosing') else 'FULL'",
+        "'NORMAL' if options.get('choosing') else 'NORMAL'",
         "feedback/test_database.py",
     ),
     Break(
