@@ -33,6 +33,8 @@ WILDCARDS = ("0.0.0.0", "::", "")
 BASE_URL = re.compile(r"https?://([\w.-]+|\[[\da-f:.]+\])(:[1-9]\d{0,4})?(/[\w.~-]+)*/?", re.IGNORECASE | re.ASCII)
 """What it has is the same in a link, a cookie, and what a browser asks for: other characters are spelt differently in each."""
 
+MOST_PORT = 2**16 - 1
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -123,7 +125,8 @@ def check_address(host: str, base_url: str | None) -> None:
                 "page, for instance http://192.168.0.7:8000"
             )
         return
-    if not BASE_URL.fullmatch(base_url):
+    found = BASE_URL.fullmatch(base_url)
+    if not found or int((found[2] or ":80")[1:]) > MOST_PORT:
         raise ConfigError(
             f"--base-url is {base_url!r}; expected http://HOST[:PORT][/PATH], or https, of letters, digits and . _ ~ -"
         )

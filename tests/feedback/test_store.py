@@ -317,7 +317,7 @@ def test_visits_end_after_absence_and_by_sign_out(tmp_path: Path) -> None:
         ("::", None),
         *(
             ("127.0.0.1", base)
-            for base in ("nonsense", "ftp://x", "http://h:port", "https://who:word@h/x", "http://h?q")
+            for base in ("nonsense", "ftp://x", "http://h:port", "https://who:word@h/x", "http://h?q", "http://h:65536")
         ),
         *(("127.0.0.1", f"https://h{path}") for path in ("/a b", "/a%20b", "/\u00e4", "//a", "/a;b")),
     ],
