@@ -13,6 +13,7 @@ from sqlalchemy import select
 from rlhf_dist.cli import shipped_config
 from rlhf_dist.config import PipelineConfig, RewardConfig, load, override
 from rlhf_dist.errors import ConfigError
+from rlhf_dist.feedback.assignment import task_of
 from rlhf_dist.feedback.database import Annotator, Task, transaction
 from rlhf_dist.feedback.judging import Form, record
 from rlhf_dist.feedback.serve import TASKS, open_feedback
@@ -158,7 +159,9 @@ def test_a_policy_learns_from_judgements_of_its_answers(quick: Path, sampled: Sa
     engine = open_feedback(quick, None, overlap=1, annotators=["ann"]).engine
     with transaction(engine) as session:
         ann = session.scalars(select(Annotator.id).where(Annotator.name == "ann")).one()
-        for task in session.scalars(select(Task)).all():
+        for number in session.scalars(select(Task.id)).all():
+            task = task_of(session, number)
+            assert task is not None
             record(session, task, ann, Form({"verdict": "a"}, {}), ())
     engine.dispose()
 

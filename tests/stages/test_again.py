@@ -9,6 +9,7 @@ from sqlalchemy import select
 
 from rlhf_dist.config import PipelineConfig, override
 from rlhf_dist.errors import ConfigError, DataError, WorkerLost
+from rlhf_dist.feedback.assignment import task_of
 from rlhf_dist.feedback.database import Annotator, Task, open_database, transaction
 from rlhf_dist.feedback.judging import Form, record
 from rlhf_dist.feedback.serve import TASKS, database_url, open_feedback
@@ -67,8 +68,10 @@ def say(run: Path, verdict: str, *, tasks: int = 3, who: str = "ann") -> None:
     """Somebody judges that many tasks that nobody has judged yet."""
     with transaction(open_database(database_url(run, None))) as session:
         annotator = session.scalars(select(Annotator.id).where(Annotator.name == who)).one()
-        open_tasks = session.scalars(select(Task).where(Task.done == 0).order_by(Task.id)).all()
-        for task in open_tasks[:tasks]:
+        open_tasks = session.scalars(select(Task.id).where(Task.done == 0).order_by(Task.id)).all()
+        for number in open_tasks[:tasks]:
+            task = task_of(session, number)
+            assert task is not None
             record(session, task, annotator, Form({"verdict": verdict}, {}), ())
 
 
