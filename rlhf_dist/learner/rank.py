@@ -171,6 +171,10 @@ class LearnerRank:
         """Whether this rank tells what all that share its rows have found."""
         return self.rank % self.settings.sequence_parallel == 0
 
+    @property
+    def _group(self) -> Ranks:
+        return Ranks.over_group(self.ranks, next(iter(self.models.values())).device, speaks=self._speaks)
+
     def update(self, shard: Shard, objective: RLObjective, now: Now, imitation: Imitation | None) -> Updated:
         """One update on this rank's part of a batch.
 
@@ -192,9 +196,8 @@ class LearnerRank:
         device = models.policy.device
         experience = [[to_experience(data, micro, device) for micro in mini] for mini in shard.mini_batches]
         logs.CONTEXT.update(iteration=now.iteration, version=now.iteration)
-        ranks = Ranks(self.ranks, self._sum_over_ranks, self._largest_over_ranks)
         with tracing.span("update", iteration=now.iteration, rows=len(shard.views)):
-            updated = update(models, experience, objective, now, ranks=ranks)
+            updated = update(models, experience, objective, now, ranks=self._group)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # an engine that shares the GPU wakes next
         log.info("updated", extra={"rows": len(shard.views), "pg_loss": updated.facts.get("actor/pg_loss")})
@@ -243,7 +246,7 @@ class LearnerRank:
             own = [example for micro in micros for row in micro for example in row]
             found.append(found_in(model.steps, "the norm of the gradient is not finite", own, vague=True))
         keys = sorted(sums)
-        totals = self._sum_over_ranks(torch.tensor([sums[key] for key in keys], dtype=torch.float64))
+        totals = self._group.sum(torch.tensor([sums[key] for key in keys], dtype=torch.float64))
         facts = {key: float(value) / denominator for key, value in zip(keys, totals, strict=True)}
         return Updated(facts | (stepped or {}), found if self._speaks else [])
 
@@ -391,17 +394,3 @@ class LearnerRank:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-    def _sum_over_ranks(self, vector: torch.Tensor) -> torch.Tensor:
-        return self._reduced(vector if self._speaks else torch.zeros_like(vector), torch.distributed.ReduceOp.SUM)
-
-    def _largest_over_ranks(self, vector: torch.Tensor) -> torch.Tensor:
-        return self._reduced(vector, torch.distributed.ReduceOp.MAX)
-
-    def _reduced(self, vector: torch.Tensor, how: Any) -> torch.Tensor:
-        if self.ranks > 1:
-            device = next(iter(self.models.values())).device
-            moved = vector.to(device)
-            torch.distributed.all_reduce(moved, how)
-            return moved.cpu()
-        return vector

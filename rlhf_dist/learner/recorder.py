@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,6 +25,30 @@ class Ranks:
     number: int = 1
     sum: Callable[[torch.Tensor], torch.Tensor] = lambda vector: vector
     largest: Callable[[torch.Tensor], torch.Tensor] = lambda vector: vector
+
+    @classmethod
+    def over_group(cls, number: int, device: torch.device, *, speaks: bool) -> Ranks:
+        """The ranks of the process group; all must call at once.
+
+        Args:
+            number: how many there are; one needs no group.
+            device: where vectors are reduced.
+            speaks: what this rank has counts; else another tells the same.
+        """
+        if number == 1:
+            return cls()
+
+        def reduced(vector: torch.Tensor, how: Any) -> torch.Tensor:
+            moved = vector.to(device)
+            torch.distributed.all_reduce(moved, how)
+            return moved.cpu()
+
+        kinds = torch.distributed.ReduceOp
+        return cls(
+            number,
+            lambda vector: reduced(vector if speaks else torch.zeros_like(vector), kinds.SUM),
+            lambda vector: reduced(vector, kinds.MAX),
+        )
 
 
 class Recorder:
